@@ -1,0 +1,198 @@
+"""Raw values to tensors: the same code in training and in the server.
+
+A raw value is what a client sends: a number (NaN = missing) or bytes (empty = missing). A bag is
+one value whose members are joined by `|`. Ids 0 and 1 of every table are reserved.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade.schema import Feature, Schema, SchemaError, Side, vocabulary_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MISSING, UNKNOWN, FIRST = 0, 1, 2
+MAX_VALUE_BYTES = 8192
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+class InvalidInput(ValueError):
+    """A value that no trained model can read: the caller's mistake, told to the caller."""
+
+
+class Encoder:
+    """Encodes one side of rows.
+
+    Args:
+        schema: a fitted schema.
+        vocabularies: the values of each feature with encoding `vocabulary`; position i has id
+            `FIRST + i`.
+        sides: whose values it is to encode; the server needs only the users'.
+
+    Raises:
+        SchemaError: a vocabulary is missing or is not the one that the schema was fitted to.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        vocabularies: Mapping[str, Sequence[bytes]],
+        sides: Sequence[Side] = ("user", "item"),
+    ) -> None:
+        self.schema = schema
+        self._lookup: dict[str, dict[bytes, int]] = {}
+        for feature in _with_vocabulary(schema, sides):
+            values = vocabularies.get(feature.name)
+            if values is None:
+                raise SchemaError(f"feature {feature.name}: there is no vocabulary for it")
+            if vocabulary_digest(values) != feature.digest:
+                raise SchemaError(
+                    f"feature {feature.name}: the vocabulary ({len(values)} values) is not the one "
+                    f"that schema {schema.hash} was fitted to ({feature.cardinality - FIRST} "
+                    "values). Prepare the data again, or restore the file."
+                )
+            self._lookup[feature.name] = {value: FIRST + i for i, value in enumerate(values)}
+
+    @classmethod
+    def fit(cls, schema: Schema, vocabularies: Mapping[str, Sequence[bytes]]) -> Encoder:
+        """Fill the schema's cardinalities and digests from the vocabularies, then encode by it."""
+        sizes: dict[str, tuple[int, str]] = {}
+        for feature in schema.features:
+            if feature.encoding == "vocabulary":
+                values = vocabularies[feature.name]
+                sizes[feature.name] = (FIRST + len(values), vocabulary_digest(values))
+            elif feature.encoding == "hash":
+                sizes[feature.name] = (FIRST + feature.buckets, "")
+        return cls(schema.fitted(sizes), vocabularies)
+
+    def encode(
+        self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
+    ) -> tuple[Floats, Ids]:
+        """Encode what came over the wire.
+
+        Args:
+            dense: float [B, F_dense], NaN = missing.
+            categorical: object [B, F_cat] of bytes, empty = missing.
+
+        Returns:
+            dense float32 [B, F_dense] and ids int64 [B, sum of lengths].
+
+        Raises:
+            InvalidInput: names the feature and says what came and what was expected.
+        """
+        ids = np.zeros((len(categorical), self.schema.ids_width(side)), np.int64)
+        column = 0
+        for position, feature in enumerate(self.schema.ids(side)):
+            stop = column + feature.length
+            ids[:, column:stop] = self.ids(feature, categorical[:, position])
+            column = stop
+        return self.encode_dense(side, dense), ids
+
+    def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
+        """[B, F_dense] raw numbers -> float32: log1p as in the DLRM paper, missing as 0."""
+        features = self.schema.dense(side)
+        if np.isinf(dense).any():
+            row, column = np.argwhere(np.isinf(dense))[0]
+            name = features[column].name if column < len(features) else f"column {column}"
+            raise InvalidInput(
+                f"feature {name}: {dense[row, column]} is not a finite number; send NaN where the "
+                "value is missing"
+            )
+        encoded = np.nan_to_num(dense.astype(np.float32, copy=False), nan=0.0)
+        for column, feature in enumerate(features):
+            if feature.encoding == "log1p":
+                encoded[:, column] = np.log1p(np.maximum(encoded[:, column], 0))
+        return encoded
+
+    def ids(self, feature: Feature, values: Sequence[bytes] | npt.NDArray[Any]) -> Ids:
+        """[B] raw values of one feature -> ids [B, length]."""
+        ids = np.zeros((len(values), feature.length), np.int64)
+        for row, value in enumerate(values):
+            if not value:
+                continue
+            if len(value) > MAX_VALUE_BYTES:
+                raise InvalidInput(
+                    f"feature {feature.name}: a value of {len(value)} bytes came; at most "
+                    f"{MAX_VALUE_BYTES} are read"
+                )
+            if feature.kind == "bag":
+                members = [member for member in value.split(b"|") if member][: feature.length]
+                for position, member in enumerate(members):
+                    ids[row, position] = self._id(feature, member)
+            else:
+                ids[row, 0] = self._id(feature, value)
+        return ids
+
+    def _id(self, feature: Feature, value: bytes) -> int:
+        if feature.encoding == "hash":
+            _check_utf8(feature, value)
+            return FIRST + zlib.crc32(value) % feature.buckets
+        known = self._lookup[feature.name].get(value)
+        if known is None:
+            _check_utf8(feature, value)  # what is in the vocabulary is valid
+            return UNKNOWN
+        return known
+
+    def encode_table(self, side: Side, table: pa.Table) -> tuple[Floats, Ids]:
+        """Encode raw columns of a table, named by feature: the bulk form of `encode`.
+
+        Each distinct value is encoded once, by the same `ids` that the server calls.
+        """
+        dense = np.zeros((table.num_rows, self.schema.dense_width(side)), np.float32)
+        for column, feature in enumerate(self.schema.dense(side)):
+            dense[:, column] = table[feature.name].to_numpy()
+        blocks = []
+        for feature in self.schema.ids(side):
+            encoded = table[feature.name].combine_chunks().dictionary_encode()
+            values = [(v.as_py() or "").encode() for v in encoded.dictionary] + [b""]
+            codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+            blocks.append(self.ids(feature, values)[codes])
+        ids = np.concatenate(blocks, axis=1) if blocks else np.zeros((table.num_rows, 1), np.int64)
+        return self.encode_dense(side, dense), ids
+
+    def save(self, folder: Path) -> None:
+        """Write schema.json and vocabulary/NAME.txt, one value per line."""
+        self.schema.save(folder / "schema.json")
+        (folder / "vocabulary").mkdir(exist_ok=True)
+        for name, lookup in self._lookup.items():
+            (folder / "vocabulary" / f"{name}.txt").write_bytes(b"\n".join(lookup))
+
+    @classmethod
+    def load(cls, folder: Path, sides: Sequence[Side] = ("user", "item")) -> Encoder:
+        """Read what `save` wrote, whole or only for one side.
+
+        Raises:
+            SchemaError: a file is missing, damaged or of another schema.
+        """
+        schema = Schema.load(folder / "schema.json")
+        vocabularies: dict[str, Sequence[bytes]] = {}
+        for feature in _with_vocabulary(schema, sides):
+            path = folder / "vocabulary" / f"{feature.name}.txt"
+            if not path.exists():
+                raise SchemaError(f"feature {feature.name}: its vocabulary {path} is missing")
+            text = path.read_bytes()
+            vocabularies[feature.name] = text.split(b"\n") if text else []
+        return cls(schema, vocabularies, sides)
+
+
+def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:
+    return [f for f in schema.features if f.encoding == "vocabulary" and f.side in sides]
+
+
+def _check_utf8(feature: Feature, value: bytes) -> None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"feature {feature.name}: {value[:20]!r} is not UTF-8; send text in UTF-8"
+        ) from error

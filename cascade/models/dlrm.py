@@ -1,0 +1,157 @@
+"""DLRM, evaluated in the order user / item / cross.
+
+Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
+Systems", 2019 (arXiv:1906.00091). The parameters are the paper's; only the order of evaluation is
+ours. The first top layer is linear, so it is a sum over its input columns, and every column
+belongs to the user alone, to the item alone, or to a pair of the two:
+
+    W [dense; all pairs] + b = (W_u [...] + b) + W_v [...] + W_x [user x item pairs]
+                                 once per user   once per item   per candidate
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cascade.models.embeddings import Embeddings
+from cascade.models.scorer import Scorer, mlp, run_mlp
+from cascade.schema import Schema, Side
+
+
+@dataclass(frozen=True)
+class DLRMConfig:
+    """Args:
+    width: of every embedding, and of the bottom MLP's output.
+    bottom: hidden widths of the bottom MLP; `width` follows.
+    top: hidden widths of the top MLP; 1 follows.
+    """
+
+    width: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+
+
+PRESETS = {
+    # Naumov et al. 2019, section 5: Criteo Kaggle, bottom 512-256-64-16, top 512-256-1.
+    "criteo": DLRMConfig(width=16, bottom=(512, 256, 64), top=(512, 256)),
+    # Gupta et al., "The Architectural Implications of Facebook's DNN-based Personalized
+    # Recommendation", HPCA 2020, and DeepRecSys, ISCA 2020, table 1: bound by the lookups of
+    # its many tables, which the Schema brings.
+    "rmc2": DLRMConfig(width=32, bottom=(256, 128), top=(512, 128)),
+    # The same papers: bound by the multiply-adds of its bottom MLP.
+    "rmc3": DLRMConfig(width=32, bottom=(2560, 512), top=(512, 128)),
+    # For preranking: a tenth of the ranker's work per candidate.
+    "small": DLRMConfig(width=8, bottom=(64,), top=(32,)),
+    # For tests.
+    "tiny": DLRMConfig(width=4, bottom=(8,), top=(8,)),
+}
+
+
+class DLRM(Scorer):
+    """The vectors of a row are: user bottom, user ids, item bottom, item ids; a side without
+    numbers has no bottom. The paper knows one bottom MLP; a schema with numbers on both sides
+    gets one for each, so that the item's can be computed once per item.
+
+    A user state is the user's vectors and slice of the first top layer, [Fu * D + H]; an item
+    state likewise, [Fi * D + H].
+    """
+
+    user_columns: Tensor
+    item_columns: Tensor
+    cross_columns: Tensor
+    user_pairs: Tensor
+    item_pairs: Tensor
+
+    def __init__(self, schema: Schema, config: DLRMConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        self.user_ids = Embeddings(schema.ids("user"), config.width)
+        self.item_ids = Embeddings(schema.ids("item"), config.width)
+        bottoms = {
+            side: mlp((len(schema.dense(side)), *config.bottom, config.width))
+            for side in ("user", "item")
+            if schema.dense(side)
+        }
+        self.user_bottom = bottoms.get("user")
+        self.item_bottom = bottoms.get("item")
+        self.n_user = len(schema.ids("user")) + (self.user_bottom is not None)
+        self.n_item = len(schema.ids("item")) + (self.item_bottom is not None)
+        vectors = self.n_user + self.n_item
+        inputs = len(bottoms) * config.width + vectors * (vectors - 1) // 2
+        self.top = mlp((inputs, *config.top, 1))
+        self.hidden = self.top[0].out_features
+        self.user_width = self.n_user * self.width + self.hidden
+        self.item_width = self.n_item * self.width + self.hidden
+        self._split_columns(len(bottoms))
+
+    def _split_columns(self, bottoms: int) -> None:
+        """Which input columns of the first top layer belong to the user, the item, the pair."""
+        user_bottom = self.width * (self.user_bottom is not None)
+        columns: dict[str, list[int]] = {
+            "user": list(range(user_bottom)),
+            "item": list(range(user_bottom, bottoms * self.width)),
+            "cross": [],
+        }
+        pairs: dict[str, list[int]] = {"user": [], "item": []}
+        column = bottoms * self.width
+        for i in range(self.n_user + self.n_item):  # the order of the paper's code: i > j
+            for j in range(i):
+                if i < self.n_user:
+                    owner = "user"
+                    pairs[owner].append(i * self.n_user + j)
+                elif j >= self.n_user:
+                    owner = "item"
+                    pairs[owner].append((i - self.n_user) * self.n_item + j - self.n_user)
+                else:
+                    owner = "cross"
+                columns[owner].append(column)
+                column += 1
+        for name, values in columns.items():
+            self.register_buffer(f"{name}_columns", torch.tensor(values).long(), persistent=False)
+        for name, values in pairs.items():
+            self.register_buffer(f"{name}_pairs", torch.tensor(values).long(), persistent=False)
+
+    def user(self, dense: Tensor, ids: Tensor) -> Tensor:
+        state = self._side("user", dense, ids)
+        return torch.cat((state[0], state[1] + self.top[0].bias), dim=1)
+
+    def item(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return torch.cat(self._side("item", dense, ids), dim=1)
+
+    def _side(self, side: Side, dense: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """-> a side's vectors [B, F * D] and its slice of the first top layer [B, H]."""
+        bottom = self.user_bottom if side == "user" else self.item_bottom
+        vectors = (self.user_ids if side == "user" else self.item_ids)(ids)  # [B, F, D]
+        columns = self.user_columns if side == "user" else self.item_columns
+        pairs = self.user_pairs if side == "user" else self.item_pairs
+        inputs = []
+        if bottom is not None:
+            hidden = run_mlp(bottom, dense, last_relu=True)  # [B, D]
+            vectors = torch.cat((hidden.unsqueeze(1), vectors), dim=1)
+            inputs.append(hidden)
+        if len(pairs):
+            dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B, F * F]
+            inputs.append(dots.index_select(1, pairs))
+        if inputs:
+            weight = self.top[0].weight.index_select(1, columns)
+            first = torch.matmul(torch.cat(inputs, dim=1), weight.t())
+        else:
+            first = vectors.new_zeros((vectors.shape[0], self.hidden))
+        return vectors.flatten(1), first
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        users = user[:, : self.n_user * self.width].unflatten(1, (self.n_user, self.width))
+        items = item[:, :, : self.n_item * self.width]  # [B, K, Fi * D]
+        items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
+        dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
+        dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
+        weight = self.top[0].weight.index_select(1, self.cross_columns)
+        first = torch.matmul(dots, weight.t())  # [B, K, H]
+        first = first + user[:, None, self.n_user * self.width :]
+        first = first + item[:, :, self.n_item * self.width :]
+        if len(self.top) > 1:
+            first = run_mlp(self.top[1:], torch.relu(first))
+        return first.squeeze(-1)

@@ -1,0 +1,52 @@
+"""Logistic regression: the baseline that every click model is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cascade.models.embeddings import Embeddings
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema, Side
+
+
+@dataclass(frozen=True)
+class LogisticConfig:
+    """Nothing to choose: one weight per id and per number."""
+
+
+PRESETS = {"default": LogisticConfig()}
+
+
+class LogisticRegression(Scorer):
+    """Three sums: the user's weights, the item's weights, the bias. U = V = 1."""
+
+    user_width = item_width = 1
+
+    def __init__(self, schema: Schema, config: LogisticConfig) -> None:
+        super().__init__()
+        self.dense_count = {side: len(schema.dense(side)) for side in ("user", "item")}
+        self.user_ids = Embeddings(schema.ids("user"), 1)
+        self.item_ids = Embeddings(schema.ids("item"), 1)
+        self.user_dense = nn.Linear(schema.dense_width("user"), 1, bias=False)
+        self.item_dense = nn.Linear(schema.dense_width("item"), 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(1))
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def _sum(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
+        total = (self.user_ids if side == "user" else self.item_ids)(ids).sum(1)
+        if self.dense_count[side]:
+            total = total + (self.user_dense if side == "user" else self.item_dense)(dense)
+        return total
+
+    def user(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self._sum("user", dense, ids) + self.bias
+
+    def item(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self._sum("item", dense, ids)
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        return user + item.squeeze(-1)

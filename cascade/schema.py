@@ -1,0 +1,184 @@
+"""What a user and an item look like: the one description from which all else derives.
+
+Embedding tables, ONNX input names, Triton tensors, the client's arrays, test data and benchmark
+payloads are all read off a `Schema`. Two hashes tell schemas apart:
+
+- `hash` covers everything, the fitted vocabularies included. It goes into every artifact of a
+  release, and loading refuses a mismatch.
+- `layout_hash` covers only what a request looks like. It goes into config.pbtxt, which all the
+  releases of a model share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Side = Literal["user", "item"]
+Kind = Literal["dense", "categorical", "bag"]
+Encoding = Literal["log1p", "identity", "vocabulary", "hash"]
+
+ENCODINGS: Mapping[str, tuple[str, ...]] = {
+    "dense": ("log1p", "identity"),
+    "categorical": ("vocabulary", "hash"),
+    "bag": ("vocabulary", "hash"),
+}
+
+
+class SchemaError(ValueError):
+    """A schema that contradicts itself, or an artifact made for another schema."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column of a user or of an item.
+
+    Args:
+        name: unique in its schema; also the name a client uses.
+        side: whom it describes.
+        kind: `dense` is a number, `categorical` a string, `bag` a list of strings.
+        encoding: `log1p` or `identity` for dense; `vocabulary` or `hash` for the others.
+        length: ids a row takes: 1 for a categorical, the most members that a bag keeps.
+        min_count: a value seen less often in training shares the out-of-vocabulary id.
+        buckets: number of hash buckets, for the encoding `hash`.
+        cardinality: fitted: rows of the embedding table (two of them reserved).
+        digest: fitted: identifies the vocabulary.
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    encoding: Encoding
+    length: int = 1
+    min_count: int = 1
+    buckets: int = 0
+    cardinality: int = 0
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if self.side not in ("user", "item"):
+            raise SchemaError(f"feature {self.name}: side is {self.side!r}, not 'user' or 'item'")
+        if self.kind not in ENCODINGS:
+            raise SchemaError(
+                f"feature {self.name}: kind is {self.kind!r}, not one of {list(ENCODINGS)}"
+            )
+        if self.encoding not in ENCODINGS[self.kind]:
+            raise SchemaError(
+                f"feature {self.name}: a {self.kind} feature is encoded by one of "
+                f"{ENCODINGS[self.kind]}, not by {self.encoding!r}"
+            )
+        if self.length < 1 or (self.length > 1 and self.kind != "bag"):
+            raise SchemaError(
+                f"feature {self.name}: a {self.kind} cannot have length {self.length}"
+            )
+        if self.encoding == "hash" and self.buckets < 1:
+            raise SchemaError(f"feature {self.name}: hashing needs `buckets` of at least 1")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Features in a fixed order. User features come before item features nowhere by accident:
+    every tensor lists the features of one side in the order of this tuple."""
+
+    name: str
+    features: tuple[Feature, ...]
+
+    def __post_init__(self) -> None:
+        names = [feature.name for feature in self.features]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SchemaError(f"schema {self.name}: feature names occur twice: {twice}")
+        for side in ("user", "item"):
+            if not any(feature.side == side for feature in self.features):
+                raise SchemaError(f"schema {self.name}: there is no {side} feature")
+
+    def side(self, side: Side) -> tuple[Feature, ...]:
+        """All features of a side."""
+        return tuple(feature for feature in self.features if feature.side == side)
+
+    def dense(self, side: Side) -> tuple[Feature, ...]:
+        """The numbers of a side: the columns of its `dense` tensor."""
+        return tuple(feature for feature in self.side(side) if feature.kind == "dense")
+
+    def ids(self, side: Side) -> tuple[Feature, ...]:
+        """The categoricals and bags of a side: its `categorical` tensor on the wire."""
+        return tuple(feature for feature in self.side(side) if feature.kind != "dense")
+
+    def dense_width(self, side: Side) -> int:
+        """Columns of the dense tensor. A side without numbers sends one column that nobody reads,
+        because neither Triton nor ONNX Runtime takes a tensor without elements."""
+        return max(1, len(self.dense(side)))
+
+    def wire_width(self, side: Side) -> int:
+        """Columns of the categorical tensor on the wire: one per categorical or bag."""
+        return max(1, len(self.ids(side)))
+
+    def ids_width(self, side: Side) -> int:
+        """Columns of the encoded id tensor: one per categorical, `length` per bag."""
+        return max(1, sum(feature.length for feature in self.ids(side)))
+
+    @property
+    def hash(self) -> str:
+        """Identifies this schema with its fitted vocabularies."""
+        return _digest(self.to_dict())
+
+    @property
+    def layout_hash(self) -> str:
+        """Identifies what a request looks like, whatever the vocabularies."""
+        return _digest([[f.name, f.side, f.kind, f.length] for f in self.features])
+
+    def fitted(self, sizes: Mapping[str, tuple[int, str]]) -> Schema:
+        """The same schema with the `(cardinality, digest)` of every id feature filled in."""
+        return replace(
+            self,
+            features=tuple(
+                replace(f, cardinality=sizes[f.name][0], digest=sizes[f.name][1])
+                if f.kind != "dense"
+                else f
+                for f in self.features
+            ),
+        )
+
+    def check_same(self, other_hash: str, where: str) -> None:
+        """Refuse an artifact that was made for another schema."""
+        if other_hash != self.hash:
+            raise SchemaError(
+                f"{where} was made for schema {other_hash}, but the schema here is {self.hash} "
+                f"({self.name}). Train and export all stages from one prepared data set."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "features": [asdict(feature) for feature in self.features]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Schema:
+        try:
+            return cls(value["name"], tuple(Feature(**f) for f in value["features"]))
+        except (KeyError, TypeError) as error:
+            raise SchemaError(f"not a schema: {error}") from error
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Schema:
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except json.JSONDecodeError as error:
+            raise SchemaError(f"{path}: not a schema: {error}") from error
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def vocabulary_digest(values: Iterable[bytes]) -> str:
+    """Identifies a vocabulary by its values and their order."""
+    sha = hashlib.sha256()
+    for value in values:
+        sha.update(value + b"\n")
+    return sha.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""What crosses a process boundary: the stages, their tensors and their sizes.
+
+config.pbtxt, the ONNX signatures, the in-process pipeline and the clients are all derived from
+`stages(schema, sizes)`; nothing else names a tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cascade.schema import Schema
+
+DType = Literal["FP32", "INT64", "BYTES"]
+Runtime = Literal["onnx", "torchscript"]
+Device = Literal["cpu", "cuda"]
+
+RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
+STAGES = (RETRIEVE, PRERANK, RANK)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor without its batch dimension."""
+
+    name: str
+    dtype: DType
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the cascade as the server sees it."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many candidates leave each stage."""
+
+    candidates: int = 1000
+    survivors: int = 200
+    results: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.results <= self.survivors <= self.candidates:
+            raise ValueError(
+                f"sizes must shrink from stage to stage: got {self.candidates} candidates, "
+                f"{self.survivors} survivors, {self.results} results"
+            )
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the server runs a stage. Everything here ends up in config.pbtxt.
+
+    Args:
+        instances: processes per stage.
+        threads: compute threads per process; 0 shares the cores out evenly among the processes.
+        runtime: what runs the graphs.
+        device: where they run. FAISS searches on the CPU in either case.
+        max_batch_size: most users in one batch.
+        queue_delay_us: longest wait for a batch to fill.
+        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE.
+        timeout_us: longest time in the queue before a request is refused.
+    """
+
+    instances: int = 1
+    threads: int = 0
+    runtime: Runtime = "onnx"
+    device: Device = "cpu"
+    max_batch_size: int = 64
+    queue_delay_us: int = 0
+    max_queue_size: int = 1024
+    timeout_us: int = 1_000_000
+
+    def parameters(self) -> dict[str, str]:
+        """The knobs that the Python process itself reads."""
+        return {"runtime": self.runtime, "device": self.device, "threads": str(self.threads)}
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, str]) -> Serving:
+        """Read back `parameters`; what is absent keeps its default."""
+        runtime, device = values.get("runtime", "onnx"), values.get("device", "cpu")
+        if runtime not in ("onnx", "torchscript"):
+            raise ValueError(f"parameter runtime is {runtime!r}; expected 'onnx' or 'torchscript'")
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"parameter device is {device!r}; expected 'cpu' or 'cuda'")
+        return cls(
+            threads=int(values.get("threads", "0")),
+            runtime="onnx" if runtime == "onnx" else "torchscript",
+            device="cpu" if device == "cpu" else "cuda",
+        )
+
+
+def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
+    """The three stages in order, each output feeding the input of the same name."""
+    request = (
+        Tensor("dense", "FP32", (schema.dense_width("user"),)),
+        Tensor("categorical", "BYTES", (schema.wire_width("user"),)),
+    )
+    user = (
+        Tensor("user_dense", "FP32", (schema.dense_width("user"),)),
+        Tensor("user_ids", "INT64", (schema.ids_width("user"),)),
+    )
+    candidates = Tensor("candidates", "INT64", (sizes.candidates,))
+    survivors = Tensor("survivors", "INT64", (sizes.survivors,))
+    results = (
+        Tensor("item_ids", "INT64", (sizes.results,)),
+        Tensor("scores", "FP32", (sizes.results,)),
+    )
+    return (
+        Stage(RETRIEVE, request, (*user, candidates)),
+        Stage(PRERANK, (*user, candidates), (survivors,)),
+        Stage(RANK, (*user, survivors), results),
+    )
+
+
+def wire_features(schema: Schema) -> str:
+    """The features of a request as JSON: what a client needs to build its two tensors."""
+    return json.dumps(
+        {
+            "dense": [feature.name for feature in schema.dense("user")],
+            "categorical": [
+                {"name": f.name, "bag": f.kind == "bag", "length": f.length}
+                for f in schema.ids("user")
+            ],
+        }
+    )
+
+
+def sizes_json(sizes: Sizes) -> str:
+    return json.dumps(asdict(sizes))
+
+
+def sizes_from(value: Mapping[str, Any]) -> Sizes:
+    return Sizes(**{key: int(value[key]) for key in ("candidates", "survivors", "results")})

@@ -1,0 +1,1 @@
+"""Every model keeps the contract; the split DLRM is the textbook's."""
