@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer, mlp, run_mlp
@@ -64,6 +64,9 @@ class DLRM(Scorer):
     cross_columns: Tensor
     user_pairs: Tensor
     item_pairs: Tensor
+    user_bottom: nn.ModuleList | None
+    item_bottom: nn.ModuleList | None
+    top: nn.ModuleList
 
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
         super().__init__()
@@ -82,10 +85,16 @@ class DLRM(Scorer):
         vectors = self.n_user + self.n_item
         inputs = len(bottoms) * config.width + vectors * (vectors - 1) // 2
         self.top = mlp((inputs, *config.top, 1))
-        self.hidden = self.top[0].out_features
+        self.hidden = self._first.out_features
         self.user_width = self.n_user * self.width + self.hidden
         self.item_width = self.n_item * self.width + self.hidden
         self._split_columns(len(bottoms))
+
+    @property
+    def _first(self) -> nn.Linear:
+        layer = self.top[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def _split_columns(self, bottoms: int) -> None:
         """Which input columns of the first top layer belong to the user, the item, the pair."""
@@ -116,7 +125,7 @@ class DLRM(Scorer):
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         state = self._side("user", dense, ids)
-        return torch.cat((state[0], state[1] + self.top[0].bias), dim=1)
+        return torch.cat((state[0], state[1] + self._first.bias), dim=1)
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         return torch.cat(self._side("item", dense, ids), dim=1)
@@ -136,19 +145,19 @@ class DLRM(Scorer):
             dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B, F * F]
             inputs.append(dots.index_select(1, pairs))
         if inputs:
-            weight = self.top[0].weight.index_select(1, columns)
+            weight = self._first.weight.index_select(1, columns)
             first = torch.matmul(torch.cat(inputs, dim=1), weight.t())
         else:
             first = vectors.new_zeros((vectors.shape[0], self.hidden))
         return vectors.flatten(1), first
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        users = user[:, : self.n_user * self.width].unflatten(1, (self.n_user, self.width))
+        users = user[:, : self.n_user * self.width].reshape(-1, self.n_user, self.width)
         items = item[:, :, : self.n_item * self.width]  # [B, K, Fi * D]
         items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
         dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
         dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
-        weight = self.top[0].weight.index_select(1, self.cross_columns)
+        weight = self._first.weight.index_select(1, self.cross_columns)
         first = torch.matmul(dots, weight.t())  # [B, K, H]
         first = first + user[:, None, self.n_user * self.width :]
         first = first + item[:, :, self.n_item * self.width :]

@@ -37,7 +37,7 @@ class LogisticRegression(Scorer):
             nn.init.zeros_(parameter)
 
     def _sum(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
-        total = (self.user_ids if side == "user" else self.item_ids)(ids).sum(1)
+        total: Tensor = (self.user_ids if side == "user" else self.item_ids)(ids).sum(1)
         if self.dense_count[side]:
             total = total + (self.user_dense if side == "user" else self.item_dense)(dense)
         return total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Scorer(nn.Module, ABC):
 
 def mlp(widths: Sequence[int]) -> nn.ModuleList:
     """Linear layers of the given widths; `run_mlp` puts ReLU between them."""
-    return nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    return nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
 
 def run_mlp(layers: nn.ModuleList, x: Tensor, last_relu: bool = False) -> Tensor:

@@ -60,10 +60,12 @@ class TwoTower(Scorer):
         self.item_tower = Tower(schema, "item", config)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self.user_tower(dense, ids)
+        vectors: Tensor = self.user_tower(dense, ids)
+        return vectors
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self.item_tower(dense, ids)
+        vectors: Tensor = self.item_tower(dense, ids)
+        return vectors
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         return torch.matmul(item, user.unsqueeze(-1)).squeeze(-1)

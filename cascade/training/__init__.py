@@ -1,0 +1,1 @@
+"""Training of the three models of a cascade: `python -m cascade.training`."""

@@ -1,0 +1,77 @@
+"""What a folder of checkpoints holds beside the models, so that export needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cascade.data.dataset import Dataset
+from cascade.schema import Schema
+
+USERS = 4096
+
+
+def write(dataset: Dataset, folder: Path) -> None:
+    """Write the shared files of a folder of checkpoints.
+
+    schema.json, vocabulary/   the encoder
+    catalogue.parquet          the items
+    users.parquet              raw users of the validation split: to tune the index and check parity
+    users.jsonl                the same as a client would send them: for examples and benchmarks
+    titles.csv                 item_id,title where the source has titles
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset.encoder.save(folder)
+    _link(dataset.root / "catalogue.parquet", folder / "catalogue.parquet")
+    users = user_table(dataset.schema, *dataset.raw_users("validation", USERS)[:2])
+    pq.write_table(users, folder / "users.parquet")
+    with (folder / "users.jsonl").open("w") as file:
+        for user in as_sent(dataset.schema, users):
+            file.write(json.dumps(user) + "\n")
+    titles = dataset.titles()
+    if titles is not None:
+        with (folder / "titles.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("item_id", "title"))
+            writer.writerows(zip(dataset.item_ids().tolist(), titles, strict=True))
+
+
+def user_table(schema: Schema, dense: Any, categorical: Any) -> pa.Table:
+    """dense [B, F_dense], categorical [B, F_cat] in wire form -> raw columns by feature name."""
+    columns: dict[str, Any] = {
+        feature.name: dense[:, i].astype(np.float32)
+        for i, feature in enumerate(schema.dense("user"))
+    }
+    for i, feature in enumerate(schema.ids("user")):
+        columns[feature.name] = [value.decode() for value in categorical[:, i]]
+    return pa.table(columns)
+
+
+def as_sent(schema: Schema, users: pa.Table) -> list[dict[str, Any]]:
+    """Raw columns -> what a client sends: missing values left out, bags as lists."""
+    bags = {feature.name for feature in schema.ids("user") if feature.kind == "bag"}
+    return [
+        {
+            name: value.split("|") if name in bags else value
+            for name, value in user.items()
+            if value != "" and value == value  # NaN differs from itself
+        }
+        for user in users.to_pylist()
+    ]
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy: catalogues are large."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

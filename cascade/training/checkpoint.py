@@ -1,0 +1,160 @@
+"""A trained model on disk: safetensors weights and a JSON that says what they are. No pickle.
+
+A finished model is `weights.safetensors` + `checkpoint.json`; an unfinished one is
+`resume.safetensors`, which also holds the optimisers' state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cascade.models import build
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged or of another kind than asked for."""
+
+
+def save(folder: Path, scorer: Scorer, description: dict[str, Any]) -> None:
+    """Write a finished model.
+
+    Args:
+        folder: made if absent.
+        scorer: its weights are written as float32, contiguous.
+        description: must hold `model`, `config` and `schema_hash`; metrics and the like besides.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    versions = {name: version(name) for name in ("torch", "numpy", "safetensors")}
+    versions["python"] = platform.python_version()
+    content = {"format": FORMAT, **description, "versions": versions}
+    _save_tensors(folder / "weights.safetensors", dict(scorer.state_dict()))
+    write_json(folder / "checkpoint.json", content)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The JSON of a finished model."""
+    path = folder / "checkpoint.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} holds no finished model: checkpoint.json is missing")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content.get('format')}; this version reads format {FORMAT}. "
+            "Train again, or use the version that wrote it."
+        )
+    return content
+
+
+def load(folder: Path, schema: Schema) -> Scorer:
+    """Read a finished model, ready to evaluate.
+
+    Raises:
+        CheckpointError: missing or damaged files.
+        SchemaError: trained on another schema.
+    """
+    content = describe(folder)
+    schema.check_same(content["schema_hash"], str(folder))
+    scorer = build(content["model"], content["config"], schema)
+    load_weights(scorer, folder / "weights.safetensors")
+    return scorer.eval()
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Fill a module from a safetensors file of exactly its tensors."""
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+
+
+def save_resume(
+    folder: Path,
+    module: torch.nn.Module,
+    optimizers: list[Any],
+    progress: dict[str, Any],
+    best: dict[str, Tensor],
+) -> None:
+    """Write all that an interrupted training needs to go on as if it had not been.
+
+    One file, replaced in one move: a kill at any moment leaves the old state or the new one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    groups = []
+    for number, optimizer in enumerate(optimizers):
+        state = optimizer.state_dict()
+        groups.append(state["param_groups"])
+        for index, values in state["state"].items():
+            for key, value in values.items():
+                tensors[f"optimizer/{number}/{index}/{key}"] = torch.as_tensor(value)
+    metadata = {"progress": json.dumps({**progress, "groups": groups}, default=_plain)}
+    _save_tensors(folder / "resume.safetensors", tensors, metadata)
+
+
+def load_resume(
+    folder: Path, module: torch.nn.Module, optimizers: list[Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Read what `save_resume` wrote: the progress and the best weights, or None."""
+    path = folder / "resume.safetensors"
+    if not path.exists():
+        return None
+    parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
+    with safe_open(path, "pt") as file:
+        progress: dict[str, Any] = json.loads(file.metadata()["progress"])
+        for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+            kind, rest = name.split("/", 1)
+            parts[kind][rest] = file.get_tensor(name)
+    module.load_state_dict(parts["module"])
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, tensor in parts["optimizer"].items():
+        number, index, key = name.split("/")
+        states[int(number)].setdefault(int(index), {})[key] = tensor
+    for optimizer, state, group in zip(optimizers, states, progress.pop("groups"), strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": group})
+    return progress, parts["best"]
+
+
+def finish(folder: Path) -> None:
+    """Remove the state of a training that has ended."""
+    (folder / "resume.safetensors").unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value)} does not go into JSON")
+
+
+def _save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    temporary = path.with_suffix(".tmp")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, temporary, metadata)
+    os.replace(temporary, path)

@@ -1,0 +1,127 @@
+"""A preranker learns the ranker's order where it will be used: on what the retriever returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from cascade import index
+from cascade.data.dataset import Dataset
+from cascade.models.scorer import Scorer
+from cascade.training.loop import Recipe
+from cascade.training.losses import distillation
+from cascade.training.tasks import Items, Rows
+
+VALIDATION_USERS = 512
+
+
+class Candidates:
+    """What the retriever returns for the first rows of a split: [B, K] catalogue rows.
+
+    One search serves all the prerankers that are compared. A catalogue smaller than K pads with
+    -1, and so does the training: a pad's weight is zero.
+    """
+
+    def __init__(
+        self, retriever: Scorer, dataset: Dataset, device: torch.device, users: int, k: int
+    ) -> None:
+        self.dataset, self.device = dataset, device
+        items = Items.of(dataset, device)
+        vectors = items.states(retriever).cpu().numpy()
+        self.index = index.build(vectors, "ivf")
+        self.k = min(k, len(vectors))
+        self.retriever = retriever
+        self.train = self._search("train", users)
+        self.validation = self._search("validation", VALIDATION_USERS)
+
+    def _search(self, split: str, count: int) -> tuple[Rows, Tensor]:
+        rows = Rows.of(self.dataset.read(split, count), self.device)  # type: ignore[arg-type]
+        found = []
+        for i in tqdm(range(0, len(rows.label), 1024), desc=f"retrieve for {split}", leave=False):
+            with torch.inference_mode():
+                users = self.retriever.user(rows.dense[i : i + 1024], rows.ids[i : i + 1024])
+            found.append(self.index.search(users.cpu().numpy(), self.k))
+        return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
+
+
+class DistillTask:
+    """The student scores a sample of each user's candidates as the teacher does; the row's own
+    item and label are mixed in.
+
+    Args:
+        sample: candidates drawn for each user and step.
+        label_weight: of the true label beside the teacher.
+    """
+
+    def __init__(
+        self,
+        student: Scorer,
+        teacher: Scorer,
+        candidates: Candidates,
+        recipe: Recipe,
+        keep: int,
+        sample: int = 128,
+        label_weight: float = 0.1,
+    ) -> None:
+        self.module = self.student = student
+        self.teacher, self.recipe, self.keep = teacher, recipe, keep
+        self.rows, self.found = candidates.train
+        self.validation = candidates.validation
+        self.sample, self.label_weight = min(sample, candidates.k), label_weight
+        self.items = Items.of(candidates.dataset, candidates.device)
+        self.teacher_items = self.items.states(teacher)
+        self.steps_per_epoch = -(-len(self.rows.label) // recipe.batch_size)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """-> rows [B] and their candidates [B, 1 + S], the row's own item first."""
+        random = np.random.default_rng((self.recipe.seed, epoch))
+        order = torch.from_numpy(random.permutation(len(self.rows.label)))
+        for step in range(skip, self.steps_per_epoch):
+            start = step * self.recipe.batch_size
+            chosen = order[start : start + self.recipe.batch_size].to(self.found.device)
+            draw = np.random.default_rng((self.recipe.seed, epoch, step))
+            columns = torch.from_numpy(draw.permutation(self.found.shape[1])[: self.sample])
+            own = self.rows.item[chosen].unsqueeze(1)
+            yield chosen, torch.cat((own, self.found[chosen][:, columns]), dim=1)
+
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        chosen, items = batch
+        users = self.rows.dense[chosen], self.rows.ids[chosen]
+        known, where = torch.unique(items.clamp(min=0), return_inverse=True)
+        states = self.student.item(self.items.dense[known], self.items.ids[known])
+        # One lookup per distinct item, as in serving; the gradient adds up over its places.
+        student = self.student.cross(self.student.user(*users), functional.embedding(where, states))
+        with torch.no_grad():
+            teacher = self.teacher.cross(
+                self.teacher.user(*users), self.teacher_items[items.clamp(min=0)]
+            )
+        pads = items < 0
+        student, teacher = (logits.masked_fill(pads, -30.0) for logits in (student, teacher))
+        label = functional.binary_cross_entropy_with_logits(student[:, 0], self.rows.label[chosen])
+        return distillation(student, teacher) + self.label_weight * label
+
+    def validate(self) -> dict[str, float]:
+        """Share of the teacher's top 10 of the candidates that the student keeps."""
+        rows, found = self.validation
+        student_items = self.items.states(self.student)
+        kept = 0.0
+        for i in range(0, len(found), 64):
+            users, items = (rows.dense[i : i + 64], rows.ids[i : i + 64]), found[i : i + 64]
+            tops = []
+            for model, states, k in (
+                (self.teacher, self.teacher_items, 10),
+                (self.student, student_items, self.keep),
+            ):
+                logits = model.cross(model.user(*users), states[items.clamp(min=0)])
+                logits = logits.masked_fill(items < 0, -torch.inf)
+                tops.append(logits.topk(min(k, items.shape[1]), dim=1).indices)
+            kept += float(
+                (tops[0].unsqueeze(2) == tops[1].unsqueeze(1)).any(2).float().mean(1).sum()
+            )
+        share = kept / len(found)
+        return {"objective": -share, "validation_kept": share}

@@ -1,0 +1,176 @@
+"""One training loop for every model: progress, early stopping, resume, curves.
+
+A run that was killed and started again gives the same weights as one that was not: batches and
+random draws depend only on (seed, step), and the optimisers' state is saved with the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cascade.training import checkpoint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one model.
+
+    Args:
+        lr: learning rate of all but the embeddings; falls linearly to 2 % of it.
+        embedding_lr: of the embedding tables.
+        patience: validations without improvement before the training stops.
+        validations: per epoch.
+        save_every: steps between two savings of the state to resume from.
+    """
+
+    batch_size: int = 512
+    epochs: int = 1
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    lr: float = 1e-3
+    embedding_lr: float = 1e-2
+    seed: int = 0
+    patience: int = 3
+    validations: int = 2
+    save_every: int = 500
+
+
+class Task(Protocol):
+    """What is trained and on what."""
+
+    module: nn.Module
+    steps_per_epoch: int
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Any]:
+        """The batches of an epoch without the first `skip`."""
+
+    def loss(self, batch: Any, step: int) -> Tensor:
+        """A scalar."""
+
+    def validate(self) -> dict[str, float]:
+        """Measures on the validation split; `objective` is what early stopping minimises."""
+
+
+def make_optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """One optimiser for the tables with sparse gradients, one for the rest."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    sparse = [p for p in module.parameters() if id(p) in tables]
+    dense = [p for p in module.parameters() if id(p) not in tables]
+    if recipe.optimizer == "adam":
+        return [
+            torch.optim.SparseAdam(sparse, lr=recipe.embedding_lr),
+            torch.optim.Adam(dense, lr=recipe.lr),
+        ]
+    kind = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[recipe.optimizer]
+    return [kind(sparse, lr=recipe.embedding_lr), kind(dense, lr=recipe.lr)]
+
+
+def fit(task: Task, recipe: Recipe, folder: Path, name: str) -> list[dict[str, float]]:
+    """Train until the epochs are over or validation stops improving; keep the best weights.
+
+    Returns:
+        One record per validation: step, training loss and the validation measures.
+    """
+    optimizers = make_optimizers(task.module, recipe)
+    run = _Run(task, recipe, folder, optimizers)
+    run.resume()
+    total = recipe.epochs * task.steps_per_epoch
+    every = max(1, task.steps_per_epoch // recipe.validations)
+    run.writer = SummaryWriter(str(folder / "tensorboard"))
+    with tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar:
+        while run.step < total and run.bad < recipe.patience:
+            epoch, done = divmod(run.step, task.steps_per_epoch)
+            for batch in task.batches(epoch, done):
+                run.one_step(batch, total)
+                bar.update()
+                if run.step % every == 0 or run.step == total:
+                    bar.set_postfix(run.validated())
+                    if run.bad >= recipe.patience:
+                        break
+                if run.step % recipe.save_every == 0:
+                    run.save()
+    run.writer.close()
+    if run.best is not None:
+        task.module.load_state_dict(run.best)
+    return run.history
+
+
+class _Run:
+    """The state of one training, in memory and on disk."""
+
+    def __init__(
+        self, task: Task, recipe: Recipe, folder: Path, optimizers: list[torch.optim.Optimizer]
+    ) -> None:
+        self.task, self.recipe, self.folder, self.optimizers = task, recipe, folder, optimizers
+        self.step = self.bad = 0
+        self.loss_sum = self.loss_count = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.writer: SummaryWriter
+
+    def one_step(self, batch: Any, total: int) -> None:
+        scale = max(0.02, 1 - self.step / total)
+        rates = (self.recipe.embedding_lr, self.recipe.lr)
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.zero_grad()
+        loss = self.task.loss(batch, self.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self.loss_sum += float(loss)
+        self.loss_count += 1
+
+    def validated(self) -> dict[str, str]:
+        """Validate, remember the best weights, and say how it went."""
+        self.task.module.eval()
+        with torch.inference_mode():
+            measures = self.task.validate()
+        self.task.module.train()
+        record = {"step": self.step, "loss": self.loss_sum / self.loss_count, **measures}
+        self.loss_sum = self.loss_count = 0.0
+        before = min((h["objective"] for h in self.history), default=float("inf"))
+        if measures["objective"] < before:
+            self.bad = 0
+            state = self.task.module.state_dict()
+            self.best = {key: value.clone() for key, value in state.items()}
+        else:
+            self.bad += 1
+        self.history.append(record)
+        for key, value in record.items():
+            self.writer.add_scalar(key, value, self.step)
+        return {key: f"{value:.4f}" for key, value in record.items() if key != "step"}
+
+    def save(self) -> None:
+        progress = {
+            "step": self.step,
+            "bad": self.bad,
+            "loss": [self.loss_sum, self.loss_count],
+            "history": self.history,
+            "recipe": asdict(self.recipe),
+        }
+        extra = {f"best/{k}": v for k, v in (self.best or {}).items()}
+        checkpoint.save_resume(self.folder, self.task.module, self.optimizers, progress, extra)
+
+    def resume(self) -> None:
+        found = checkpoint.load_resume(self.folder, self.task.module, self.optimizers)
+        if found is None:
+            return
+        progress, best = found
+        if progress["recipe"] != asdict(self.recipe):
+            raise checkpoint.CheckpointError(
+                f"{self.folder} holds an unfinished training with another recipe "
+                f"({progress['recipe']}). Give the same options to go on, or --restart."
+            )
+        self.step, self.bad, self.history = progress["step"], progress["bad"], progress["history"]
+        self.loss_sum, self.loss_count = progress["loss"]
+        self.best = best or None

@@ -1,0 +1,168 @@
+"""The trainings of a cascade: retriever on in-batch negatives, rankers on clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.models.scorer import Scorer
+from cascade.training.loop import Recipe
+from cascade.training.losses import sampled_softmax
+
+VALIDATION_ROWS = 50_000
+VALIDATION_QUERIES = 2_000
+TEMPERATURE = 0.05  # of the cosine between the towers, in the sampled softmax
+
+
+@dataclass(frozen=True)
+class Items:
+    """The catalogue's features on the training device: dense [N, F_dense], ids [N, C]."""
+
+    dense: Tensor
+    ids: Tensor
+
+    @classmethod
+    def of(cls, dataset: Dataset, device: torch.device) -> Items:
+        dense, ids = dataset.items()
+        return cls(torch.from_numpy(dense).to(device), torch.from_numpy(ids).to(device))
+
+    def states(self, scorer: Scorer, chunk: int = 16_384) -> Tensor:
+        """Item states of the whole catalogue, [N, V]."""
+        with torch.inference_mode():
+            return torch.cat(
+                [
+                    scorer.item(self.dense[i : i + chunk], self.ids[i : i + chunk])
+                    for i in range(0, len(self.ids), chunk)
+                ]
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch as tensors: users [B, ...], their item's catalogue row [B], label [B]."""
+
+    dense: Tensor
+    ids: Tensor
+    item: Tensor
+    label: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Rows:
+        arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+class RowTask:
+    """What all trainings on (user, item, label) rows share: the rows."""
+
+    def __init__(self, scorer: Scorer, dataset: Dataset, recipe: Recipe, device: torch.device):
+        self.scorer, self.dataset, self.recipe, self.device = scorer, dataset, recipe, device
+        self.module: nn.Module = scorer
+        self.items = Items.of(dataset, device)
+        self.steps_per_epoch = -(-dataset.rows("train") // recipe.batch_size)
+        self.validation = dataset.read("validation", VALIDATION_ROWS)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Rows]:
+        for batch in self.dataset.batches(
+            "train", self.recipe.batch_size, self.recipe.seed, epoch, skip
+        ):
+            yield Rows.of(batch, self.device)
+
+
+class RankTask(RowTask):
+    """Click probability by binary cross-entropy: rankers, and prerankers without a teacher."""
+
+    def logits(self, rows: Rows) -> Tensor:
+        item_dense, item_ids = self.items.dense[rows.item], self.items.ids[rows.item]
+        logits: Tensor = self.scorer(rows.dense, rows.ids, item_dense, item_ids)
+        return logits
+
+    def loss(self, batch: Rows, step: int) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(self.logits(batch), batch.label)
+
+    def validate(self) -> dict[str, float]:
+        rows = Rows.of(self.validation, self.device)
+        parts = [
+            self.logits(Rows(*(t[i : i + 8192] for t in vars(rows).values())))
+            for i in range(0, len(rows.label), 8192)
+        ]
+        probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
+        label = self.validation.label
+        loss = float(log_loss(label, probability, labels=[0, 1]))
+        auc = float(roc_auc_score(label, probability)) if 0 < label.mean() < 1 else float("nan")
+        return {"objective": loss, "validation_log_loss": loss, "validation_auc": auc}
+
+
+class RetrievalLoss(nn.Module):
+    """The two towers with what only their training needs: the level of a click's logit."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.bias = nn.Parameter(torch.tensor(-1.0))
+
+
+class RetrievalTask(RowTask):
+    """Sampled softmax over the batch's items, plus cross-entropy on what was seen and not clicked.
+
+    Args:
+        click_weight: of the cross-entropy beside the softmax.
+        popularity: share of the logQ correction that is applied. With 1 the towers learn how
+            much more than usual this user wants an item, with 0 also how often it is wanted.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        dataset: Dataset,
+        recipe: Recipe,
+        device: torch.device,
+        click_weight: float = 0.5,
+        popularity: float = 1.0,
+    ):
+        super().__init__(scorer, dataset, recipe, device)
+        self.module = self.parts = RetrievalLoss(scorer).to(device)
+        self.click_weight = click_weight
+        counts = np.zeros(dataset.item_count)
+        for batch in dataset.batches("train", 65_536):
+            counts += np.bincount(batch.item, minlength=len(counts))
+        share = np.maximum(counts, 1) / counts.sum()
+        self.log_q = torch.from_numpy(popularity * np.log(share)).float().to(device)
+
+    def loss(self, batch: Rows, step: int) -> Tensor:
+        user = self.scorer.user(batch.dense, batch.ids)
+        item = self.scorer.item(self.items.dense[batch.item], self.items.ids[batch.item])
+        click = functional.binary_cross_entropy_with_logits(
+            (user * item).sum(1) * self.parts.scale + self.parts.bias, batch.label
+        )
+        positive = batch.label > 0
+        if not positive.any():
+            return self.click_weight * click
+        softmax = sampled_softmax(
+            user / TEMPERATURE, item, batch.item, positive, self.log_q[batch.item]
+        )
+        return softmax + self.click_weight * click
+
+    def validate(self) -> dict[str, float]:
+        """Recall@100 of validation positives among the whole catalogue, with popularity's beside
+        it where the objective is to beat it."""
+        positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
+        states = self.items.states(self.scorer)
+        dense = torch.from_numpy(self.validation.user_dense[positive]).to(self.device)
+        ids = torch.from_numpy(self.validation.user_ids[positive]).to(self.device)
+        target = torch.from_numpy(self.validation.item[positive]).to(self.device)
+        hits = 0.0
+        for i in range(0, len(positive), 256):
+            users = self.scorer.user(dense[i : i + 256], ids[i : i + 256])
+            top = (users @ states.t()).topk(min(100, len(states)), dim=1).indices
+            hits += float((top == target[i : i + 256, None]).any(1).sum())
+        recall = hits / max(1, len(positive))
+        return {"objective": -recall, "validation_recall_at_100": recall}
