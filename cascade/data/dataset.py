@@ -1,0 +1,240 @@
+"""A prepared data set: what training, evaluation, export and the clients read.
+
+schema.json, vocabulary/NAME.txt     the fitted encoder
+catalogue.parquet                    one row per item: item_id, [title], the raw item features,
+                                     dense float32[], ids int32[]
+train|validation|test/part-*.parquet label, item (a ROW of the catalogue), user_dense float32[],
+                                     user_ids int32[], [probability]; validation and test also
+                                     have the raw user features, as a client would send them
+source.json                          what it was made from, and how many rows there are
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cascade.data.parts import Columns, Group, concatenate, groups, matrix, read_groups
+from cascade.data.source import DataError, Split
+from cascade.encoding import Encoder, Floats, Ids
+from cascade.schema import Schema
+
+FORMAT = 1
+_COLUMNS = ("label", "item", "user_dense", "user_ids")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows, encoded.
+
+    Args:
+        label: float32 [B], 1 for a click or a liked item.
+        item: int64 [B], rows of the catalogue.
+        user_dense: float32 [B, F_dense].
+        user_ids: int64 [B, sum of lengths].
+        probability: float32 [B], the true chance of label 1 where the source knows it.
+    """
+
+    label: Floats
+    item: Ids
+    user_dense: Floats
+    user_ids: Ids
+    probability: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+class Dataset:
+    """A prepared folder. Get one from `Dataset.open`, or from `cascade.data.prepare`."""
+
+    def __init__(self, root: Path, source: dict[str, Any], encoder: Encoder) -> None:
+        self.root = root
+        self.source = source
+        self.encoder = encoder
+
+    @classmethod
+    def open(cls, root: Path | str) -> Dataset:
+        """Read the description of a prepared folder; the rows are read when asked for.
+
+        Raises:
+            DataError: the folder is not a prepared data set.
+            SchemaError: its schema and its vocabularies do not belong together.
+        """
+        root = Path(root)
+        if not (root / "source.json").is_file():
+            raise DataError(
+                f"{root} is not a prepared data set (it has no source.json); make one with "
+                f"python -m cascade.data --data SPEC --out {root}"
+            )
+        source = json.loads((root / "source.json").read_text())
+        if source.get("format") != FORMAT:
+            raise DataError(
+                f"{root} has format {source.get('format')}, and this version reads {FORMAT}: "
+                "prepare the data again"
+            )
+        return cls(root, source, Encoder.load(root))
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    @cached_property
+    def catalogue(self) -> pa.Table:
+        """All columns of all items; `items` and `item_ids` read no more than they return."""
+        return pq.read_table(self.root / "catalogue.parquet")
+
+    @property
+    def item_count(self) -> int:
+        return int(self.source["items"])
+
+    def items(self) -> tuple[Floats, Ids]:
+        """The encoded catalogue: dense float32 [N, F_dense], ids int64 [N, sum of lengths]."""
+        table = pq.read_table(self.root / "catalogue.parquet", columns=["dense", "ids"])
+        return matrix(table["dense"]), matrix(table["ids"]).astype(np.int64)
+
+    def item_ids(self) -> Ids:
+        """int64 [N]: what the world calls the item in each row of the catalogue."""
+        table = pq.read_table(self.root / "catalogue.parquet", columns=["item_id"])
+        ids: Ids = table["item_id"].to_numpy()
+        return ids
+
+    def titles(self) -> list[str] | None:
+        """A title for each row of the catalogue, None where the source has no titles."""
+        if "title" not in pq.read_schema(self.root / "catalogue.parquet").names:
+            return None
+        table = pq.read_table(self.root / "catalogue.parquet", columns=["title"])
+        return [title or "" for title in table["title"].to_pylist()]
+
+    def rows(self, split: Split) -> int:
+        return int(self.source["rows"][split])
+
+    @property
+    def bad_rows(self) -> int:
+        """Malformed rows of the input that were left out."""
+        return int(self.source["bad_row_count"])
+
+    @property
+    def bad_row(self) -> str:
+        """Where the first of them was and what was wrong with it; empty where there was none."""
+        return str(self.source["bad_row"])
+
+    def read(self, split: Split, limit: int | None = None) -> Batch:
+        """A whole split, or its first `limit` rows, in memory."""
+        size = self.rows(split) if limit is None else min(limit, self.rows(split))
+        return _batch(self._first(split, self._columns(split), size), slice(0, size))
+
+    def batches(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        skip: int = 0,
+    ) -> Iterator[Batch]:
+        """All rows of a split once, in batches; the last may be short.
+
+        Without a seed the rows come in file order. With one, row groups come in an order drawn
+        from (seed, epoch), and the rows of two groups at a time are shuffled together, so that
+        memory stays bounded. The same arguments give the same batches; `skip` leaves out the
+        first ones, mostly without reading them, for a training run that resumes.
+        """
+        order = self._groups(split)
+        width = 1 if seed is None else 2
+        if seed is not None:
+            drawn = np.random.default_rng((seed, epoch)).permutation(len(order))
+            order = [order[i] for i in drawn]
+        names = self._columns(split)
+        left_out = skip * batch_size
+        pending: Columns = {}
+        for start in range(0, len(order), width):
+            window = order[start : start + width]
+            size = sum(group.rows for group in window)
+            if left_out >= size:
+                left_out -= size
+                continue
+            columns = read_groups(window, names)
+            if seed is not None:
+                drawn = np.random.default_rng((seed, epoch, start)).permutation(size)
+                columns = {name: values[drawn] for name, values in columns.items()}
+            pending = concatenate([pending, {n: v[left_out:] for n, v in columns.items()}])
+            left_out = 0
+            whole = len(pending["label"]) // batch_size * batch_size
+            for row in range(0, whole, batch_size):
+                yield _batch(pending, slice(row, row + batch_size))
+            pending = {name: values[whole:] for name, values in pending.items()}
+        if pending and len(pending["label"]):
+            yield _batch(pending, slice(None))
+
+    def raw_users(
+        self, split: Split, limit: int
+    ) -> tuple[Floats, npt.NDArray[np.object_], Ids, Floats]:
+        """The users of the first rows as a client would send them.
+
+        Returns:
+            dense float32 [B, F_dense] with NaN = missing, categorical object [B, F_cat] of bytes
+            with empty = missing, item int64 [B], label float32 [B].
+
+        Raises:
+            DataError: for the training split, which keeps only the encoded form.
+        """
+        if split == "train":
+            raise DataError("raw users are kept for validation and test only, not for train")
+        dense, ids = self.schema.dense("user"), self.schema.ids("user")
+        size = min(limit, self.rows(split))
+        names = [feature.name for feature in (*dense, *ids)]
+        columns = self._first(split, ["item", "label", *names], size)
+        numbers = np.zeros((size, self.schema.dense_width("user")), np.float32)
+        for position, feature in enumerate(dense):
+            numbers[:, position] = columns[feature.name]
+        values = np.full((size, self.schema.wire_width("user")), b"", object)
+        for position, feature in enumerate(ids):
+            values[:, position] = columns[feature.name]
+        return numbers, values, columns["item"], columns["label"]
+
+    def _groups(self, split: Split) -> list[Group]:
+        """Every row group of a split."""
+        found = groups(self.root / split)
+        rows = sum(group.rows for group in found)
+        if rows != self.rows(split):
+            raise DataError(
+                f"{self.root / split} has {rows} rows, and source.json says {self.rows(split)}: "
+                "prepare the data again"
+            )
+        return found
+
+    def _columns(self, split: Split) -> list[str]:
+        known = self.source["probability"]
+        return [*_COLUMNS, "probability"] if known else list(_COLUMNS)
+
+    def _first(self, split: Split, names: list[str], size: int) -> Columns:
+        """The first `size` rows of some columns."""
+        parts: list[Columns] = []
+        found = 0
+        for group in self._groups(split):
+            if parts and found >= size:
+                break
+            parts.append(read_groups([group], names))
+            found += group.rows
+        return {name: values[:size] for name, values in concatenate(parts).items()}
+
+
+def _batch(columns: Columns, rows: slice) -> Batch:
+    """Ids are stored in 32 bits and widened here, a batch at a time."""
+    probability = columns.get("probability")
+    return Batch(
+        label=columns["label"][rows],
+        item=columns["item"][rows],
+        user_dense=columns["user_dense"][rows],
+        user_ids=columns["user_ids"][rows].astype(np.int64),
+        probability=None if probability is None else probability[rows],
+    )

@@ -1,0 +1,107 @@
+"""`--data SPEC` -> a prepared folder, made anew or found ready."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from cascade.data.dataset import FORMAT, Dataset
+from cascade.data.source import BadRows, DataError, Policy, Source
+from cascade.data.write import write
+
+
+def prepare(spec: str, root: Path | str, bad_rows: Policy = "error") -> Dataset:
+    """Prepare what `--data` names, or reuse the folder if it was made from just that.
+
+    The folder appears under its name only when it is complete. One run at a time may write it.
+
+    Args:
+        spec: criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…].
+        root: the folder to write. One that holds anything else is refused.
+        bad_rows: `error` stops at the first malformed row, `skip` leaves such rows out and counts
+            them.
+
+    Raises:
+        DataError: the input cannot be read as named, or `root` is someone else's folder.
+    """
+    root = Path(root)
+    bad = BadRows(bad_rows)
+    source = open_source(spec, bad)
+    made_from = {
+        "format": FORMAT,
+        "fingerprint": source.fingerprint,
+        "schema": source.schema.to_dict(),
+        "bad_rows": bad_rows,
+    }
+    found = _existing(root)
+    if found is None or any(found.get(key) != value for key, value in made_from.items()):
+        _make(source, bad, made_from, root.resolve())
+    dataset = Dataset.open(root)
+    if dataset.bad_rows:
+        print(
+            f"{dataset.bad_rows:,} malformed rows were left out; the first: {dataset.bad_row}",
+            file=sys.stderr,
+        )
+    return dataset
+
+
+def _make(source: Source, bad: BadRows, made_from: dict[str, Any], root: Path) -> None:
+    """Write beside `root`, then change names: a run that is killed leaves no half of a folder."""
+    partial, old = (root.with_name(f"{root.name}.{suffix}") for suffix in ("partial", "old"))
+    for left_over in (partial, old):
+        if left_over.exists():
+            shutil.rmtree(left_over)
+    partial.mkdir(parents=True)
+    try:
+        counts = write(source, partial)
+    except BaseException as error:
+        shutil.rmtree(partial)
+        if isinstance(error, DataError) and bad.count:
+            raise DataError(
+                f"{error}; {bad.count:,} malformed rows were left out, the first: {bad.first}"
+            ) from error
+        raise
+    description = {**made_from, **counts, "bad_row_count": bad.count, "bad_row": bad.first}
+    (partial / "source.json").write_text(json.dumps(description, indent=1) + "\n")
+    if root.exists():
+        root.rename(old)
+    partial.rename(root)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def open_source(spec: str, bad: BadRows) -> Source:
+    """The reader that `spec` names; malformed rows go to `bad`."""
+    kind, _, rest = spec.partition(":")
+    if kind == "synthetic":
+        from cascade.data.synthetic import Synthetic
+
+        return Synthetic.parse(rest)
+    if kind not in ("criteo", "movielens") or not rest:
+        raise DataError(
+            f"--data {spec!r} is not understood; give criteo:PATH, movielens:PATH or "
+            "synthetic[:rows=…,items=…,seed=…]"
+        )
+    if kind == "criteo":
+        from cascade.data.criteo import Criteo
+
+        return Criteo(Path(rest), bad)
+    from cascade.data.movielens import MovieLens
+
+    return MovieLens(Path(rest), bad)
+
+
+def _existing(root: Path) -> dict[str, Any] | None:
+    """What a prepared folder says it was made from; None where there is no folder yet."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return None
+    if not (root / "source.json").is_file():
+        raise DataError(
+            f"{root} exists and is not a prepared data set, so it is not overwritten; choose "
+            "another folder, or empty this one"
+        )
+    description: dict[str, Any] = json.loads((root / "source.json").read_text())
+    return description

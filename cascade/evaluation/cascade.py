@@ -1,0 +1,237 @@
+"""The whole cascade against its own ranker, and against what people really chose.
+
+Two questions, kept apart. How much of the ranker's best, over the whole catalogue, is left after
+each stage: the price of not scoring everything. And where the held-out positives end up: the
+quality of the lists, beside a popularity list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.evaluation import metrics
+from cascade.evaluation.reference import (
+    Rows,
+    best_candidates,
+    candidate_scores,
+    full_order,
+    share_kept,
+)
+from cascade.evaluation.rows import row_metrics
+from cascade.models.scorer import Scorer
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Metrics = dict[str, float]
+
+TOP = 10
+CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+REQUEST_USERS = 64
+BATCH = 8192
+COMPARED = ("prerank_logistic", "prerank_labels", "logistic")  # tried in the preranker's place
+SAMPLED_ROWS = 50_000  # of the test split, from whose positives the queries are drawn
+
+
+class Stages(Protocol):
+    """The cascade as `cascade.serving.pipeline.Pipeline` offers it; -1 pads throughout."""
+
+    def retrieve(self, dense: Floats, categorical: npt.NDArray[Any]) -> tuple[Floats, Ids, Ids]: ...
+
+    def prerank(self, user_dense: Floats, user_ids: Ids, candidates: Ids) -> Ids: ...
+
+    def rank(self, user_dense: Floats, user_ids: Ids, survivors: Ids) -> tuple[Ids, Floats]: ...
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Held-out events: the user as sent, [B, F_dense] and [B, F_cat], and the item chosen [B, 1].
+
+    A user with several events is several queries, each with the history of its own moment.
+    """
+
+    dense: Floats
+    categorical: npt.NDArray[Any]
+    positives: Ids
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What each stage answered: encoded users [B], and catalogue rows [B, K] stage by stage."""
+
+    users: Rows
+    retrieve: Ids
+    prerank: Ids
+    rank: Ids
+
+    def first(self, count: int) -> Lists:
+        """The same of the first users."""
+        some = slice(count)
+        return Lists(
+            self.users.take(some), self.retrieve[some], self.prerank[some], self.rank[some]
+        )
+
+
+def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
+    """Up to `count` positive rows of the test split, drawn at random from its first rows.
+
+    Raises:
+        ValueError: there is no positive to ask for.
+    """
+    dense, categorical, item, label = dataset.raw_users("test", SAMPLED_ROWS)
+    positive = np.flatnonzero(label > 0.5)
+    if not len(positive):
+        raise ValueError(
+            f"{dataset.root}: none of the first {len(label)} test rows is a positive, so there is "
+            "nothing to look for in the lists; prepare more rows"
+        )
+    chosen = np.random.default_rng(seed).permutation(positive)[:count]
+    return Queries(dense[chosen], categorical[chosen], item[chosen, None])
+
+
+def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
+    """Send every query through the stages one by one.
+
+    Args:
+        item_ids: [N], the id of each catalogue row: what `rank` answers is looked up there.
+    """
+    answers = []
+    for start in tqdm(
+        range(0, len(queries.positives), REQUEST_USERS), desc="cascade", unit="batch"
+    ):
+        some = slice(start, start + REQUEST_USERS)
+        dense, ids, candidates = cascade.retrieve(queries.dense[some], queries.categorical[some])
+        survivors = cascade.prerank(dense, ids, candidates)
+        results, _ = cascade.rank(dense, ids, survivors)
+        answers.append((dense, ids, candidates, survivors, rows_of(results, item_ids)))
+    dense, ids, candidates, survivors, results = (
+        np.concatenate(part) for part in zip(*answers, strict=True)
+    )
+    return Lists(Rows(dense, ids), candidates, survivors, results)
+
+
+def rows_of(ids: Ids, item_ids: Ids) -> Ids:
+    """Item ids [B, K] -> catalogue rows [B, K]; -1 stays -1.
+
+    Raises:
+        ValueError: an id that the catalogue does not have.
+    """
+    order = np.argsort(item_ids)
+    place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
+    rows = order[place]
+    strange = (ids >= 0) & (item_ids[rows] != ids)
+    if strange.any():
+        raise ValueError(
+            f"the cascade answered item {ids[strange][0]}, which is not in the catalogue: the "
+            "repository and the data set are not of one export"
+        )
+    return np.where(ids >= 0, rows, -1)
+
+
+def popularity(batches: Iterable[Batch], item_count: int, k: int) -> Ids:
+    """The list [k] that everybody gets from the baseline: the most frequent positives."""
+    counts = np.zeros(item_count, np.int64)
+    for batch in tqdm(batches, desc="popularity", unit="batch"):
+        counts += metrics.positive_counts(batch.item, batch.label, item_count)
+    return metrics.popular_items(counts, k)
+
+
+def list_metrics(lists: Lists, positives: Ids, popular: Ids) -> Metrics:
+    """Recall, NDCG and MAP of held-out positives [B, P] after each stage, and of popularity."""
+    everybody = np.broadcast_to(popular, (len(positives), len(popular)))
+    named = {
+        "popularity": everybody,
+        "retrieve": lists.retrieve,
+        "prerank": lists.prerank,
+        "rank": lists.rank,
+    }
+    found: Metrics = {"positives": len(positives)}
+    for stage, answer in named.items():
+        found[f"ndcg_at_{TOP}_{stage}"] = metrics.ndcg_at(answer, positives, TOP)
+        found[f"map_at_{TOP}_{stage}"] = metrics.map_at(answer, positives, TOP)
+        for k in CURVE:
+            if k <= max(TOP, answer.shape[1]):
+                found[f"recall_at_{k}_{stage}"] = metrics.recall_at(answer, positives, k)
+    return found
+
+
+def kept_metrics(
+    lists: Lists,
+    ranker: Scorer,
+    items: Rows,
+    prerankers: Mapping[str, Scorer],
+    device: str = "cpu",
+) -> Metrics:
+    """How much of the ranker's own top 10 each stage keeps.
+
+    `recall_retrieve`, `kept_after_prerank`, `kept_by_cascade`: of its top 10 over the whole
+    catalogue, the share still there after each stage. `kept_by_prerank`: of its top 10 among what
+    was retrieved, the share that the preranker keeps; `kept_by_NAME` the same for other models in
+    its place, and `kept_by_retrieve_order` for none at all. `kept_by_rank`: of its top 10 among
+    the survivors, the share in the answer, which is 1 if the server runs the same ranker.
+    """
+    users = lists.users
+
+    def scores(rows: Ids) -> Floats:
+        return candidate_scores(ranker, users, items, rows, device)
+
+    _, best = full_order(ranker, users, items, TOP, device)
+    retrieved, survived, answered = map(scores, (lists.retrieve, lists.prerank, lists.rank))
+    found = {
+        "users": len(users),
+        "recall_retrieve": share_kept(retrieved, best, TOP),
+        "kept_after_prerank": share_kept(survived, best, TOP),
+        "kept_by_cascade": share_kept(answered, best, TOP),
+        "kept_by_prerank": share_kept(survived, retrieved, TOP),
+        "kept_by_rank": share_kept(answered, survived, TOP),
+    }
+    keep = lists.prerank.shape[1]
+    found["kept_by_retrieve_order"] = share_kept(retrieved[:, :keep], retrieved, TOP)
+    for name, scorer in prerankers.items():
+        cheap = candidate_scores(scorer, users, items, lists.retrieve, device)
+        kept = best_candidates(lists.retrieve, cheap, keep)
+        found[f"kept_by_{name}"] = share_kept(scores(kept), retrieved, TOP)
+    return found
+
+
+def evaluate(
+    dataset: Dataset,
+    models: dict[str, Scorer],
+    cascade: Stages,
+    *,
+    users: int,
+    positives: int,
+    rows: int | None = None,
+    device: str = "cpu",
+) -> Metrics:
+    """All metrics, by name.
+
+    Args:
+        models: by the name of their checkpoint: `rank`, and what there is of `logistic`,
+            `prerank_logistic` and `prerank_labels`.
+        users: for how many of the queries the ranker scores the whole catalogue.
+        positives: how many held-out positives are looked for in the lists.
+        rows: of the test split that the click metrics see; all of them if None.
+    """
+    items = Rows(*dataset.items())
+    lists_of = held_out(dataset, max(users, positives))
+    scorers = {"": models["rank"]}
+    if "logistic" in models:
+        scorers["_logistic"] = models["logistic"]
+    batches = dataset.batches("test", BATCH)
+    limit = None if rows is None else -(-rows // BATCH)
+    found: Metrics = {"items": len(items)}
+    found |= row_metrics(scorers, islice(batches, limit), items, device)
+    popular = popularity(dataset.batches("train", BATCH), len(items), CURVE[-1])
+    lists = ask(cascade, lists_of, dataset.item_ids())
+    found |= list_metrics(lists, lists_of.positives, popular)
+    prerankers = {name: models[name] for name in COMPARED if name in models}
+    found |= kept_metrics(lists.first(users), models["rank"], items, prerankers, device)
+    return found

@@ -1,0 +1,143 @@
+"""The metrics of click models (rows) and of recommendations (lists), and the popularity baseline.
+
+Rows: labels [B] of 0 and 1, probabilities [B]. Lists: item rows [B, K], best first, and positives
+[B, P], each padded with -1; relevance is binary. A metric that a set does not define is NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import log_loss as sklearn_log_loss
+
+Floats = npt.NDArray[np.floating[Any]]
+Ids = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+NAN = float("nan")
+
+
+def auc(labels: Floats, scores: Floats) -> float:
+    """Chance that a positive scores above a negative, ties half. NaN with one class alone."""
+    positive = labels > 0.5
+    if positive.all() or not positive.any():
+        return NAN
+    return float(roc_auc_score(positive, scores))
+
+
+def log_loss(labels: Floats, probabilities: Floats) -> float:
+    """Mean negative log likelihood, in nats; NaN without rows."""
+    if not len(labels):
+        return NAN
+    p = probabilities.astype(np.float64)
+    return float(sklearn_log_loss(labels > 0.5, np.stack((1 - p, p), axis=1), labels=[False, True]))
+
+
+def normalized_entropy(labels: Floats, probabilities: Floats) -> float:
+    """Log loss over the entropy of the base rate: 1 is what knowing the rate alone achieves.
+
+    He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014. NaN with
+    one class alone, whose entropy is 0.
+    """
+    rate = float((labels > 0.5).mean()) if len(labels) else 0.0
+    if rate in (0.0, 1.0):
+        return NAN
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    return log_loss(labels, probabilities) / float(entropy)
+
+
+def calibration(labels: Floats, probabilities: Floats) -> float:
+    """Mean predicted over mean observed: 1 is right, above is too hopeful. NaN without positives.
+
+    He et al. 2014, as above.
+    """
+    observed = float((labels > 0.5).sum())
+    return float(probabilities.sum(dtype=np.float64)) / observed if observed else NAN
+
+
+def accuracy(labels: Floats, probabilities: Floats) -> float:
+    """Share of rows on the right side of one half; NaN without rows."""
+    if not len(labels):
+        return NAN
+    return float(accuracy_score(labels > 0.5, probabilities >= 0.5))
+
+
+def row_metrics(labels: Floats, probabilities: Floats) -> dict[str, float]:
+    """All of the above, by name."""
+    metrics = (auc, log_loss, normalized_entropy, calibration, accuracy)
+    return {metric.__name__: metric(labels, probabilities) for metric in metrics}
+
+
+def first_mentions(lists: Ids) -> Flags:
+    """[B, K] -> true where an item stands for the first time in its list; never at a pad."""
+    keys = _keys(lists, int(lists.max(initial=0)) + 1)
+    first = np.zeros(lists.size, np.bool_)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first.reshape(lists.shape) & (lists >= 0)
+
+
+def _keys(lists: Ids, span: int) -> Ids:
+    """[B, K] -> one number per (list, item); all pads of a list share one."""
+    lines = np.arange(len(lists), dtype=np.int64)[:, None]
+    keys: Ids = lines * (span + 1) + np.maximum(lists, -1) + 1
+    return keys
+
+
+def hits(lists: Ids, positives: Ids) -> tuple[Flags, Ids]:
+    """-> where the lists hit a positive [B, K], and how many distinct positives there are [B].
+
+    An item listed twice hits once, at its better place.
+    """
+    span = max(int(lists.max(initial=0)), int(positives.max(initial=0))) + 1
+    wanted = first_mentions(positives)
+    found = np.isin(_keys(lists, span), _keys(positives, span)[wanted])
+    return found & first_mentions(lists), wanted.sum(1)
+
+
+def _mean(values: Floats, counts: Ids) -> float:
+    """Mean over the users who have a positive; NaN when nobody has."""
+    return float(values[counts > 0].mean()) if (counts > 0).any() else NAN
+
+
+def recall_at(lists: Ids, positives: Ids, k: int) -> float:
+    """Share of a user's positives in the first k, mean over users with a positive."""
+    found, counts = hits(lists[:, :k], positives)
+    return _mean(found.sum(1) / np.maximum(counts, 1), counts)
+
+
+def ndcg_at(lists: Ids, positives: Ids, k: int) -> float:
+    """Discounted gain of the first k over that of an ideal list of k, mean as above.
+
+    Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002, with
+    the discount 1 / log2(place + 1).
+    """
+    found, counts = hits(lists[:, :k], positives)
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    ideal = np.cumsum(discount)[np.clip(counts, 1, k) - 1]
+    return _mean((found * discount[: found.shape[1]]).sum(1) / ideal, counts)
+
+
+def map_at(lists: Ids, positives: Ids, k: int) -> float:
+    """Mean average precision: the precision at every hit in the first k, summed and divided by the
+    hits that a list of k can have; mean as above."""
+    found, counts = hits(lists[:, :k], positives)
+    precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
+    return _mean((precision * found).sum(1) / np.clip(counts, 1, k), counts)
+
+
+def positive_counts(items: Ids, labels: Floats, item_count: int) -> Ids:
+    """How often each item of the catalogue is positive in these rows, [N]; batches add up."""
+    return np.bincount(items[labels > 0.5], minlength=item_count).astype(np.int64)
+
+
+def popular_items(counts: Ids, k: int) -> Ids:
+    """The k items most often positive, [k], -1 where fewer ever were. Ties go to the lower row.
+
+    The baseline of every list metric: the same list for everybody.
+    """
+    order = np.argsort(-counts, kind="stable")[:k].astype(np.int64)
+    order = order[counts[order] > 0]
+    return np.pad(order, (0, k - len(order)), constant_values=-1)

@@ -1,0 +1,127 @@
+"""The ranker's own order, which the cascade approximates, computed in PyTorch without shortcuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cascade.evaluation.metrics import first_mentions
+from cascade.models.scorer import Scorer
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+ITEMS_PER_CHUNK = 4096
+USERS_PER_CHUNK = 32
+PAIRS_PER_CHUNK = 16384  # bounds the hidden layer: 512 wide, it takes 32 MiB
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded users or items: dense float32 [B, F_dense] and ids int64 [B, C]."""
+
+    dense: Floats
+    ids: Ids
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def take(self, rows: Ids | slice) -> Rows:
+        return Rows(self.dense[rows], self.ids[rows])
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor]:
+        # Copies: what Parquet gives is read-only, which PyTorch's tensors cannot be.
+        return torch.tensor(self.dense, device=device), torch.tensor(self.ids, device=device)
+
+
+def full_order(
+    scorer: Scorer, users: Rows, items: Rows, k: int, device: str = "cpu"
+) -> tuple[Ids, Floats]:
+    """Score every item for every user -> the best k catalogue rows [B, k] and logits [B, k].
+
+    Items pass by in chunks and a running top k is kept, so memory is bounded by a chunk whatever
+    the catalogue. Of fewer than k items, the rest is -1 and -inf.
+    """
+    best = torch.full((len(users), k), -torch.inf, device=device)
+    rows = torch.full((len(users), k), -1, dtype=torch.long, device=device)
+    with torch.inference_mode(), tqdm(total=len(users) * len(items), **_bar("full order")) as bar:
+        states = scorer.user(*users.tensors(device))
+        for start in range(0, len(items), ITEMS_PER_CHUNK):
+            item = scorer.item(*items.take(slice(start, start + ITEMS_PER_CHUNK)).tensors(device))
+            step = max(1, PAIRS_PER_CHUNK // len(item))
+            for at in range(0, len(users), step):
+                some = slice(at, at + step)
+                logits = scorer.cross(states[some], item.expand(len(states[some]), -1, -1))
+                here = torch.arange(start, start + len(item), device=device).expand_as(logits)
+                top, place = torch.cat((best[some], logits), 1).topk(k)
+                best[some], rows[some] = top, torch.cat((rows[some], here), 1).gather(1, place)
+                bar.update(logits.numel())
+    return rows.cpu().numpy(), best.float().cpu().numpy()
+
+
+def candidate_scores(
+    scorer: Scorer, users: Rows, items: Rows, candidates: Ids, device: str = "cpu"
+) -> Floats:
+    """Logits [B, K] of candidate rows [B, K]; -inf at a pad, and where an item comes again.
+
+    Each item that occurs is computed once per chunk of users, then gathered, as the server does.
+    """
+    logits = np.empty(candidates.shape, np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(users), USERS_PER_CHUNK):
+            some = slice(start, start + USERS_PER_CHUNK)
+            present, places = np.unique(candidates[some], return_inverse=True)
+            item = scorer.item(*items.take(np.maximum(present, 0)).tensors(device))
+            user = scorer.user(*users.take(some).tensors(device))
+            places = places.reshape(-1, candidates.shape[1])
+            step = max(1, PAIRS_PER_CHUNK // candidates.shape[1])
+            for at in range(0, len(user), step):
+                chosen = item[torch.from_numpy(places[at : at + step]).to(device)]  # [., K, V]
+                scores = scorer.cross(user[at : at + step], chosen)
+                logits[start + at : start + at + len(scores)] = scores.float().cpu().numpy()
+    return np.where(first_mentions(candidates), logits, np.float32(-np.inf))
+
+
+def best_candidates(candidates: Ids, scores: Floats, k: int) -> Ids:
+    """The k candidates [B, k] of the best scores [B, K], best first, -1 where there are fewer."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(candidates, order, 1)
+    return np.where(np.take_along_axis(scores, order, 1) > -np.inf, kept, -1)
+
+
+def logits_of_rows(scorer: Scorer, users: Rows, items: Rows, device: str = "cpu") -> Floats:
+    """Logits [B] of B (user, item) rows, as in training."""
+    with torch.inference_mode():
+        logits = scorer(*users.tensors(device), *items.tensors(device))
+    return np.asarray(logits.float().cpu().numpy(), np.float32)
+
+
+def share_kept(scores: Floats, reference: Floats, k: int) -> float:
+    """Share of the reference's top k that a result holds, mean over users with a reference.
+
+    Tie-aware: an item counts when its score reaches the reference's k-th best. Catalogues hold
+    items that no model tells apart, rare values sharing one id, and which of them a stage keeps
+    says nothing about it.
+
+    Args:
+        scores: [B, S], the ranker's logits of what was kept; -inf at pads and repeats.
+        reference: [B, R], the ranker's logits of what it was to be kept from, or the best of them.
+    """
+    best = -np.sort(-reference, axis=1)[:, :k]
+    wanted = (best > -np.inf).sum(1)  # [B], k unless there were fewer
+    threshold = np.take_along_axis(best, np.maximum(wanted - 1, 0)[:, None], 1)[:, 0]
+    threshold = np.where(wanted > 0, threshold, 0)
+    # Logits of one pair differ in the last bits from one batch shape to the next.
+    slack = 1e-5 * np.maximum(1, np.abs(threshold))
+    reached = np.minimum((scores >= (threshold - slack)[:, None]).sum(1), wanted)
+    some = wanted > 0
+    return float((reached[some] / wanted[some]).mean()) if some.any() else float("nan")
+
+
+def _bar(what: str) -> dict[str, object]:
+    return {"desc": what, "unit": " pairs", "unit_scale": True, "mininterval": 1.0}

@@ -1,0 +1,44 @@
+"""How many compute threads each Python process of a repository gets.
+
+Every instance is a process, and every numerical library in it would start a thread per core: with
+three stages of two instances, six times as many threads as cores, which then wait for each other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+
+def cores() -> int:
+    """Cores that this process may use; fewer than the machine's under taskset or in a cpuset."""
+    return len(os.sched_getaffinity(0))
+
+
+def instances(repository: Path) -> int:
+    """How many Python processes the models of a repository start together.
+
+    Raises:
+        ValueError: a config.pbtxt cannot be read.
+    """
+    total = 0
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = model_config_pb2.ModelConfig()
+        try:
+            # A newer server knows fields that this client does not.
+            text_format.Parse(path.read_text(), config, allow_unknown_field=True)
+        except text_format.ParseError as error:
+            raise ValueError(f"{path} is not a model configuration: {error}") from error
+        if config.backend == "python":
+            groups = [max(1, g.count) * max(1, len(g.gpus)) for g in config.instance_group]
+            total += sum(groups) or 1
+    return total
+
+
+def threads_per_process(repository: Path) -> int:
+    """Compute threads for each Python process, such that all together do not exceed the cores
+    (where there are more processes than cores: one each)."""
+    return max(1, cores() // max(1, instances(repository)))

@@ -1,0 +1,158 @@
+"""`python -m clients.batch in.parquet out.parquet`: recommendations for every row of a file.
+
+The input has one user per row, columns named by feature; the output keeps the order. A few
+requests are under way at any time, and only the rows around them are in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clients.errors import InvalidInput, RecommendError
+from clients.layout import Recommendation, User
+from clients.options import add_connection, connection, positive
+from clients.parquet import AnswerFile, MissingPackage, UserFile, need
+from clients.recommender import AsyncRecommender
+
+Answer = Recommendation | str
+"""What the server recommends, or why it refused the row."""
+
+Ask = Callable[[Sequence[User]], Awaitable[list[Recommendation]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all rows answered (or --allow-errors), 1 not, 2 wrong usage, 130 stopped."""
+    options = _parser().parse_args(arguments)
+    try:
+        rows, refused = asyncio.run(_run(options))
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    except (RecommendError, MissingPackage, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.output}: {rows} rows, {refused} refused", file=sys.stderr)
+    if refused and not options.allow_errors:
+        print("the column `error` says why; --allow-errors accepts this", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clients.batch",
+        description="Ask the cascade for the ten best items for every row of a Parquet file.",
+    )
+    parser.add_argument("input", type=Path, help="Parquet file, columns named by feature")
+    parser.add_argument("output", type=Path, help="Parquet file to write, or to replace")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="hand this column of the input through; may be repeated",
+    )
+    parser.add_argument(
+        "--concurrency", type=positive, default=8, help="requests under way (%(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=32, help="rows of a request (%(default)s)"
+    )
+    parser.add_argument(
+        "--allow-errors", action="store_true", help="exit 0 even if rows were refused"
+    )
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    add_connection(parser, deadline_ms=30_000)
+    return parser
+
+
+async def _run(options: argparse.Namespace) -> tuple[int, int]:
+    """Returns the rows written and how many of them were refused."""
+    need("pyarrow.parquet")  # before anything is asked of the server
+    tqdm = None if options.no_progress else need("tqdm").tqdm
+    _check_paths(options.input, options.output)
+    refused = 0
+    async with AsyncRecommender(**connection(options)) as recommender:
+        users = UserFile(options.input, await recommender.layout(), options.keep)
+        if users.absent:
+            print(f"no such column, sent as missing: {', '.join(users.absent)}", file=sys.stderr)
+        found = in_order(
+            recommender.recommend_many, users.batches(options.batch_size), options.concurrency
+        )
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=users.rows, unit=" rows")) if tqdm else None
+            output = stack.enter_context(AnswerFile(options.output, users.kept))
+            async with contextlib.aclosing(found):
+                async for kept, answers in found:
+                    output.write(kept, answers)
+                    refused += sum(isinstance(answer, str) for answer in answers)
+                    if bar is not None:
+                        bar.update(len(answers))
+    return users.rows, refused
+
+
+def _check_paths(source: Path, target: Path) -> None:
+    if not source.is_file():
+        raise ValueError(f"there is no file {source}")
+    if not target.parent.is_dir():
+        raise ValueError(f"there is no folder {target.parent} to write {target.name} to")
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{source} is both input and output; write to another file")
+
+
+async def in_order(
+    ask: Ask, batches: Iterable[tuple[Sequence[User], Any]], concurrency: int
+) -> AsyncGenerator[tuple[Any, list[Answer]], None]:
+    """Answer the batches, `concurrency` at a time, in the order in which they come.
+
+    Args:
+        ask: recommends for several users, as `AsyncRecommender.recommend_many` does.
+        batches: users, and something that is handed through with their answers.
+
+    Yields:
+        What was handed through, and one answer per user.
+    """
+    gate = asyncio.Semaphore(concurrency)
+
+    async def answer(users: Sequence[User]) -> list[Answer]:
+        async with gate:
+            return await settle(ask, users)
+
+    waiting: deque[tuple[Any, asyncio.Task[list[Answer]]]] = deque()
+    try:
+        for users, passed in batches:
+            waiting.append((passed, asyncio.create_task(answer(users))))
+            # One slow batch at the head must not starve the others, nor may they pile up.
+            if len(waiting) >= 4 * concurrency:
+                passed, task = waiting.popleft()
+                yield passed, await task
+        while waiting:
+            passed, task = waiting.popleft()
+            yield passed, await task
+    finally:
+        for _, task in waiting:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+
+
+async def settle(ask: Ask, users: Sequence[User]) -> list[Answer]:
+    """One answer per user. A refused request is asked again in halves, so that the good rows get
+    their recommendations and each bad one its reason."""
+    try:
+        return list(await ask(users))
+    except InvalidInput as error:
+        if len(users) == 1:
+            return [str(error)]
+    middle = len(users) // 2
+    return [*await settle(ask, users[:middle]), *await settle(ask, users[middle:])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

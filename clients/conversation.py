@@ -1,0 +1,155 @@
+"""What a client says to the server and when, without any input or output.
+
+A dialogue is a generator: it yields the next step (ask for the configuration, ask for items,
+wait), is sent the outcome or thrown the failure, and returns the result. The sync and the asyncio
+client differ only in how they perform a step, and the retries can be tested without a network.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tritonclient.utils import InferenceServerException
+
+from clients import errors
+from clients.layout import Categorical, Dense, Layout, Recommendation, User, recommendations
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How to ask again when the server is unavailable: exponential backoff with full jitter.
+
+    Before try n + 1 the client waits for a random time between 0 and `first_s` * 2 ** (n - 1), at
+    most `longest_s`, so that the clients of a server that refused them do not all return at once
+    (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). It never waits past
+    the deadline of the call.
+    """
+
+    tries: int = 6
+    first_s: float = 0.05
+    longest_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.tries < 1 or self.first_s < 0 or self.longest_s < 0:
+            raise ValueError(f"retries need at least one try and times from 0 s on; got {self}")
+
+    def longest_wait_s(self, tries: int) -> float:
+        """Upper end of the wait after `tries` failures."""
+        return float(min(self.longest_s, self.first_s * 2 ** (tries - 1)))
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """Ask for the configuration of the model; the outcome is its protobuf message."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class AskItems:
+    """Ask for the items of B users; the outcome is (item_ids, scores), [B, 10] each."""
+
+    dense: Dense
+    categorical: Categorical
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for a while."""
+
+    seconds: float
+
+
+Step = AskConfig | AskItems | Wait
+Dialogue = Generator[Step, Any, Result]
+
+
+class Conversation:
+    """Everything that a client knows and decides.
+
+    Args:
+        deadline_s: longest time for a call, its retries included.
+        retry: how to ask again.
+        clock: seconds on a monotonic clock.
+        jitter: draws uniformly between its two arguments.
+    """
+
+    def __init__(
+        self,
+        deadline_s: float,
+        retry: Retry,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        _check_deadline(deadline_s)
+        self._deadline_s = deadline_s
+        self._retry = retry
+        self._clock = clock
+        self._jitter = jitter
+        self._layout: Layout | None = None
+
+    def layout(self, deadline_s: float | None = None) -> Dialogue[Layout]:
+        """The layout of a request; the server is asked for it once."""
+        return (yield from self._learn(self._end(deadline_s)))
+
+    def recommend_many(
+        self, users: Sequence[User], deadline_s: float | None = None
+    ) -> Dialogue[list[Recommendation]]:
+        """One recommendation per user. What does not fit in one request goes out in several, one
+        after the other; the deadline is for all of them."""
+        end = self._end(deadline_s)
+        layout = yield from self._learn(end)
+        dense, categorical = layout.arrays(users)
+        results: list[Recommendation] = []
+        for start in range(0, len(users), layout.max_batch_size):
+            part = slice(start, start + layout.max_batch_size)
+
+            def ask(timeout_s: float, part: slice = part) -> Step:
+                return AskItems(dense[part], categorical[part], timeout_s)
+
+            item_ids, scores = yield from self._insist(ask, end)
+            results += recommendations(item_ids, scores, len(dense[part]))
+        return results
+
+    def _end(self, deadline_s: float | None) -> float:
+        if deadline_s is not None:
+            _check_deadline(deadline_s)
+        return self._clock() + (self._deadline_s if deadline_s is None else deadline_s)
+
+    def _learn(self, end: float) -> Dialogue[Layout]:
+        if self._layout is None:
+            self._layout = Layout.from_config((yield from self._insist(AskConfig, end)))
+        return self._layout
+
+    def _insist(self, ask: Callable[[float], Step], end: float) -> Dialogue[Any]:
+        """Ask until there is an answer, the tries are used up or the next would be too late."""
+        began = self._clock()
+        for tries in range(1, self._retry.tries + 1):
+            left_s = end - self._clock()
+            if left_s <= 0:
+                raise errors.DeadlineExceeded("the deadline passed before the server was asked")
+            try:
+                return (yield ask(left_s))
+            except InferenceServerException as error:
+                if error.status() != errors.UNAVAILABLE:
+                    raise errors.from_server(error) from error
+                failure = error
+            wait_s = self._jitter(0.0, self._retry.longest_wait_s(tries))
+            if tries == self._retry.tries or self._clock() + wait_s >= end:
+                break
+            yield Wait(wait_s)
+        raise errors.Unavailable(
+            errors.server_message(failure), tries, self._clock() - began
+        ) from failure
+
+
+def _check_deadline(deadline_s: float) -> None:
+    if not 0 < deadline_s < float("inf"):
+        raise ValueError(f"a deadline is a positive number of seconds; got {deadline_s}")

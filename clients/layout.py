@@ -1,0 +1,177 @@
+"""What a request looks like, as the server describes it, and the way from dicts to arrays."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clients import values
+from clients.errors import InvalidInput, RecommendError
+
+User = Mapping[str, Any]
+"""Raw feature values by name: numbers, strings, lists of strings. Absent or None = missing."""
+
+Dense = npt.NDArray[np.float32]
+Categorical = npt.NDArray[np.object_]
+PAD = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """The best items for one user, best first.
+
+    Args:
+        item_ids: int64 [<= 10]; fewer where the catalogue is smaller.
+        scores: float32 of the same length, predicted click probabilities.
+    """
+
+    item_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class IdFeature:
+    """A categorical, or a bag of which `length` members are read."""
+
+    name: str
+    bag: bool
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The features of a user in the order of the two tensors.
+
+    Args:
+        dense: names of the numbers.
+        categorical: the categoricals and bags.
+        max_batch_size: most users in one request.
+        layout_hash: the server's name for this layout.
+    """
+
+    dense: tuple[str, ...]
+    categorical: tuple[IdFeature, ...]
+    max_batch_size: int
+    layout_hash: str
+
+    @classmethod
+    def from_config(cls, config: Any) -> Layout:
+        """Read a layout off the model's configuration (a protobuf ModelConfig).
+
+        Raises:
+            RecommendError: the model is not an export of this cascade.
+        """
+        text = config.parameters["features"].string_value
+        try:
+            features = json.loads(text)
+            layout = cls(
+                tuple(features["dense"]),
+                tuple(IdFeature(f["name"], f["bag"], f["length"]) for f in features["categorical"]),
+                config.max_batch_size,
+                config.parameters["layout_hash"].string_value,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecommendError(
+                f"model {config.name} does not say which features it takes (its parameter "
+                f"'features' is {text[:40]!r}). Is it an export of this cascade?"
+            ) from error
+        layout._check_widths(config)
+        return layout
+
+    def _check_widths(self, config: Any) -> None:
+        came = {tensor.name: list(tensor.dims) for tensor in config.input}
+        expected = {"dense": [self._dense_width], "categorical": [self._categorical_width]}
+        if came != expected or self.max_batch_size < 1:
+            raise RecommendError(
+                f"model {config.name} takes {came} in batches of {self.max_batch_size}, but its "
+                f"features make {expected} in batches of 1 or more. Export it again."
+            )
+
+    @property
+    def _dense_width(self) -> int:
+        """A user without numbers sends one column that nobody reads (see `Schema.dense_width`)."""
+        return max(1, len(self.dense))
+
+    @property
+    def _categorical_width(self) -> int:
+        return max(1, len(self.categorical))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Every feature that a user may have."""
+        return (*self.dense, *(feature.name for feature in self.categorical))
+
+    def arrays(self, users: Sequence[User]) -> tuple[Dense, Categorical]:
+        """Users as the two tensors: float32 [B, F_dense] and object (bytes) [B, F_cat].
+
+        Raises:
+            InvalidInput: names the feature and, where there are several users, which of them.
+        """
+        dense = np.full((len(users), self._dense_width), np.nan, np.float32)
+        categorical = np.full((len(users), self._categorical_width), b"", np.object_)
+        for row, user in enumerate(users):
+            try:
+                self._check_names(user)
+                for column, name in enumerate(self.dense):
+                    dense[row, column] = values.number(name, user.get(name))
+                for column, feature in enumerate(self.categorical):
+                    categorical[row, column] = _id_value(feature, user.get(feature.name))
+            except InvalidInput as error:
+                raise InvalidInput(f"user {row}: {error}" if len(users) > 1 else str(error)) from (
+                    error.__cause__
+                )
+        return dense, categorical
+
+    def _check_names(self, user: object) -> None:
+        if not isinstance(user, Mapping):
+            raise InvalidInput(
+                f"a user is a dict of feature values by name; a {type(user).__name__} came"
+            )
+        for name in user:
+            if name not in self._known:
+                raise InvalidInput(unknown_name("feature", name, self.names))
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+
+def _id_value(feature: IdFeature, value: object) -> bytes:
+    if feature.bag:
+        return values.bag(feature.name, value, feature.length)
+    return values.category(feature.name, value)
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
+    """A message that suggests the name that was probably meant."""
+    known = tuple(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"unknown {what} {name!r}: {advice}"
+
+
+def recommendations(
+    item_ids: npt.NDArray[np.int64] | None, scores: npt.NDArray[np.float32] | None, users: int
+) -> list[Recommendation]:
+    """Split an answer, [B, 10] each, into one list per user without the pads.
+
+    Raises:
+        RecommendError: the answer does not belong to a request of so many users.
+    """
+    if item_ids is None or scores is None or not len(item_ids) == len(scores) == users:
+        shapes = [None if array is None else array.shape for array in (item_ids, scores)]
+        raise RecommendError(
+            f"the server answered item_ids and scores of shapes {shapes} to {users} users"
+        )
+    kept = item_ids != PAD
+    return [
+        Recommendation(ids[keep], score[keep])
+        for ids, score, keep in zip(item_ids, scores, kept, strict=True)
+    ]

@@ -1,0 +1,159 @@
+"""`python -m clients.recommend`: the ten best items for one or several users, as a table.
+
+python -m clients.recommend --user '{"I1": 3, "C1": "68fd1e64"}'
+python -m clients.recommend --random 3 --users users.jsonl --titles titles.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clients import draw
+from clients.errors import RecommendError
+from clients.layout import Recommendation
+from clients.options import add_connection, connection, positive
+from clients.recommender import Recommender
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 answered, 1 not answered (one line on stderr says why), 2 wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        titles = read_titles(options.titles) if options.titles else None
+        generator = random.Random(options.seed)
+        with Recommender(**connection(options)) as recommender:
+            users = _users(options, recommender, generator)
+            answers = recommender.recommend_many(users)
+    except (RecommendError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for user, answer in zip(users, answers, strict=True):
+        if options.json:
+            print(as_json(user, answer, titles))
+        else:
+            print("\n".join(table(user, answer, titles, shutil.get_terminal_size().columns)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m clients.recommend", description="Ask the cascade for the ten best items."
+    )
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument(
+        "--user",
+        action="append",
+        metavar="JSON",
+        help="a user as a JSON object of raw feature values by name; may be repeated",
+    )
+    who.add_argument(
+        "--random",
+        type=positive,
+        nargs="?",
+        const=1,
+        metavar="N",
+        help="N random users (1); made up unless --users is given",
+    )
+    parser.add_argument(
+        "--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines"
+    )
+    parser.add_argument("--seed", type=int, help="draw the same users again")
+    parser.add_argument(
+        "--titles", type=Path, metavar="CSV", help="file with the columns item_id and title"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per user")
+    add_connection(parser, deadline_ms=5000)
+    return parser
+
+
+def _users(
+    options: argparse.Namespace, recommender: Recommender, generator: random.Random
+) -> list[dict[str, Any]]:
+    if options.user:
+        return [
+            draw.parse(text, f"--user {position}") for position, text in enumerate(options.user, 1)
+        ]
+    if options.users:
+        return draw.from_file(options.users, options.random, generator)
+    layout = recommender.layout()
+    return [draw.made_up(layout, generator) for _ in range(options.random)]
+
+
+def read_titles(path: Path) -> dict[int, str]:
+    """Item id to title, from a CSV file with a header.
+
+    Raises:
+        ValueError: a column is missing, or an id is not an integer.
+    """
+    titles: dict[int, str] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {"item_id", "title"} <= set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}: expected a header with item_id and title, found {reader.fieldnames}"
+            )
+        for row in reader:
+            try:
+                titles[int(row["item_id"])] = row["title"] or ""
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: item_id {row['item_id']!r} is not an integer"
+                ) from error
+    return titles
+
+
+def table(
+    user: Mapping[str, Any],
+    answer: Recommendation,
+    titles: Mapping[int, str] | None,
+    width: int,
+) -> list[str]:
+    """Lines of at most `width` characters: the user, a header, one line per item."""
+    ids = [str(item) for item in answer.item_ids]
+    id_width = max(len(text) for text in ("item id", *ids))
+    names = [(titles or {}).get(int(item), "") for item in answer.item_ids]
+    room = max(8, width - len("rank  ") - id_width - 2 - len("  score "))
+    title_width = min(room, max(len(text) for text in ("title", *names)))
+
+    def line(rank: str, item: str, title: str, score: str) -> str:
+        middle = f"  {_cut(title, title_width):<{title_width}}" if titles is not None else ""
+        return f"{rank:>4}  {item:>{id_width}}{middle}  {score:>6}"
+
+    rows = [
+        line(str(rank), item, title, f"{score:.4f}")
+        for rank, (item, title, score) in enumerate(zip(ids, names, answer.scores, strict=True), 1)
+    ]
+    heading = _cut(f"user {json.dumps(user, ensure_ascii=False)}", width)
+    return [heading, line("rank", "item id", "title", "score"), *rows, ""]
+
+
+def _cut(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def as_json(
+    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[int, str] | None
+) -> str:
+    """The user and the answer as one line of JSON; an item without a title has null."""
+    value: dict[str, Any] = {
+        "user": user,
+        "item_ids": answer.item_ids.tolist(),
+        "scores": [round(score, 6) for score in answer.scores.tolist()],
+    }
+    if titles is not None:
+        value["titles"] = [titles.get(item) for item in value["item_ids"]]
+    return json.dumps(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

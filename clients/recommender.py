@@ -1,0 +1,236 @@
+"""The sync client and its asyncio twin: they perform the steps that `conversation` decides."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import tritonclient.grpc as grpc
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.utils import InferenceServerException
+
+from cascade.spec import ENSEMBLE
+from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
+from clients.layout import Layout, Recommendation, User
+
+DEADLINE_S = 1.0
+URL = "127.0.0.1:8001"
+
+# After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
+# its default of a second and more, our retries would mostly hear that echo.
+_CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Encrypt the connection, and check the server.
+
+    Args:
+        root_ca: PEM file of the authority that signed the server's certificate; None takes the
+            roots that gRPC brings.
+        client_key, client_cert: PEM files, for a server that wants to know its clients.
+
+    Raises:
+        ValueError: a file is missing, or a key is without its certificate.
+    """
+
+    root_ca: Path | None = None
+    client_key: Path | None = None
+    client_cert: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.client_key is None) != (self.client_cert is None):
+            raise ValueError("TLS: a client key and its certificate come together; one is missing")
+        for path in (self.root_ca, self.client_key, self.client_cert):
+            if path is not None and not path.is_file():
+                raise ValueError(f"TLS: there is no file {path}")
+
+
+class Recommender:
+    """Asks the server and waits for the answer. Safe to share among threads.
+
+    Args:
+        url: host:port of the gRPC endpoint; it is first reached by the first call.
+        deadline_s: longest time for a call, its retries included; a call may set its own.
+        retry: how to ask again when the server is unavailable.
+        tls: None sends in clear, which is for loopback and private networks.
+        model: name of the ensemble.
+
+    Every call raises `InvalidInput`, `DeadlineExceeded` or `Unavailable`, or their base
+    `RecommendError` for what else the server may say.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        deadline_s: float = DEADLINE_S,
+        retry: Retry | None = None,
+        tls: Tls | None = None,
+        model: str = ENSEMBLE,
+    ) -> None:
+        self._conversation = Conversation(deadline_s, retry or Retry())
+        self._model = model
+        self._client = grpc.InferenceServerClient(url, **_connection(tls))
+
+    def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
+        """The best items for one user, given as raw feature values by name."""
+        return self.recommend_many([user], deadline_s=deadline_s)[0]
+
+    def recommend_many(
+        self, users: Sequence[User], *, deadline_s: float | None = None
+    ) -> list[Recommendation]:
+        """One recommendation per user, in their order. The users may be more than the server
+        takes in one request."""
+        return self._perform(self._conversation.recommend_many(users, deadline_s))
+
+    def layout(self, *, deadline_s: float | None = None) -> Layout:
+        """The features of a user, as the server names them."""
+        return self._perform(self._conversation.layout(deadline_s))
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Recommender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _perform(self, dialogue: Dialogue[Result]) -> Result:
+        try:
+            step = next(dialogue)
+            while True:
+                try:
+                    outcome = self._step(step)
+                except InferenceServerException as error:
+                    step = dialogue.throw(error)
+                else:
+                    step = dialogue.send(outcome)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    def _step(self, step: Step) -> Any:
+        if isinstance(step, AskItems):
+            return _outputs(self._client.infer(**_request(self._model, step)))
+        if isinstance(step, AskConfig):
+            return self._client.get_model_config(self._model, client_timeout=step.timeout_s).config
+        return time.sleep(step.seconds)
+
+
+class AsyncRecommender:
+    """`Recommender` for asyncio: the same arguments, calls and errors, awaited.
+
+    Belongs to one event loop. Calls may overlap; a cancelled call cancels its request.
+    """
+
+    def __init__(
+        self,
+        url: str = URL,
+        *,
+        deadline_s: float = DEADLINE_S,
+        retry: Retry | None = None,
+        tls: Tls | None = None,
+        model: str = ENSEMBLE,
+    ) -> None:
+        self._conversation = Conversation(deadline_s, retry or Retry())
+        self._model = model
+        self._url = url
+        self._connection = _connection(tls)
+        self._opened: grpc_aio.InferenceServerClient | None = None
+
+    async def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
+        """The best items for one user, given as raw feature values by name."""
+        return (await self.recommend_many([user], deadline_s=deadline_s))[0]
+
+    async def recommend_many(
+        self, users: Sequence[User], *, deadline_s: float | None = None
+    ) -> list[Recommendation]:
+        """One recommendation per user, in their order. The users may be more than the server
+        takes in one request."""
+        return await self._perform(self._conversation.recommend_many(users, deadline_s))
+
+    async def layout(self, *, deadline_s: float | None = None) -> Layout:
+        """The features of a user, as the server names them."""
+        return await self._perform(self._conversation.layout(deadline_s))
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def __aenter__(self) -> AsyncRecommender:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def _client(self) -> grpc_aio.InferenceServerClient:
+        """Opened by the first call, because a channel belongs to the loop that runs then."""
+        if self._opened is None:
+            self._opened = grpc_aio.InferenceServerClient(self._url, **self._connection)
+        return self._opened
+
+    async def _perform(self, dialogue: Dialogue[Result]) -> Result:
+        try:
+            step = next(dialogue)
+            while True:
+                try:
+                    outcome = await self._step(step)
+                except InferenceServerException as error:
+                    step = dialogue.throw(error)
+                else:
+                    step = dialogue.send(outcome)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+    async def _step(self, step: Step) -> Any:
+        if isinstance(step, AskItems):
+            return _outputs(await self._client.infer(**_request(self._model, step)))
+        if isinstance(step, AskConfig):
+            answer = await self._client.get_model_config(self._model, client_timeout=step.timeout_s)
+            return answer.config
+        return await asyncio.sleep(step.seconds)
+
+
+def _connection(tls: Tls | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"channel_args": _CHANNEL}
+    if tls is not None:
+        files = {
+            "root_certificates": tls.root_ca,
+            "private_key": tls.client_key,
+            "certificate_chain": tls.client_cert,
+        }
+        options |= {"ssl": True} | {name: str(path) for name, path in files.items() if path}
+    return options
+
+
+def _request(model: str, step: AskItems) -> dict[str, Any]:
+    dense = grpc.InferInput("dense", step.dense.shape, "FP32")
+    dense.set_data_from_numpy(step.dense)
+    categorical = grpc.InferInput("categorical", step.categorical.shape, "BYTES")
+    categorical.set_data_from_numpy(step.categorical)
+    return {
+        "model_name": model,
+        "inputs": [dense, categorical],
+        "outputs": [grpc.InferRequestedOutput(name) for name in ("item_ids", "scores")],
+        "client_timeout": step.timeout_s,
+        # The server also drops it from its queues then: nobody would read the answer.
+        "timeout": max(1, int(step.timeout_s * 1e6)),
+    }
+
+
+def _outputs(answer: grpc.InferResult) -> tuple[Any, Any]:
+    return answer.as_numpy("item_ids"), answer.as_numpy("scores")

@@ -1,0 +1,105 @@
+"""One raw feature value to its form on the wire, checked.
+
+A value is refused here, by the name of its feature, when no trained model could read it: that is
+sooner than in the server, and the message can speak of Python types.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from numbers import Integral, Real
+
+import numpy as np
+
+from clients.errors import InvalidInput
+
+SEPARATOR = "|"
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def number(feature: str, value: object) -> float:
+    """A dense value as a float that fits in float32; NaN where it is missing.
+
+    Raises:
+        InvalidInput: not a number, infinite, or too large.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise _wrong(feature, value, "a number, or None where it is missing")
+    try:
+        as_float = float(value)
+    except OverflowError:  # an int of more than 308 digits
+        as_float = math.inf
+    if abs(as_float) > _LARGEST:
+        raise _wrong(
+            feature, value, f"a finite number up to {_LARGEST:.3g}, or None where it is missing"
+        )
+    return as_float
+
+
+def category(feature: str, value: object) -> bytes:
+    """A categorical value as UTF-8; empty where it is missing (None, NaN or "").
+
+    Raises:
+        InvalidInput: neither a string nor an int, or a list.
+    """
+    if _is_missing(value):
+        return b""
+    if isinstance(value, list | tuple | set | frozenset | dict | np.ndarray):
+        raise _wrong(feature, value, "one string or int: only a bag takes several")
+    return _text(feature, value, "a string or an int, or None where it is missing").encode()
+
+
+def bag(feature: str, value: object, length: int) -> bytes:
+    """A bag as UTF-8, members joined by `|`; empty where it is missing or has no member.
+
+    Takes a list of strings and ints, or a string that is joined already. Only the first `length`
+    members are sent, because the server reads no more.
+
+    Raises:
+        InvalidInput: not such a list, or a member that holds the separator.
+    """
+    if _is_missing(value):
+        return b""
+    if isinstance(value, str | bytes):
+        members = _text(feature, value, "").split(SEPARATOR)
+    elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        members = [_member(feature, member) for member in value]
+    else:
+        raise _wrong(feature, value, f"a list, or a string joined by {SEPARATOR!r}")
+    return SEPARATOR.join([member for member in members if member][:length]).encode()
+
+
+def _member(feature: str, value: object) -> str:
+    text = _text(feature, value, "strings and ints as the members of a bag")
+    if SEPARATOR in text:
+        raise _wrong(feature, value, f"members without {SEPARATOR!r}, which separates members")
+    return text
+
+
+def _text(feature: str, value: object, expected: str) -> str:
+    if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
+        return str(int(value))
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        if isinstance(value, str):
+            value.encode()
+            return str(value)
+    except UnicodeError as error:
+        raise _wrong(feature, value, "text that UTF-8 can hold") from error
+    raise _wrong(feature, value, expected)
+
+
+def _is_missing(value: object) -> bool:
+    """NaN counts too: it is how pandas marks a hole in a column of strings."""
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value))
+
+
+def _wrong(feature: str, value: object, expected: str) -> InvalidInput:
+    return InvalidInput(
+        f"feature {feature}: {reprlib.repr(value)} ({type(value).__name__}) came; "
+        f"expected {expected}"
+    )

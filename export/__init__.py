@@ -1,0 +1,1 @@
+"""Checkpoints to a Triton model repository: `python -m export`."""

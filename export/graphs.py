@@ -1,0 +1,81 @@
+"""The modules that are exported: the user half of a model and, for scoring, all that follows.
+
+A scoring graph takes candidate rows and returns what the next stage needs: it gathers the item
+state, scores, masks the pads, takes the top K and looks up the ids, so that only ids leave it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cascade.models.scorer import Scorer
+
+SURROGATE_ROWS = 4  # stand in for the catalogue while a graph is traced; the real rows are mapped
+
+
+def user_half(scorer: Scorer) -> Scorer:
+    """The same model without the parts that only `item` uses: its tables stay behind."""
+    half = copy.copy(scorer)
+    modules = {k: v for k, v in scorer.named_children() if not k.startswith("item_")}
+    half.__dict__["_modules"] = modules
+    return half.eval()
+
+
+class UserTower(nn.Module):
+    """user_dense [B, F_dense], user_ids [B, C] -> user_vector [B, D]."""
+
+    def __init__(self, retriever: Scorer) -> None:
+        super().__init__()
+        self.scorer = user_half(retriever)
+
+    def forward(self, user_dense: Tensor, user_ids: Tensor) -> Tensor:
+        return self.scorer.user(user_dense, user_ids)
+
+
+class TopCandidates(nn.Module):
+    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best of each user's rows.
+
+    Args:
+        scorer: any model of the contract.
+        keep: how many rows are kept.
+        with_ids: return (item_ids, click probability) in place of the rows.
+        item_width: V, of the item state.
+
+    A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0.
+    """
+
+    item_state: Tensor
+    catalogue_ids: Tensor
+
+    def __init__(self, scorer: Scorer, keep: int, with_ids: bool) -> None:
+        super().__init__()
+        self.scorer = user_half(scorer)
+        self.keep, self.with_ids = keep, with_ids
+        surrogate = torch.zeros(SURROGATE_ROWS, scorer.item_width)
+        self.register_buffer("item_state", surrogate)
+        if with_ids:
+            self.register_buffer("catalogue_ids", torch.zeros(SURROGATE_ROWS, 1, dtype=torch.long))
+
+    def forward(
+        self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        pads = candidates < 0
+        # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
+        items = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
+        logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
+        best, places = logits.masked_fill(pads, -torch.inf).topk(self.keep, dim=1)
+        rows = candidates.gather(1, places)
+        if not self.with_ids:
+            return rows
+        ids = nn.functional.embedding(rows.clamp(min=0), self.catalogue_ids).squeeze(-1)
+        return ids.masked_fill(rows < 0, -1), torch.sigmoid(best)
+
+
+def batches_of_items(count: int, size: int = 16_384) -> Iterator[slice]:
+    """Slices that cover `count` rows."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

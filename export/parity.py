@@ -1,0 +1,119 @@
+"""Is what was exported the model that was trained? Eager = ONNX = TorchScript, after a reload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cascade.schema import Schema
+from cascade.serving.runtime import Array, load_graph
+from cascade.spec import Serving
+from export.graphs import TopCandidates
+
+LARGEST_DIFFERENCE = 1e-4
+LEAST_OVERLAP = 0.99
+RUNTIMES = ("onnx", "torchscript")
+
+Cases = list[tuple[Array, ...]]
+
+
+class ParityError(AssertionError):
+    """An exported graph does not give the eager model's answers."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One graph at one batch size.
+
+    Args:
+        max_abs: largest difference of a number: of user vectors, of click logits.
+        overlap: share of the eager model's top K that the graph returns too; 1 for a tower.
+    """
+
+    stage: str
+    runtime: str
+    batch: int
+    max_abs: float
+    overlap: float
+
+    @property
+    def holds(self) -> bool:
+        return self.max_abs <= LARGEST_DIFFERENCE and self.overlap >= LEAST_OVERLAP
+
+
+def compare(
+    stage: str, module: nn.Module, folder: Path, schema: Schema, cases: Cases
+) -> list[Parity]:
+    """Reload each graph of a version folder and run the cases through it and the eager module."""
+    measure = _scoring if isinstance(module, TopCandidates) else _tower
+    found = []
+    for runtime in RUNTIMES:
+        _, graph = load_graph(folder, schema, Serving(runtime=runtime, threads=1))  # type: ignore[arg-type]
+        for case in cases:
+            max_abs, overlap = measure(module, graph, case)
+            found.append(Parity(stage, runtime, len(case[0]), max_abs, overlap))
+    return found
+
+
+def report(parities: list[Parity]) -> str:
+    """A table, and an error after it where something differs.
+
+    Raises:
+        ParityError: names every graph that differs.
+    """
+    lines = [f"{'stage':10}{'runtime':14}{'batch':>6}{'max abs':>12}{'overlap':>10}"]
+    for p in parities:
+        lines.append(f"{p.stage:10}{p.runtime:14}{p.batch:6}{p.max_abs:12.2e}{p.overlap:10.4f}")
+    table = "\n".join(lines)
+    wrong = [asdict(p) for p in parities if not p.holds]
+    if wrong:
+        raise ParityError(
+            f"{table}\nexported graphs differ from the trained model by more than "
+            f"{LARGEST_DIFFERENCE:g}, or share less than {LEAST_OVERLAP:.0%} of its top K: {wrong}"
+        )
+    return table
+
+
+def _tower(
+    module: nn.Module, graph: Callable[..., list[Array]], case: tuple[Array, ...]
+) -> tuple[float, float]:
+    with torch.inference_mode():
+        expected = module(*map(torch.from_numpy, case)).numpy()
+    return float(np.abs(graph(*case)[0] - expected).max()), 1.0
+
+
+def _scoring(
+    module: nn.Module, graph: Callable[..., list[Array]], case: tuple[Array, ...]
+) -> tuple[float, float]:
+    """Judge the graph's choice by the eager logits, so that a tie may fall either way."""
+    assert isinstance(module, TopCandidates)
+    users, rows = tuple(map(torch.from_numpy, case[:2])), torch.from_numpy(case[2])
+    with torch.inference_mode():
+        states = nn.functional.embedding(rows.clamp(min=0), module.item_state)
+        logits = module.scorer.cross(module.scorer.user(*users), states).numpy()
+        expected = [t.numpy() for t in _as_tuple(module(*users, rows))]
+    names = module.catalogue_ids.numpy()[:, 0][case[2]] if module.with_ids else case[2]
+    outputs = graph(*case)
+    differences, shared = [0.0], 0
+    for b in range(len(logits)):
+        real = case[2][b] >= 0
+        value = dict(zip(names[b][real].tolist(), logits[b][real].tolist(), strict=True))
+        got, wanted = (x[0][b][x[0][b] >= 0] for x in (outputs, expected))
+        best = np.sort([value[i] for i in got.tolist()])[::-1]
+        if len(got) != len(wanted):
+            return float("inf"), 0.0
+        reference = np.array([value[i] for i in wanted.tolist()])
+        differences.append(float(np.abs(best - reference).max(initial=0)))
+        shared += len(np.intersect1d(got, wanted))
+    if module.with_ids:
+        differences.append(float(np.abs(outputs[1] - expected[1]).max(initial=0)))
+    return max(differences), shared / max(1, int((expected[0] >= 0).sum()))
+
+
+def _as_tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)

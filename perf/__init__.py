@@ -1,0 +1,1 @@
+"""Measures the served cascade with perf_analyzer, and turns the records into a report."""

@@ -1,0 +1,500 @@
+"""The launcher with the real server: it answers, it says why not, and it leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient import grpc
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import InferenceServerException
+
+from cascade.serving import binaries, probe, reaper, server_log, threads
+from cascade.serving.binaries import BinaryError
+from cascade.serving.launcher import Ports, Server, ServerError, reap
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60.0
+
+CONFIG = """
+backend: "python"
+max_batch_size: 4
+input [{ name: "x" data_type: TYPE_FP32 dims: [ 2 ] },
+       { name: "text" data_type: TYPE_STRING dims: [ 1 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ 2 ] },
+        { name: "environment" data_type: TYPE_STRING dims: [ 3 ] }]
+instance_group [{ count: 1 kind: KIND_CPU }]
+"""
+ECHO = """
+import os
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from cascade.spec import ENSEMBLE  # the package must be found from inside the server
+
+class TritonPythonModel:
+    def execute(self, requests):
+        names = ("CASCADE_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        found = np.array([os.environ.get(n, "").encode() for n in names], object)
+        answers = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            answers.append(pb_utils.InferenceResponse([
+                pb_utils.Tensor("y", x),
+                pb_utils.Tensor("environment", np.tile(found, (len(x), 1))),
+            ]))
+        return answers
+"""
+BROKEN = """
+class TritonPythonModel:
+    def initialize(self, args):
+        raise ValueError("the item state is missing:\\nexport the model again")
+"""
+SLOW = """
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Servers started elsewhere on this machine are not this test's business."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    for state in reaper.run_folder().glob("cascade_*.json"):
+        reaper.remove(state.stem)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Callable[[str], Path]:
+    def make(source: str) -> Path:
+        model = tmp_path / "repository" / "echo"
+        (model / "1").mkdir(parents=True)
+        (model / "config.pbtxt").write_text(CONFIG)
+        (model / "1" / "model.py").write_text(source)
+        return model.parent
+
+    return make
+
+
+def registered() -> list[str]:
+    return sorted(path.stem for path in reaper.run_folder().glob("cascade_*.json"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+def assert_nothing_left(name: str) -> None:
+    assert reaper.processes(name) == []
+    assert reaper.segments(name) == []
+    assert not [path for path in reaper.run_folder().iterdir() if name in path.name]
+
+
+def reachable(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def ask(url: str, x: list[list[float]]) -> grpc.InferResult:
+    inputs = [
+        grpc.InferInput("x", [len(x), 2], "FP32"),
+        grpc.InferInput("text", [len(x), 1], "BYTES"),
+    ]
+    inputs[0].set_data_from_numpy(np.array(x, np.float32))
+    inputs[1].set_data_from_numpy(np.full((len(x), 1), b"", object))
+    with grpc.InferenceServerClient(url) as client:
+        return client.infer("echo", inputs)
+
+
+def test_a_server_answers_and_leaves_nothing(
+    repository: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository(ECHO)
+    monkeypatch.chdir(tmp_path)  # the models find the package from anywhere
+    with Server(folder, probe="echo") as server:
+        result = ask(server.url, [[1, 2], [3, 4]])
+        assert result.as_numpy("y").tolist() == [[1, 2], [3, 4]]
+        bound = str(len(os.sched_getaffinity(0))).encode()
+        assert result.as_numpy("environment").tolist() == [[bound] * 3] * 2
+        assert server.version.startswith("2.")
+        for port in (server.ports.http, server.ports.grpc, server.ports.metrics):
+            assert reachable("127.0.0.1", port)
+            assert not reachable("127.0.0.2", port)  # as it would be were all addresses bound
+        name = server.name
+        alive = reaper.processes(name)
+        assert server.pid in alive
+        assert len(alive) == 2  # and one stub
+        assert reaper.segments(name)
+        with pytest.raises(ServerError, match="has been started already"):
+            server.start()
+        with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1:{server.ports.http}"):
+            Server(folder, ports=server.ports).start()
+        with (
+            grpc.InferenceServerClient(server.url) as client,
+            pytest.raises(InferenceServerException, match=r"unload.*not allowed"),
+        ):
+            client.unload_model("echo")
+    assert_nothing_left(name)
+    assert server.stop() == 0  # again: nothing to do
+    with pytest.raises(ServerError, match="not been started"):
+        _ = server.pid
+
+
+def test_chosen_models_are_loaded_and_a_wrong_probe_is_told(
+    repository: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = repository(ECHO)
+    (folder / "idle" / "1").mkdir(parents=True)
+    (folder / "idle" / "config.pbtxt").write_text(CONFIG)
+    (folder / "idle" / "1" / "model.py").write_text(BROKEN)  # would fail if it were loaded
+    log = tmp_path / "logs" / "server.log"
+    server = Server(folder, models=["echo"], log=log, probe="absent")
+    with pytest.raises(ServerError, match=r"the model 'absent' does not answer: .*absent"):
+        server.start()
+    assert_nothing_left(server.name)
+    assert "successfully loaded 'echo'" in log.read_text()
+    assert "'idle'" not in log.read_text()
+
+
+def test_the_words_of_a_failing_model_reach_the_caller(repository: Callable[[str], Path]) -> None:
+    server = Server(repository(BROKEN), probe="echo")
+    with pytest.raises(ServerError) as caught:
+        server.start()
+    message = str(caught.value)
+    assert message.startswith("tritonserver ended with 1:")
+    assert "failed to load 'echo' version 1" in message
+    assert "ValueError: the item state is missing:\nexport the model again" in message
+    assert "CUDA" not in message
+    assert_nothing_left(server.name)
+
+
+def test_a_server_that_does_not_come_up_is_ended(repository: Callable[[str], Path]) -> None:
+    server = Server(repository(SLOW), probe="echo", startup_timeout_s=3)
+    with pytest.raises(ServerError, match="did not answer within 3 s"):
+        server.start()
+    assert server.name
+    assert_nothing_left(server.name)
+
+
+def test_an_unknown_folder_and_an_unknown_argument(
+    repository: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ServerError, match=r"no model repository at .*nowhere"):
+        Server(tmp_path / "nowhere").start()
+    with pytest.raises(ServerError, match="--no-such-flag"):
+        Server(repository(ECHO), extra_args=["--no-such-flag=1"]).start()
+    assert registered() == []
+
+
+@contextmanager
+def launched(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """`python -m cascade.serving` as a process of its own."""
+    ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
+    command = [sys.executable, "-m", "cascade.serving", "--repository", str(folder)]
+    child = subprocess.Popen(
+        [*command, *ports, "--probe=echo", "--", "--metrics-interval-ms=5000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        try:
+            yield child
+        finally:
+            child.kill()  # does nothing to one that has ended
+
+
+def wait_until_ready(child: subprocess.Popen[str]) -> None:
+    assert child.stdout is not None
+    assert child.stdout.readline().startswith("ready: tritonserver 2.")
+
+
+def test_a_signal_during_the_start_ends_it(repository: Callable[[str], Path]) -> None:
+    folder = repository(SLOW)
+    with launched(folder) as child:
+        wait_until(lambda: any(len(reaper.processes(name)) == 2 for name in registered()))
+        (name,) = registered()
+        child.terminate()
+        assert child.wait(PATIENCE_S) == 0
+    assert_nothing_left(name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_the_server_in_order(
+    repository: Callable[[str], Path], number: signal.Signals
+) -> None:
+    with launched(repository(ECHO)) as child:
+        wait_until_ready(child)
+        (name,) = registered()
+        child.send_signal(number)
+        assert child.wait(PATIENCE_S) == 0
+    assert_nothing_left(name)
+
+
+def test_the_launcher_ends_when_the_server_is_killed(repository: Callable[[str], Path]) -> None:
+    with launched(repository(ECHO)) as child:
+        wait_until_ready(child)
+        (name,) = registered()
+        (server,) = [p for p in reaper.processes(name) if _parent(p) == child.pid]
+        os.kill(server, signal.SIGKILL)
+        assert child.wait(PATIENCE_S) == 128 + signal.SIGKILL
+    assert_nothing_left(name)
+
+
+def test_a_killed_launcher_takes_its_server_along(repository: Callable[[str], Path]) -> None:
+    with launched(repository(ECHO)) as child:
+        wait_until_ready(child)
+        (name,) = registered()
+        child.kill()
+    wait_until(lambda: reaper.processes(name) == [])  # by itself, nobody reaps
+    assert reap() == [name]
+    assert_nothing_left(name)
+
+
+def test_reap_ends_a_server_whose_launcher_is_gone(repository: Callable[[str], Path]) -> None:
+    # Started in a thread, the server cannot be tied to the launcher: it survives it.
+    script = f"""
+        import os, signal, threading
+        from pathlib import Path
+        from cascade.serving.launcher import Server
+        server = Server(Path({str(repository(ECHO))!r}), probe="echo")
+        thread = threading.Thread(target=server.start)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT)
+    assert ran.returncode == -signal.SIGKILL
+    (name,) = registered()
+    assert len(reaper.processes(name)) == 2
+    assert reaper.segments(name)
+    assert reap() == [name]
+    assert_nothing_left(name)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_reap_touches_nothing_that_lives_or_is_not_its_own() -> None:
+    mine, dead = reaper.register(), reaper.register()
+    state = reaper.run_folder() / f"{dead}.json"
+    started = reaper._start_time(os.getpid())
+    # The launcher's id is in use again, by a process that started at another time.
+    state.write_text(state.read_text().replace(f'"started": {started}', '"started": 1'))
+    children = {
+        name: subprocess.Popen(["sleep", "600"], env={**os.environ, reaper.VARIABLE: name})
+        for name in (mine, dead, dead + "0")
+    }
+    try:
+        wait_until(lambda: all(reaper.processes(name) for name in children))
+        assert reap() == [dead]
+        assert children[dead].wait(PATIENCE_S) == -signal.SIGKILL
+        assert children[mine].poll() is None
+        assert children[dead + "0"].poll() is None
+        assert registered() == [mine]
+        assert reap() == []
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+
+
+def test_a_run_folder_that_others_can_write_to_is_refused() -> None:
+    folder = reaper.run_folder()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="not private"):
+        reaper.run_folder()
+    folder.chmod(0o700)
+
+
+GOOD = {
+    "wheel": "0.7.0",
+    "numpy": "1.26.4",
+    "python": (3, 11),
+    "stubs": ["3.9", "3.10", "3.11"],
+    "glibc": "2.36",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"numpy": "2.0.1"}, r"numpy 2.0.1 .*Install 'numpy<2'"),
+        ({"python": (3, 14)}, r"Python 3.14: it has stubs for 3.9, 3.10, 3.11"),
+        ({"glibc": "2.31"}, r"needs glibc 2.35 or newer; this system has glibc 2.31"),
+        ({"glibc": ""}, r"another C library"),
+    ],
+)
+def test_versions_that_do_not_fit_are_told_with_the_remedy(
+    change: dict[str, object], message: str
+) -> None:
+    binaries.check_wheel(**GOOD)  # type: ignore[arg-type]
+    with pytest.raises(BinaryError, match=message):
+        binaries.check_wheel(**{**GOOD, **change})  # type: ignore[arg-type]
+
+
+def test_a_container_with_another_python_is_refused() -> None:
+    binaries.check_python("3.12", (3, 12), "tritonserver")
+    binaries.check_python(None, (3, 12), "tritonserver")
+    with pytest.raises(BinaryError, match=r"embeds Python 3\.12, but this is Python 3\.11"):
+        binaries.check_python("3.12", (3, 11), "tritonserver")
+
+
+def test_the_container_comes_before_the_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = tmp_path / "backends" / "python" / binaries.STUB
+    server = tmp_path / "bin" / "tritonserver"
+    for path in (stub, server):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"libpython%d.%d.so.1.0" % sys.version_info[:2])
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(server.parent))
+    found = binaries.tritonserver()
+    assert (found.path, found.stub, found.origin) == (server, stub, "container")
+    arguments = found.assemble(tmp_path / "unused", ROOT / "cascade")
+    assert arguments == (f"--backend-directory={tmp_path / 'backends'}",)
+
+
+def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binaries, "_wheel_package", lambda: None)
+    monkeypatch.setattr(binaries, "CONTAINER_SERVER", Path("/nonexistent/tritonserver"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BinaryError, match=r"pip install 'nvidia-pytriton==0.7.0'"):
+        binaries.tritonserver()
+
+
+def test_a_stub_without_its_libraries_is_told(tmp_path: Path) -> None:
+    stub = tmp_path / binaries.STUB
+    stub.write_text("#!/bin/sh\necho 'libpython3.11.so.1.0: cannot open' >&2; exit 127\n")
+    stub.chmod(0o755)
+    with pytest.raises(BinaryError, match=r"libpython3.11.so.1.0: cannot open.*--enable-shared"):
+        binaries._check_runs(stub, ())
+
+
+def test_perf_analyzer_runs() -> None:
+    path, environment = binaries.perf_analyzer()
+    again = binaries.perf_analyzer()  # its links are there already
+    assert again == (path, environment)
+    ran = subprocess.run([path, "--help"], env=environment, capture_output=True, text=True)
+    assert "--concurrency-range" in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("configs", "instances"),
+    [
+        ({}, 0),
+        ({"a": 'backend: "python"'}, 1),
+        ({"a": 'backend: "python" instance_group [{ count: 2 }, { kind: KIND_CPU }]'}, 3),
+        ({"a": 'backend: "python" instance_group [{ count: 2 gpus: [ 0, 1 ] }]'}, 4),
+        ({"a": 'backend: "python"', "b": 'platform: "ensemble"', "c": 'backend: "python"'}, 2),
+    ],
+)
+def test_threads_times_instances_stay_within_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configs: dict[str, str], instances: int
+) -> None:
+    for name, text in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.pbtxt").write_text(text)
+    assert threads.instances(tmp_path) == instances
+    monkeypatch.setattr(threads, "cores", lambda: 7)
+    per_process = threads.threads_per_process(tmp_path)
+    assert per_process == [7, 7, 3, 2, 1][instances]
+    assert per_process * instances <= 7
+    monkeypatch.setattr(threads, "cores", lambda: 1)
+    assert threads.threads_per_process(tmp_path) == 1
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.pbtxt").write_text("backend: python")
+    with pytest.raises(ValueError, match=r"a/config.pbtxt is not a model configuration"):
+        threads.instances(tmp_path)
+
+
+def test_the_probe_knows_nothing_about_its_user() -> None:
+    config = model_config_pb2.ModelConfig(max_batch_size=8)
+    for name, dtype, dims in (
+        ("dense", "TYPE_FP32", [3]),
+        ("categorical", "TYPE_STRING", [-1, 2]),
+        ("rows", "TYPE_INT64", [2]),
+        ("flag", "TYPE_BOOL", [1]),
+    ):
+        config.input.add(name=name, data_type=dtype, dims=dims)
+    config.input.add(name="extra", data_type="TYPE_FP32", dims=[1], optional=True)
+    inputs = {tensor.name(): tensor for tensor in probe.unknown_user(config)}
+    assert {name: (i.datatype(), i.shape()) for name, i in inputs.items()} == {
+        "dense": ("FP32", [1, 3]),
+        "categorical": ("BYTES", [1, 1, 2]),
+        "rows": ("INT64", [1, 2]),
+        "flag": ("BOOL", [1, 1]),
+    }
+    assert np.isnan(np.frombuffer(inputs["dense"]._get_content(), np.float32)).all()
+    assert inputs["categorical"]._get_content() == bytes(8)  # two strings of length 0
+    config.max_batch_size = 0
+    assert probe.unknown_user(config)[0].shape() == [3]
+
+
+def test_the_probe_reads_the_whole_answer() -> None:
+    answer = service_pb2.ModelInferResponse(model_name="rank")
+    answer.outputs.add(name="scores", datatype="FP32", shape=[1, 2])
+    answer.raw_output_contents.append(np.zeros(2, np.float32).tobytes())
+    probe.check(grpc.InferResult(answer))
+    answer.raw_output_contents[0] = b""
+    with pytest.raises(probe.ProbeError, match=r"'rank' .*'scores' .*\[1, 2\].*numpy<2"):
+        probe.check(grpc.InferResult(answer))
+
+
+LOG = """\
+W1120 19:26:37.124551 7350 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory"
+E1120 19:26:37.124745 7350 server.cc:241] "CudaDriverHelper has not been initialized."
+I1120 19:26:37.126230 7350 model_lifecycle.cc:472] "loading: rank:1"
+loading the item state
+E1120 19:26:39.641266 7350 backend_model.cc:692] "ERROR: ValueError: no file\\nat model.py(4)"
+E1120 19:26:39.641351 7350 backend_model.cc:692] "ERROR: ValueError: no file\\nat model.py(4)"
+
++------+---------+
+| rank | 1       |
+"""
+
+
+def test_an_excerpt_holds_problems_only() -> None:
+    assert server_log.excerpt(LOG) == (
+        "loading the item state\nERROR: ValueError: no file\nat model.py(4)"
+    )
+    assert server_log.excerpt(LOG, lines=1) == "at model.py(4)"
+    quiet = 'I1120 19:26:37.126230 7350 model_lifecycle.cc:472] "loading: rank:1"'
+    assert server_log.excerpt(quiet) == quiet
+    usage = "tritonserver: unrecognized option '--x'\nUsage: tritonserver [options]\n  --help\n"
+    assert server_log.excerpt(usage) == (
+        "tritonserver: unrecognized option '--x'\ntritonserver does not accept its arguments"
+    )
+    assert server_log.excerpt("") == "(its log is empty)"
+
+
+def test_free_ports_are_three_different_ones() -> None:
+    ports = Ports.free().resolve("127.0.0.1")
+    assert len({ports.http, ports.grpc, ports.metrics, 0}) == 4
+    assert ports.resolve("127.0.0.1") == ports
+    with pytest.raises(ServerError, match="cannot listen on"):
+        Ports(ports.http, ports.http, 0).resolve("127.0.0.1")

@@ -1,0 +1,227 @@
+"""perf_analyzer, the server and its statistics, all real, on an ensemble of two small stages."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.schema import Feature, Schema
+from cascade.serving.binaries import perf_analyzer
+from cascade.serving.launcher import Server
+from cascade.spec import wire_features
+from perf.__main__ import main
+from perf.analyzer import Program, Target, measure, read_profile
+from perf.measurement import Effort, Load
+from perf.payload import Features, generated
+from perf.record import read
+from perf.sweep import Plan, sweep
+
+SCHEMA = Schema(
+    "tiny",
+    (
+        Feature("row", "user", "dense", "identity"),
+        Feature("age", "user", "dense", "log1p"),
+        Feature("city", "user", "categorical", "vocabulary"),
+        Feature("history", "user", "bag", "vocabulary", length=4),
+        Feature("brand", "item", "categorical", "vocabulary"),
+    ),
+)
+SHORT = Effort("test", window_requests=50, stability_percent=400, trials=4)
+
+# Answers the number of the row; refuses a negative one.
+RETRIEVE = """
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.one(pb.get_input_tensor_by_name(r, "dense").as_numpy()) for r in requests]
+
+    def one(self, dense):
+        if (dense[:, 0] < 0).any():
+            error = pb.TritonError("row below 0", pb.TritonError.INVALID_ARG)
+            return pb.InferenceResponse(error=error)
+        return pb.InferenceResponse([pb.Tensor("candidates", dense[:, :1].astype("int64"))])
+"""
+RANK = """
+import triton_python_backend_utils as pb
+
+class TritonPythonModel:
+    def execute(self, requests):
+        rows = [pb.get_input_tensor_by_name(r, "candidates").as_numpy() for r in requests]
+        return [pb.InferenceResponse([pb.Tensor("item_ids", row)]) for row in rows]
+"""
+REQUEST = """
+input { name: "dense" data_type: TYPE_FP32 dims: 2 }
+input { name: "categorical" data_type: TYPE_STRING dims: 2 }
+"""
+STAGE = 'backend: "python" max_batch_size: 16 dynamic_batching {} instance_group { kind: KIND_CPU }'
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("repository")
+    for name, code, tensors in (
+        (
+            "retrieve",
+            RETRIEVE,
+            REQUEST + 'output { name: "candidates" data_type: TYPE_INT64 dims: 1 }',
+        ),
+        (
+            "rank",
+            RANK,
+            'input { name: "candidates" data_type: TYPE_INT64 dims: 1 }'
+            'output { name: "item_ids" data_type: TYPE_INT64 dims: 1 }',
+        ),
+    ):
+        (root / name / "1").mkdir(parents=True)
+        (root / name / "1" / "model.py").write_text(code)
+        (root / name / "config.pbtxt").write_text(f'name: "{name}" {STAGE} {tensors}')
+    (root / "recommend" / "1").mkdir(parents=True)
+    features = json.dumps(wire_features(SCHEMA))  # once more: a quoted string with escapes
+    (root / "recommend" / "config.pbtxt").write_text(
+        f"""name: "recommend" platform: "ensemble" max_batch_size: 16 {REQUEST}
+        output {{ name: "item_ids" data_type: TYPE_INT64 dims: 1 }}
+        parameters {{ key: "features" value {{ string_value: {features} }} }}
+        ensemble_scheduling {{
+          step {{ model_name: "retrieve" model_version: -1
+            input_map {{ key: "dense" value: "dense" }}
+            input_map {{ key: "categorical" value: "categorical" }}
+            output_map {{ key: "candidates" value: "candidates" }} }}
+          step {{ model_name: "rank" model_version: -1
+            input_map {{ key: "candidates" value: "candidates" }}
+            output_map {{ key: "item_ids" value: "item_ids" }} }}
+        }}"""
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with Server(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program(*perf_analyzer())
+
+
+def target(server: Server, folder: Path, rows: list[float]) -> Target:
+    """Users whose first feature is given and whose others are drawn, missing values included."""
+    users = generated(Features.parse(wire_features(SCHEMA)), len(rows))
+    users.dense[:, 0] = rows
+    users.write(folder / "users.json")
+    return Target(server.url, folder / "users.json")
+
+
+def test_a_sweep_records_what_client_and_server_saw(
+    server: Server, repository: Path, tmp_path: Path
+) -> None:
+    users = tmp_path / "users.jsonl"
+    users.write_text("".join(json.dumps({"row": n, "city": f"ü{n}"}) + "\n" for n in range(1200)))
+    results = tmp_path / "results.jsonl"
+    said: list[str] = []
+    plan = Plan(concurrencies=(1, 8), rate_shares=(0.25,), effort=SHORT)
+    measured = sweep(
+        server.url, plan=plan, users=users, results=results, repository=repository, say=said.append
+    )
+    lines = read(results)
+    assert [line["throughput"] for line in lines] == [m.throughput for m in measured]
+    assert [(line["mode"], line["configuration"]) for line in lines] == [
+        ("concurrency", "ensemble-cpu"),
+        ("concurrency", "ensemble-cpu"),
+        ("rate", "ensemble-cpu"),
+    ]
+    for line in lines:
+        ordered = [line[f"{p}_ms"] for p in ("p5", "p50", "p95", "p99", "p99_9", "max")]
+        assert ordered[0] > 0
+        assert ordered == sorted(ordered)
+        assert line["throughput"] == pytest.approx(line["requests"] / line["duration_s"])
+        assert (line["failed"], line["error"], line["requests"] >= 150) == (0, None, True)
+        assert list(line["stages"]) == ["retrieve", "rank"]
+        stages_ms = 0.0
+        for stage in line["stages"].values():
+            assert stage["inference_count"] >= line["requests"]
+            stages_ms += sum(stage[f"{part}_us"] for part in ("input", "infer", "output")) / 1000
+        assert 0 < stages_ms < line["max_ms"]
+        assert line["versions"]["server"] == server.version
+        assert line["versions"]["perf_analyzer"].count(".") == 2
+        assert len(line["config_hash"]) == 64
+        assert line["payload"] == {"source": "users.jsonl", "rows": 1200}
+    alone, together = (line["stages"]["retrieve"] for line in lines[:2])
+    assert alone["mean_batch"] == 1
+    assert together["execution_count"] < together["inference_count"]
+    highest = max(line["throughput"] for line in lines[:2])
+    assert lines[2]["value"] == pytest.approx(highest / 4, abs=0.1)
+    assert sum("[" in text for text in said) == 3
+    assert "s left" in said[-3]
+
+
+def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(
+    server: Server, program: Program, tmp_path: Path
+) -> None:
+    export = tmp_path / "profile.json"
+    ran = program.run(
+        [
+            *target(server, tmp_path, list(range(100))).arguments(),
+            *("--concurrency-range", "4", "--measurement-mode", "count_windows"),
+            *("--measurement-request-count", "50", "-s", "1000"),
+            *("--profile-export-file", str(export)),
+        ]
+    )
+    assert ran.returncode == 0, ran.stderr
+    profile = read_profile(export)
+
+    def said(what: str) -> float:
+        found = re.search(rf"{what}: ([\d.]+)", ran.stdout)
+        assert found, ran.stdout
+        return float(found[1])
+
+    assert len(profile.latency_ms) == said("Request count")
+    assert len(profile.latency_ms) / profile.duration_s == pytest.approx(
+        said("Throughput"), rel=1e-3
+    )
+    assert profile.latency_ms.mean() == pytest.approx(said("Avg latency") / 1000, rel=0.01)
+    assert np.median(profile.latency_ms) == pytest.approx(said("p50 latency") / 1000, rel=0.01)
+    assert len(profile.window_latency_ms) == 3
+    requests = json.loads(export.read_text(errors="replace"))["experiments"][0]["requests"]
+    answers = [r["response_outputs"][0]["item_ids"] for r in requests]
+    assert set(answers) == set(range(100))
+
+
+def test_an_unstable_load_is_measured_all_the_same_and_marked(
+    server: Server, program: Program, tmp_path: Path
+) -> None:
+    exact = Effort("test", window_requests=20, stability_percent=1e-6, trials=3)
+    measured = measure(
+        program, target(server, tmp_path, list(range(50))), Load("concurrency", 2), exact
+    )
+    assert not measured.stable
+    assert measured.error is None
+    assert measured.requests >= 60
+    assert measured.latency_ms["p50_ms"] > 0
+
+
+@pytest.mark.parametrize("load", [Load("concurrency", 2), Load("rate", 100)])
+def test_refused_requests_are_counted_and_quoted(
+    server: Server, program: Program, tmp_path: Path, load: Load
+) -> None:
+    measured = measure(program, target(server, tmp_path, [1, 2, -1, 4]), load, SHORT)
+    assert measured.failed >= 1
+    assert "row below 0" in (measured.error or "")
+    assert measured.latency_ms == {}
+    assert not measured.stable
+
+
+def test_a_server_that_is_not_there_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = tmp_path / "results.jsonl"
+    assert main(["--url", "127.0.0.1:9", "--results", str(results)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("perf: ")
+    assert "127.0.0.1:9" in message
+    assert not results.exists()

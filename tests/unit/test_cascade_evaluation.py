@@ -1,0 +1,348 @@
+"""The whole-cascade evaluation on score tables whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from math import log, log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.data.prepare import prepare
+from cascade.evaluation import cascade as evaluation
+from cascade.evaluation import reference, report
+from cascade.evaluation.cascade import Lists, Queries
+from cascade.evaluation.reference import Ids, Rows
+from cascade.evaluation.rows import row_metrics
+from cascade.models import build, preset
+from cascade.models.scorer import Scorer
+
+Scores = reference.Floats
+
+
+class Table(Scorer):
+    """Scores that are written down: a user's state is a line of the table, an item's its number."""
+
+    def __init__(self, scores: Scores) -> None:
+        super().__init__()
+        self.scores = torch.from_numpy(scores)
+
+    def user(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.scores[ids[:, 0]]
+
+    def item(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return ids.float()
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        return user.gather(1, item[..., 0].long())
+
+
+def numbered(count: int) -> Rows:
+    """Users or items that are known by their number alone."""
+    return Rows(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.int64)[:, None])
+
+
+def top(scores: Scores, k: int, among: Ids | None = None) -> Ids:
+    """The best k [B, k] by a table of scores, of all items or of the given; -1 pads."""
+    if among is not None:
+        mask = np.full(scores.shape, -np.inf, np.float32)
+        for line, rows in enumerate(among):
+            mask[line, rows[rows >= 0]] = scores[line, rows[rows >= 0]]
+        scores = mask
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    order = np.where(np.take_along_axis(scores, order, 1) > -np.inf, order, -1)
+    return np.pad(order, ((0, 0), (0, k - order.shape[1])), constant_values=-1)
+
+
+class TableCascade:
+    """Three tables for three stages; the user's number is the raw value."""
+
+    def __init__(
+        self, retrieve: Scores, prerank: Scores, rank: Scores, ids: Ids, sizes: tuple[int, ...]
+    ) -> None:
+        self.tables, self.item_ids, self.sizes = (retrieve, prerank, rank), ids, sizes
+
+    def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
+        ids = categorical[:, :1].astype(np.int64)
+        return dense, ids, top(self.tables[0][ids[:, 0]], self.sizes[0])
+
+    def prerank(self, user_dense: Scores, user_ids: Ids, candidates: Ids) -> Ids:
+        return top(self.tables[1][user_ids[:, 0]], self.sizes[1], candidates)
+
+    def rank(self, user_dense: Scores, user_ids: Ids, survivors: Ids) -> tuple[Ids, Scores]:
+        scores = self.tables[2][user_ids[:, 0]]
+        rows = top(scores, self.sizes[2], survivors)
+        answer = np.where(rows < 0, -1, self.item_ids[rows])
+        return answer, np.take_along_axis(scores, np.maximum(rows, 0), 1)
+
+
+B, N = 70, 300
+SIZES = (100, 40, 10)
+
+
+def lists_of(
+    retrieve: Scores, prerank: Scores, rank: Scores, sizes: tuple[int, ...] = SIZES
+) -> Lists:
+    items = retrieve.shape[1]
+    ids = 7 * np.random.default_rng(5).permutation(items) + 3  # ids are not rows
+    users = np.arange(len(retrieve))[:, None]
+    queries = Queries(np.zeros((len(users), 1), np.float32), users.astype(object), users)
+    return evaluation.ask(TableCascade(retrieve, prerank, rank, ids, sizes), queries, ids)
+
+
+def kept(lists: Lists, rank: Scores, **prerankers: Scores) -> dict[str, float]:
+    others = {name: Table(scores) for name, scores in prerankers.items()}
+    return evaluation.kept_metrics(lists, Table(rank), numbered(rank.shape[1]), others)
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return np.random.default_rng(0).standard_normal((B, N)).astype(np.float32)
+
+
+def test_stages_that_agree_with_the_ranker_keep_all(scores: Scores) -> None:
+    found = kept(lists_of(scores, scores, scores), scores, same=scores)
+    shares = {name: value for name, value in found.items() if name != "users"}
+    assert found["users"] == B
+    assert set(shares.values()) == {1.0}
+
+
+def test_stages_that_reverse_the_ranker_keep_nothing(scores: Scores) -> None:
+    found = kept(lists_of(scores, -scores, scores), scores, reverse=-scores)
+    assert found["recall_retrieve"] == 1
+    assert found["kept_by_prerank"] == found["kept_after_prerank"] == found["kept_by_cascade"] == 0
+    assert found["kept_by_reverse"] == 0
+    assert found["kept_by_retrieve_order"] == 1
+    assert found["kept_by_rank"] == 1  # it does its best with what is left
+    found = kept(lists_of(-scores, scores, scores), scores)
+    assert found["recall_retrieve"] == found["kept_by_cascade"] == 0
+    assert found["kept_by_prerank"] == 1  # of what was retrieved, it keeps the best
+    found = kept(lists_of(scores, scores, -scores), scores)
+    assert found["kept_by_prerank"] == 1
+    assert found["kept_by_rank"] == 0  # a server with another ranker is found out
+
+
+def test_shares_equal_set_overlaps(scores: Scores) -> None:
+    """Without ties, the shares are the plain overlaps of sets."""
+    noise = np.random.default_rng(1).standard_normal((2, B, N)).astype(np.float32)
+    retrieve, prerank = scores + noise
+    lists = lists_of(retrieve, prerank, scores)
+    found = kept(lists, scores, other=scores - noise[0])
+
+    def overlap(these: Ids, those: Ids) -> float:
+        return float(
+            np.mean([len(set(a) & set(b)) / 10 for a, b in zip(these, those, strict=True)])
+        )
+
+    best, among = top(scores, 10), top(scores, 10, lists.retrieve)
+    assert found["recall_retrieve"] == pytest.approx(overlap(lists.retrieve, best))
+    assert found["kept_after_prerank"] == pytest.approx(overlap(lists.prerank, best))
+    assert found["kept_by_cascade"] == pytest.approx(overlap(lists.rank, best))
+    assert found["kept_by_prerank"] == pytest.approx(overlap(lists.prerank, among))
+    other = top(scores - noise[0], 40, lists.retrieve)
+    assert found["kept_by_other"] == pytest.approx(overlap(other, among))
+    assert 0 < found["kept_by_cascade"] < found["kept_by_prerank"] < 1
+
+
+@pytest.mark.parametrize("items", [1, 7, 30, 60])
+def test_small_catalogues(items: int) -> None:
+    scores = np.random.default_rng(0).standard_normal((5, items)).astype(np.float32)
+    found = kept(lists_of(scores, scores, scores), scores)
+    assert {value for name, value in found.items() if name != "users"} == {1.0}
+
+
+def test_items_that_no_score_tells_apart_stand_in_for_each_other() -> None:
+    scores = np.zeros((1, 40), np.float32)
+    scores[0, :30] = 1  # thirty equals: which ten are called the best is chance
+    assert reference.share_kept(scores[:, 20:30], scores, 10) == 1
+    assert reference.share_kept(scores[:, 25:35], scores, 10) == 0.5
+
+
+def test_an_item_told_twice_counts_once(scores: Scores) -> None:
+    best = top(scores, 10)
+    repeated = np.repeat(best[:, :1], 10, axis=1)
+    found = reference.candidate_scores(Table(scores), numbered(B), numbered(N), repeated)
+    assert reference.share_kept(found, scores, 10) == pytest.approx(0.1)
+
+
+def test_full_order_in_chunks_equals_a_sort(
+    scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "ITEMS_PER_CHUNK", 64)
+    monkeypatch.setattr(reference, "PAIRS_PER_CHUNK", 640)
+    rows, best = reference.full_order(Table(scores), numbered(B), numbered(N), 10)
+    np.testing.assert_array_equal(rows, top(scores, 10))
+    np.testing.assert_array_equal(best, np.take_along_axis(scores, rows, 1))
+    rows, best = reference.full_order(Table(scores[:, :4]), numbered(B), numbered(4), 10)
+    assert (rows[:, 4:] == -1).all()
+    assert (best[:, 4:] == -np.inf).all()
+
+
+def test_candidate_scores_equal_the_table(scores: Scores) -> None:
+    candidates = top(-scores, 37)
+    candidates[3, 30:] = -1
+    found = reference.candidate_scores(Table(scores), numbered(B), numbered(N), candidates)
+    expected = np.take_along_axis(scores, np.maximum(candidates, 0), 1)
+    np.testing.assert_array_equal(found, np.where(candidates < 0, -np.inf, expected))
+    best = reference.best_candidates(candidates, found, 10)
+    np.testing.assert_array_equal(best, top(scores, 10, candidates))
+    assert (reference.best_candidates(candidates, found, 37)[3, 30:] == -1).all()
+
+
+def test_real_model_is_scored_alike_by_row_by_list_and_in_full(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path)
+    torch.manual_seed(0)
+    scorer = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
+    batch, items = dataset.read("test", 8), Rows(*dataset.items())
+    users = Rows(batch.user_dense, batch.user_ids)
+    everything = np.tile(np.arange(len(items)), (len(users), 1))
+    listed = reference.candidate_scores(scorer, users, items, everything)
+    by_row = reference.logits_of_rows(scorer, users, items.take(batch.item))
+    np.testing.assert_allclose(listed[np.arange(8), batch.item], by_row, atol=1e-5)
+    _, best = reference.full_order(scorer, users, items, 10)
+    np.testing.assert_allclose(best, -np.sort(-listed, axis=1)[:, :10], atol=1e-5)
+
+
+def test_held_out_positives_after_each_stage() -> None:
+    """User 0's item is retrieved third, preranked second, ranked first; user 1's is never found."""
+    lists = Lists(
+        numbered(2),
+        retrieve=np.array([[5, 6, 7, 8], [1, 2, 3, -1]]),
+        prerank=np.array([[6, 7], [2, 1]]),
+        rank=np.array([[7], [1]]),
+    )
+    positives = np.array([[7], [9]])
+    found = evaluation.list_metrics(lists, positives, np.array([9, 7, -1]))
+    assert found["positives"] == 2
+    assert found["recall_at_2_retrieve"] == 0
+    assert found["recall_at_10_retrieve"] == 0.5
+    assert found["ndcg_at_10_retrieve"] == pytest.approx(0.5 / log2(4))
+    assert found["ndcg_at_10_prerank"] == pytest.approx(0.5 / log2(3))
+    assert found["ndcg_at_10_rank"] == found["map_at_10_rank"] == 0.5
+    assert found["map_at_10_prerank"] == 0.25
+    assert found["recall_at_1_popularity"] == 0.5
+    assert found["recall_at_10_popularity"] == 1
+    assert found["map_at_10_popularity"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_item_ids_are_looked_up_and_strangers_refused() -> None:
+    ids = np.array([30, 10, 20])
+    rows = evaluation.rows_of(np.array([[10, 20, -1], [30, -1, -1]]), ids)
+    assert rows.tolist() == [[1, 2, -1], [0, -1, -1]]
+    with pytest.raises(ValueError, match="answered item 25, which is not in the catalogue"):
+        evaluation.rows_of(np.array([[25]]), ids)
+    with pytest.raises(ValueError, match="item 99"):
+        evaluation.rows_of(np.array([[99]]), ids)
+
+
+def test_popularity_adds_up_over_batches() -> None:
+    def batch(items: list[int], labels: list[float]) -> Batch:
+        none = np.zeros((len(items), 1), np.float32)
+        return Batch(np.array(labels, np.float32), np.array(items), none, none.astype(np.int64))
+
+    batches = [batch([3, 3, 1], [1, 0, 1]), batch([3, 2, 2], [1, 0, 0]), batch([1, 3], [0, 1])]
+    assert evaluation.popularity(batches, 5, 3).tolist() == [3, 1, -1]
+
+
+def test_row_metrics_name_each_model_and_the_truth() -> None:
+    """Two users, two items, logits 0 or ln 3 (probability 3/4), and labels as likely as that."""
+    table = np.array([[log(3), 0], [0, log(3)]], np.float32)
+    users, items = np.repeat([0, 0, 1, 1], 4), np.tile(np.repeat([0, 1], 4), 2)
+    truth = np.where(users == items, 0.75, 0.5).astype(np.float32)
+    labels = np.array([1, 1, 1, 0, 1, 1, 0, 0] * 2, np.float32)
+    labels[8:] = np.roll(labels[8:], 4)
+    batch = Batch(labels, items, np.zeros((16, 1), np.float32), users[:, None], truth)
+    models = {"": Table(table), "_flat": Table(np.zeros((2, 2), np.float32))}
+    found = row_metrics(models, [batch], numbered(2))
+    assert found["test_rows"] == 16
+    assert found["test_rate"] == found["auc_flat"] + 0.125 == 0.625
+    assert found["calibration"] == pytest.approx(1)
+    assert found["calibration_flat"] == pytest.approx(0.8)
+    for name in ("auc", "log_loss", "normalized_entropy", "calibration", "accuracy"):
+        assert found[name] == pytest.approx(found[f"bayes_{name}"])
+    assert found["log_loss_flat"] == pytest.approx(log(2))
+    # 6 + 4 of 10 positives and 2 + 4 of 6 negatives have the higher and the lower logit
+    assert found["auc"] == pytest.approx((6 * 4 + 0.5 * (6 * 2 + 4 * 4)) / 60)
+
+
+def tiny_dataset(folder: Path) -> Dataset:
+    return prepare("synthetic:rows=3000,items=120,seed=1", folder / "data")
+
+
+def test_evaluate_and_report_on_a_prepared_data_set(tmp_path: Path) -> None:
+    """A cascade that scores everything with the ranker itself loses nothing."""
+    dataset = tiny_dataset(tmp_path)
+    torch.manual_seed(0)
+    ranker = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
+    logistic = build("logistic", preset("logistic", "default"), dataset.schema).eval()
+    cascade = ScorerCascade(dataset, ranker)
+    models = {"rank": ranker, "logistic": logistic}
+    found = evaluation.evaluate(dataset, models, cascade, users=6, positives=20, rows=100)
+    assert found["items"] == dataset.item_count
+    assert (found["users"], found["positives"]) == (6, 20)
+    assert found["recall_retrieve"] == found["kept_by_prerank"] == found["kept_by_cascade"] == 1
+    assert found["recall_at_1000_retrieve"] == 1  # the whole catalogue was retrieved
+    assert found["kept_by_logistic"] == 1  # untrained: all logits are equal, the order is kept
+    assert 0.5 < found["bayes_auc"] < 1
+    assert found["auc_logistic"] == 0.5
+    text = report.write(found, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert saved == found
+    assert (tmp_path / "out" / "evaluation.md").read_text() == text
+    assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    for line in ("| ranker ", "| best possible ", "| popularity ", "| logistic, on labels "):
+        assert line in text
+
+
+class ScorerCascade:
+    """All three stages by one scorer: candidates are the whole catalogue in its order."""
+
+    def __init__(self, dataset: Dataset, scorer: Scorer) -> None:
+        self.dataset, self.scorer, self.items = dataset, scorer, Rows(*dataset.items())
+
+    def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
+        user_dense, ids = self.dataset.encoder.encode("user", dense, categorical)
+        users = Rows(user_dense, ids)
+        rows, _ = reference.full_order(self.scorer, users, self.items, 1000)
+        return user_dense, ids, rows
+
+    def prerank(self, user_dense: Scores, user_ids: Ids, candidates: Ids) -> Ids:
+        return candidates[:, :200]
+
+    def rank(self, user_dense: Scores, user_ids: Ids, survivors: Ids) -> tuple[Ids, Scores]:
+        rows = survivors[:, :10]
+        users = Rows(user_dense, user_ids)
+        scores = reference.candidate_scores(self.scorer, users, self.items, rows)
+        return self.dataset.item_ids()[rows], scores
+
+
+def test_held_out_queries_are_positives_of_the_test_split(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path)
+    queries = evaluation.held_out(dataset, 30, seed=3)
+    again = evaluation.held_out(dataset, 30, seed=3)
+    np.testing.assert_array_equal(queries.positives, again.positives)
+    assert queries.positives.shape == (30, 1)
+    _, ids = dataset.encoder.encode("user", queries.dense, queries.categorical)
+    test = dataset.read("test")
+    liked = {
+        (*user, int(item))
+        for user, item, label in zip(test.user_ids.tolist(), test.item, test.label, strict=True)
+        if label == 1
+    }
+    asked = zip(ids.tolist(), queries.positives[:, 0], strict=True)
+    assert all((*user, int(item)) in liked for user, item in asked)
+
+
+def test_table_aligns_and_marks_what_is_undefined() -> None:
+    text = report.table(["after", "share"], [["retrieve", "0.5"], ["rank", "–"]])
+    assert text.splitlines() == [
+        "| after    | share |",
+        "| :------- | ----: |",
+        "| retrieve |   0.5 |",
+        "| rank     |     – |",
+    ]
+    assert report._number(float("nan"), 3) == report._number(None, 3) == "–"

@@ -1,0 +1,296 @@
+"""MovieLens in its three forms: one answer, and no event that sees its own time or later."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cascade.data import DataError, prepare
+from cascade.data.movielens import GENRES, HISTORY, MovieLens, schema
+from cascade.data.movielens_layout import GENRES_100K
+from cascade.data.source import SPLITS, BadRows
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
+
+# (id, title, genres, year)
+MOVIES = [
+    (10, "Toy Story (1995)", "Animation|Comedy", "1995"),
+    (3, "Misérables, Les (1998) ", "Drama", "1998"),
+    (7, "Babylon 5", "", None),
+    (20, "12 Monkeys (Twelve) (1995)", "Sci-Fi", "1995"),
+]
+USERS = {1: ("F", "1", "10", "48067"), 2: ("M", "56", "16", "70072"), 5: ("M", "25", "15", "55117")}
+# (user, movie, rating, timestamp), not in the order of time
+RATINGS = [
+    (1, 10, 4, 100),
+    (1, 3, 5, 100),  # at one time with the one above
+    (1, 7, 3, 150),  # not a positive
+    (1, 20, 4, 200),
+    (2, 20, 5, 90),
+    (2, 10, 2, 120),
+    (2, 3, 4, 130),
+    (5, 7, 5, 140),
+    (5, 3, 1, 160),
+    (2, 7, 5, 210),
+]
+
+
+def write_csv(folder, ratings=RATINGS, movies=MOVIES, end="\n"):
+    folder.mkdir(exist_ok=True)
+    lines = ["userId,movieId,rating,timestamp", *(f"{u},{m},{r:.1f},{t}" for u, m, r, t in ratings)]
+    (folder / "ratings.csv").write_text("".join(line + end for line in lines), newline="")
+    quoted = [f'{i},"{title}",{genres or "(no genres listed)"}' for i, title, genres, _ in movies]
+    lines = ["movieId,title,genres", *quoted]
+    text = "".join(line + end for line in lines)
+    (folder / "movies.csv").write_text(text, encoding="utf-8", newline="")
+    return folder
+
+
+def write_dat(folder, ratings=RATINGS, users=USERS):
+    folder.mkdir(exist_ok=True)
+    rows = {
+        "ratings.dat": ["::".join(map(str, row)) for row in ratings],
+        "movies.dat": [f"{i}::{title}::{genres}" for i, title, genres, _ in MOVIES],
+        "users.dat": ["::".join(map(str, (user, *about))) for user, about in users.items()],
+    }
+    for name, lines in rows.items():
+        (folder / name).write_text("".join(line + "\n" for line in lines), encoding="latin-1")
+    return folder
+
+
+def write_100k(folder, ratings=RATINGS):
+    folder.mkdir(exist_ok=True)
+    movies = []
+    for number, title, genres, _ in MOVIES:
+        names = genres.split("|") if genres else ["unknown"]
+        flags = "|".join(str(int(name in names)) for name in GENRES_100K)
+        movies.append(f"{number}|{title}|01-Jan-1995||http://a/b|{flags}")
+    users = [f"{user}|{age}|{sex}|{job}|{zip}" for user, (sex, age, job, zip) in USERS.items()]
+    rows = {
+        "u.data": ["\t".join(map(str, row)) for row in ratings],
+        "u.item": movies,
+        "u.user": users,
+    }
+    for name, lines in rows.items():
+        (folder / name).write_text("".join(line + "\n" for line in lines), encoding="latin-1")
+    return folder
+
+
+LAYOUTS = {"csv": write_csv, "dat": write_dat, "100k": write_100k}
+
+
+def read(folder, bad=None):
+    """All events in order, as dicts."""
+    source = MovieLens(folder, bad or BadRows())
+    rows = []
+    for split in SPLITS:
+        for table in source.chunks(split):
+            rows += [{**row, "split": split} for row in table.to_pylist()]
+    return rows
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_hand_made_events(tmp_path, layout):
+    rows = read(LAYOUTS[layout](tmp_path / "ml"))
+    got = [
+        (row["user_id"], row["item_id"], row["label"], row["history"] or "", row["positives"])
+        for row in rows
+    ]
+    assert got == [
+        ("2", 20, 1, "", 0),  # 90
+        ("1", 10, 1, "", 0),  # 100
+        ("1", 3, 1, "", 0),  # 100: does not see the one above
+        ("2", 10, 0, "20", 1),  # 120
+        ("2", 3, 1, "20", 1),  # 130: the rating of 2 is not in the history
+        ("5", 7, 1, "", 0),  # 140
+        ("1", 7, 0, "3|10", 2),  # 150
+        ("5", 3, 0, "7", 1),  # 160
+        ("1", 20, 1, "3|10", 2),  # 200
+        ("2", 7, 1, "3|20", 2),  # 210: the most recent first
+    ]
+    assert [row["split"] for row in rows] == ["train"] * 8 + ["validation", "test"]
+    if layout == "csv":
+        assert "gender" not in rows[0]
+    else:
+        assert [rows[0][n] for n in ("gender", "age", "occupation", "zip")] == [*USERS[2]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_catalogue_lists_every_movie(tmp_path, layout):
+    movies = MovieLens(LAYOUTS[layout](tmp_path / "ml"), BadRows()).catalogue().to_pylist()
+    assert [
+        (movie["item_id"], movie["title"], movie["genres"], movie["year"]) for movie in movies
+    ] == [(number, title.strip(), genres, year) for number, title, genres, year in MOVIES]
+    assert [movie["movie_id"] for movie in movies] == ["10", "3", "7", "20"]
+
+
+def test_ties_at_a_boundary_stay_in_the_earlier_split(tmp_path):
+    times = [1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 9, 9, 10, 11, 12, 13, 14, 14, 15, 15]
+    ratings = [(1, 10, 4, time) for time in times]
+    rows = read(write_csv(tmp_path / "ml", ratings))
+    counts = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+    assert counts == {"train": 16, "validation": 2, "test": 2}  # 16 and 18 of 20: no ties cut
+    times[15:17] = [13, 13]
+    rows = read(write_csv(tmp_path / "ml", [(1, 10, 4, time) for time in sorted(times)]))
+    counts = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+    assert counts == {"train": 17, "validation": 1, "test": 2}
+
+
+def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    movies = [(i, f"Film {i} (2000)", "Drama", "2000") for i in range(1, 40)]
+    ratings = [
+        tuple(int(v) for v in row)
+        for row in np.stack(
+            [
+                random.integers(1, 5, 900),
+                random.integers(1, 40, 900),
+                random.integers(1, 6, 900),
+                random.integers(0, 300, 900),
+            ],
+            axis=1,
+        )
+    ]
+    monkeypatch.setattr("cascade.data.movielens.ROW_GROUP", 100)
+    monkeypatch.setattr("cascade.data.lines.BLOCK_BYTES", 200)
+    rows = read(write_csv(tmp_path / "ml", ratings, movies))
+    liked = defaultdict(list)
+    expected = []
+    for user, movie, rating, time in sorted(ratings, key=lambda row: row[3]):
+        before = [m for m, t in liked[user] if t < time]
+        expected.append((str(user), movie, "|".join(map(str, before[::-1][:HISTORY])), len(before)))
+        if rating > 3:
+            liked[user].append((movie, time))
+    got = [(r["user_id"], r["item_id"], r["history"] or "", r["positives"]) for r in rows]
+    assert got == expected
+    assert max(count for *_, count in expected) > HISTORY
+
+
+def test_prepared_data_encodes_bags(tmp_path):
+    dataset = prepare(f"movielens:{write_dat(tmp_path / 'ml')}", tmp_path / "out")
+    assert dataset.schema.layout_hash == schema(demographics=True).layout_hash
+    assert dataset.titles() == [movie[1].strip() for movie in MOVIES]
+    assert dataset.item_ids().tolist() == [10, 3, 7, 20]
+    vocabularies = tmp_path / "out" / "vocabulary"
+    assert (vocabularies / "movie_id.txt").read_text().split("\n") == ["10", "20", "3", "7"]
+    assert (vocabularies / "history.txt").read_text().split("\n") == ["20", "10", "3", "7"]
+    test = dataset.read("test")
+    assert test.item.tolist() == [2]  # movie 7 is row 2
+    np.testing.assert_allclose(test.user_dense, [[np.log1p(2)]], rtol=1e-6)
+    assert test.user_ids[0, -HISTORY:].tolist() == [4, 2] + [0] * (HISTORY - 2)  # 3 and 20
+    _, ids = dataset.items()
+    assert ids.shape == (4, 1 + GENRES + 1)
+    assert ids[:, 0].tolist() == [2, 4, 5, 3]
+    assert (ids[2, 1:] == 0).all()  # Babylon 5: neither genres nor a year
+    dense, wire, item, label = dataset.raw_users("test", 10)
+    assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"3|20"]]
+    assert (dense.tolist(), item.tolist(), label.tolist()) == ([[2]], [2], [1])
+
+
+def test_user_without_a_row_of_its_own_is_missing(tmp_path):
+    rows = read(write_dat(tmp_path / "ml", users={1: USERS[1]}))
+    assert {row["gender"] for row in rows if row["user_id"] == "2"} == {None}
+    assert {row["gender"] for row in rows if row["user_id"] == "1"} == {"F"}
+
+
+def test_carriage_returns_and_a_byte_order_mark(tmp_path):
+    plain = read(write_csv(tmp_path / "plain"))
+    folder = write_csv(tmp_path / "dos", end="\r\n")
+    for name in ("ratings.csv", "movies.csv"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert read(folder) == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "row", "message"),
+    [
+        ("ratings.csv", 4, "1,10,4.0", "3 columns came, 4 separated by commas were expected"),
+        ("ratings.csv", 4, "1,10,good,7", "the rating is 'good', not a number from 0 to 5"),
+        ("ratings.csv", 4, "1,10,nan,7", "the rating is 'nan', not a number from 0 to 5"),
+        ("ratings.csv", 4, "1,10,5.5,7", "the rating is '5.5', not a number from 0 to 5"),
+        ("ratings.csv", 2, "x,10,4.0,7", "userId is 'x', not an integer"),
+        ("ratings.csv", 11, "1,10,4.0,", "timestamp is '', not an integer"),
+        ("ratings.csv", 4, "1,99,4.0,7", "movie 99 is rated, but the list of movies"),
+        ("movies.csv", 3, '8,"Open (1990),Drama', "a quote is left open"),
+        ("movies.csv", 3, "8,Title", "2 fields came, 3 fields were expected"),
+        ("movies.csv", 3, "x,Title,Drama", "the id is 'x', not an integer"),
+        ("movies.csv", 3, "10,Again (1995),Drama", "movie 10 was listed before"),
+        ("ratings.dat", 3, "1::10::4", "3 columns came, 4 separated by '::'"),
+        ("ratings.dat", 3, "1\t10\t4\t5", "1 column came, 4 separated by '::'"),
+        ("movies.dat", 3, "8::Title", "2 fields came, 3 fields were expected"),
+        ("users.dat", 2, "2::M", "2 fields came, 5 fields were expected"),
+        ("u.data", 3, "1\t10\t4", "3 columns came, 4 separated by tabs"),
+        ("u.item", 3, "8|Title", "2 fields came, 24 fields were expected"),
+        ("u.user", 2, "2|56", "2 fields came, 5 fields were expected"),
+    ],
+)
+def test_malformed_row_is_found_by_its_line(tmp_path, name, line, row, message):
+    layout = {"csv": "csv", "dat": "dat"}.get(name.split(".")[1], "100k")
+    folder = LAYOUTS[layout](tmp_path / "ml")
+    lines = (folder / name).read_text("latin-1").split("\n")
+    lines.insert(line - 1, row)
+    (folder / name).write_text("\n".join(lines), "latin-1")
+    with pytest.raises(DataError) as caught:
+        prepare(f"movielens:{folder}", tmp_path / "out")
+    assert f"{folder / name}:{line}: " in str(caught.value)
+    assert message in str(caught.value)
+    dataset = prepare(f"movielens:{folder}", tmp_path / "out", "skip")
+    assert sum(dataset.rows(split) for split in SPLITS) == len(RATINGS)
+    assert dataset.bad_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.write_text("x"), "is a file; give the (unpacked) MovieLens folder"),
+        (lambda folder: folder.mkdir(), "holds no MovieLens data: expected ratings.csv with"),
+        (
+            lambda folder: (write_csv(folder) / "movies.csv").unlink(),
+            "has ratings.csv but not movies.csv",
+        ),
+        (
+            lambda folder: (write_csv(folder) / "ratings.csv").write_text(""),
+            "ratings.csv is empty",
+        ),
+        (lambda folder: (write_csv(folder) / "movies.csv").write_text(""), "movies.csv is empty"),
+        (lambda folder: (write_dat(folder) / "users.dat").write_text(""), "users.dat is empty"),
+        (
+            lambda folder: (write_csv(folder) / "ratings.csv").write_text("1,10,4.0,5\n"),
+            "ratings.csv:1: the header is '1,10,4.0,5'; expected 'userId,movieId,rating,timestamp'",
+        ),
+        (
+            lambda folder: (write_csv(folder) / "movies.csv").write_text("1,A (1990),Drama\n"),
+            "movies.csv:1: the header is",
+        ),
+        (
+            lambda folder: write_csv(folder, RATINGS[:1]),
+            "too small: no row is left for the train split",
+        ),
+        (lambda folder: write_csv(folder, []), "no row is left for the train split"),
+    ],
+)
+def test_folder_that_is_no_movielens(tmp_path, spoil, message):
+    folder = tmp_path / "ml"
+    spoil(folder)
+    with pytest.raises(DataError) as caught:
+        prepare(f"movielens:{folder}", tmp_path / "out")
+    assert message in str(caught.value)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real ratings are not here")
+def test_real_ratings(tmp_path):
+    dataset = prepare(f"movielens:{REAL}", tmp_path / "out")
+    assert sum(dataset.rows(split) for split in SPLITS) == 100_004
+    assert dataset.rows("train") >= 80_003
+    assert dataset.item_count == 9125
+    labels = np.concatenate([dataset.read(split).label for split in SPLITS])
+    ratings = np.loadtxt(REAL / "ratings.csv", delimiter=",", skiprows=1, usecols=2)
+    assert labels.sum() == (ratings > 3).sum()
+    titles = dataset.titles()
+    assert titles is not None
+    assert titles[0] == "Toy Story (1995)"
+    years = dataset.catalogue["year"].to_pylist()
+    assert sum(year is None for year in years) < 20
+    assert all(1890 < int(year) < 2020 for year in years if year)

@@ -1,0 +1,203 @@
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from perf import report
+from perf.measurement import Load, Measurement, Mode, StageTimes
+from perf.record import RecordError, append
+from perf.report import bound_of, latest, sweeps, write_report
+from perf.table import latency_table, number, table
+
+LATENCIES = ("p5_ms", "p50_ms", "p95_ms", "p99_ms", "p99_9_ms", "mean_ms", "max_ms")
+HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gib": 8.0, "gpu": None}
+
+
+def environment(configuration: str, day: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "sweep": f"2030-01-{day:02}T00:00:00+00:00",
+        "configuration": configuration,
+        "commit": "c0ffee" * 6,
+        "dirty": False,
+        "config_hash": "beef" * 16,
+        "hardware": HARDWARE,
+        "versions": {"server": "2.51.0"},
+        "payload": {"source": "users.jsonl", "rows": 1500},
+        **changes,
+    }
+
+
+def measurement(mode: Mode, value: float, seed: int = 1, **changes: Any) -> Measurement:
+    """Figures that occur only once: 7.01, 7.02, ... of this seed."""
+    figures: Iterator[float] = (7 * seed + at / 100 for at in range(1, 99))
+    fields: dict[str, Any] = {
+        "model": "recommend",
+        "batch": 1,
+        "load": Load(mode, value),
+        "requests": 6000 + seed,
+        "duration_s": 12.0,
+        "throughput": 500.0 + seed,
+        "latency_ms": {key: next(figures) for key in LATENCIES},
+        "p99_range_ms": (next(figures), next(figures)),
+        "windows": {"effort": "full", "requests": 2000},
+        "stages": {
+            name: StageTimes(*(next(figures) for _ in range(4)), 6000 + seed, 600)
+            for name in ("retrieve", "rank")
+        },
+    }
+    return Measurement(**{**fields, **changes})
+
+
+def written(folder: Path, *lines: tuple[dict[str, Any], Measurement]) -> str:
+    results = folder / "results.jsonl"
+    results.unlink(missing_ok=True)
+    for line in lines:
+        append(results, *line)
+    write_report([results], folder / "report.md")
+    return (folder / "report.md").read_text()
+
+
+def test_every_figure_of_a_run_is_in_the_report_and_no_other(tmp_path: Path) -> None:
+    ours = environment("ensemble-cpu", 1)
+    text = written(tmp_path, (ours, measurement("concurrency", 4)))
+    row = next(line for line in text.splitlines() if line.startswith("| concurrency 4 "))
+    assert re.findall(r"[\d.]+", row) == [
+        "4", "501", "7.01", "7.02", "7.03", "7.04", "7.05", "7.06", "7.07", "7.08", "7.09", "6001",
+    ]  # fmt: skip
+    rows = [line for line in text.splitlines() if "retrieve" in line or " rank " in line]
+    assert re.findall(r"[\d.]+", rows[0])[1:] == [
+        "7.10", "7.11", "7.12", "7.13", "6001", "600", "10.0",
+    ]  # fmt: skip
+    assert "7.14" in rows[1]
+    # With other lines all these figures go: none of them stands in the program.
+    other = written(tmp_path, (ours, measurement("concurrency", 8, seed=2)))
+    assert not set(re.findall(r"7\.\d\d", text)) & set(re.findall(r"7\.\d\d", other))
+    assert "501" not in other
+    assert not re.search(r"\d", re.sub(r"p99|p50", "", report.HOW_TO_READ))
+
+
+def test_what_is_not_to_be_trusted_is_marked_wherever_it_stands(tmp_path: Path) -> None:
+    ours = environment("ensemble-cpu", 1)
+    text = written(
+        tmp_path,
+        (ours, measurement("concurrency", 1)),
+        (ours, measurement("concurrency", 2, seed=3, stable=False)),
+        (ours, measurement("rate", 250, seed=4, delayed_percent=24.53)),
+        (ours, Measurement("recommend", 1, Load("rate", 900), failed=3, error="queue is full")),
+    )
+    rows = {
+        name: [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+        for name in ("concurrency 1", "concurrency 2", "rate 250/s", "rate 900/s")
+    }
+    assert [len(rows[name]) for name in rows] == [3, 3, 3, 1]
+    assert not any("**" in row for row in rows["concurrency 1"])
+    assert all("**unstable**" in row for row in rows["concurrency 2"])
+    assert all("**delayed** (24.5 %)" in row for row in rows["rate 250/s"])
+    assert "**failed** (3): queue is full" in rows["rate 900/s"][0]
+    history = text.splitlines()[-1]
+    assert [cell.strip() for cell in history.split("|")[5:7]] == ["4", "3"]
+    # The faster run is unstable, so the trusted one is the summary's.
+    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
+    assert "concurrency 1" in summary
+    assert "**" not in summary
+
+
+def test_the_bound_is_compared_only_on_the_same_machine_and_runtime(tmp_path: Path) -> None:
+    other = {**HARDWARE, "cores": 64}
+    served = environment("ensemble-cpu", 3)
+    in_process = {"model": "in-process", "stages": {}}
+    lines = [
+        (served, measurement("concurrency", 16, throughput=300.0)),
+        (
+            environment("in-process-cpu", 1),
+            measurement("concurrency", 2, throughput=1200.0, **in_process),
+        ),
+        (
+            environment("in-process-cpu", 2, hardware=other),
+            measurement("concurrency", 64, throughput=9000.0, **in_process),
+        ),
+    ]
+    slower = measurement("concurrency", 2, throughput=700.0, **in_process)
+    lines.append((environment("in-process-cpu-torchscript", 4), slower))
+    text = written(tmp_path, *lines)
+    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
+    assert [cell.strip() for cell in summary.split("|")[8:10]] == ["1200", "25 %"]
+    assert "| 64 processes" in text
+    shaky = measurement("concurrency", 2, throughput=1200.0, stable=False, **in_process)
+    lines[1] = (lines[1][0], shaky)
+    text = written(tmp_path, *lines)
+    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
+    assert "in-process **unstable**" in summary
+    found = sweeps([{**e, "time": "", **m.to_dict()} for e, m in lines])
+    assert found[2].configuration == "ensemble-cpu"
+    assert bound_of(found[2], found[1:]) is None
+
+
+def test_the_latest_full_sweep_is_reported_and_all_are_listed(tmp_path: Path) -> None:
+    quick = {"effort": "quick", "requests": 300}
+    lines = [
+        (environment("a", 1), measurement("concurrency", 1, seed=1, windows=quick)),
+        (environment("a", 2), measurement("concurrency", 1, seed=2)),
+        (environment("a", 3), measurement("concurrency", 1, seed=3)),
+        (environment("a", 4), measurement("concurrency", 1, seed=4, windows=quick)),
+        (environment("b", 5), measurement("concurrency", 1, seed=5, windows=quick)),
+        (environment("a", 6), measurement("concurrency", 1, seed=6, batch=8)),
+    ]
+    text = written(tmp_path, *lines)
+    measured = re.findall(r"\| concurrency 1 +\| +(\d+) ", text)
+    assert measured == ["503", "505", "506"]
+    assert [f"{500 + seed}" in text for seed in range(1, 7)] == [True] * 6
+    found = latest(sweeps([{**e, "time": "", **m.to_dict()} for e, m in lines]))
+    assert [found[name].first["sweep"][8:10] for name in ("a", "b", "a-batch-8")] == [
+        "03", "05", "06",
+    ]  # fmt: skip
+
+
+def test_the_pictures_are_drawn_and_follow_the_lines(tmp_path: Path) -> None:
+    ours = environment("ensemble-cpu", 1)
+    names = ("latency", "throughput", "stages")
+    lines = [(ours, measurement("concurrency", 2**n, seed=n + 1)) for n in range(3)]
+    lines += [(ours, measurement("rate", 100, seed=5))]
+    text = written(tmp_path, *lines)
+    before = {}
+    for name in names:
+        assert f"(plots/ensemble-cpu-{name}.png)" in text
+        before[name] = imread(tmp_path / "plots" / f"ensemble-cpu-{name}.png")
+        assert before[name][:, :, :3].std() > 0.02  # not a blank page
+    changed = (ours, measurement("concurrency", 2, seed=6, stable=False))
+    written(tmp_path, lines[0], changed, *lines[2:])
+    for name in names:
+        after = imread(tmp_path / "plots" / f"ensemble-cpu-{name}.png")
+        assert after.shape != before[name].shape or (after != before[name]).any()
+
+
+def test_no_results_is_an_error_that_says_how_to_get_some(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="python -m perf"):
+        write_report([], tmp_path / "report.md")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert report.main([str(empty), "--out", str(tmp_path / "report.md")]) == 2
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_tables_are_aligned_and_keep_their_cells_apart() -> None:
+    text = table(["load", "ms"], [["a", "1"], ["b|c", "100"]])
+    assert text.splitlines() == [
+        "| load |  ms |",
+        "| ---- | --: |",
+        "| a    |   1 |",
+        r"| b\|c | 100 |",
+    ]
+    line = measurement("concurrency", 1).to_dict()
+    assert len({len(row) for row in latency_table([line, line]).splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1234, "0.12"), (9.996, "10.00"), (12.34, "12.3"), (1234.5, "1234"), (None, "–")],
+)
+def test_numbers_keep_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
