@@ -282,7 +282,10 @@ def load(folder: Path, schema_hash: str, *, mapped: bool = True, verify: bool = 
         raise IndexFileError(
             f"{path} is not the file that was saved (sha256 differs): copy it again"
         )
-    raw = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    try:
+        raw = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except RuntimeError as error:  # FAISS's one error for all that a file can have wrong
+        raise IndexFileError(f"FAISS {faiss.__version__} cannot read {path}: {error}") from error
     if (raw.ntotal, raw.d) != (facts.items, facts.width):
         raise IndexFileError(
             f"{path} holds {raw.ntotal} vectors of width {raw.d}; {FACTS} speaks of {facts.items} "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cascade.schema import Schema
@@ -66,8 +66,11 @@ class Serving:
         device: where they run. FAISS searches on the CPU in either case.
         max_batch_size: most users in one batch.
         queue_delay_us: longest wait for a batch to fill.
-        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE.
-        timeout_us: longest time in the queue before a request is refused.
+        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; 0 sets
+            no queue policy at all. Server 2.51 lets a single instance sleep for up to half a
+            second beside waiting requests as soon as there is any policy, so a bound goes with
+            two instances or more.
+        timeout_us: longest time in a bounded queue before a request is refused.
     """
 
     instances: int = 1
@@ -76,7 +79,7 @@ class Serving:
     device: Device = "cpu"
     max_batch_size: int = 64
     queue_delay_us: int = 0
-    max_queue_size: int = 1024
+    max_queue_size: int = 0
     timeout_us: int = 1_000_000
 
     def parameters(self) -> dict[str, str]:
@@ -134,9 +137,6 @@ def wire_features(schema: Schema) -> str:
     )
 
 
-def sizes_json(sizes: Sizes) -> str:
-    return json.dumps(asdict(sizes))
-
-
 def sizes_from(value: Mapping[str, Any]) -> Sizes:
+    """Read `Sizes` back from JSON."""
     return Sizes(**{key: int(value[key]) for key in ("candidates", "survivors", "results")})

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=1, help="processes per stage")
     parser.add_argument("--max-batch-size", type=int, default=Serving.max_batch_size)
     parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
+    parser.add_argument("--max-queue-size", type=int, default=Serving.max_queue_size)
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")
@@ -50,6 +51,7 @@ def main() -> None:
         device=args.device,
         max_batch_size=args.max_batch_size,
         queue_delay_us=args.queue_delay_us,
+        max_queue_size=args.max_queue_size,
     )
     sizes = Sizes(args.candidates, args.survivors, args.results)
     Export(args, sizes, serving).run()

@@ -37,11 +37,13 @@ def stage_config(stage: Stage, schema: Schema, sizes: Sizes, serving: Serving) -
     kind = "KIND_GPU" if serving.device == "cuda" else "KIND_CPU"
     config.instance_group.add(count=serving.instances, kind=pb.ModelInstanceGroup.Kind.Value(kind))
     batching = config.dynamic_batching
+    batching.SetInParent()  # batch even where every knob has its default
     batching.max_queue_delay_microseconds = serving.queue_delay_us
-    policy = batching.default_queue_policy
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = serving.timeout_us
-    policy.max_queue_size = serving.max_queue_size
+    if serving.max_queue_size:
+        policy = batching.default_queue_policy
+        policy.timeout_action = pb.ModelQueuePolicy.REJECT
+        policy.default_timeout_microseconds = serving.timeout_us
+        policy.max_queue_size = serving.max_queue_size
     parameters = {
         **serving.parameters(),
         "candidates": str(sizes.candidates),

@@ -1,12 +1,14 @@
-"""Clicks drawn from a planted model in the Criteo schema, so that the best possible answer is known.
+"""Clicks drawn from a planted model in the Criteo schema, so the best possible answer is known.
 
     logit(user, item) = bias + a(user) + c(item) + <u(user), v(item)>
 
-`a` and `u` are nonlinear in the user's numbers and additive in the user's categories; `c` and `v`
-are additive in the item's categories. A logistic regression can learn `a` and `c` but not the
-product, which is what a cascade exists for. Items are shown with a Zipf-like popularity, whatever
-the user. A missing value is a value of its own, so the probability is a function of what is
-observed and no model can do better than it.
+`a` bends with the user's numbers and adds up over the user's categories; `c` adds up over the
+item's. `u` and `v` are made of one plane for each pair of a user and an item category: the values
+point in directions, and the more alike two directions, the better the match. All items are equally
+long, so none of them suits everybody. A logistic regression can learn `a` and `c` but not the
+product, which is what a cascade exists for. Items are shown with a skewed popularity, whatever the
+user. A missing value is a value of its own, so the probability is a function of what is observed
+and no model can do better than it.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
 
 CHUNK_ROWS = 131_072
-LATENT = 3
 MISSING_SHARE = 0.05
 # Distinct values of each category; the last item feature tells items apart and says nothing else.
 USER_CATEGORIES = (50, 30, 20, 100, 400, 1000)
 ITEM_CATEGORIES = (100, 50, 30, 20, 200, 500, *(10, 25, 60, 150, 400, 1000, 5) * 2)[:19]
+PLANES = 3  # category pairs (C1, C7), (C2, C8), … whose directions make the product
 INFORMATIVE_NUMBERS, INFORMATIVE_USER, INFORMATIVE_ITEM = 3, 3, 4
 USER_STD, ITEM_STD, PRODUCT_STD, BIAS = 0.5, 0.5, 1.2, -1.6
 
@@ -72,27 +74,29 @@ class Synthetic:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "synthetic", "model": 1, **asdict(self)}
+        return {"source": "synthetic", "model": 2, **asdict(self)}
 
     @cached_property
     def _world(self) -> dict[str, Floats]:
         """The planted effects of every category's values; row -1 is that of a missing value."""
         random = np.random.default_rng(self.seed)
 
-        def effects(sizes: tuple[int, ...], informative: int, name: str) -> dict[str, Floats]:
-            scale = (informative * LATENT**0.5) ** -0.5 * PRODUCT_STD**0.5
-            tables = {}
-            for feature in range(informative):
-                rows = sizes[feature] + 1
-                tables[f"{name}{feature}"] = random.normal(0, scale, (rows, LATENT))
-                tables[f"{name}_bias{feature}"] = random.normal(0, informative**-0.5, rows)
-            return tables
+        def directions(sizes: tuple[int, ...], name: str) -> dict[str, Floats]:
+            angles = [random.uniform(0, 2 * np.pi, size + 1) for size in sizes[:PLANES]]
+            return {f"{name}{k}": np.stack((np.cos(a), np.sin(a)), 1) for k, a in enumerate(angles)}
+
+        def biases(sizes: tuple[int, ...], informative: int, name: str) -> dict[str, Floats]:
+            scale = informative**-0.5
+            return {
+                f"{name}_bias{k}": random.normal(0, scale, sizes[k] + 1) for k in range(informative)
+            }
 
         return {
-            **effects(USER_CATEGORIES, INFORMATIVE_USER, "user"),
-            **effects(ITEM_CATEGORIES, INFORMATIVE_ITEM, "item"),
-            "numbers": random.normal(0, 0.3, (INFORMATIVE_NUMBERS, LATENT)),
-            "curve": random.normal(0, 0.3, INFORMATIVE_NUMBERS),
+            **directions(USER_CATEGORIES, "user"),
+            **directions(ITEM_CATEGORIES, "item"),
+            **biases(USER_CATEGORIES, INFORMATIVE_USER, "user"),
+            **biases(ITEM_CATEGORIES, INFORMATIVE_ITEM, "item"),
+            "curve": random.normal(0, 0.5, INFORMATIVE_NUMBERS),
         }
 
     @cached_property
@@ -104,26 +108,24 @@ class Synthetic:
         codes[random.random(codes.shape) < MISSING_SHARE] = -1
         return np.concatenate((codes, np.arange(self.items)[:, None]), axis=1)
 
+    def _side(self, name: str, codes: Codes, informative: int) -> tuple[Floats, Floats]:
+        """-> directions [B, 2 * PLANES] and the sum of the categories' biases [B]."""
+        planes = [self._world[f"{name}{k}"][codes[:, k]] for k in range(PLANES)]
+        bias = sum(self._world[f"{name}_bias{k}"][codes[:, k]] for k in range(informative))
+        return np.concatenate(planes, axis=1), np.asarray(bias)
+
     @cached_property
     def _item_effects(self) -> tuple[Floats, Floats]:
-        """-> v [N, L] and c [N]."""
-        v, c = np.zeros((self.items, LATENT)), np.zeros(self.items)
-        for feature in range(INFORMATIVE_ITEM):
-            codes = self.item_categories[:, feature]
-            v += self._world[f"item{feature}"][codes]
-            c += self._world[f"item_bias{feature}"][codes]
-        return v, ITEM_STD * c
+        """-> v [N, 2 * PLANES] and c [N]."""
+        v, c = self._side("item", self.item_categories, INFORMATIVE_ITEM)
+        return v * PRODUCT_STD * (2 / PLANES) ** 0.5, c * ITEM_STD
 
     def _user_effects(self, users: Users) -> tuple[Floats, Floats]:
-        """-> u [B, L] and a [B]."""
+        """-> u [B, 2 * PLANES] and a [B]."""
+        u, bias = self._side("user", users.categories, INFORMATIVE_USER)
         z = np.log1p(users.numbers[:, :INFORMATIVE_NUMBERS]) - 2.0  # about standard normal
-        z = np.nan_to_num(z, nan=0.0)
-        u = np.tanh(z) @ self._world["numbers"]
-        a = (np.abs(z) - 0.8) @ self._world["curve"] / USER_STD
-        for feature in range(INFORMATIVE_USER):
-            u += self._world[f"user{feature}"][users.categories[:, feature]]
-            a += self._world[f"user_bias{feature}"][users.categories[:, feature]]
-        return u, USER_STD * a
+        bend = np.nan_to_num(np.abs(z) - 0.8, nan=0.0) @ self._world["curve"]
+        return u, bias * USER_STD + bend
 
     def probability(self, users: Users, items: Codes | None = None) -> Floats:
         """The true click probability of B users: [B] with one item row for each, or [B, N] with

@@ -7,16 +7,23 @@ writes evaluation.json, evaluation.md and evaluation.png.
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cascade.data.dataset import Dataset
+from cascade.data.source import DataError
 from cascade.evaluation import report
-from cascade.evaluation.cascade import COMPARED, evaluate
+from cascade.evaluation.cascade import COMPARED, EvaluationError, evaluate
+from cascade.index import IndexFileError
 from cascade.models.scorer import Scorer
+from cascade.schema import SchemaError
 from cascade.serving.pipeline import Pipeline
+from cascade.serving.runtime import ArtifactError
 from cascade.training import checkpoint
+from cascade.training.checkpoint import CheckpointError
 
 
 def load_models(folder: Path, dataset: Dataset, device: str) -> dict[str, Scorer]:
@@ -27,7 +34,7 @@ def load_models(folder: Path, dataset: Dataset, device: str) -> dict[str, Scorer
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate what the command line names, print the tables and write the files."""
     parser = argparse.ArgumentParser(prog="python -m cascade.evaluation", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
@@ -38,19 +45,32 @@ def main() -> None:
     parser.add_argument("--positives", type=int, default=2000, help="held-out positives to find")
     parser.add_argument("--rows", type=int, help="test rows for the click metrics; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    dataset = Dataset.open(options.data)
-    found = evaluate(
-        dataset,
-        load_models(options.checkpoints, dataset, options.device),
-        Pipeline.load(options.repository),
-        users=options.users,
-        positives=options.positives,
-        rows=options.rows,
-        device=options.device,
-    )
+    options = parser.parse_args(arguments)
+    try:
+        dataset = Dataset.open(options.data)
+        models = load_models(options.checkpoints, dataset, options.device)
+        found = evaluate(
+            dataset,
+            models,
+            Pipeline.load(options.repository),
+            users=options.users,
+            positives=options.positives,
+            rows=options.rows,
+            device=options.device,
+        )
+    except (
+        DataError,
+        SchemaError,
+        CheckpointError,
+        ArtifactError,
+        IndexFileError,
+        EvaluationError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"\n{report.write(found, options.out)}\nwritten to {options.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -40,6 +40,10 @@ COMPARED = ("prerank_logistic", "prerank_labels", "logistic")  # tried in the pr
 SAMPLED_ROWS = 50_000  # of the test split, from whose positives the queries are drawn
 
 
+class EvaluationError(ValueError):
+    """Data set, checkpoints and repository that cannot be evaluated together."""
+
+
 class Stages(Protocol):
     """The cascade as `cascade.serving.pipeline.Pipeline` offers it; -1 pads throughout."""
 
@@ -83,12 +87,12 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
     """Up to `count` positive rows of the test split, drawn at random from its first rows.
 
     Raises:
-        ValueError: there is no positive to ask for.
+        EvaluationError: there is no positive to ask for.
     """
     dense, categorical, item, label = dataset.raw_users("test", SAMPLED_ROWS)
     positive = np.flatnonzero(label > 0.5)
     if not len(positive):
-        raise ValueError(
+        raise EvaluationError(
             f"{dataset.root}: none of the first {len(label)} test rows is a positive, so there is "
             "nothing to look for in the lists; prepare more rows"
         )
@@ -121,14 +125,14 @@ def rows_of(ids: Ids, item_ids: Ids) -> Ids:
     """Item ids [B, K] -> catalogue rows [B, K]; -1 stays -1.
 
     Raises:
-        ValueError: an id that the catalogue does not have.
+        EvaluationError: an id that the catalogue does not have.
     """
     order = np.argsort(item_ids)
     place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
     rows = order[place]
     strange = (ids >= 0) & (item_ids[rows] != ids)
     if strange.any():
-        raise ValueError(
+        raise EvaluationError(
             f"the cascade answered item {ids[strange][0]}, which is not in the catalogue: the "
             "repository and the data set are not of one export"
         )
@@ -218,7 +222,8 @@ def evaluate(
             `prerank_logistic` and `prerank_labels`.
         users: for how many of the queries the ranker scores the whole catalogue.
         positives: how many held-out positives are looked for in the lists.
-        rows: of the test split that the click metrics see; all of them if None.
+        rows: of the test split that the click metrics see, rounded up to whole batches; all if
+            None.
     """
     items = Rows(*dataset.items())
     lists_of = held_out(dataset, max(users, positives))

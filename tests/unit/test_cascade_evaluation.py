@@ -15,6 +15,7 @@ from cascade.data.dataset import Batch, Dataset
 from cascade.data.prepare import prepare
 from cascade.evaluation import cascade as evaluation
 from cascade.evaluation import reference, report
+from cascade.evaluation.__main__ import main
 from cascade.evaluation.cascade import Lists, Queries
 from cascade.evaluation.reference import Ids, Rows
 from cascade.evaluation.rows import row_metrics
@@ -233,9 +234,11 @@ def test_item_ids_are_looked_up_and_strangers_refused() -> None:
     ids = np.array([30, 10, 20])
     rows = evaluation.rows_of(np.array([[10, 20, -1], [30, -1, -1]]), ids)
     assert rows.tolist() == [[1, 2, -1], [0, -1, -1]]
-    with pytest.raises(ValueError, match="answered item 25, which is not in the catalogue"):
+    with pytest.raises(
+        evaluation.EvaluationError, match="answered item 25, which is not in the catalogue"
+    ):
         evaluation.rows_of(np.array([[25]]), ids)
-    with pytest.raises(ValueError, match="item 99"):
+    with pytest.raises(evaluation.EvaluationError, match="item 99"):
         evaluation.rows_of(np.array([[99]]), ids)
 
 
@@ -335,6 +338,35 @@ def test_held_out_queries_are_positives_of_the_test_split(tmp_path: Path) -> Non
     }
     asked = zip(ids.tolist(), queries.positives[:, 0], strict=True)
     assert all((*user, int(item)) in liked for user, item in asked)
+
+
+def test_test_split_without_positives_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = tiny_dataset(tmp_path)
+    dense, categorical, items, labels = dataset.raw_users("test", 50)
+    monkeypatch.setattr(
+        Dataset, "raw_users", lambda *_: (dense, categorical, items, np.zeros_like(labels))
+    )
+    with pytest.raises(evaluation.EvaluationError, match="none of the first 50 test rows"):
+        evaluation.held_out(dataset, 10)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("data", "is not a prepared data set"), ("checkpoints", "holds no finished model")],
+)
+def test_command_line_names_what_is_missing(
+    missing: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if missing != "data":
+        tiny_dataset(tmp_path)
+    folders = [
+        f"--{name}={tmp_path / name}" for name in ("data", "checkpoints", "repository", "out")
+    ]
+    assert main(folders) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_aligns_and_marks_what_is_undefined() -> None:

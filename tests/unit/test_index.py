@@ -170,6 +170,9 @@ def test_damaged_file_is_refused(kind: ann.Kind, tmp_path: Path) -> None:
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ann.IndexFileError, match="sha256 differs"):
         ann.load(tmp_path, SCHEMA)
+    path.write_bytes(b"????" + whole[4:])
+    with pytest.raises(ann.IndexFileError, match=r"FAISS .* cannot read"):
+        ann.load(tmp_path, SCHEMA, verify=False)
     path.unlink()
     with pytest.raises(ann.IndexFileError, match="is missing"):
         ann.load(tmp_path, SCHEMA)

@@ -1,0 +1,37 @@
+# The front door. `make demo` and `make test` set up all they need in .venv.
+PYTHON ?= python3
+FLAVOUR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
+DATA ?= synthetic
+DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
+REPOSITORY ?= build/demo/synthetic/model_repository
+USERS ?= build/demo/synthetic/checkpoints/users.jsonl
+BIN := .venv/bin
+
+.PHONY: demo test lint serve perf clean
+
+demo: .venv/ready
+	$(BIN)/python -m perf.demo --data $(DATA) --out build/demo --device $(DEVICE)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+serve: .venv/ready
+	$(BIN)/python -m cascade.serving --repository $(REPOSITORY)
+
+perf: .venv/ready
+	$(BIN)/python -m perf.bound --repository $(REPOSITORY) --users $(USERS)
+	$(BIN)/python -m perf --repository $(REPOSITORY) --users $(USERS)
+	$(BIN)/python -m perf.report
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(FLAVOUR),server,train,batch,perf,dev]'
+	touch $@
+
+clean:
+	rm -rf build .venv

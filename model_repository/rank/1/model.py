@@ -1,0 +1,5 @@
+"""The rank stage; all of it is in the library."""
+
+from cascade.serving.triton import Rank as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

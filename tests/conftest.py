@@ -1,0 +1,192 @@
+"""What the tests share: cascades of any schema without any training, exported, and one server.
+
+The weights are drawn, not learnt: what export and serving have to prove is that the answers stay
+the same, whatever they are.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.data.parts import fixed_size_list
+from cascade.encoding import Encoder
+from cascade.models import build, preset
+from cascade.models.embeddings import Embeddings
+from cascade.schema import Feature, Schema, Side
+from cascade.serving.launcher import Server
+from cascade.serving.pipeline import Pipeline
+from cascade.spec import Serving, Sizes
+from cascade.training import bundle, checkpoint
+from export.__main__ import Export
+
+WORDS = 20  # values of every categorical and bag
+FIRST_ITEM_ID, ITEM_ID_STEP = 5_000_000_000, 3  # neither a row number nor a 32-bit number
+MODELS = {"retrieve": ("two_tower", "tiny"), "prerank": ("dlrm", "tiny"), "rank": ("dlrm", "small")}
+
+
+@dataclass(frozen=True, eq=False)
+class Cascade:
+    """An exported cascade, and users to ask it with.
+
+    Args:
+        dense: float32 [B, F_dense], NaN = missing. categorical: object [B, F_cat], of bytes.
+    """
+
+    checkpoints: Path
+    repository: Path
+    schema: Schema
+    dense: Any
+    categorical: Any
+    sizes: Sizes
+    serving: Serving
+
+    def pipeline(self, **options: Any) -> Pipeline:
+        """The cascade in this process."""
+        return Pipeline.load(self.repository, serving=Serving(threads=1, **options))
+
+    def ask(self, pipeline: Pipeline, start: int = 0, stop: int | None = None) -> tuple[Any, Any]:
+        """What the cascade answers to some of the users: item_ids and scores, [B, 10] each."""
+        rows = slice(start, stop)
+        return pipeline(self.dense[rows], self.categorical[rows])
+
+    @property
+    def users(self) -> list[dict[str, Any]]:
+        """The same users as a client would send them."""
+        return [json.loads(line) for line in (self.checkpoints / "users.jsonl").open()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draw and how to export it."""
+
+    schema: Schema = CRITEO
+    items: int = 1500
+    users: int = 240
+    seed: int = 0
+    models: dict[str, tuple[str, str]] = field(default_factory=lambda: MODELS)
+    sizes: Sizes = Sizes()
+    serving: Serving = Serving(max_batch_size=32)
+    index: str = "ivf"
+
+
+def raw_rows(schema: Schema, side: Side, count: int, random: np.random.Generator) -> Any:
+    """-> dense [B, F_dense] and categorical [B, F_cat] as on the wire: some values are missing,
+    some unknown to the vocabulary, and some bags longer than what is read of them."""
+    dense = random.lognormal(1, 1, (count, schema.dense_width(side))).astype(np.float32)
+    dense[random.random(dense.shape) < 0.1] = np.nan
+    categorical = np.full((count, schema.wire_width(side)), b"", object)
+    for column, feature in enumerate(schema.ids(side)):
+        for row in range(count):
+            members = random.integers(feature.length + 2) if feature.kind == "bag" else 1
+            words = random.integers(-1, WORDS + 1, members)  # -1 is missing, the last unknown
+            categorical[row, column] = b"|".join(_word(feature, word) for word in words)
+    return dense, categorical
+
+
+def _word(feature: Feature, code: int) -> bytes:
+    return b"" if code < 0 else f"{feature.name}-{code}".encode()
+
+
+def _table(schema: Schema, side: Side, dense: Any, categorical: Any) -> pa.Table:
+    columns = {f.name: dense[:, i] for i, f in enumerate(schema.dense(side))}
+    columns |= {
+        f.name: [value.decode() for value in categorical[:, i]]
+        for i, f in enumerate(schema.ids(side))
+    }
+    return pa.table(columns)
+
+
+def spread(scorer: torch.nn.Module) -> None:
+    """Draw the embeddings wide enough that scores differ; a fresh table is nearly zero."""
+    for module in scorer.modules():
+        if isinstance(module, Embeddings):
+            torch.nn.init.normal_(module.table.weight, std=0.5)
+
+
+def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
+    """Everything that `python -m export` reads. Returns the raw users."""
+    random = np.random.default_rng(plan.seed)
+    words = {f.name: [_word(f, code) for code in range(WORDS)] for f in plan.schema.features}
+    encoder = Encoder.fit(plan.schema, words)
+    schema = encoder.schema
+    folder.mkdir()
+    encoder.save(folder)
+    items = _table(schema, "item", *raw_rows(schema, "item", plan.items, random))
+    dense, ids = encoder.encode_table("item", items)
+    item_ids = FIRST_ITEM_ID + ITEM_ID_STEP * np.arange(plan.items)
+    lists = {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
+    pq.write_table(pa.table({"item_id": item_ids, **lists}), folder / "catalogue.parquet")
+    users = raw_rows(schema, "user", plan.users, random)
+    table = _table(schema, "user", *users)
+    pq.write_table(table, folder / "users.parquet")
+    lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, table))
+    (folder / "users.jsonl").write_text("".join(lines))
+    torch.manual_seed(plan.seed)
+    for stage, (model, size) in plan.models.items():
+        config = preset(model, size)
+        scorer = build(model, config, schema)
+        spread(scorer)
+        description = {"model": model, "config": config, "schema_hash": schema.hash, "metrics": {}}
+        checkpoint.save(folder / stage, scorer, description)
+    return users
+
+
+def export_cascade(plan: Plan, folder: Path) -> Cascade:
+    """Draw a cascade and export it."""
+    dense, categorical = write_checkpoints(plan, folder / "checkpoints")
+    arguments = Namespace(
+        checkpoints=folder / "checkpoints",
+        repository=folder / "repository",
+        version=1,
+        preranker="prerank",
+        index=plan.index,
+        recall=0.95,
+        ranker_onnx=None,
+        inputs=None,
+    )
+    export = Export(arguments, plan.sizes, plan.serving)
+    export.run()
+    return Cascade(
+        arguments.checkpoints,
+        arguments.repository,
+        export.schema,
+        dense,
+        categorical,
+        plan.sizes,
+        plan.serving,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_cascade(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cascade]:
+    """Draws and exports a cascade; takes the arguments of `Plan`. Takes seconds: share it."""
+
+    def make(**options: Any) -> Cascade:
+        return export_cascade(Plan(**options), tmp_path_factory.mktemp("cascade"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def criteo(make_cascade: Callable[..., Cascade]) -> Cascade:
+    """The cascade that most tests look at: Criteo's features, 1500 items."""
+    return make_cascade()
+
+
+@pytest.fixture(scope="session")
+def criteo_server(criteo: Cascade) -> Iterator[Server]:
+    """The one server of the test run. Nobody may change what it serves."""
+    with Server(criteo.repository) as server:
+        yield server
