@@ -17,6 +17,7 @@ from export.graphs import TopCandidates
 
 LARGEST_DIFFERENCE = 1e-4
 LEAST_OVERLAP = 0.99
+TIE = 1e-5  # logits nearer than this may change places: sums run in different orders
 RUNTIMES = ("onnx", "torchscript")
 
 Cases = list[tuple[Array, ...]]
@@ -32,7 +33,8 @@ class Parity:
 
     Args:
         max_abs: largest difference of a number: of user vectors, of click logits.
-        overlap: share of the eager model's top K that the graph returns too; 1 for a tower.
+        overlap: share of the graph's choice that is as good as the eager model's K-th best, so
+            that of equal items either may be chosen; 1 for a tower.
     """
 
     stage: str
@@ -90,7 +92,7 @@ def _tower(
 def _scoring(
     module: nn.Module, graph: Callable[..., list[Array]], case: tuple[Array, ...]
 ) -> tuple[float, float]:
-    """Judge the graph's choice by the eager logits, so that a tie may fall either way."""
+    """Judge the graph's choice, place by place, by the eager logits: a tie may fall either way."""
     assert isinstance(module, TopCandidates)
     users, rows = tuple(map(torch.from_numpy, case[:2])), torch.from_numpy(case[2])
     with torch.inference_mode():
@@ -103,13 +105,12 @@ def _scoring(
     for b in range(len(logits)):
         real = case[2][b] >= 0
         value = dict(zip(names[b][real].tolist(), logits[b][real].tolist(), strict=True))
-        got, wanted = (x[0][b][x[0][b] >= 0] for x in (outputs, expected))
-        best = np.sort([value[i] for i in got.tolist()])[::-1]
-        if len(got) != len(wanted):
+        got, wanted = (x[0][b][x[0][b] >= 0].tolist() for x in (outputs, expected))
+        if len(got) != len(wanted) or len(set(got)) != len(got) or not set(got) <= set(value):
             return float("inf"), 0.0
-        reference = np.array([value[i] for i in wanted.tolist()])
-        differences.append(float(np.abs(best - reference).max(initial=0)))
-        shared += len(np.intersect1d(got, wanted))
+        found, best = (np.array([value[i] for i in ids]) for ids in (got, wanted))
+        differences.append(float(np.abs(found - best).max(initial=0)))
+        shared += int((found >= best.min(initial=np.inf) - TIE).sum())
     if module.with_ids:
         differences.append(float(np.abs(outputs[1] - expected[1]).max(initial=0)))
     return max(differences), shared / max(1, int((expected[0] >= 0).sum()))

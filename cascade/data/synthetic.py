@@ -76,6 +76,11 @@ class Synthetic:
     def fingerprint(self) -> dict[str, Any]:
         return {"source": "synthetic", "model": 2, **asdict(self)}
 
+    @property
+    def total_rows(self) -> int:
+        """Rows of all splits together."""
+        return self.rows
+
     @cached_property
     def _world(self) -> dict[str, Floats]:
         """The planted effects of every category's values; row -1 is that of a missing value."""

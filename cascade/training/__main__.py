@@ -26,13 +26,14 @@ from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Recipe, fit
 from cascade.training.tasks import RankTask, RetrievalTask
 
-# A small set is passed over more often; early stopping ends what overfits.
+# What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
+# early stopping ends what overfits.
 ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
-DISTILL_USERS = 16_384
+DISTILL_USERS = 8_192
 
 RECIPES = {
-    "retrieve": Recipe(batch_size=1024, lr=1e-3, embedding_lr=1e-2),
+    "retrieve": Recipe(batch_size=1024, lr=1e-3, embedding_lr=1e-2, epochs=0.5),
     "rank": Recipe(batch_size=512, lr=1e-3, embedding_lr=1e-2),
     "logistic": Recipe(batch_size=1024, lr=1e-2, embedding_lr=1e-2),
     "prerank": Recipe(batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=2),
@@ -54,7 +55,7 @@ class Trainer:
             return found
         rows = self.dataset.rows("train")
         return replace(
-            found, epochs=self.epochs, batch_size=min(found.batch_size, max(32, rows // 100))
+            found, epochs=found.epochs * self.epochs, batch_size=min(found.batch_size, max(32, rows // 100))
         )
 
     def train(

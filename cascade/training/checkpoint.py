@@ -6,6 +6,7 @@ A finished model is `weights.safetensors` + `checkpoint.json`; an unfinished one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -53,14 +54,28 @@ def describe(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds no finished model: checkpoint.json is missing")
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # neither JSON nor, perhaps, text
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds a {type(content).__name__}")
     if content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}. "
             "Train again, or use the version that wrote it."
         )
+    missing = [key for key in ("model", "config", "schema_hash") if key not in content]
+    if missing:
+        raise CheckpointError(f"{path} is damaged: it does not say {' and '.join(missing)}")
     return content
+
+
+def digest(folder: Path) -> str:
+    """Identifies the weights of a finished model, for those that are trained from it."""
+    sha = hashlib.sha256()
+    with (folder / "weights.safetensors").open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()[:16]
 
 
 def load(folder: Path, schema: Schema) -> Scorer:
@@ -72,7 +87,12 @@ def load(folder: Path, schema: Schema) -> Scorer:
     """
     content = describe(folder)
     schema.check_same(content["schema_hash"], str(folder))
-    scorer = build(content["model"], content["config"], schema)
+    try:
+        scorer = build(content["model"], content["config"], schema)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'checkpoint.json'} describes no model of this version: {error}"
+        ) from error
     load_weights(scorer, folder / "weights.safetensors")
     return scorer.eval()
 
@@ -91,46 +111,85 @@ def save_resume(
     optimizers: list[Any],
     progress: dict[str, Any],
     best: dict[str, Tensor],
+    made_from: dict[str, Any],
 ) -> None:
     """Write all that an interrupted training needs to go on as if it had not been.
 
-    One file, replaced in one move: a kill at any moment leaves the old state or the new one.
+    One file, replaced in one move: a kill at any moment leaves the old state or the new one. What
+    an optimiser keeps as a plain number comes back as one: SparseAdam's corrections would be
+    computed in float32 if its step count were a tensor.
+
+    Args:
+        progress: JSON of how far the training is.
+        best: the best weights so far.
+        made_from: JSON of what the weights depend on; resuming refuses anything else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
-    groups = []
+    groups, numbers = [], []
     for number, optimizer in enumerate(optimizers):
         state = optimizer.state_dict()
         groups.append(state["param_groups"])
         for index, values in state["state"].items():
             for key, value in values.items():
-                tensors[f"optimizer/{number}/{index}/{key}"] = torch.as_tensor(value)
-    metadata = {"progress": json.dumps({**progress, "groups": groups}, default=_plain)}
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{number}/{index}/{key}"] = value
+                else:
+                    numbers.append((number, index, key, value))
+    optimizer_state = {"groups": groups, "numbers": numbers}
+    content = {"made_from": made_from, "progress": progress, "optimizers": optimizer_state}
+    metadata = {key: json.dumps(value, default=_plain) for key, value in content.items()}
     _save_tensors(folder / "resume.safetensors", tensors, metadata)
 
 
 def load_resume(
-    folder: Path, module: torch.nn.Module, optimizers: list[Any]
+    folder: Path, module: torch.nn.Module, optimizers: list[Any], made_from: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Read what `save_resume` wrote: the progress and the best weights, or None."""
+    """Read what `save_resume` wrote: the progress and the best weights; None if there is nothing.
+
+    Raises:
+        CheckpointError: a damaged file, or one of a training that was made from something else.
+    """
     path = folder / "resume.safetensors"
     if not path.exists():
         return None
     parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}}
-    with safe_open(path, "pt") as file:
-        progress: dict[str, Any] = json.loads(file.metadata()["progress"])
-        for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
-            kind, rest = name.split("/", 1)
-            parts[kind][rest] = file.get_tensor(name)
+    try:
+        with safe_open(path, "pt") as file:
+            content = {key: json.loads(value) for key, value in file.metadata().items()}
+            _check_made_from(path, content["made_from"], json.loads(json.dumps(made_from)))
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
+                kind, rest = name.split("/", 1)
+                parts[kind][rest] = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged: {error}. Remove it, or give --restart, to train from the start."
+        ) from error
     module.load_state_dict(parts["module"])
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for name, tensor in parts["optimizer"].items():
         number, index, key = name.split("/")
         states[int(number)].setdefault(int(index), {})[key] = tensor
-    for optimizer, state, group in zip(optimizers, states, progress.pop("groups"), strict=True):
+    for number, index, key, value in content["optimizers"]["numbers"]:
+        states[number].setdefault(index, {})[key] = value
+    groups = content["optimizers"]["groups"]
+    for optimizer, state, group in zip(optimizers, states, groups, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": group})
-    return progress, parts["best"]
+    return content["progress"], parts["best"]
+
+
+def _check_made_from(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if found != wanted:
+        changes = [
+            f"{key} was {found.get(key)!r} and is now {wanted.get(key)!r}"
+            for key in sorted({*found, *wanted})
+            if found.get(key) != wanted.get(key)
+        ]
+        raise CheckpointError(
+            f"{path} is an unfinished training of something else: {'; '.join(changes)}. "
+            "Give the same options and data to go on with it, or --restart."
+        )
 
 
 def finish(folder: Path) -> None:

@@ -6,7 +6,7 @@ random draws depend only on (seed, step), and the optimisers' state is saved wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,6 +24,7 @@ class Recipe:
     """How to train one model.
 
     Args:
+        epochs: passes over the rows; a part of one is enough where rows are plenty.
         lr: learning rate of all but the embeddings; falls linearly to 2 % of it.
         embedding_lr: of the embedding tables.
         patience: validations without improvement before the training stops.
@@ -32,7 +33,7 @@ class Recipe:
     """
 
     batch_size: int = 512
-    epochs: int = 1
+    epochs: float = 1
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     lr: float = 1e-3
     embedding_lr: float = 1e-2
@@ -40,6 +41,10 @@ class Recipe:
     patience: int = 3
     validations: int = 2
     save_every: int = 500
+
+    def identity(self) -> dict[str, Any]:
+        """What the trained weights depend on."""
+        return {key: value for key, value in asdict(self).items() if key != "save_every"}
 
 
 class Task(Protocol):
@@ -72,19 +77,36 @@ def make_optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     return [kind(sparse, lr=recipe.embedding_lr), kind(dense, lr=recipe.lr)]
 
 
-def fit(task: Task, recipe: Recipe, folder: Path, name: str) -> list[dict[str, float]]:
+def fit(
+    task: Task,
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    made_from: Mapping[str, Any] | None = None,
+) -> list[dict[str, float]]:
     """Train until the epochs are over or validation stops improving; keep the best weights.
+
+    Args:
+        folder: of TensorBoard's events and of the state to resume from, which is used if it is
+            there.
+        name: for the progress bar.
+        made_from: what else the weights depend on, as JSON: the model, the data.
 
     Returns:
         One record per validation: step, training loss and the validation measures.
+
+    Raises:
+        CheckpointError: the folder holds an unfinished training of something else.
     """
     optimizers = make_optimizers(task.module, recipe)
-    run = _Run(task, recipe, folder, optimizers)
+    run = _Run(task, recipe, folder, optimizers, made_from or {})
     run.resume()
-    total = recipe.epochs * task.steps_per_epoch
+    total = max(1, round(recipe.epochs * task.steps_per_epoch))
     every = max(1, task.steps_per_epoch // recipe.validations)
     run.writer = SummaryWriter(str(folder / "tensorboard"))
-    with tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar:
+    # The gradients of the tables are right by construction; torch warns until one says so.
+    unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
+    with unchecked, tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar:
         while run.step < total and run.bad < recipe.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
@@ -92,10 +114,10 @@ def fit(task: Task, recipe: Recipe, folder: Path, name: str) -> list[dict[str, f
                 bar.update()
                 if run.step % every == 0 or run.step == total:
                     bar.set_postfix(run.validated())
-                    if run.bad >= recipe.patience:
-                        break
                 if run.step % recipe.save_every == 0:
                     run.save()
+                if run.bad >= recipe.patience or run.step == total:
+                    break
     run.writer.close()
     if run.best is not None:
         task.module.load_state_dict(run.best)
@@ -106,9 +128,15 @@ class _Run:
     """The state of one training, in memory and on disk."""
 
     def __init__(
-        self, task: Task, recipe: Recipe, folder: Path, optimizers: list[torch.optim.Optimizer]
+        self,
+        task: Task,
+        recipe: Recipe,
+        folder: Path,
+        optimizers: list[torch.optim.Optimizer],
+        made_from: Mapping[str, Any],
     ) -> None:
         self.task, self.recipe, self.folder, self.optimizers = task, recipe, folder, optimizers
+        self.made_from = {**recipe.identity(), **made_from}
         self.step = self.bad = 0
         self.loss_sum = self.loss_count = 0.0
         self.history: list[dict[str, float]] = []
@@ -127,7 +155,7 @@ class _Run:
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self.loss_sum += float(loss)
+        self.loss_sum += float(loss.detach())
         self.loss_count += 1
 
     def validated(self) -> dict[str, str]:
@@ -156,21 +184,23 @@ class _Run:
             "bad": self.bad,
             "loss": [self.loss_sum, self.loss_count],
             "history": self.history,
-            "recipe": asdict(self.recipe),
         }
-        extra = {f"best/{k}": v for k, v in (self.best or {}).items()}
-        checkpoint.save_resume(self.folder, self.task.module, self.optimizers, progress, extra)
+        checkpoint.save_resume(
+            self.folder,
+            self.task.module,
+            self.optimizers,
+            progress,
+            self.best or {},
+            self.made_from,
+        )
 
     def resume(self) -> None:
-        found = checkpoint.load_resume(self.folder, self.task.module, self.optimizers)
+        found = checkpoint.load_resume(
+            self.folder, self.task.module, self.optimizers, self.made_from
+        )
         if found is None:
             return
         progress, best = found
-        if progress["recipe"] != asdict(self.recipe):
-            raise checkpoint.CheckpointError(
-                f"{self.folder} holds an unfinished training with another recipe "
-                f"({progress['recipe']}). Give the same options to go on, or --restart."
-            )
         self.step, self.bad, self.history = progress["step"], progress["bad"], progress["history"]
         self.loss_sum, self.loss_count = progress["loss"]
         self.best = best or None

@@ -17,7 +17,7 @@ from cascade.training.loop import Recipe
 from cascade.training.losses import sampled_softmax
 
 VALIDATION_ROWS = 50_000
-VALIDATION_QUERIES = 2_000
+VALIDATION_QUERIES = 1_000
 TEMPERATURE = 0.05  # of the cosine between the towers, in the sampled softmax
 
 
@@ -31,7 +31,7 @@ class Items:
     @classmethod
     def of(cls, dataset: Dataset, device: torch.device) -> Items:
         dense, ids = dataset.items()
-        return cls(torch.from_numpy(dense).to(device), torch.from_numpy(ids).to(device))
+        return cls(torch.tensor(dense, device=device), torch.tensor(ids, device=device))
 
     def states(self, scorer: Scorer, chunk: int = 16_384) -> Tensor:
         """Item states of the whole catalogue, [N, V]."""
@@ -56,7 +56,7 @@ class Rows:
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Rows:
         arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+        return cls(*(torch.tensor(array, device=device) for array in arrays))
 
 
 class RowTask:
@@ -115,8 +115,6 @@ class RetrievalTask(RowTask):
 
     Args:
         click_weight: of the cross-entropy beside the softmax.
-        popularity: share of the logQ correction that is applied. With 1 the towers learn how
-            much more than usual this user wants an item, with 0 also how often it is wanted.
     """
 
     def __init__(
@@ -126,7 +124,6 @@ class RetrievalTask(RowTask):
         recipe: Recipe,
         device: torch.device,
         click_weight: float = 0.5,
-        popularity: float = 1.0,
     ):
         super().__init__(scorer, dataset, recipe, device)
         self.module = self.parts = RetrievalLoss(scorer).to(device)
@@ -135,7 +132,7 @@ class RetrievalTask(RowTask):
         for batch in dataset.batches("train", 65_536):
             counts += np.bincount(batch.item, minlength=len(counts))
         share = np.maximum(counts, 1) / counts.sum()
-        self.log_q = torch.from_numpy(popularity * np.log(share)).float().to(device)
+        self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
     def loss(self, batch: Rows, step: int) -> Tensor:
         user = self.scorer.user(batch.dense, batch.ids)
@@ -156,9 +153,8 @@ class RetrievalTask(RowTask):
         it where the objective is to beat it."""
         positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
         states = self.items.states(self.scorer)
-        dense = torch.from_numpy(self.validation.user_dense[positive]).to(self.device)
-        ids = torch.from_numpy(self.validation.user_ids[positive]).to(self.device)
-        target = torch.from_numpy(self.validation.item[positive]).to(self.device)
+        rows = Rows.of(self.validation, self.device)
+        dense, ids, target = (t[positive] for t in (rows.dense, rows.ids, rows.item))
         hits = 0.0
         for i in range(0, len(positive), 256):
             users = self.scorer.user(dense[i : i + 256], ids[i : i + 256])
