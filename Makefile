@@ -6,14 +6,17 @@ DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
 BIN := .venv/bin
+SHELL := /bin/bash -o pipefail
 
 .PHONY: demo test lint serve perf clean
 
 demo: .venv/ready
-	$(BIN)/python -m perf.demo --data $(DATA) --out build/demo --device $(DEVICE)
+	@mkdir -p build/demo
+	$(BIN)/python -m perf.demo --data $(DATA) --out build/demo --device $(DEVICE) | tee build/demo/output.txt
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	$(BIN)/python -m pytest | tee build/test.txt
 
 lint: .venv/ready
 	$(BIN)/ruff check .

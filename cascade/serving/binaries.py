@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from cascade.serving.reaper import run_folder
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 WHEEL = "nvidia-pytriton"
 WHEEL_GLIBC = (2, 35)  # the wheel's own tag: manylinux_2_35
+CHECK_TIMEOUT_S = 60.0
 STUB = "triton_python_backend_stub"
 PERF_LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
@@ -197,7 +198,7 @@ def _stub_python(stub: Path) -> str | None:
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
     """Start the stub without arguments, on which it complains and ends: 127 means that the loader
     did not find a library, which would otherwise surface as a timeout of the model's load."""
-    ran = subprocess.run([stub], env=loader_environment(libraries), capture_output=True, text=True)
+    ran = _run([stub], loader_environment(libraries))
     if ran.returncode == 127:
         raise BinaryError(
             f"{stub} does not start: {ran.stderr.strip()}. Where libpython is missing, use a "
@@ -221,7 +222,7 @@ def perf_analyzer() -> tuple[Path, dict[str, str]]:
             "Triton SDK container."
         )
     environment = loader_environment(_perf_libraries())
-    ran = subprocess.run([found, "--version"], env=environment, capture_output=True, text=True)
+    ran = _run([found, "--version"], environment)
     if ran.returncode != 0:
         reason = (ran.stderr or ran.stdout).strip() or f"it ended with {ran.returncode}"
         raise BinaryError(
@@ -263,6 +264,14 @@ def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
     if folders:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
     return environment
+
+
+def _run(
+    command: Sequence[str | Path], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -11,12 +11,8 @@ process dies, and `reap`, which every start calls, clears what a `kill -9` left.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
-import sys
-import sysconfig
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -27,8 +23,7 @@ from types import TracebackType
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-import cascade
-from cascade.serving import binaries, probe, reaper, server_log
+from cascade.serving import binaries, probe, process, reaper, server_log
 from cascade.serving.reaper import reap
 from cascade.serving.threads import cores, threads_per_process
 
@@ -36,7 +31,6 @@ __all__ = ["Ports", "Server", "ServerError", "reap"]
 
 POLL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
-STOP_MARGIN_S = 5.0  # what tritonserver may take beyond its own exit timeout
 NOT_YET = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
 # By default gRPC waits ever longer between attempts: up to two minutes after a long load.
 QUICK_RECONNECT = [
@@ -44,20 +38,7 @@ QUICK_RECONNECT = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-HERE = Path(cascade.__path__[0])  # the package that the models of the repository import
 GPU_DEVICE = Path("/dev/nvidiactl")
-
-# Runs in place of tritonserver for an instant: asks the kernel for SIGTERM when the launcher dies,
-# then becomes tritonserver under the same process id. A `preexec_fn` would do the same between fork
-# and exec, which is unsafe beside gRPC's threads.
-_TIED = """
-import ctypes, os, sys
-if int(sys.argv[2]):
-    ctypes.CDLL(None).prctl(1, int(sys.argv[2]))  # 1 is PR_SET_PDEATHSIG
-    if os.getppid() != int(sys.argv[1]):
-        sys.exit("the launcher has ended")
-os.execv(sys.argv[3], sys.argv[3:])
-"""
 
 
 class ServerError(RuntimeError):
@@ -224,27 +205,29 @@ class Server:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         arguments = (
             *self._arguments(),
-            *binary.assemble(folder / "backends", HERE),
+            *binary.assemble(folder / "backends", process.PACKAGE),
             *self.extra_args,
         )
         with self.log_path.open("ab") as log:
             self._log_start = self.log_path.stat().st_size
             self._process = subprocess.Popen(
-                _tied([str(binary.path), *arguments]),
+                process.tied([str(binary.path), *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment(binary),
+                env=process.environment(binary, self.name, self.threads),
                 start_new_session=True,  # a Ctrl-C is for the launcher, which then stops it
             )
 
     def cancel(self) -> None:
-        """Make `start` and `wait` return soon. It only sets a flag, so a signal handler may call
-        it; an exception raised by a handler can get lost in whatever code it interrupts."""
+        """Make `start` fail and `wait` return soon. It only sets a flag: a signal handler may call
+        it, while an exception that it raised could get lost in the code that it interrupts."""
         self._cancelled = True
 
     def wait(self) -> int | None:
         """Wait for the server to end by itself, and return its exit code; None when cancelled."""
+        # It must not block: the kernel may hand a signal to one of gRPC's threads, and then nothing
+        # wakes this one up to run Python's handler.
         while (code := self._running.poll()) is None and not self._cancelled:
             time.sleep(POLL_S)
         return code
@@ -252,7 +235,7 @@ class Server:
     def stop(self) -> int:
         """End the server: politely, then by force. Returns its exit code, 0 if none runs."""
         try:
-            return 0 if self._process is None else _end(self._process, self.exit_timeout_s)
+            return 0 if self._process is None else process.end(self._process, self.exit_timeout_s)
         finally:
             self._process = None
             if self.name:
@@ -272,23 +255,6 @@ class Server:
         yield f"--exit-timeout-secs={self.exit_timeout_s}"
         yield f"--allow-gpu-metrics={'true' if GPU_DEVICE.exists() else 'false'}"
         yield from ("--strict-readiness=true", "--exit-on-error=true", "--log-verbose=0")
-
-    def _environment(self, binary: binaries.ServerBinary) -> dict[str, str]:
-        environment = binaries.loader_environment(binary.libraries)
-        environment[reaper.VARIABLE] = self.name
-        # The stub's Python looks for a virtual environment beside the first python3 on PATH. Up to
-        # 3.10 it reads PYTHONPATH too; later ones embed it in isolation.
-        environment["PATH"] = os.pathsep.join(
-            (str(Path(sys.executable).parent), environment.get("PATH", os.defpath))
-        )
-        inherited = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-        packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-        folders = (str(HERE.parent), *(os.path.abspath(folder) for folder in inherited), *packages)
-        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
-        for library in ("OMP", "OPENBLAS", "MKL"):
-            environment[f"{library}_NUM_THREADS"] = str(self.threads)
-        environment["CASCADE_THREADS"] = str(self.threads)
-        return environment
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
@@ -336,20 +302,3 @@ class Server:
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
             return server_log.excerpt(log.read().decode(errors="replace"))
-
-
-def _end(process: subprocess.Popen[bytes], exit_timeout_s: int) -> int:
-    process.terminate()
-    try:
-        return process.wait(exit_timeout_s + STOP_MARGIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
-def _tied(command: list[str]) -> list[str]:
-    # The kernel sends the signal when the *thread* that started the process ends: only the main
-    # thread is sure to live as long as the launcher. Elsewhere `reap` must do.
-    tied = threading.current_thread() is threading.main_thread()
-    launcher = [str(os.getpid()), str(int(signal.SIGTERM) if tied else 0)]
-    return [sys.executable, "-I", "-S", "-c", _TIED, *launcher, *command]

@@ -152,7 +152,8 @@ class TorchGraph:
             raise ArtifactError("device is cuda, but torch finds no GPU: export with --device cpu")
         torch.set_num_threads(max(1, serving.threads))
         self._torch, self._device = torch, torch.device(serving.device)
-        self._module = torch.jit.load(str(path), map_location=self._device).eval()
+        load: Any = torch.jit.load  # without type annotations
+        self._module = load(str(path), map_location=self._device).eval()
         for name, value in description.mapped.items():
             mapped = torch.from_numpy(np.asarray(value.open(folder)))
             setattr(self._module, name, mapped.to(self._device))
@@ -176,5 +177,5 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
     description = Description.load(folder)
     if schema is not None:
         schema.check_same(description.schema_hash, str(folder))
-    runtime = {"onnx": OnnxGraph, "torchscript": TorchGraph}[serving.runtime]
+    runtime = OnnxGraph if serving.runtime == "onnx" else TorchGraph
     return description, runtime(folder, description, serving)

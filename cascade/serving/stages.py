@@ -7,6 +7,7 @@ server, in the in-process pipeline and in the tests.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from cascade import index
-from cascade.encoding import Encoder
+from cascade.encoding import Encoder, InvalidInput
 from cascade.serving.runtime import Array, load_graph
 from cascade.spec import PRERANK, RANK, RETRIEVE, Serving
 
@@ -40,8 +41,8 @@ class Retrieve:
     candidates [B, K]: catalogue rows, best first, -1 pads.
     """
 
-    inputs = ("dense", "categorical")
-    outputs = ("user_dense", "user_ids", "candidates")
+    inputs: tuple[str, ...] = ("dense", "categorical")
+    outputs: tuple[str, ...] = ("user_dense", "user_ids", "candidates")
 
     def __init__(self, folder: Path, serving: Serving, candidates: int) -> None:
         self.candidates = candidates
@@ -69,8 +70,15 @@ class Score:
         description, self._graph = load_graph(folder, None, serving)
         self.inputs, self.outputs = description.inputs, description.outputs
         self.schema_hash = description.schema_hash
+        self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        rows = inputs[-1]
+        if rows.max(initial=-1) >= self._items:  # what a gather does then depends on the device
+            raise InvalidInput(
+                f"{self.inputs[-1]}: row {rows.max()} came, but the catalogue has {self._items} "
+                "items. Do all stages serve one release?"
+            )
         return tuple(self._graph(*inputs))
 
 

@@ -6,6 +6,7 @@ A model.py in the repository is `from cascade.serving.triton import Retrieve as 
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +40,7 @@ class TritonModel:
         ]
         try:
             return self._answer(inputs)
-        except InvalidInput:
+        except Exception:
             # Somebody's mistake: find out whose, and let the neighbours have their answers.
             return [self._answer_one(arrays) for arrays in inputs]
 
@@ -47,8 +48,12 @@ class TritonModel:
         try:
             return self._answer([arrays])[0]
         except InvalidInput as error:
-            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=refusal)
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            # Nothing a caller can act on: the traceback goes into the log, not over the wire.
+            pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
+            message = f"{self.name} failed ({type(error).__name__}); the server's log says why"
+            return _refusal(message, pb_utils.TritonError.INTERNAL)
 
     def _answer(self, inputs: list[tuple[Array, ...]]) -> list[Any]:
         if len(inputs) == 1:
@@ -65,6 +70,10 @@ class TritonModel:
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop
         return responses
+
+
+def _refusal(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 class Retrieve(TritonModel):

@@ -8,9 +8,11 @@ OUT/logistic, prerank_logistic, prerank_labels                   what it is comp
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from cascade.training.tasks import RankTask, RetrievalTask
 # early stopping ends what overfits.
 ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
+NAMES = ("retrieve", "rank", "logistic", "prerank_labels", "prerank", "prerank_logistic")
 DISTILL_USERS = 8_192
 
 RECIPES = {
@@ -43,19 +46,24 @@ RECIPES = {
 class Trainer:
     """Trains one model after the other; a model that is finished is not trained again."""
 
-    def __init__(self, dataset: Dataset, out: Path, device: torch.device, seed: int) -> None:
-        self.dataset, self.out, self.device, self.seed = dataset, out, device, seed
+    def __init__(
+        self, dataset: Dataset, out: Path, device: torch.device, seed: int, save_every: int
+    ) -> None:
+        self.dataset, self.out, self.device = dataset, out, device
+        self.seed, self.save_every = seed, save_every
         rows = dataset.rows("train")
         self.epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of the table, over as many epochs as the size of the data asks for."""
-        found = replace(RECIPES[name], seed=self.seed)
+        found = replace(RECIPES[name], seed=self.seed, save_every=self.save_every)
         if name == "prerank":
             return found
         rows = self.dataset.rows("train")
         return replace(
-            found, epochs=found.epochs * self.epochs, batch_size=min(found.batch_size, max(32, rows // 100))
+            found,
+            epochs=found.epochs * self.epochs,
+            batch_size=min(found.batch_size, max(32, rows // 100)),
         )
 
     def train(
@@ -65,24 +73,29 @@ class Trainer:
         size: str,
         recipe: Recipe,
         task: Callable[[Scorer], Any],
+        taught_by: tuple[str, ...] = (),
     ) -> Scorer:
-        """Train one model and write its checkpoint and curves, or read it if it is there."""
+        """Train one model and write its checkpoint and curves, or read it if it is there.
+
+        A model that other models teach is there only if it was taught by those of today.
+        """
         folder, schema = self.out / name, self.dataset.schema
-        wanted: dict[str, Any] = {
+        made_from = {
             "model": model,
             "preset": size,
             "config": preset(model, size),
             "schema_hash": schema.hash,
-            "recipe": asdict(recipe),
+            "taught_by": {other: checkpoint.digest(self.out / other) for other in taught_by},
         }
+        wanted = json.loads(json.dumps({**made_from, "recipe": recipe.identity()}))
         if (folder / "checkpoint.json").exists():
             found = checkpoint.describe(folder)
-            if all(found.get(key) == _as_json(value) for key, value in wanted.items()):
+            if all(found.get(key) == value for key, value in wanted.items()):
                 print(f"{name}: already trained, {folder}")
                 return checkpoint.load(folder, schema).to(self.device)
         torch.manual_seed(self.seed)
-        scorer = build(model, wanted["config"], schema).to(self.device)
-        history = fit(task(scorer), recipe, folder, name)
+        scorer = build(model, preset(model, size), schema).to(self.device)
+        history = fit(task(scorer), recipe, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
@@ -105,21 +118,26 @@ def main() -> None:
     parser.add_argument("--towers", default="default", help="preset of the towers [%(default)s]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--restart", action="store_true", help="forget what was trained before")
+    parser.add_argument(
+        "--save-every",
+        type=int,
+        default=500,
+        help="batches between two savings of what a killed run goes on from [%(default)s]",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     dataset = prepare(args.data, args.prepared or args.out / "data", args.bad_rows)
     if args.restart:
-        for name in ("retrieve", "rank", "logistic", "prerank", "prerank_logistic"):
+        for name in NAMES:
             shutil.rmtree(args.out / name, ignore_errors=True)
-    train_cascade(dataset, args.out, torch.device(args.device), args.seed, args.ranker, args.towers)
+    trainer = Trainer(dataset, args.out, torch.device(args.device), args.seed, args.save_every)
+    train_cascade(trainer, args.ranker, args.towers)
 
 
-def train_cascade(
-    dataset: Dataset, out: Path, device: torch.device, seed: int, ranker: str, towers: str
-) -> None:
+def train_cascade(trainer: Trainer, ranker: str, towers: str) -> None:
     """Train the three models and those they are compared with."""
-    bundle.write(dataset, out)
-    trainer = Trainer(dataset, out, device, seed)
+    dataset, device = trainer.dataset, trainer.device
+    bundle.write(dataset, trainer.out)
     sizes = Sizes()
 
     def rows_task(name: str, task: Any) -> tuple[Recipe, Callable[[Scorer], Any]]:
@@ -133,7 +151,11 @@ def train_cascade(
     trainer.train("logistic", "logistic", "default", *rows_task("logistic", RankTask))
     trainer.train("prerank_labels", "dlrm", "small", *rows_task("rank", RankTask))
     recipe = trainer.recipe("prerank")
-    candidates = Candidates(retriever, dataset, device, DISTILL_USERS, sizes.candidates)
+
+    @cache
+    def candidates() -> Candidates:
+        return Candidates(retriever, dataset, device, DISTILL_USERS, sizes.candidates)
+
     for name, model, size in (
         ("prerank", "dlrm", "small"),
         ("prerank_logistic", "logistic", "default"),
@@ -143,16 +165,9 @@ def train_cascade(
             model,
             size,
             recipe,
-            lambda student: DistillTask(student, teacher, candidates, recipe, sizes.survivors),
+            lambda student: DistillTask(student, teacher, candidates(), recipe, sizes.survivors),
+            taught_by=("retrieve", "rank"),
         )
-
-
-def _as_json(value: Any) -> Any:
-    return (
-        {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
 
 
 if __name__ == "__main__":

@@ -106,7 +106,10 @@ def fit(
     run.writer = SummaryWriter(str(folder / "tensorboard"))
     # The gradients of the tables are right by construction; torch warns until one says so.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
-    with unchecked, tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar:
+    with (
+        unchecked,
+        tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar,
+    ):
         while run.step < total and run.bad < recipe.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):

@@ -149,8 +149,7 @@ class RetrievalTask(RowTask):
         return softmax + self.click_weight * click
 
     def validate(self) -> dict[str, float]:
-        """Recall@100 of validation positives among the whole catalogue, with popularity's beside
-        it where the objective is to beat it."""
+        """Recall@100 of validation positives among the whole catalogue."""
         positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
         states = self.items.states(self.scorer)
         rows = Rows.of(self.validation, self.device)

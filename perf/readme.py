@@ -1,0 +1,65 @@
+"""Puts what the commands really printed into README.md: nobody types a figure.
+
+A block `<!-- name -->` … `<!-- /name -->` is replaced by what the function of that name says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+DEMO_OUTPUT = Path("build/demo/output.txt")
+TEST_OUTPUT = Path("build/test.txt")
+REPORT = Path("perf/report.md")
+
+
+def demo() -> str:
+    """The demo's answers, tables and summary, without its progress."""
+    text = DEMO_OUTPUT.read_text()
+    sections = re.split(r"(?m)^==> ", text)
+    wanted = ("clients.recommend", "cascade.evaluation", "perf_analyzer", "summary")
+    kept = [s for s in sections if any(word in s.split("\n", 1)[0] for word in wanted)]
+    return "```\n$ make demo\n" + "\n".join("==> " + s.strip() + "\n" for s in kept) + "```"
+
+
+def tests() -> str:
+    """The closing line of the tests."""
+    last = TEST_OUTPUT.read_text().strip().splitlines()[-1]
+    return f"```\n$ make test\n{last.strip('= ')}\n```"
+
+
+def results() -> str:
+    """The summary table of the latency report."""
+    tables = re.findall(r"(?m)(?:^\|.*\n)+", REPORT.read_text())
+    if not tables:
+        raise SystemExit(f"{REPORT} holds no table: run make perf first")
+    return str(tables[0].strip())
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "tests": tests, "results": results}
+
+
+def fill(text: str, blocks: dict[str, Callable[[], str]]) -> str:
+    """README text with every block replaced; a block whose marks are missing is an error."""
+    for name, content in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no block {name!r}")
+        new = content()
+        text = pattern.sub(lambda m, new=new: f"{m[1]}{new}\n{m[2]}", text)
+    return text
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.readme", description=__doc__)
+    parser.add_argument("blocks", nargs="*", choices=[[], *BLOCKS], default=list(BLOCKS))
+    names = parser.parse_args().blocks
+    path = Path("README.md")
+    path.write_text(fill(path.read_text(), {name: BLOCKS[name] for name in names}))
+
+
+if __name__ == "__main__":
+    main()
