@@ -18,7 +18,7 @@ from cascade.serving.pipeline import RELEASE_FILE
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, Serving, Sizes, stages
 from cascade.training import checkpoint
 from export import config, parity, surgery
-from export.stage_files import Catalogue, write_scoring, write_tower
+from export.stage_files import Catalogue, item_states, write_scoring, write_tower
 
 TUNING_USERS = 512
 
@@ -101,7 +101,7 @@ class Export:
         tower = write_tower(retriever, self.schema, folder)
         self.encoder.save(folder)
         self._compare(RETRIEVE, tower, folder, None)
-        vectors = np.concatenate(list(item_states(retriever, self.items)))
+        vectors = np.concatenate(list(item_states(retriever, self.items, RETRIEVE)))
         built = index.build(vectors, self.args.index)
         queries = self._vectors(retriever, TUNING_USERS)
         k = min(self.sizes.candidates, len(self.items))
@@ -155,20 +155,10 @@ def read_catalogue(checkpoints: Path) -> Catalogue:
     """The encoded items of a folder of checkpoints."""
     table = pq.read_table(checkpoints / "catalogue.parquet", columns=["item_id", "dense", "ids"])
     return Catalogue(
-        matrix(table["dense"]),
+        matrix(table["dense"]).copy(),  # Arrow's memory is read-only, and torch warns of that
         matrix(table["ids"]).astype(np.int64),
         table["item_id"].to_numpy(),
     )
-
-
-def item_states(scorer: Any, items: Catalogue) -> Any:
-    """Item states chunk by chunk, [n, V] each."""
-    from export.graphs import batches_of_items
-
-    with torch.inference_mode():
-        for rows in batches_of_items(len(items)):
-            dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
-            yield scorer.item(dense, ids).numpy()
 
 
 def _some_rows(random: np.random.Generator, count: int, items: int) -> np.ndarray:

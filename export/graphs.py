@@ -7,7 +7,6 @@ state, scores, masks the pads, takes the top K and looks up the ids, so that onl
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,6 @@ class TopCandidates(nn.Module):
         scorer: any model of the contract.
         keep: how many rows are kept.
         with_ids: return (item_ids, click probability) in place of the rows.
-        item_width: V, of the item state.
 
     A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0.
     """
@@ -73,9 +71,3 @@ class TopCandidates(nn.Module):
             return rows
         ids = nn.functional.embedding(rows.clamp(min=0), self.catalogue_ids).squeeze(-1)
         return ids.masked_fill(rows < 0, -1), torch.sigmoid(best)
-
-
-def batches_of_items(count: int, size: int = 16_384) -> Iterator[slice]:
-    """Slices that cover `count` rows."""
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from cascade.schema import Schema
 from cascade.serving.runtime import TORCH_FILE, Description, Mapped
 from cascade.spec import RETRIEVE, Stage
 from export import onnx_file
-from export.graphs import TopCandidates, UserTower, batches_of_items
+from export.graphs import TopCandidates, UserTower
 
+CHUNK = 16_384  # items at a time
 ITEM_STATE, CATALOGUE_IDS = "item_state", "catalogue_ids"
 
 
@@ -33,16 +35,31 @@ class Catalogue:
         return len(self.ids)
 
 
-def write_item_state(scorer: Scorer, items: Catalogue, folder: Path, name: str) -> Mapped:
-    """Compute `item` for the whole catalogue, chunk by chunk, into a mapped file."""
-    mapped = Mapped(f"{ITEM_STATE}.bin", "float32", (len(items), scorer.item_width))
-    file = np.memmap(folder / mapped.file, mapped.dtype, "w+", shape=mapped.shape)
-    chunks = list(batches_of_items(len(items)))
-    with torch.inference_mode():
-        for rows in tqdm(chunks, desc=f"item state of {name}", leave=False):
+def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndarray]:
+    """`item` of the whole catalogue, chunk by chunk: [n, V] each."""
+    with (
+        torch.inference_mode(),
+        tqdm(
+            total=len(items),
+            desc=f"item state of {name}",
+            unit=" items",
+            unit_scale=True,
+            leave=False,
+        ) as bar,
+    ):
+        for start in range(0, len(items), CHUNK):
+            rows = slice(start, start + CHUNK)
             dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
-            file[rows] = scorer.item(dense, ids).numpy()
-    file.flush()
+            yield scorer.item(dense, ids).numpy()
+            bar.update(len(ids))
+
+
+def write_item_state(scorer: Scorer, items: Catalogue, folder: Path, name: str) -> Mapped:
+    """Write the item state of the whole catalogue into a file that will be mapped."""
+    mapped = Mapped(f"{ITEM_STATE}.bin", "float32", (len(items), scorer.item_width))
+    with (folder / mapped.file).open("wb") as file:
+        for states in item_states(scorer, items, name):
+            states.astype("<f4", copy=False).tofile(file)
     return mapped
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from google.protobuf import text_format
 
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.data.parts import fixed_size_list
@@ -29,6 +30,7 @@ from cascade.serving.launcher import Server
 from cascade.serving.pipeline import Pipeline
 from cascade.spec import Serving, Sizes
 from cascade.training import bundle, checkpoint
+from export import config
 from export.__main__ import Export
 
 WORDS = 20  # values of every categorical and bag
@@ -135,10 +137,10 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
     (folder / "users.jsonl").write_text("".join(lines))
     torch.manual_seed(plan.seed)
     for stage, (model, size) in plan.models.items():
-        config = preset(model, size)
-        scorer = build(model, config, schema)
+        sizes = preset(model, size)
+        scorer = build(model, sizes, schema)
         spread(scorer)
-        description = {"model": model, "config": config, "schema_hash": schema.hash, "metrics": {}}
+        description = {"model": model, "config": sizes, "schema_hash": schema.hash, "metrics": {}}
         checkpoint.save(folder / stage, scorer, description)
     return users
 
@@ -169,6 +171,23 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
     )
 
 
+# A user of every kind of feature, an item without numbers.
+BAGS = Schema(
+    "bags",
+    (
+        Feature("age", "user", "dense", "identity"),
+        Feature("visits", "user", "dense", "log1p"),
+        Feature("city", "user", "categorical", "vocabulary"),
+        Feature("agent", "user", "categorical", "hash", buckets=9),
+        Feature("history", "user", "bag", "vocabulary", length=4),
+        Feature("tags", "user", "bag", "hash", length=2, buckets=9),
+        Feature("genres", "item", "bag", "vocabulary", length=3),
+        Feature("brand", "item", "categorical", "vocabulary"),
+        Feature("shop", "item", "categorical", "vocabulary"),
+    ),
+)
+
+
 @pytest.fixture(scope="session")
 def make_cascade(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cascade]:
     """Draws and exports a cascade; takes the arguments of `Plan`. Takes seconds: share it."""
@@ -190,3 +209,47 @@ def criteo_server(criteo: Cascade) -> Iterator[Server]:
     """The one server of the test run. Nobody may change what it serves."""
     with Server(criteo.repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def seven(make_cascade: Callable[..., Cascade]) -> Cascade:
+    """Seven items, fewer than one answer holds; a user of every kind of feature."""
+    return make_cascade(schema=BAGS, items=7, serving=Serving(max_batch_size=4))
+
+
+@pytest.fixture(scope="session")
+def patient_server(seven: Cascade) -> Iterator[Server]:
+    """Serves `seven`; waits long enough for a batch to fill that a test can decide what shares
+    one: four users go at once, fewer after a while."""
+    for stage in ("retrieve", "prerank"):
+        path = seven.repository / stage / "config.pbtxt"
+        stage_config = config.read(path)
+        stage_config.dynamic_batching.max_queue_delay_microseconds = 300_000
+        path.write_text(text_format.MessageToString(stage_config))
+    with Server(seven.repository) as server:
+        yield server
+
+
+def _assert_same_answers(got: tuple[Any, Any], expected: tuple[Any, Any], slack: float) -> None:
+    """Two answers (item_ids [B, R], scores [B, R]) to the same users, scores best first."""
+    (got_ids, got_scores), (ids, scores) = got, expected
+    assert got_ids.shape == ids.shape
+    np.testing.assert_allclose(got_scores, scores, rtol=0, atol=slack)
+    np.testing.assert_array_equal(got_ids < 0, ids < 0)
+    for row, real in enumerate(ids >= 0):
+        found = dict(zip(got_ids[row][real], got_scores[row][real], strict=True))
+        wanted = dict(zip(ids[row][real], scores[row][real], strict=True))
+        assert len(found) == real.sum(), "an item comes twice"
+        for item, score in found.items():
+            # An item that is not wanted may stand in for its equal at the end of the list.
+            assert abs(score - wanted.get(item, min(wanted.values()))) <= slack
+
+
+@pytest.fixture(scope="session")
+def assert_same_answers() -> Callable[..., None]:
+    """Compares two answers to the same users; items of equal score may change places."""
+
+    def check(got: Any, expected: Any, slack: float = 1e-5) -> None:
+        _assert_same_answers(got, expected, slack)
+
+    return check

@@ -6,28 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from cascade.data.prepare import prepare
+from cascade.data.prepare import add_arguments, prepare_as
 from cascade.data.source import SPLITS, DataError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, prepare, say what came out. A DataError ends the program with its message alone."""
     parser = argparse.ArgumentParser(prog="python -m cascade.data", description=__doc__)
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]",
-    )
+    add_arguments(parser)
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "--bad-rows",
-        choices=("error", "skip"),
-        default="error",
-        help="stop at the first malformed row, or leave such rows out and count them",
-    )
     options = parser.parse_args(arguments)
     try:
-        dataset = prepare(options.data, options.out, options.bad_rows)
+        dataset = prepare_as(options, options.out)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cascade.data.dataset import FORMAT, Dataset
 from cascade.data.source import BadRows, DataError, Policy, Source
 from cascade.data.write import write
+from cascade.schema import Schema
 
 
-def prepare(spec: str, root: Path | str, bad_rows: Policy = "error") -> Dataset:
+@dataclass(frozen=True)
+class Categories:
+    """How categories and bags become ids, where it is not to be as the source's schema says.
+
+    Args:
+        min_count: a value seen less often in training shares the out-of-vocabulary id.
+        buckets: hash the values of every feature into so many ids, and keep no vocabulary.
+    """
+
+    min_count: int | None = None
+    buckets: int | None = None
+
+    def applied(self, schema: Schema) -> Schema:
+        """The schema with these choices in it."""
+        chosen: dict[str, Any] = {}
+        if self.min_count is not None:
+            chosen["min_count"] = self.min_count
+        if self.buckets is not None:
+            chosen |= {"encoding": "hash", "buckets": self.buckets}
+        features = (f if f.kind == "dense" else replace(f, **chosen) for f in schema.features)
+        return replace(schema, features=tuple(features))
+
+
+def prepare(
+    spec: str,
+    root: Path | str,
+    bad_rows: Policy = "error",
+    categories: Categories = Categories(),
+) -> Dataset:
     """Prepare what `--data` names, or reuse the folder if it was made from just that.
 
     The folder appears under its name only when it is complete. One run at a time may write it.
@@ -23,6 +54,7 @@ def prepare(spec: str, root: Path | str, bad_rows: Policy = "error") -> Dataset:
         root: the folder to write. One that holds anything else is refused.
         bad_rows: `error` stops at the first malformed row, `skip` leaves such rows out and counts
             them.
+        categories: vocabularies by another minimum count, or hashing.
 
     Raises:
         DataError: the input cannot be read as named, or `root` is someone else's folder.
@@ -30,15 +62,16 @@ def prepare(spec: str, root: Path | str, bad_rows: Policy = "error") -> Dataset:
     root = Path(root)
     bad = BadRows(bad_rows)
     source = open_source(spec, bad)
+    schema = categories.applied(source.schema)
     made_from = {
         "format": FORMAT,
         "fingerprint": source.fingerprint,
-        "schema": source.schema.to_dict(),
+        "schema": schema.to_dict(),
         "bad_rows": bad_rows,
     }
     found = _existing(root)
     if found is None or any(found.get(key) != value for key, value in made_from.items()):
-        _make(source, bad, made_from, root.resolve())
+        _make(source, schema, bad, made_from, root.resolve())
     dataset = Dataset.open(root)
     if dataset.bad_rows:
         print(
@@ -48,7 +81,9 @@ def prepare(spec: str, root: Path | str, bad_rows: Policy = "error") -> Dataset:
     return dataset
 
 
-def _make(source: Source, bad: BadRows, made_from: dict[str, Any], root: Path) -> None:
+def _make(
+    source: Source, schema: Schema, bad: BadRows, made_from: dict[str, Any], root: Path
+) -> None:
     """Write beside `root`, then change names: a run that is killed leaves no half of a folder."""
     partial, old = (root.with_name(f"{root.name}.{suffix}") for suffix in ("partial", "old"))
     for left_over in (partial, old):
@@ -56,7 +91,7 @@ def _make(source: Source, bad: BadRows, made_from: dict[str, Any], root: Path) -
             shutil.rmtree(left_over)
     partial.mkdir(parents=True)
     try:
-        counts = write(source, partial)
+        counts = write(source, schema, partial)
     except BaseException as error:
         shutil.rmtree(partial)
         if isinstance(error, DataError) and bad.count:
@@ -105,3 +140,30 @@ def _existing(root: Path) -> dict[str, Any] | None:
         )
     description: dict[str, Any] = json.loads((root / "source.json").read_text())
     return description
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of everything that prepares data."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]",
+    )
+    parser.add_argument(
+        "--bad-rows",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at the first malformed row, or leave such rows out and count them",
+    )
+    parser.add_argument(
+        "--min-count", type=int, help="rarer values of a category share the out-of-vocabulary id"
+    )
+    parser.add_argument(
+        "--hash-buckets", type=int, help="hash each category into so many ids; no vocabularies"
+    )
+
+
+def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
+    """`prepare` by the options of `add_arguments`."""
+    categories = Categories(options.min_count, options.hash_buckets)
+    return prepare(options.data, root, options.bad_rows, categories)

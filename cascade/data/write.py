@@ -28,8 +28,11 @@ from cascade.encoding import Encoder
 from cascade.schema import Feature, Schema, Side
 
 
-def write(source: Source, folder: Path) -> dict[str, Any]:
+def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
     """Write everything but source.json into an empty folder.
+
+    Args:
+        schema: the source's, or the same features with their categories encoded another way.
 
     Returns:
         what source.json has to say of it: rows by split, items, whether probabilities are known.
@@ -40,16 +43,16 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     raw = folder / "raw"
     listed = source.catalogue()
     counted: tuple[Side, ...] = ("user", "item") if listed is None else ("user",)
-    vocabularies = Vocabularies(source.schema, counted)
+    vocabularies = Vocabularies(schema, counted)
     with PartWriter(raw / "items") as writer:
-        items = DistinctItems(source.schema, writer) if listed is None else ListedItems(listed)
-        rows, probability = _spill(source, raw, vocabularies, items)
+        items = DistinctItems(schema, writer) if listed is None else ListedItems(listed)
+        rows, probability = _spill(source, schema, raw, vocabularies, items)
     fitted = vocabularies.fitted()
     if listed is not None:
-        of_items = Vocabularies(source.schema, ("item",))
-        of_items.add(_typed(source.schema.side("item"), listed))
+        of_items = Vocabularies(schema, ("item",))
+        of_items.add(_typed(schema.side("item"), listed))
         fitted |= of_items.fitted()
-    encoder = Encoder.fit(source.schema, fitted)
+    encoder = Encoder.fit(schema, fitted)
     encoder.save(folder)
     tables = _numbered(read_tables(raw / "items")) if listed is None else _slices(listed)
     _write_catalogue(encoder, tables, items.count, folder / "catalogue.parquet")
@@ -63,10 +66,13 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 
 
 def _spill(
-    source: Source, folder: Path, vocabularies: Vocabularies, items: DistinctItems | ListedItems
+    source: Source,
+    schema: Schema,
+    folder: Path,
+    vocabularies: Vocabularies,
+    items: DistinctItems | ListedItems,
 ) -> tuple[dict[Split, int], bool]:
     """The first pass: rows as they came, with a row of the catalogue in place of the item."""
-    schema = source.schema
     rows: dict[Split, int] = {}
     probability = False
     with _progress("read", getattr(source, "total_rows", None)) as bar:

@@ -118,11 +118,11 @@ class OnnxGraph:
         options.log_severity_level = 3
         providers = ["CPUExecutionProvider"]
         if serving.device == "cuda":
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            present = onnxruntime.get_available_providers()
+            if "CUDAExecutionProvider" not in present:
                 raise ArtifactError(
-                    "device is cuda, but this ONNX Runtime "
-                    f"({onnxruntime.__version__}) has only {onnxruntime.get_available_providers()}: "
-                    "install the extra `gpu`, or export with --device cpu"
+                    f"device is cuda, but this ONNX Runtime ({onnxruntime.__version__}) has only "
+                    f"{present}: install the extra `gpu`, or export with --device cpu"
                 )
             providers.insert(0, "CUDAExecutionProvider")
         path = folder / ONNX_FILE

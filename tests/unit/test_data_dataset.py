@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 
 from cascade.data import DataError, Dataset, prepare
 from cascade.data.__main__ import main
+from cascade.data.prepare import Categories
 from cascade.data.source import SPLITS
 from cascade.data.synthetic import Synthetic
 from cascade.data.write import write
+from cascade.encoding import FIRST, MISSING, UNKNOWN
 from cascade.schema import Feature, Schema
 
 SPEC = "synthetic:rows=3500,items=60,seed=3"
@@ -183,7 +186,7 @@ class Sideless:
 
 
 def test_a_side_may_lack_a_kind(tmp_path):
-    counts = write(Sideless(), tmp_path)
+    counts = write(Sideless(), Sideless.schema, tmp_path)
     assert counts == {
         "rows": {"train": 2, "validation": 2, "test": 2},
         "items": 2,
@@ -260,3 +263,16 @@ def test_command_line(tmp_path, capsys):
     )
     assert main(["--data", "criteo:nowhere", "--out", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err == "error: nowhere does not exist\n"
+
+
+def test_categories_may_be_hashed_instead(tmp_path: Path) -> None:
+    spec = "synthetic:rows=300,items=20"
+    hashed = prepare(spec, tmp_path / "hashed", categories=Categories(buckets=50))
+    assert {f.cardinality for f in hashed.schema.features if f.kind != "dense"} == {FIRST + 50}
+    assert not list((tmp_path / "hashed" / "vocabulary").iterdir())
+    rare = prepare(spec, tmp_path / "rare", categories=Categories(min_count=10**6))
+    ids = rare.read("train").user_ids
+    assert set(np.unique(ids)) == {MISSING, UNKNOWN}
+    plain = prepare(spec, tmp_path / "plain")
+    assert plain.schema.layout_hash == hashed.schema.layout_hash
+    assert len({plain.schema.hash, hashed.schema.hash, rare.schema.hash}) == 3

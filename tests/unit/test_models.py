@@ -1,1 +1,237 @@
-"""Every model keeps the contract; the split DLRM is the textbook's."""
+"""One contract for every model and preset: user once, item once, cross per candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cascade.models import MODELS, build, preset
+from cascade.models.embeddings import Embeddings
+from cascade.models.scorer import Scorer
+from cascade.schema import Feature, Schema, SchemaError
+from tests.schemas import Rows, bag_columns, draw_rows, schemas
+
+ALL = [(model, name) for model, (_, _, presets) in MODELS.items() for name in presets]
+EACH = pytest.mark.parametrize(("model", "name"), ALL, ids=["-".join(pair) for pair in ALL])
+FEW = settings(max_examples=5, deadline=None)
+SEEDS = st.integers(0, 2**16)
+USERS, ITEMS = 3, 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with weights that are nowhere zero, some users and a catalogue."""
+
+    schema: Schema
+    scorer: Scorer
+    users: Rows
+    items: Rows
+
+    def logits(self, candidates: Tensor) -> Tensor:
+        """The serving order for candidates [B, K]: item states first, gathered, then crossed."""
+        states = self.scorer.item(*self.items.both)
+        return self.scorer.cross(self.scorer.user(*self.users.both), states[candidates])
+
+
+def make(model: str, name: str, schema: Schema, seed: int) -> Case:
+    torch.manual_seed(seed)
+    scorer = build(model, preset(model, name), schema)
+    if model == "logistic":  # starts at zero, where every answer is the same
+        for parameter in scorer.parameters():
+            nn.init.normal_(parameter)
+    users, items = draw_rows(schema, "user", USERS, seed), draw_rows(schema, "item", ITEMS, seed)
+    return Case(schema, scorer.eval(), users, items)
+
+
+def embeddings_of(scorer: Scorer, side: str) -> Embeddings:
+    (found,) = (
+        module
+        for path, module in scorer.named_modules()
+        if isinstance(module, Embeddings) and path.startswith(side)
+    )
+    return found
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_rows_equal_gathered_candidates(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    random = np.random.default_rng(seed)
+    candidates = torch.from_numpy(random.integers(0, ITEMS, (USERS, 5)))
+    crossed = case.logits(candidates)
+    assert crossed.shape == (USERS, 5)
+    assert torch.isfinite(crossed).all()
+    flat_users = case.users[torch.arange(USERS).repeat_interleave(5)]
+    flat_items = case.items[candidates.flatten()]
+    flat = case.scorer(*flat_users.both, *flat_items.both)
+    assert flat.shape == (USERS * 5,)
+    torch.testing.assert_close(flat.view(USERS, 5), crossed, atol=1e-5, rtol=1e-5)
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_batch_equals_single_and_catalogue_equals_its_chunks(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    users, items = case.scorer.user(*case.users.both), case.scorer.item(*case.items.both)
+    assert users.shape == (USERS, case.scorer.user_width)
+    assert items.shape == (ITEMS, case.scorer.item_width)
+    single = [case.scorer.user(*case.users[slice(b, b + 1)].both) for b in range(USERS)]
+    torch.testing.assert_close(torch.cat(single), users, atol=1e-5, rtol=1e-5)
+    chunks = [case.scorer.item(*case.items[slice(i, i + 3)].both) for i in range(0, ITEMS, 3)]
+    torch.testing.assert_close(torch.cat(chunks), items, atol=1e-5, rtol=1e-5)
+    candidates = torch.arange(ITEMS).repeat(USERS, 1)
+    together = case.scorer.cross(users, items[candidates])
+    for b in range(USERS):
+        alone = case.scorer.cross(users[b : b + 1], items.unsqueeze(0))
+        torch.testing.assert_close(alone, together[b : b + 1], atol=1e-5, rtol=1e-5)
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_members_of_a_bag_have_no_order_and_pads_no_place(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    shuffled = []
+    for side, rows in (("user", case.users), ("item", case.items)):
+        ids = rows.ids.clone()
+        for columns in bag_columns(schema, side):
+            width = columns.stop - columns.start
+            ids[:, columns] = ids[:, columns][:, torch.randperm(width)]
+        shuffled.append(ids)
+    users = case.scorer.user(case.users.dense, shuffled[0])
+    items = case.scorer.item(case.items.dense, shuffled[1])
+    expected = case.scorer.user(*case.users.both), case.scorer.item(*case.items.both)
+    torch.testing.assert_close(users, expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(items, expected[1], atol=1e-5, rtol=1e-5)
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_numbers_of_a_side_without_numbers_are_not_read(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    candidates = torch.arange(ITEMS).repeat(USERS, 1)
+    noisy = []
+    for side, rows in (("user", case.users), ("item", case.items)):
+        dense = rows.dense if schema.dense(side) else torch.full_like(rows.dense, torch.nan)
+        ids = rows.ids if schema.ids(side) else torch.full_like(rows.ids, 10**6)
+        noisy.append(Rows(dense, ids))
+    other = Case(schema, case.scorer, *noisy)
+    assert torch.equal(other.logits(candidates), case.logits(candidates))
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_weights_alone_carry_the_model(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    other = make(model, name, schema, seed + 1)
+    other.scorer.load_state_dict(case.scorer.state_dict())
+    candidates = torch.arange(ITEMS).repeat(USERS, 1)
+    twin = Case(schema, other.scorer, case.users, case.items)
+    assert torch.equal(twin.logits(candidates), case.logits(candidates))
+    assert set(case.scorer.state_dict()) == {name for name, _ in case.scorer.named_parameters()}
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
+def test_gradients_of_the_tables_are_sparse_and_name_the_rows_that_were_read(
+    model, name, schema, seed
+):
+    case = make(model, name, schema, seed)
+    items = case.items[slice(0, USERS)]
+    case.scorer(*case.users.both, *items.both).sum().backward()
+    for side, rows in (("user", case.users), ("item", items)):
+        embeddings = embeddings_of(case.scorer, side)
+        gradient = embeddings.table.weight.grad
+        if not schema.ids(side):
+            assert gradient is None
+            continue
+        assert gradient.is_sparse
+        read = (rows.ids + embeddings.offsets).unique()
+        assert torch.equal(gradient.coalesce().indices()[0], read)
+    dense = [p for p in case.scorer.parameters() if p.grad is not None and not p.grad.is_sparse]
+    assert dense
+    assert all(torch.isfinite(p.grad).all() for p in dense)
+
+
+BAGS = Schema(
+    "bags",
+    (
+        Feature("city", "user", "categorical", "vocabulary", cardinality=4),
+        Feature("seen", "user", "bag", "vocabulary", length=4, cardinality=6),
+        Feature("genres", "item", "bag", "vocabulary", length=3, cardinality=5),
+    ),
+)
+
+
+@EACH
+def test_bags_known_by_hand(model, name):
+    """User rows: one member; the same and pads elsewhere; the same twice; none."""
+    scorer = make(model, name, BAGS, seed=1).scorer
+    seen = [[3, 0, 0, 0], [0, 0, 3, 0], [3, 3, 0, 0], [0, 0, 0, 0]]
+    ids = torch.tensor([[2, *members] for members in seen])
+    states = scorer.user(torch.zeros(4, 1), ids)
+    torch.testing.assert_close(states[1], states[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(states[2], states[0], atol=1e-6, rtol=0)
+    assert torch.isfinite(states).all()
+    assert not torch.allclose(states[3], states[0])
+    weight = embeddings_of(scorer, "user").table.weight
+    states.square().sum().backward()
+    assert weight.grad.to_dense()[4].count_nonzero() == 0  # `city` has rows 0 to 3: 4 is the pad
+    with torch.no_grad():
+        weight[4] += 100.0
+    assert torch.equal(scorer.user(torch.zeros(4, 1), ids), states)
+
+
+def test_a_bag_is_the_mean_of_its_members():
+    embeddings = Embeddings(BAGS.ids("user"), width=2)
+    embeddings.load_state_dict({"table.weight": torch.arange(20.0).view(10, 2)})
+    vectors = embeddings(torch.tensor([[1, 2, 5, 0, 1], [0, 0, 0, 0, 0]]))
+    # `seen` starts at row 4: its members 2, 5 and 1 are rows 6, 9 and 5.
+    expected = [[[2, 3], [(12 + 18 + 10) / 3, (13 + 19 + 11) / 3]], [[0, 1], [0, 0]]]
+    torch.testing.assert_close(vectors, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("cardinality", [2, 100])
+def test_tables_start_uniform_within_the_root_of_their_size(cardinality):
+    feature = Feature("x", "user", "categorical", "vocabulary", cardinality=cardinality)
+    other = Feature("y", "user", "categorical", "vocabulary", cardinality=10_000)
+    weight = Embeddings((feature, other), width=200).table.weight.detach()[:cardinality]
+    bound = cardinality**-0.5
+    assert float(weight.abs().max()) <= bound
+    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_towers_are_unit_vectors():
+    case = make("two_tower", "tiny", BAGS, seed=3)
+    for state in (case.scorer.user(*case.users.both), case.scorer.item(*case.items.both)):
+        torch.testing.assert_close(state.norm(dim=1), torch.ones(len(state)))
+
+
+def test_what_cannot_be_built_is_named():
+    with pytest.raises(ValueError, match=r"no model 'dln'; choose one of \['dlrm', 'logistic'"):
+        build("dln", {}, BAGS)
+    with pytest.raises(ValueError, match=r"no model 'dln'"):
+        preset("dln", "tiny")
+    with pytest.raises(ValueError, match=r"dlrm has no preset 'huge'; choose one of \['criteo'"):
+        preset("dlrm", "huge")
+    unfitted = Schema("s", (Feature("a", "user", "categorical", "vocabulary"), *BAGS.side("item")))
+    with pytest.raises(SchemaError, match=r"\['a'\] have no cardinality"):
+        build("dlrm", preset("dlrm", "tiny"), unfitted)
+
+
+def test_a_preset_survives_json():
+    """A checkpoint's JSON turns the tuples of a preset into lists."""
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in preset("dlrm", "tiny").items()}
+    assert isinstance(config["top"], list)
+    assert build("dlrm", config, BAGS).hidden == 8
