@@ -18,6 +18,7 @@ from cascade.serving.pipeline import RELEASE_FILE
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, Serving, Sizes, stages
 from cascade.training import checkpoint
 from export import config, parity, surgery
+from export.foreign import Foreign
 from export.stage_files import Catalogue, item_states, write_scoring, write_tower
 
 TUNING_USERS = 512
@@ -45,6 +46,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.ranker_onnx is None) != (args.inputs is None):
         parser.error("--ranker-onnx and --inputs go together")
+    if args.ranker_onnx and args.runtime != "onnx":
+        parser.error("--ranker-onnx is served by --runtime onnx alone")
     serving = Serving(
         instances=args.instances,
         runtime=args.runtime,
@@ -69,6 +72,8 @@ class Export:
             "user", pq.read_table(args.checkpoints / "users.parquet")
         )
         self.parities: list[parity.Parity] = []
+        if args.ranker_onnx:
+            Foreign(args.ranker_onnx, args.inputs, self.schema)  # be told of a bad file at once
 
     def run(self) -> None:
         repository, version = self.args.repository, self.args.version
@@ -102,9 +107,10 @@ class Export:
         self.encoder.save(folder)
         self._compare(RETRIEVE, tower, folder, None)
         vectors = np.concatenate(list(item_states(retriever, self.items, RETRIEVE)))
-        built = index.build(vectors, self.args.index)
         queries = self._vectors(retriever, TUNING_USERS)
         k = min(self.sizes.candidates, len(self.items))
+        # Where every item is a candidate, an approximate index could only lose some.
+        built = index.build(vectors, self.args.index if k < len(self.items) else "flat")
         reached = index.tune(built, vectors, queries, k, self.args.recall)
         index.save(built, folder, self.schema.hash)
         print(f"index {built.facts.kind} {built.facts.parameters}: recall@{k} {reached:.4f}")
@@ -117,9 +123,11 @@ class Export:
     def _scoring(self, stage: Any, folder: Path) -> dict[str, Any]:
         source = self.args.preranker if stage.name == PRERANK else RANK
         if stage.name == RANK and self.args.ranker_onnx:
-            return surgery.write(
+            facts = surgery.write(
                 self.args.ranker_onnx, self.args.inputs, stage, self.schema, self.items, folder
             )
+            self.parities += [parity.Parity(**p) for p in facts.pop("parity")]
+            return facts
         scorer = checkpoint.load(self.args.checkpoints / source, self.schema)
         module = write_scoring(scorer, stage, self.schema, self.items, folder)
         self._compare(stage.name, module, folder, stage.inputs[-1].dims[0])

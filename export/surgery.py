@@ -1,15 +1,32 @@
 """A third-party ONNX ranker, wrapped into the contract of the ranking stage.
 
-The foreign graph scores flat (user, item) rows: the user's values stand beside each candidate's.
-Nodes put before it gather the candidates' encoded features and repeat the user's for each; nodes
-put after it mask the pads, take the top K and look up the ids. It is the slow path: what a model
-in the user / item / cross contract computes once per user or per item, this one computes for
-every pair. See `export.foreign` for the JSON that says what feeds the model.
+The foreign graph scores flat (user, item) rows. Nodes put before it gather the candidates' encoded
+features and repeat the user's beside each; nodes put after it mask the pads, take the top K and
+look up the ids. It is the slow path: what a model in the user / item / cross contract computes once
+per user or once per item, this one computes for every pair.
+
+A JSON file says which features feed each input of the graph, and what its output means:
+
+    {"inputs": {"numbers": ["I1", "I2"], "genre": ["C7"], "mixed": ["I1", "C7", "I2"]},
+     "output": "prob",
+     "output_is": "probability"}
+
+- `inputs`: for every input of the graph, the features of the schema whose encoded columns it
+  takes, side by side in this order. User and item features may be mixed. A dense or categorical
+  feature is one column, a bag is `length` columns. The columns are cast to the input's type:
+  float16, float, double, int32 or int64. The input is [n, columns], or [n] for a single column,
+  and n must be dynamic: all candidates of all users of a batch arrive at once.
+- `output`: its name; may be left out where the graph has one output only.
+- `output_is`: `logit` or `probability`. The output is [n] or [n, 1]; or [n, 2], the probabilities
+  of both classes, of which the last is a click's.
+
+What the model sees are the values as this repository encodes them: numbers after `log1p` where
+the schema says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 unknown.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,21 +34,22 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from cascade.schema import Schema
-from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Array, Description, Mapped, load_graph
-from cascade.spec import Serving, Stage
+from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Description, Mapped
+from cascade.spec import Stage
 from export import parity
-from export.foreign import IR_VERSION, Column, Foreign, Input, Rows, load_model, model_inputs
+from export.foreign import IR_VERSION, Foreign, load_model, model_inputs
+from export.foreign_inputs import Column, Input
+from export.foreign_parity import compare, draw_users, flat_rows
 from export.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
 from export.stage_files import CATALOGUE_IDS, ITEM_STATE, Catalogue, write_item_ids
 
-ITEM_TABLES = {"item_dense": "float32", "item_ids": "int64"}  # sources, as mapped files
-MAPPED = "{}_table"  # the stage has an output of the name item_ids already
+TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"
-PARITY_BATCHES = (1, 3, 64)
 PROBE_ROWS = 7
-TIE = 1e-5
+DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
 def write(
@@ -44,7 +62,7 @@ def write(
 ) -> dict[str, Any]:
     """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does.
 
-    There is no model.pt: a foreign graph has no TorchScript form.
+    There is no model.pt, for a foreign graph has no TorchScript form.
 
     Returns:
         Facts for the release: `ranker_onnx`, `bytes_per_item`, and `parity`, one dict per batch.
@@ -55,16 +73,16 @@ def write(
     """
     foreign = Foreign(ranker_onnx, inputs_json, schema)
     random = np.random.default_rng(0)
-    users = draw_users(schema, PROBE_ROWS, random)
-    both_classes = foreign.check_rows(
-        flat_rows(*users, items, random.integers(len(items), size=PROBE_ROWS))
-    )
+    some = random.integers(len(items), size=PROBE_ROWS)
+    probe = flat_rows(*draw_users(schema, PROBE_ROWS, random), items, some)
+    both_classes = foreign.has_both_classes(probe)
     for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
-    mapped = write_tables(foreign, items, folder)
+    tables = write_tables(foreign, items, folder)
+    mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
     model = load_model(ranker_onnx)
     _carry_weights(model, folder)
-    _Surgery(model, foreign, stage, mapped, folder).operate(both_classes)
+    Wrapping(model, foreign, stage, mapped, folder).wrap(both_classes)
     model.metadata_props.update(stage=stage.name, schema_hash=schema.hash)
     ir.save(model, folder / ONNX_FILE)
     onnx.checker.check_model(str(folder / ONNX_FILE))
@@ -72,89 +90,95 @@ def write(
     Description(stage.name, schema.hash, inputs, outputs, mapped).save(folder)
     parities = compare(foreign, stage, schema, items, folder)
     parity.report(parities)
-    tables = [value for name, value in mapped.items() if name != CATALOGUE_IDS]
     return {
-        "ranker_onnx": foreign.name,
-        "bytes_per_item": round(sum(t.nbytes for t in tables) / max(1, len(items)), 1),
+        "ranker_onnx": ranker_onnx.name,
+        "bytes_per_item": sum(t.nbytes for t in tables.values()) / max(1, len(items)),
         "parity": [asdict(p) for p in parities],
     }
 
 
 def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:
-    """The encoded item features that the model reads, and the ids, in mapped files."""
-    mapped = {}
+    """The encoded item features that the model reads, in mapped files."""
     used = {column.source for i in foreign.inputs for column in i.columns}
-    for source, dtype in ITEM_TABLES.items():
+    found = {}
+    for source, values in (
+        ("item_dense", items.dense.astype("<f4", copy=False)),
+        ("item_ids", items.ids.astype("<i8", copy=False)),
+    ):
         if source in used:
-            values = items.dense if source == "item_dense" else items.ids
-            name = MAPPED.format(source)
-            mapped[name] = Mapped(f"{name}.bin", dtype, values.shape)
-            values.astype(np.dtype(dtype).newbyteorder("<")).tofile(folder / mapped[name].file)
-    return {**mapped, CATALOGUE_IDS: write_item_ids(items, folder)}
+            name = TABLES[source]
+            found[name] = Mapped(f"{name}.bin", values.dtype.name, values.shape)
+            values.tofile(folder / found[name].file)
+    return found
 
 
 def _carry_weights(model: ir.Model, folder: Path) -> None:
-    """Move the large weights, wherever they lay, into one file beside the graph."""
+    """Move large weights, wherever they lay, into one file beside the graph; load small ones."""
     ir.external_data.unload_from_model(
         model, folder, WEIGHTS_FILE, size_threshold_bytes=EXTERNAL_BYTES
     )
-    weights = folder / WEIGHTS_FILE
-    if weights.exists() and not weights.stat().st_size:
-        weights.unlink()
+    if not (folder / WEIGHTS_FILE).stat().st_size:
+        (folder / WEIGHTS_FILE).unlink()
 
 
-@dataclass
-class _Surgery:
-    """One foreign graph on the table. All changes are made to `model` in place."""
+class Wrapping:
+    """One foreign graph and the nodes around it. `model` is changed in place.
 
-    model: ir.Model
-    foreign: Foreign
-    stage: Stage
-    mapped: dict[str, Mapped]
-    folder: Path
+    All nodes are of forms that opset 11 has, for the model keeps its own opset. Reshape reads a 0
+    as "this dimension stays", so that a batch of no users passes, too.
+    """
 
-    def operate(self, both_classes: bool) -> None:
-        """Put nodes before and after the graph, and give it the stage's inputs and outputs."""
-        graph = self.model.graph
-        inputs = {str(value.name): value for value in model_inputs(self.model)}
-        score = next(v for v in graph.outputs if v.name == self.foreign.output)
-        self._detach_names()
-        self.requests = [_graph_input(self.stage, n) for n in range(len(self.stage.inputs))]
-        self.rows = self.requests[-1]
-        self.tables = {name: self._table(name, value) for name, value in self.mapped.items()}
-
+    def __init__(
+        self,
+        model: ir.Model,
+        foreign: Foreign,
+        stage: Stage,
+        mapped: dict[str, Mapped],
+        folder: Path,
+    ) -> None:
+        self.model, self.foreign, self.stage = model, foreign, stage
+        self.inputs = model_inputs(model)
+        self.score = next(v for v in model.graph.outputs if v.name == foreign.output)
+        self._set_apart()
+        widths: list[str | int] = [tensor.dims[0] for tensor in stage.inputs[:-1]]
+        self.requests = [
+            ir.val(tensor.name, DTYPES[tensor.dtype], ["stage_users", width])
+            for tensor, width in zip(stage.inputs, [*widths, "stage_rows"], strict=True)
+        ]
+        self.rows = self.requests[-1]  # [B, K]
+        self.tables = {name: self._table(name, value, folder) for name, value in mapped.items()}
         self.tape = ir.tape.Tape()
+
+    def wrap(self, both_classes: bool) -> None:
+        """Put the nodes before and after the graph; give it the stage's inputs and outputs."""
+        graph = self.model.graph
         self._lay_grid()
         for i in self.foreign.inputs:
-            ir.convenience.replace_all_uses_with(
-                inputs[i.name], self._feed(i), replace_graph_outputs=True
-            )
-        before = self.tape
+            value = self.inputs[i.name]
+            ir.convenience.replace_all_uses_with(value, self._feed(i), replace_graph_outputs=True)
+        graph.insert_before(graph[0], self.tape.nodes)
         self.tape = ir.tape.Tape()
-        outputs = self._best(score, both_classes)
-
-        if len(graph):
-            graph.insert_before(graph[0], before.nodes)
-        else:
-            graph.extend(before.nodes)
+        outputs = self._best(both_classes)
         graph.extend(self.tape.nodes)
-        for replaced, values in ((graph.inputs, self.requests), (graph.outputs, outputs)):
-            replaced.clear()
-            replaced.extend(values)
+        graph.inputs.clear()
+        graph.inputs.extend(self.requests)
+        graph.outputs.clear()
+        graph.outputs.extend(outputs)
         self.model.ir_version = IR_VERSION
-        ir.passes.common.NameFixPass()(self.model)
+        RemoveUnusedNodesPass()(self.model)  # a predicted label, say
+        NameFixPass()(self.model)
 
-    def _detach_names(self) -> None:
-        """Give the foreign values names, and shapes, that cannot be taken for the stage's.
+    def _set_apart(self) -> None:
+        """Give foreign values a prefix, and take their shapes away.
 
-        ONNX Runtime takes two symbolic dimensions of one name for equal and shares buffers on it.
+        ONNX Runtime takes two symbolic dimensions of one name for equal, and shares buffers on it;
+        what shapes it needs it infers.
         """
         graph = self.model.graph
         values = [*graph.inputs, *graph.initializers.values()]
-        for node in graph.all_nodes():
-            values += node.outputs
-        for subgraph in graph.subgraphs():
-            values += [*subgraph.inputs, *subgraph.initializers.values()]
+        values += [value for node in graph.all_nodes() for value in node.outputs]
+        for inner in graph.subgraphs():
+            values += [*inner.inputs, *inner.initializers.values()]
         for value in dict.fromkeys(values):
             if value.name:
                 value.name = PREFIX + value.name
@@ -164,25 +188,19 @@ class _Surgery:
     def _op(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self.tape.op(kind, inputs, attributes)
 
-    def _constant(self, value: Any, dtype: Any = np.int64) -> ir.Value:
+    def _constant(self, value: Any, dtype: type = np.int64) -> ir.Value:
         name = f"constant_{len(self.model.graph.initializers)}"
         return self._initializer(ir.tensor(np.array(value, dtype), name=name))
 
-    def _table(self, name: str, value: Mapped) -> ir.Value:
+    def _table(self, name: str, value: Mapped, folder: Path) -> ir.Value:
         dtype, shape = ir.DataType.from_numpy(np.dtype(value.dtype)), ir.Shape(value.shape)
-        return self._initializer(
-            ir.ExternalTensor(
-                value.file, 0, value.nbytes, dtype, shape=shape, name=name, base_dir=self.folder
-            )
+        tensor = ir.ExternalTensor(
+            value.file, 0, value.nbytes, dtype, shape=shape, name=name, base_dir=folder
         )
+        return self._initializer(tensor)
 
-    def _initializer(self, tensor: Any) -> ir.Value:
-        value = ir.Value(
-            name=tensor.name,
-            shape=tensor.shape,
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
+    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.val(tensor.name, const_value=tensor)
         self.model.graph.register_initializer(value)
         return value
 
@@ -193,8 +211,8 @@ class _Surgery:
         self.pads = self._op("Less", self.rows, self.zero)
         real = self._op("Where", self.pads, self.zero, self.rows)
         self.flat = self._op("Reshape", real, self._constant([-1]))
-        one, places = self._constant([1]), self._op("Gather", self.shape, self._constant([1]))
-        self.repeat = self._op("Concat", one, places, one, axis=0)
+        one, candidates = self._constant([1]), self._op("Gather", self.shape, self._constant([1]))
+        self.repeat = self._op("Concat", one, candidates, one, axis=0)
 
     def _feed(self, i: Input) -> ir.Value:
         """What an input of the foreign graph takes, [B * K, columns] or [B * K]."""
@@ -208,8 +226,8 @@ class _Surgery:
     def _block(self, source: str, columns: list[Column]) -> ir.Value:
         """Some columns of one encoded tensor, [B * K, columns]."""
         positions = [column.position for column in columns]
-        if source in ITEM_TABLES:
-            table = self.tables[MAPPED.format(source)]
+        if source in TABLES:
+            table = self.tables[TABLES[source]]
             return self._choose(self._op("Gather", table, self.flat, axis=0), table, positions)
         user = next(value for value in self.requests if value.name == source)
         chosen = self._choose(user, user, positions)  # [B, columns], before it is repeated
@@ -218,20 +236,20 @@ class _Surgery:
         return self._op("Reshape", repeated, self._constant([-1, len(positions)]))
 
     def _choose(self, value: ir.Value, whole: ir.Value, positions: list[int]) -> ir.Value:
+        """The columns at `positions` of rows of `whole`."""
         assert whole.shape is not None
-        if positions == list(range(int(whole.shape[1]))):
+        if positions == [*range(len(positions))] and whole.shape[1] == len(positions):
             return value
         return self._op("Gather", value, self._constant(positions), axis=1)
 
-    def _best(self, score: ir.Value, both_classes: bool) -> list[ir.Value]:
+    def _best(self, both_classes: bool) -> list[ir.Value]:
         """The foreign output, [B * K] or [B * K, 1 or 2] -> item ids and probabilities [B, K']."""
         keep = self.stage.outputs[0].dims[0]
+        score = self.score
         if both_classes:
             score = self._op("Gather", score, self._constant(-1), axis=1)
-        score = self._op("Cast", score, to=int(ir.DataType.FLOAT))
-        grid = self._op("Reshape", score, self.shape)
-        lowest, nothing = self._constant(-np.inf, np.float32), self._constant(0, np.float32)
-        masked = self._op("Where", self.pads, lowest, grid)
+        grid = self._op("Reshape", self._op("Cast", score, to=int(ir.DataType.FLOAT)), self.shape)
+        masked = self._op("Where", self.pads, self._constant(-np.inf, np.float32), grid)
         best, places = self.tape.op_multi_out(
             "TopK", [masked, self._constant([keep])], {"axis": 1}, num_outputs=2
         )
@@ -240,97 +258,12 @@ class _Surgery:
         safe = self._op("Where", lost, self.zero, chosen)
         ids = self._op("Gather", self.tables[CATALOGUE_IDS], safe, axis=0)  # [B, K', 1]
         ids = self._op("Reshape", ids, self._constant([0, keep]))
-        probability = self._op("Sigmoid", best) if self.foreign.is_logit else best
+        probability = self._op("Sigmoid", best) if self.foreign.mapping.is_logit else best
         outputs = [
             self._op("Where", lost, self._constant(-1), ids),
-            self._op("Where", lost, nothing, probability),
+            self._op("Where", lost, self._constant(0, np.float32), probability),
         ]
         for value, tensor in zip(outputs, self.stage.outputs, strict=True):
-            _declare(value, tensor.name, tensor.dtype, ["stage_users", keep])
+            value.name, value.dtype = tensor.name, DTYPES[tensor.dtype]
+            value.shape = ir.Shape(["stage_users", keep])
         return outputs
-
-
-def _graph_input(stage: Stage, position: int) -> ir.Value:
-    tensor, value = stage.inputs[position], ir.Value()
-    width = "stage_rows" if position == len(stage.inputs) - 1 else tensor.dims[0]
-    _declare(value, tensor.name, tensor.dtype, ["stage_users", width])
-    return value
-
-
-def _declare(value: ir.Value, name: str, dtype: str, dims: list[str | int]) -> None:
-    value.name, value.shape = name, ir.Shape(dims)
-    value.type = ir.TensorType({"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}[dtype])
-
-
-def draw_users(schema: Schema, count: int, random: np.random.Generator) -> tuple[Array, Array]:
-    """Random encoded users: dense [B, F_dense], ids [B, C]."""
-    dense = random.exponential(size=(count, schema.dense_width("user"))).astype(np.float32)
-    ids = np.zeros((count, schema.ids_width("user")), np.int64)
-    column = 0
-    for feature in schema.ids("user"):
-        members = random.integers(feature.cardinality, size=(count, feature.length))
-        ids[:, column : column + feature.length] = members
-        column += feature.length
-    return dense, ids
-
-
-def flat_rows(dense: Array, ids: Array, items: Catalogue, rows: Array) -> Rows:
-    """Users [n, F] beside catalogue rows [n]."""
-    return {
-        "user_dense": dense,
-        "user_ids": ids,
-        "item_dense": items.dense[rows],
-        "item_ids": items.ids[rows],
-    }
-
-
-def compare(
-    foreign: Foreign, stage: Stage, schema: Schema, items: Catalogue, folder: Path
-) -> list[parity.Parity]:
-    """Reload the wrapped graph, and run it beside the file itself on random users."""
-    _, graph = load_graph(folder, schema, Serving(threads=1))
-    random, found = np.random.default_rng(1), []
-    for batch in PARITY_BATCHES:
-        users = draw_users(schema, batch, random)
-        rows = np.full((batch, stage.inputs[-1].dims[0]), -1, np.int64)
-        for b in range(batch):
-            # The last of several users has fewer candidates than results.
-            most = rows.shape[1] if b == 0 or b < batch - 1 else stage.outputs[0].dims[0] // 2
-            real = min(len(items), most)
-            places = random.choice(rows.shape[1], real, replace=False)
-            rows[b, places] = random.choice(len(items), real, replace=False)
-        differences, shared, wanted = [0.0], 0, 0
-        for b, (ids, scores) in enumerate(zip(*graph(*users, rows), strict=True)):
-            expected = _expected(foreign, users, b, items, rows[b])
-            difference, common = _judge(expected, ids, scores)
-            differences.append(difference)
-            shared, wanted = shared + common, wanted + min(len(ids), len(expected))
-        largest = float(np.max(differences))
-        found.append(parity.Parity(stage.name, "onnx", batch, largest, shared / max(1, wanted)))
-    return found
-
-
-def _expected(
-    foreign: Foreign, users: tuple[Array, Array], b: int, items: Catalogue, rows: Array
-) -> dict[int, float]:
-    """Probability by item id of one user's candidates, from the file as it came."""
-    real = rows[rows >= 0]
-    dense, ids = (np.repeat(values[b : b + 1], len(real), axis=0) for values in users)
-    values = foreign.probabilities(flat_rows(dense, ids, items, real))
-    return dict(zip(items.item_ids[real].tolist(), values.tolist(), strict=True))
-
-
-def _judge(expected: dict[int, float], ids: Array, scores: Array) -> tuple[float, int]:
-    """-> largest difference of a score, and how many ids belong to the top K; a tie may fall
-    either way."""
-    best = np.sort(list(expected.values()))[::-1][: len(ids)]
-    padded = np.zeros(len(ids))
-    padded[: len(best)] = best
-    got = ids[ids >= 0].tolist()
-    if len(set(got)) != len(best) or not expected.keys() >= set(got):
-        return float("inf"), 0
-    own = np.array([expected[i] for i in got])
-    difference = np.abs(padded - scores).max(initial=0)
-    difference = max(difference, np.abs(own - scores[: len(own)]).max(initial=0))
-    least = best[-1] - TIE * abs(best[-1]) if len(best) else 0.0
-    return float(difference), int((own >= least).sum())

@@ -12,19 +12,21 @@ from tqdm import tqdm
 
 from cascade import index
 from cascade.data.dataset import Dataset
+from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Recipe
 from cascade.training.losses import distillation
 from cascade.training.tasks import Items, Rows
 
 VALIDATION_USERS = 512
+TUNING_USERS = 128
 
 
 class Candidates:
     """What the retriever returns for the first rows of a split: [B, K] catalogue rows.
 
-    One search serves all the prerankers that are compared. A catalogue smaller than K pads with
-    -1, and so does the training: a pad's weight is zero.
+    One search serves all the prerankers that are compared. The index is tuned as it is for serving;
+    where it finds fewer than K it pads with -1, and a pad's weight is zero.
     """
 
     def __init__(
@@ -36,16 +38,22 @@ class Candidates:
         self.index = index.build(vectors, "ivf")
         self.k = min(k, len(vectors))
         self.retriever = retriever
-        self.train = self._search("train", users)
-        self.validation = self._search("validation", VALIDATION_USERS)
+        validation = Rows.of(dataset.read("validation", VALIDATION_USERS), device)
+        index.tune(self.index, vectors, self._queries(validation, 0, TUNING_USERS), self.k)
+        self.train = self._search(Rows.of(dataset.read("train", users), device), "train")
+        self.validation = self._search(validation, "validation")
 
-    def _search(self, split: str, count: int) -> tuple[Rows, Tensor]:
-        rows = Rows.of(self.dataset.read(split, count), self.device)  # type: ignore[arg-type]
-        found = []
-        for i in tqdm(range(0, len(rows.label), 1024), desc=f"retrieve for {split}", leave=False):
-            with torch.inference_mode():
-                users = self.retriever.user(rows.dense[i : i + 1024], rows.ids[i : i + 1024])
-            found.append(self.index.search(users.cpu().numpy(), self.k))
+    def _queries(self, rows: Rows, start: int, count: int) -> Floats:
+        """User vectors of some rows, [count, D]."""
+        stop = start + count
+        with torch.inference_mode():
+            users = self.retriever.user(rows.dense[start:stop], rows.ids[start:stop])
+        vectors: Floats = users.cpu().numpy()
+        return vectors
+
+    def _search(self, rows: Rows, name: str) -> tuple[Rows, Tensor]:
+        starts = tqdm(range(0, len(rows.label), 1024), desc=f"retrieve for {name}", leave=False)
+        found = [self.index.search(self._queries(rows, i, 1024), self.k) for i in starts]
         return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
 
 

@@ -18,7 +18,7 @@ from cascade.training.losses import sampled_softmax
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
-TEMPERATURE = 0.05  # of the cosine between the towers, in the sampled softmax
+START_SCALE = 5.0  # of the cosine between the towers; the inverse of a softmax temperature
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,22 @@ class RankTask(RowTask):
         return {"objective": loss, "validation_log_loss": loss, "validation_auc": auc}
 
 
-class RetrievalLoss(nn.Module):
-    """The two towers with what only their training needs: the level of a click's logit."""
+class Towers(nn.Module):
+    """The two towers with what only their training needs: a cosine's logit is scale * cos + bias.
+
+    The scale is learnt, because how much more one item suits a user than another differs from
+    data set to data set; a fixed temperature would have to be tuned for each.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer = scorer
-        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.log_scale = nn.Parameter(torch.tensor(START_SCALE).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
 
 class RetrievalTask(RowTask):
-    """Sampled softmax over the batch's items, plus cross-entropy on what was seen and not clicked.
+    """Sampled softmax over the batch's items, plus cross-entropy on what was shown and not clicked.
 
     Args:
         click_weight: of the cross-entropy beside the softmax.
@@ -123,10 +127,10 @@ class RetrievalTask(RowTask):
         dataset: Dataset,
         recipe: Recipe,
         device: torch.device,
-        click_weight: float = 0.5,
+        click_weight: float = 5.0,
     ):
         super().__init__(scorer, dataset, recipe, device)
-        self.module = self.parts = RetrievalLoss(scorer).to(device)
+        self.module = self.towers = Towers(scorer).to(device)
         self.click_weight = click_weight
         counts = np.zeros(dataset.item_count)
         for batch in dataset.batches("train", 65_536):
@@ -135,17 +139,14 @@ class RetrievalTask(RowTask):
         self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
     def loss(self, batch: Rows, step: int) -> Tensor:
-        user = self.scorer.user(batch.dense, batch.ids)
+        user = self.scorer.user(batch.dense, batch.ids) * self.towers.log_scale.exp()
         item = self.scorer.item(self.items.dense[batch.item], self.items.ids[batch.item])
-        click = functional.binary_cross_entropy_with_logits(
-            (user * item).sum(1) * self.parts.scale + self.parts.bias, batch.label
-        )
+        logit = (user * item).sum(1) + self.towers.bias
+        click = functional.binary_cross_entropy_with_logits(logit, batch.label)
         positive = batch.label > 0
         if not positive.any():
             return self.click_weight * click
-        softmax = sampled_softmax(
-            user / TEMPERATURE, item, batch.item, positive, self.log_q[batch.item]
-        )
+        softmax = sampled_softmax(user, item, batch.item, positive, self.log_q[batch.item])
         return softmax + self.click_weight * click
 
     def validate(self) -> dict[str, float]:
