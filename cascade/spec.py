@@ -64,6 +64,7 @@ class Serving:
         threads: compute threads per process; 0 shares the cores out evenly among the processes.
         runtime: what runs the graphs.
         device: where they run. FAISS searches on the CPU in either case.
+        device_id: which GPU; Triton tells each instance its own.
         max_batch_size: most users in one batch.
         queue_delay_us: longest wait for a batch to fill.
         max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; 0 sets
@@ -77,6 +78,7 @@ class Serving:
     threads: int = 0
     runtime: Runtime = "onnx"
     device: Device = "cpu"
+    device_id: int = 0
     max_batch_size: int = 64
     queue_delay_us: int = 0
     max_queue_size: int = 0

@@ -77,6 +77,8 @@ class Export:
 
     def run(self) -> None:
         repository, version = self.args.repository, self.args.version
+        manifest = repository / ENSEMBLE / str(version) / RELEASE_FILE
+        manifest.unlink(missing_ok=True)  # there is no release before parity holds
         config.write(repository, self.schema, self.sizes, self.serving, version)
         facts = {RETRIEVE: self._retrieve(self._folder(RETRIEVE))}
         for stage in stages(self.schema, self.sizes)[1:]:
@@ -94,7 +96,7 @@ class Export:
             "parity": [vars(p) for p in self.parities],
             "parity_max_abs": max(p.max_abs for p in self.parities),
         }
-        checkpoint.write_json(repository / ENSEMBLE / str(version) / RELEASE_FILE, release)
+        checkpoint.write_json(manifest, release)
         print(f"exported release {version} of {len(self.items):,} items to {repository}")
 
     def _folder(self, stage: str) -> Path:

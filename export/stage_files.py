@@ -57,6 +57,7 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndar
 def write_item_state(scorer: Scorer, items: Catalogue, folder: Path, name: str) -> Mapped:
     """Write the item state of the whole catalogue into a file that will be mapped."""
     mapped = Mapped(f"{ITEM_STATE}.bin", "float32", (len(items), scorer.item_width))
+    (folder / mapped.file).unlink(missing_ok=True)  # a server that has the old one mapped keeps it
     with (folder / mapped.file).open("wb") as file:
         for states in item_states(scorer, items, name):
             states.astype("<f4", copy=False).tofile(file)
@@ -66,6 +67,7 @@ def write_item_state(scorer: Scorer, items: Catalogue, folder: Path, name: str) 
 def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
     """The outside world's id of every catalogue row."""
     mapped = Mapped(f"{CATALOGUE_IDS}.bin", "int64", (len(items), 1))
+    (folder / mapped.file).unlink(missing_ok=True)
     items.item_ids.astype("<i8").tofile(folder / mapped.file)
     return mapped
 

@@ -89,11 +89,11 @@ class Description:
             raise ArtifactError(f"{path} is damaged: {error}") from error
         for value in found.mapped.values():
             file = folder / value.file
-            size = file.stat().st_size if file.exists() else -1
-            if size != value.nbytes:
+            what = f"has {file.stat().st_size} bytes" if file.exists() else "is missing"
+            if what != f"has {value.nbytes} bytes":
                 raise ArtifactError(
-                    f"{file} has {size} bytes where {value.shape} of {value.dtype} take "
-                    f"{value.nbytes}: export again, or restore the file"
+                    f"{file} {what}, where {value.shape} of {value.dtype} take {value.nbytes}: "
+                    "export again, or restore the file"
                 )
         return found
 
@@ -116,7 +116,7 @@ class OnnxGraph:
         options.intra_op_num_threads = serving.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
         if serving.device == "cuda":
             present = onnxruntime.get_available_providers()
             if "CUDAExecutionProvider" not in present:
@@ -124,11 +124,14 @@ class OnnxGraph:
                     f"device is cuda, but this ONNX Runtime ({onnxruntime.__version__}) has only "
                     f"{present}: install the extra `gpu`, or export with --device cpu"
                 )
-            providers.insert(0, "CUDAExecutionProvider")
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": serving.device_id}))
         path = folder / ONNX_FILE
         if not path.exists():
             raise ArtifactError(f"{path} is missing: export again with --runtime onnx")
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # the only base that ONNX Runtime's errors share
+            raise _unloadable(path, error) from error
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._order = [description.inputs.index(name) for name in self._inputs]
         self._outputs = list(description.outputs)
@@ -151,9 +154,14 @@ class TorchGraph:
         if serving.device == "cuda" and not torch.cuda.is_available():
             raise ArtifactError("device is cuda, but torch finds no GPU: export with --device cpu")
         torch.set_num_threads(max(1, serving.threads))
-        self._torch, self._device = torch, torch.device(serving.device)
+        self._torch, self._device = torch, torch.device("cpu")
+        if serving.device == "cuda":
+            self._device = torch.device("cuda", serving.device_id)
         load: Any = torch.jit.load  # without type annotations
-        self._module = load(str(path), map_location=self._device).eval()
+        try:
+            self._module = load(str(path), map_location=self._device).eval()
+        except RuntimeError as error:  # torch's one error for all that a file can have wrong
+            raise _unloadable(path, error) from error
         for name, value in description.mapped.items():
             mapped = torch.from_numpy(np.asarray(value.open(folder)))
             setattr(self._module, name, mapped.to(self._device))
@@ -165,6 +173,11 @@ class TorchGraph:
             outputs = self._module(*tensors)
         tensors_out: Sequence[Any] = outputs if isinstance(outputs, tuple) else (outputs,)
         return [tensor.cpu().numpy() for tensor in tensors_out]
+
+
+def _unloadable(path: Path, error: Exception) -> ArtifactError:
+    reason = str(error).splitlines()[0]
+    return ArtifactError(f"{path} cannot be loaded ({reason}): export again, or restore the file")
 
 
 def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[Description, Graph]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,8 @@ class TritonModel:
         config = json.loads(args["model_config"])
         values = {k: v["string_value"] for k, v in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
-        serving = Serving.from_parameters(values)
+        gpu = int(args["model_instance_device_id"])
+        serving = replace(Serving.from_parameters(values), device_id=gpu)
         self.stage = load_stage(self.name, folder, serving, int(values["candidates"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

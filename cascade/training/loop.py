@@ -6,6 +6,7 @@ random draws depend only on (seed, step), and the optimisers' state is saved wit
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,6 +104,8 @@ def fit(
     run.resume()
     total = max(1, round(recipe.epochs * task.steps_per_epoch))
     every = max(1, task.steps_per_epoch // recipe.validations)
+    if not run.step:
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an earlier training
     run.writer = SummaryWriter(str(folder / "tensorboard"))
     # The gradients of the tables are right by construction; torch warns until one says so.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]

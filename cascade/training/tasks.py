@@ -18,7 +18,6 @@ from cascade.training.losses import sampled_softmax
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
-START_SCALE = 5.0  # of the cosine between the towers; the inverse of a softmax temperature
 
 
 @dataclass(frozen=True)
@@ -100,26 +99,39 @@ class RankTask(RowTask):
         return {"objective": loss, "validation_log_loss": loss, "validation_auc": auc}
 
 
-class Towers(nn.Module):
-    """The two towers with what only their training needs: a cosine's logit is scale * cos + bias.
+@dataclass(frozen=True)
+class RetrievalObjective:
+    """What a retriever has to learn from, which depends on how the rows came about.
 
-    The scale is learnt, because how much more one item suits a user than another differs from
-    data set to data set; a fixed temperature would have to be tuned for each.
+    Args:
+        click_weight: of the cross-entropy on labels beside the sampled softmax.
+        temperature: of the cosine between the towers; small where users differ much.
     """
+
+    click_weight: float
+    temperature: float
+
+
+OBJECTIVES = {
+    # The system chose what to show: that an item is in the log says nothing about the user, the
+    # label says it all.
+    "impressions": RetrievalObjective(click_weight=20.0, temperature=0.25),
+    # The user chose what to rate: that an item is in the log says most.
+    "choices": RetrievalObjective(click_weight=0.5, temperature=0.05),
+}
+
+
+class Towers(nn.Module):
+    """The two towers with what only their training needs: the level of a click's logit."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer = scorer
-        self.log_scale = nn.Parameter(torch.tensor(START_SCALE).log())
         self.bias = nn.Parameter(torch.tensor(-1.0))
 
 
 class RetrievalTask(RowTask):
-    """Sampled softmax over the batch's items, plus cross-entropy on what was shown and not clicked.
-
-    Args:
-        click_weight: of the cross-entropy beside the softmax.
-    """
+    """Sampled softmax over the batch's items, plus cross-entropy on what was shown and not clicked."""
 
     def __init__(
         self,
@@ -127,11 +139,11 @@ class RetrievalTask(RowTask):
         dataset: Dataset,
         recipe: Recipe,
         device: torch.device,
-        click_weight: float = 5.0,
+        objective: RetrievalObjective = OBJECTIVES["impressions"],
     ):
         super().__init__(scorer, dataset, recipe, device)
         self.module = self.towers = Towers(scorer).to(device)
-        self.click_weight = click_weight
+        self.objective = objective
         counts = np.zeros(dataset.item_count)
         for batch in dataset.batches("train", 65_536):
             counts += np.bincount(batch.item, minlength=len(counts))
@@ -139,15 +151,15 @@ class RetrievalTask(RowTask):
         self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
     def loss(self, batch: Rows, step: int) -> Tensor:
-        user = self.scorer.user(batch.dense, batch.ids) * self.towers.log_scale.exp()
+        user = self.scorer.user(batch.dense, batch.ids) / self.objective.temperature
         item = self.scorer.item(self.items.dense[batch.item], self.items.ids[batch.item])
         logit = (user * item).sum(1) + self.towers.bias
         click = functional.binary_cross_entropy_with_logits(logit, batch.label)
+        loss = self.objective.click_weight * click
         positive = batch.label > 0
-        if not positive.any():
-            return self.click_weight * click
-        softmax = sampled_softmax(user, item, batch.item, positive, self.log_q[batch.item])
-        return softmax + self.click_weight * click
+        if positive.any():
+            loss = loss + sampled_softmax(user, item, batch.item, positive, self.log_q[batch.item])
+        return loss
 
     def validate(self) -> dict[str, float]:
         """Recall@100 of validation positives among the whole catalogue."""

@@ -112,9 +112,7 @@ def test_requests_at_once_share_batches_and_none_fails(
         assert executions < 0.7 * inferences, stage
 
 
-def test_the_stages_answer_alone_and_say_what_they_take(
-    criteo: Any, criteo_server: Server
-) -> None:
+def test_the_stages_answer_alone_and_say_what_they_take(criteo: Any, criteo_server: Server) -> None:
     pipeline = criteo.pipeline()
     dense, categorical = criteo.dense[:4], criteo.categorical[:4]
     user_dense, user_ids, candidates = pipeline.retrieve(dense, categorical)

@@ -19,6 +19,8 @@ from cascade.models.dlrm import DLRM, PRESETS
 from cascade.schema import Schema, Side
 from tests.schemas import Rows, draw_rows, schemas
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CANDIDATES = 4
 USERS = 3
 SIDES: tuple[Side, Side] = ("user", "item")

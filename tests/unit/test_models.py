@@ -17,6 +17,8 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema, SchemaError
 from tests.schemas import Rows, bag_columns, draw_rows, schemas
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ALL = [(model, name) for model, (_, _, presets) in MODELS.items() for name in presets]
 EACH = pytest.mark.parametrize(("model", "name"), ALL, ids=["-".join(pair) for pair in ALL])
 FEW = settings(max_examples=5, deadline=None)

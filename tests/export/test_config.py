@@ -1,0 +1,182 @@
+"""config.pbtxt: the committed files are the generated ones, and the steps of the ensemble fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.schema import Feature, Schema
+from cascade.spec import ENSEMBLE, STAGES, Serving, Sizes, sizes_from, stages
+from clients.layout import Layout
+from export import config
+
+COMMITTED = Path(__file__).parents[2] / "model_repository"
+BAGS = Schema(
+    "bags, no numbers",
+    (
+        Feature("history", "user", "bag", "vocabulary", length=50),
+        Feature("city", "user", "categorical", "vocabulary"),
+        Feature("genres", "item", "bag", "vocabulary", length=6),
+    ),
+)
+SMALL = Sizes(candidates=90, survivors=30, results=7)
+BUSY = Serving(
+    instances=3,
+    threads=2,
+    runtime="torchscript",
+    device="cuda",
+    max_batch_size=16,
+    queue_delay_us=250,
+    max_queue_size=128,
+    timeout_us=40_000,
+)
+
+Configs = dict[str, Any]
+
+
+def test_the_committed_files_are_what_criteo_generates(tmp_path: Path) -> None:
+    config.write(tmp_path, CRITEO, Sizes(), Serving(), version=1)
+    generated = config.configs(CRITEO, Sizes(), Serving(), version=1)
+    assert sorted(p.name for p in COMMITTED.iterdir()) == sorted(generated)
+    for name, message in generated.items():
+        assert config.read(COMMITTED / name / "config.pbtxt") == message, name
+        assert config.read(tmp_path / name / "config.pbtxt") == message, name
+    for stage in STAGES:
+        committed = (COMMITTED / stage / "1" / "model.py").read_text()
+        assert committed == (tmp_path / stage / "1" / "model.py").read_text()
+        (line,) = (s for s in committed.splitlines() if "import" in s)
+        assert line.startswith("from cascade.serving.triton import ")
+    assert (COMMITTED / ENSEMBLE / "1").is_dir()
+
+
+def test_the_vocabularies_do_not_show() -> None:
+    fitted = CRITEO.fitted({f.name: (77, "digest") for f in CRITEO.features if f.kind != "dense"})
+    assert config.configs(fitted, Sizes(), Serving(), 1) == config.configs(
+        CRITEO, Sizes(), Serving(), 1
+    )
+    other = replace(CRITEO, features=CRITEO.features[1:])
+    assert config.configs(other, Sizes(), Serving(), 1) != config.configs(
+        CRITEO, Sizes(), Serving(), 1
+    )
+
+
+@pytest.fixture(params=[CRITEO, BAGS], ids=lambda schema: schema.name)
+def schema(request: pytest.FixtureRequest) -> Schema:
+    found: Schema = request.param
+    return found
+
+
+@pytest.fixture(params=[(Sizes(), Serving()), (SMALL, BUSY)], ids=["default", "busy"])
+def configs(request: pytest.FixtureRequest, schema: Schema, tmp_path: Path) -> Configs:
+    """Written and read back."""
+    config.write(tmp_path, schema, *request.param, version=4)
+    return {p.parent.name: config.read(p) for p in tmp_path.glob("*/config.pbtxt")}
+
+
+def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (pb.DataType.Name(t.data_type), tuple(t.dims)) for t in declared}
+
+
+def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs) -> None:
+    ensemble = configs[ENSEMBLE]
+    assert ensemble.platform == "ensemble"
+    known = tensors(ensemble.input)
+    steps = ensemble.ensemble_scheduling.step
+    assert tuple(step.model_name for step in steps) == STAGES
+    for step in steps:
+        member = configs[step.model_name]
+        assert step.model_version == 4
+        assert member.max_batch_size == ensemble.max_batch_size
+        wanted, given = tensors(member.input), tensors(member.output)
+        assert set(step.input_map) == set(wanted)
+        assert set(step.output_map) == set(given)
+        for name, source in step.input_map.items():
+            assert known[source] == wanted[name], (step.model_name, name)
+        for name, target in step.output_map.items():
+            assert target not in known, "a tensor is written twice"
+            known[target] = given[name]
+    for name, tensor in tensors(ensemble.output).items():
+        assert known[name] == tensor
+
+
+def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
+    found = config.configs(schema, SMALL, Serving(), 1)
+    for stage in stages(schema, SMALL):
+        for declared, messages in (
+            (stage.inputs, found[stage.name].input),
+            (stage.outputs, found[stage.name].output),
+        ):
+            wanted = {
+                t.name: ({"BYTES": "TYPE_STRING"}.get(t.dtype, f"TYPE_{t.dtype}"), t.dims)
+                for t in declared
+            }
+            assert tensors(messages) == wanted
+    assert tensors(found[ENSEMBLE].input)["dense"] == (
+        "TYPE_FP32",
+        (13,) if schema is CRITEO else (1,),  # a side without numbers sends one that nobody reads
+    )
+    assert tensors(found[ENSEMBLE].output) == {
+        "item_ids": ("TYPE_INT64", (7,)),
+        "scores": ("TYPE_FP32", (7,)),
+    }
+
+
+def test_a_client_can_read_the_layout_off_the_ensemble(schema: Schema, configs: Configs) -> None:
+    layout = Layout.from_config(configs[ENSEMBLE])
+    assert layout.dense == tuple(f.name for f in schema.dense("user"))
+    assert [(f.name, f.bag, f.length) for f in layout.categorical] == [
+        (f.name, f.kind == "bag", f.length) for f in schema.ids("user")
+    ]
+    assert layout.layout_hash == schema.layout_hash
+    assert layout.max_batch_size == configs[ENSEMBLE].max_batch_size
+
+
+def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
+    found = config.configs(CRITEO, SMALL, BUSY, 1)
+    for name in STAGES:
+        message = found[name]
+        assert message.backend == "python"
+        assert message.max_batch_size == 16
+        (group,) = message.instance_group
+        assert (group.count, group.kind) == (3, pb.ModelInstanceGroup.KIND_GPU)
+        assert message.dynamic_batching.max_queue_delay_microseconds == 250
+        policy = message.dynamic_batching.default_queue_policy
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.max_queue_size == 128
+        assert policy.default_timeout_microseconds == 40_000
+        parameters = {k: v.string_value for k, v in message.parameters.items()}
+        read = Serving.from_parameters(parameters)
+        assert (read.runtime, read.device, read.threads) == ("torchscript", "cuda", 2)
+        assert parameters["candidates"] == "90"
+        assert parameters["layout_hash"] == CRITEO.layout_hash
+    parameters = {k: v.string_value for k, v in found[ENSEMBLE].parameters.items()}
+    assert sizes_from(json.loads(parameters["sizes"])) == SMALL
+    assert json.loads(parameters["sizes"]) == asdict(SMALL)
+    assert parameters["layout_hash"] == CRITEO.layout_hash
+
+
+def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
+    """Server 2.51 stalls a single instance that has any policy."""
+    for name, message in config.configs(CRITEO, Sizes(), Serving(), 1).items():
+        assert message.HasField("dynamic_batching") == (name != ENSEMBLE)
+        assert not message.dynamic_batching.HasField("default_queue_policy")
+        assert message.dynamic_batching.max_queue_delay_microseconds == 0
+        assert len(message.instance_group) == (name != ENSEMBLE)
+
+
+@pytest.mark.parametrize(("key", "value"), [("runtime", "tensorrt"), ("device", "tpu")])
+def test_an_unknown_parameter_is_named(key: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"parameter {key} is '{value}'; expected"):
+        Serving.from_parameters({key: value})
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0), (100, 200, 10), (1000, 5, 10), (10, 5, 0)])
+def test_sizes_shrink(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"must shrink .* got \d+ candidates"):
+        Sizes(*sizes)

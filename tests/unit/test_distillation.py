@@ -1,0 +1,114 @@
+"""A preranker learns the order of its teacher, on what the retriever returns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cascade.training.distill import Candidates, DistillTask
+from cascade.training.loop import Recipe, fit
+from tests.weights import fresh
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def candidates(synthetic):
+    """200 of the 300 items for each user, by towers that know nothing."""
+    return Candidates(fresh(synthetic.schema, "two_tower"), synthetic, CPU, users=1200, k=200)
+
+
+@pytest.fixture(scope="module")
+def teacher(synthetic):
+    """Drawn, with embeddings wide enough that it has an opinion."""
+    scorer = fresh(synthetic.schema, size="small", seed=3)
+    for embeddings in (scorer.user_ids, scorer.item_ids):
+        nn.init.normal_(embeddings.table.weight, std=0.7)
+    return scorer.eval()
+
+
+def test_a_student_keeps_the_first_choices_of_its_teacher(synthetic, candidates, teacher, tmp_path):
+    """It keeps 20 of 200 candidates: by chance, a tenth of the teacher's ten."""
+    recipe = Recipe(batch_size=64, epochs=2, lr=0.01, embedding_lr=0.03, patience=99)
+    student = fresh(synthetic.schema, size="small", seed=4)
+    task = DistillTask(student, teacher, candidates, recipe, keep=20)
+    with torch.inference_mode():
+        before = task.validate()["validation_kept"]
+    history = fit(task, recipe, tmp_path, "student")
+    assert before < 0.2
+    assert max(record["validation_kept"] for record in history) > 0.4
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_a_teacher_keeps_its_own_choices(candidates, teacher):
+    task = DistillTask(teacher, teacher, candidates, Recipe(batch_size=64), keep=10)
+    with torch.inference_mode():
+        assert task.validate() == {"objective": -1.0, "validation_kept": 1.0}
+
+
+def test_each_user_learns_from_its_own_item_and_a_sample(candidates, synthetic, teacher):
+    task = DistillTask(
+        fresh(synthetic.schema), teacher, candidates, Recipe(batch_size=64), 20, sample=16
+    )
+    rows, found = candidates.train
+    chosen, items = next(task.batches(0, 0))
+    assert items.shape == (64, 17)
+    assert torch.equal(items[:, 0], rows.item[chosen])
+    for row, line in zip(chosen, items, strict=True):
+        assert set(line[1:].tolist()) <= set(found[row].tolist())
+        assert len(set(line[1:].tolist())) == 16
+    everyone = torch.cat([chosen for chosen, _ in task.batches(0, 0)])
+    assert sorted(everyone.tolist()) == list(range(1200))
+    for (one, first), (two, second) in zip(
+        task.batches(1, 3), list(task.batches(1, 0))[3:], strict=True
+    ):
+        assert torch.equal(one, two)
+        assert torch.equal(first, second)
+
+
+def test_pads_teach_nothing(synthetic, candidates, teacher):
+    """21 items and 30 pads: the list is that of the 21, and the level is a mean over 51 places of
+    which 30 are as they should be."""
+    student = fresh(synthetic.schema, size="small", seed=4)
+    task = DistillTask(student, teacher, candidates, Recipe(batch_size=64), 20, label_weight=0.0)
+    rows, found = candidates.train
+    chosen = torch.arange(8)
+    items = torch.cat((rows.item[chosen].unsqueeze(1), found[chosen, :20]), dim=1)
+    padded = torch.cat((items, torch.full((8, 30), -1)), dim=1)
+    with torch.no_grad():
+        scores, wanted = (
+            model.cross(
+                model.user(rows.dense[chosen], rows.ids[chosen]),
+                model.item(task.items.dense, task.items.ids)[items],
+            )
+            for model in (student, teacher)
+        )
+        order = functional.cross_entropy(scores, wanted.softmax(1))
+        level = functional.binary_cross_entropy_with_logits(scores, wanted.sigmoid())
+        torch.testing.assert_close(task.loss((chosen, items), 0), order + level)
+        torch.testing.assert_close(task.loss((chosen, padded), 0), order + level * 21 / 51)
+    task.loss((chosen, padded), 0).backward()
+    assert all(torch.isfinite(p.grad.to_dense()).all() for p in student.parameters())
+
+
+def test_a_catalogue_smaller_than_the_list(synthetic, teacher, tmp_path):
+    """The retriever is asked for 1000 of 300 items, and what it does not find is a pad."""
+    small = Candidates(fresh(synthetic.schema, "two_tower"), synthetic, CPU, users=100, k=1000)
+    rows, found = small.train
+    assert found.shape == (len(rows.label), small.k) == (100, 300)
+    for line in found.tolist():
+        real = [item for item in line if item >= 0]
+        assert len(set(real)) == len(real) > 10
+    small.train = rows, torch.where(torch.arange(300) < 40, found, -1)
+    users, lists = small.validation
+    small.validation = users, torch.where(torch.arange(300) < 40, lists, -1)
+    recipe = Recipe(batch_size=50, epochs=3)
+    task = DistillTask(fresh(synthetic.schema), teacher, small, recipe, keep=40)
+    history = fit(task, recipe, tmp_path, "student")
+    assert all(record["validation_kept"] == 1 for record in history)  # there is no more to keep
+    assert all(np.isfinite(record["loss"]) for record in history)

@@ -1,0 +1,173 @@
+"""`python -m cascade.training`: what it writes, a kill in the middle, and what is done again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
+
+from cascade.training import checkpoint, trainer
+from tests.weights import assert_same_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def start(synthetic, child_environment):
+    """Starts python -m cascade.training, small in everything, for a folder of checkpoints."""
+    made_from = synthetic.source["fingerprint"]
+    spec = ",".join(f"{option}={made_from[option]}" for option in ("rows", "items", "seed"))
+    options = ["--data", f"synthetic:{spec}", "--prepared", synthetic.root, "--device", "cpu"]
+    options += ["--ranker", "tiny", "--towers", "tiny", "--save-every", "10"]
+
+    def started(out):
+        return subprocess.Popen(
+            [sys.executable, "-m", "cascade.training", *options, "--out", out],
+            env=child_environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return started
+
+
+def finished(process):
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(start, tmp_path_factory):
+    """-> the folder of checkpoints, and what the command printed."""
+    out = tmp_path_factory.mktemp("trained") / "checkpoints"
+    return out, finished(start(out))
+
+
+def test_the_command_writes_every_model(trained, synthetic):
+    out, output = trained
+    assert "Warning" not in output
+    for name in trainer.NAMES:
+        found = checkpoint.describe(out / name)
+        assert found["metrics"] in found["history"]
+        assert found["schema_hash"] == synthetic.schema.hash
+        assert len(load_file(out / name / "weights.safetensors")) > 0
+        files = {path.name for path in (out / name).iterdir()}
+        assert files == {"checkpoint.json", "weights.safetensors", "curves.png", "tensorboard"}
+    towers = checkpoint.load(out / "retrieve", synthetic.schema)
+    assert type(towers).__name__ == "TwoTower"
+
+
+def events(folder):
+    """Read TensorBoard's files back: length, checksum, event, checksum."""
+    scalars = {}
+    for path in sorted(folder.glob("events.*")):
+        data, start = path.read_bytes(), 0
+        while start < len(data):
+            length = int.from_bytes(data[start : start + 8], "little")
+            event = Event.FromString(data[start + 12 : start + 12 + length])
+            for value in event.summary.value:
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+            start += length + 16
+    return scalars
+
+
+def test_curves_are_drawn_and_logged(trained):
+    for name in trainer.NAMES:
+        folder = trained[0] / name
+        history = checkpoint.describe(folder)["history"]
+        scalars = events(folder / "tensorboard")
+        assert set(scalars) == set(history[0])
+        for measure, values in scalars.items():
+            expected = {record["step"]: record[measure] for record in history}
+            assert values == pytest.approx(expected, rel=1e-6)
+        picture = (folder / "curves.png").read_bytes()
+        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
+        assert (width, height) == (440 * (len(history[0]) - 2), 330)
+        assert len(picture) > 5000
+
+
+def test_the_command_goes_on_after_kill_9(trained, start, tmp_path):
+    """Killed while it trains the ranker, or what comes next, some steps after a saving."""
+    process = start(tmp_path)
+    while process.poll() is None:
+        process.send_signal(signal.SIGSTOP)  # so that it does not get on while it is looked at
+        if any((tmp_path / name / "resume.safetensors").exists() for name in trainer.NAMES[1:]):
+            break
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    ready = [name for name in trainer.NAMES if (tmp_path / name / "checkpoint.json").exists()]
+    assert "retrieve" in ready
+    assert [*tmp_path.glob("*/resume.safetensors")]
+    output = finished(start(tmp_path))
+    assert output.count("already trained") == len(ready) < len(trainer.NAMES)
+    for name in trainer.NAMES:
+        expected = load_file(trained[0] / name / "weights.safetensors")
+        assert_same_weights(load_file(tmp_path / name / "weights.safetensors"), expected)
+        histories = [checkpoint.describe(f / name)["history"] for f in (trained[0], tmp_path)]
+        assert histories[0] == histories[1]
+
+
+class Reached(Exception):
+    """A training would begin."""
+
+
+@pytest.fixture
+def begins(monkeypatch):
+    """Run the command on a folder -> the model that it begins to train, or None."""
+
+    def refuse(_task, _recipe, _folder, name, _made_from):
+        raise Reached(name)
+
+    monkeypatch.setattr(trainer, "fit", refuse)
+
+    def run(dataset, out, seed=0, ranker="tiny"):
+        found = trainer.Trainer(dataset, out, torch.device("cpu"), {"seed": seed, "save_every": 99})
+        try:
+            trainer.train_cascade(found, ranker, "tiny")
+        except Reached as reached:
+            return str(reached)
+        return None
+
+    return run
+
+
+def modified(out):
+    return {
+        path: path.stat().st_mtime_ns
+        for name in trainer.NAMES
+        for path in (out / name).glob("**/*")
+    }
+
+
+def test_what_is_finished_is_not_trained_again(trained, synthetic, tmp_path, begins, capsys):
+    out = shutil.copytree(trained[0], tmp_path / "copy")
+    before = modified(out)
+    assert begins(synthetic, out) is None
+    assert capsys.readouterr().out.count("already trained") == len(trainer.NAMES)
+    assert modified(out) == before
+    assert begins(synthetic, out, seed=1) == "retrieve"
+    assert begins(synthetic, out, ranker="small") == "rank"
+    (out / "logistic" / "checkpoint.json").unlink()
+    assert begins(synthetic, out) == "logistic"
+
+
+def test_a_student_of_another_teacher_is_trained_again(trained, synthetic, tmp_path, begins):
+    out = shutil.copytree(trained[0], tmp_path / "copy")
+    teacher = checkpoint.load(out / "rank", synthetic.schema)
+    with torch.no_grad():
+        next(teacher.parameters()).add_(1)
+    checkpoint.save(out / "rank", teacher, checkpoint.describe(out / "rank"))
+    assert begins(synthetic, out) == "prerank"
