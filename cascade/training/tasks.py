@@ -131,7 +131,7 @@ class Towers(nn.Module):
 
 
 class RetrievalTask(RowTask):
-    """Sampled softmax over the batch's items, plus cross-entropy on what was shown and not clicked."""
+    """Sampled softmax over the items of a batch, plus cross-entropy on the labels."""
 
     def __init__(
         self,
