@@ -57,6 +57,12 @@ class Rows:
         arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
         return cls(*(torch.tensor(array, device=device) for array in arrays))
 
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, chosen: slice | Tensor) -> Rows:
+        return Rows(self.dense[chosen], self.ids[chosen], self.item[chosen], self.label[chosen])
+
 
 class RowTask:
     """What all trainings on (user, item, label) rows share: the rows."""
@@ -88,10 +94,7 @@ class RankTask(RowTask):
 
     def validate(self) -> dict[str, float]:
         rows = Rows.of(self.validation, self.device)
-        parts = [
-            self.logits(Rows(*(t[i : i + 8192] for t in vars(rows).values())))
-            for i in range(0, len(rows.label), 8192)
-        ]
+        parts = [self.logits(rows[i : i + 8192]) for i in range(0, len(rows), 8192)]
         probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
         label = self.validation.label
         loss = float(log_loss(label, probability, labels=[0, 1]))
@@ -162,15 +165,19 @@ class RetrievalTask(RowTask):
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Recall@100 of validation positives among the whole catalogue."""
-        positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
+        """The loss, and recall@100 of validation positives among the whole catalogue."""
+        rows, size = Rows.of(self.validation, self.device), self.recipe.batch_size
+        losses = [self.loss(rows[i : i + size], 0) for i in range(0, len(rows), size)]
+        loss = float(torch.stack(losses).mean())
+        recall = self._recall(rows[(rows.label > 0).nonzero().squeeze(1)[:VALIDATION_QUERIES]])
+        return {"objective": loss, "validation_loss": loss, "validation_recall_at_100": recall}
+
+    def _recall(self, positives: Rows) -> float:
         states = self.items.states(self.scorer)
-        rows = Rows.of(self.validation, self.device)
-        dense, ids, target = (t[positive] for t in (rows.dense, rows.ids, rows.item))
         hits = 0.0
-        for i in range(0, len(positive), 256):
-            users = self.scorer.user(dense[i : i + 256], ids[i : i + 256])
-            top = (users @ states.t()).topk(min(100, len(states)), dim=1).indices
-            hits += float((top == target[i : i + 256, None]).any(1).sum())
-        recall = hits / max(1, len(positive))
-        return {"objective": -recall, "validation_recall_at_100": recall}
+        for i in range(0, len(positives), 256):
+            part = positives[i : i + 256]
+            scores = self.scorer.user(part.dense, part.ids) @ states.t()
+            top = scores.topk(min(100, len(states)), dim=1).indices
+            hits += float((top == part.item[:, None]).any(1).sum())
+        return hits / max(1, len(positives))

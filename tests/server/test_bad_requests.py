@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import queue
 import struct
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -57,10 +59,18 @@ class Traffic:
         outcomes = dict(done.get(timeout=2 * TIMEOUT_S) for _ in requests)
         return [outcomes[number] for number in range(len(requests))]
 
-    def batches(self, stage: str = "retrieve") -> dict[int, int]:
+    def batches(self, stage: str = "retrieve") -> Counter[int]:
         """How many batches of each size the stage has run."""
         (found,) = self.client.get_inference_statistics(stage).model_stats
-        return {batch.batch_size: batch.compute_infer.count for batch in found.batch_stats}
+        return Counter({b.batch_size: b.compute_infer.count for b in found.batch_stats})
+
+    def ran_since(self, before: Counter[int], stage: str = "retrieve") -> dict[int, int]:
+        """The batches since then; the server counts a batch only after it has answered it."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (ran := self.batches(stage) - before):
+            assert time.monotonic() < deadline, "no batch was counted"
+            time.sleep(0.01)
+        return dict(ran)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +95,7 @@ def among_good(
         good = [request(dense[i : i + 1], categorical[i : i + 1]) for i in range(3)]
         before = traffic.batches()
         *answers, outcome = traffic.send([*good, bad])
-        after = traffic.batches()
-        ran = {size: after[size] - before.get(size, 0) for size in after}
-        assert {s: n for s, n in ran.items() if n} == {3 + reaches_the_stage: 1}
+        assert traffic.ran_since(before) == {3 + reaches_the_stage: 1}
         got = tuple(
             np.concatenate([answer.as_numpy(name) for answer in answers])
             for name in ("item_ids", "scores")
@@ -274,7 +282,7 @@ def test_two_mistakes_in_one_batch_are_told_to_those_who_made_them(
             request(*changed(both, city=b"\xff")),
         ]
     )
-    assert traffic.batches()[FULL] - before.get(FULL, 0) == 1
+    assert traffic.ran_since(before) == {FULL: 1}
     refused(infinite, "age")
     refused(binary, "city")
     got = tuple(
@@ -307,7 +315,7 @@ def test_a_stage_asked_directly_for_what_it_does_not_have(
     cases += [((dense[i : i + 1], ids[i : i + 1]), rows[i : i + 1]) for i in (1, 2, 3)]
     before = traffic.batches("prerank")
     outcome, *answers = traffic.send([rows_request(*case) for case in cases], "prerank")
-    assert traffic.batches("prerank")[FULL] - before.get(FULL, 0) == 1
+    assert traffic.ran_since(before, "prerank") == {FULL: 1}
     survivors = np.concatenate([answer.as_numpy("survivors") for answer in answers])
     np.testing.assert_array_equal(survivors, pipeline.prerank(dense[1:], ids[1:], rows[1:]))
     assert isinstance(outcome, InferenceServerException)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -48,10 +49,17 @@ def ask_in_batches(url: str, cascade: Any, sizes: list[int]) -> tuple[Any, Any]:
 
 
 def counts(url: str) -> dict[str, tuple[int, int]]:
-    """Of each stage: users answered and batches run since the server started."""
+    """Of each stage: users answered and batches run since the server started. The server counts
+    them only after it has answered, so ask until nothing is added any more."""
+    seen: dict[str, tuple[int, int]] = {}
     with grpc.InferenceServerClient(url) as client:
-        found = client.get_inference_statistics().model_stats
-    return {s.name: (s.inference_count, s.execution_count) for s in found if s.name in STAGES}
+        while True:
+            stats = client.get_inference_statistics().model_stats
+            now = {s.name: (s.inference_count, s.execution_count) for s in stats}
+            if now == seen:
+                return {stage: seen[stage] for stage in STAGES}
+            seen = now
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
