@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ import torch
 from cascade import index
 from cascade.data.parts import matrix
 from cascade.encoding import Encoder
+from cascade.schema import SchemaError
 from cascade.serving.pipeline import RELEASE_FILE
+from cascade.serving.runtime import ArtifactError
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, Serving, Sizes, stages
 from cascade.training import checkpoint
+from cascade.training.checkpoint import CheckpointError
 from export import config, parity, surgery
 from export.foreign import Foreign
+from export.foreign_inputs import ForeignError
+from export.parity import ParityError
 from export.stage_files import Catalogue, item_states, write_scoring, write_tower
 
 TUNING_USERS = 512
@@ -189,4 +195,7 @@ def _metrics(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ArtifactError, CheckpointError, ForeignError, ParityError, SchemaError) as error:
+        sys.exit(f"error: {error}")
