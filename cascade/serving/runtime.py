@@ -7,6 +7,7 @@ machine shares one copy. ONNX Runtime maps it as external data; TorchScript is h
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ class Mapped:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape))
 
     def open(self, folder: Path) -> Array:
-        """Map the file, read-only."""
-        return np.memmap(folder / self.file, self.dtype, "r", shape=self.shape)
+        """Map the file. Processes share its pages; what one writes would stay its own copy (torch
+        warns of memory that it may not write at all)."""
+        return np.memmap(folder / self.file, self.dtype, "c", shape=self.shape)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ class TorchGraph:
             self._device = torch.device("cuda", serving.device_id)
         load: Any = torch.jit.load  # without type annotations
         try:
-            self._module = load(str(path), map_location=self._device).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # known; in the README
+                self._module = load(str(path), map_location=self._device).eval()
         except RuntimeError as error:  # torch's one error for all that a file can have wrong
             raise _unloadable(path, error) from error
         for name, value in description.mapped.items():
