@@ -32,7 +32,7 @@ CHUNK_ROWS = 131_072
 MISSING_SHARE = 0.05
 # Distinct values of each category; the last item feature tells items apart and says nothing else.
 USER_CATEGORIES = (50, 30, 20, 100, 400, 1000)
-ITEM_CATEGORIES = (100, 50, 30, 20, 200, 500, *(10, 25, 60, 150, 400, 1000, 5) * 2)[:19]
+ITEM_CATEGORIES = (100, 50, 30, 20, 200, 500, 10, 25, 60, 5, 12, 40, 30, 8, 80, 20, 16, 100, 50)
 PLANES = 3  # category pairs (C1, C7), (C2, C8), … whose directions make the product
 INFORMATIVE_NUMBERS, INFORMATIVE_USER, INFORMATIVE_ITEM = 3, 3, 4
 USER_STD, ITEM_STD, PRODUCT_STD, BIAS = 0.5, 0.5, 1.2, -1.6
@@ -74,7 +74,7 @@ class Synthetic:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "synthetic", "model": 2, **asdict(self)}
+        return {"source": "synthetic", "model": 3, **asdict(self)}
 
     @property
     def total_rows(self) -> int:
