@@ -16,12 +16,14 @@ REPORT = Path("perf/report.md")
 
 
 def demo() -> str:
-    """The demo's answers, tables and summary, without its progress."""
+    """What the demo's commands printed, from the answers on: three users, the tables."""
     text = DEMO_OUTPUT.read_text()
-    sections = re.split(r"(?m)^==> ", text)
-    wanted = ("clients.recommend", "cascade.evaluation", "perf_analyzer", "summary")
-    kept = [s for s in sections if any(word in s.split("\n", 1)[0] for word in wanted)]
-    return "```\n$ make demo\n" + "\n".join("==> " + s.strip() + "\n" for s in kept) + "```"
+    sections = [section.strip() for section in re.split(r"(?m)^==> ", text)]
+    wanted = ("python -m cascade.evaluation", "python -m clients.recommend", "perf_analyzer")
+    kept = [section for section in sections if section.startswith(wanted)]
+    if len(kept) < len(wanted):
+        raise SystemExit(f"{DEMO_OUTPUT} is not the output of a whole demo: run make demo")
+    return "```\n$ make demo\n" + "\n\n".join(f"==> {section}" for section in kept) + "\n```"
 
 
 def tests() -> str:
