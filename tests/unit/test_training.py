@@ -104,7 +104,7 @@ def test_towers_find_the_items_of_a_taste(tastes, tmp_path):
         measures = task.validate()
     # One click in ten is on another kind and cannot be foreseen.
     assert measures["validation_recall_at_100"] > max(0.85, before)
-    assert measures["objective"] == -measures["validation_recall_at_100"]
+    assert measures["objective"] == measures["validation_loss"]
 
 
 def test_retrieval_corrects_for_how_often_an_item_is_shown(tastes):
