@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cascade.data.dataset import Dataset
+from cascade.data.source import Split
 from cascade.schema import Schema
 
 USERS = 4096
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
 def write(dataset: Dataset, folder: Path) -> None:
@@ -24,14 +26,18 @@ def write(dataset: Dataset, folder: Path) -> None:
 
     schema.json, vocabulary/   the encoder
     catalogue.parquet          the items
-    users.parquet              raw users of the validation split: to tune the index and check parity
+    users.parquet              raw held-out users, those of the validation split first: to tune the
+                               index and check parity
     users.jsonl                the same as a client would send them: for examples and benchmarks
     titles.csv                 item_id,title where the source has titles
     """
     folder.mkdir(parents=True, exist_ok=True)
     dataset.encoder.save(folder)
     _link(dataset.root / "catalogue.parquet", folder / "catalogue.parquet")
-    users = user_table(dataset.schema, *dataset.raw_users("validation", USERS)[:2])
+    held_out = [
+        user_table(dataset.schema, *dataset.raw_users(split, USERS)[:2]) for split in HELD_OUT
+    ]
+    users = pa.concat_tables(held_out).slice(0, USERS)
     pq.write_table(users, folder / "users.parquet")
     with (folder / "users.jsonl").open("w") as file:
         for user in as_sent(dataset.schema, users):
