@@ -7,8 +7,9 @@ config.pbtxt, the ONNX signatures, the in-process pipeline and the clients are a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from cascade.schema import Schema
@@ -16,9 +17,22 @@ from cascade.schema import Schema
 DType = Literal["FP32", "INT64", "BYTES"]
 Runtime = Literal["onnx", "torchscript"]
 Device = Literal["cpu", "cuda"]
+Precision = Literal["float32", "float16", "int8"]
+Weights = Literal["float32", "int8"]
+Topology = Literal["ensemble", "paired", "fused"]
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
+SCORE = "score"  # prerank and rank in one process
+# By topology: every Python model and the stages that one of its processes runs. What clients call
+# is `recommend` in all of them: an ensemble over these models, or the one model itself.
+TOPOLOGIES: dict[Topology, dict[str, tuple[str, ...]]] = {
+    "ensemble": {name: (name,) for name in STAGES},
+    "paired": {RETRIEVE: (RETRIEVE,), SCORE: (PRERANK, RANK)},
+    "fused": {ENSEMBLE: STAGES},
+}
+# Every process that there can be.
+PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in models.items()}
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,22 @@ class Stage:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+def stage_path(topology: Topology, stage: str, version: int) -> PurePath:
+    """Where the files of a stage lie in a repository: in the version folder of its process, in a
+    folder of their own where the process runs several."""
+    model, held = next(item for item in TOPOLOGIES[topology].items() if stage in item[1])
+    folder = PurePath(model, str(version))
+    return folder if len(held) == 1 else folder / stage
+
+
+def chain(stages: Sequence[Stage], name: str) -> Stage:
+    """Neighbouring stages in one process, as the server sees them: what they need from outside,
+    and what the last one returns."""
+    made = {tensor.name for stage in stages for tensor in stage.outputs}
+    needed = {t.name: t for stage in stages for t in stage.inputs if t.name not in made}
+    return Stage(name, tuple(needed.values()), stages[-1].outputs)
 
 
 @dataclass(frozen=True)
@@ -72,6 +102,9 @@ class Serving:
             second beside waiting requests as soon as there is any policy, so a bound goes with
             two instances or more.
         timeout_us: longest time in a bounded queue before a request is refused.
+        topology: which stages share a process.
+        users_per_run: most users that a process computes at once; a larger batch is cut. 0 = never.
+            On a CPU large batches leave the cache; export finds the size that is fastest.
     """
 
     instances: int = 1
@@ -83,10 +116,17 @@ class Serving:
     queue_delay_us: int = 0
     max_queue_size: int = 0
     timeout_us: int = 1_000_000
+    topology: Topology = "ensemble"
+    users_per_run: int = 0
 
     def parameters(self) -> dict[str, str]:
         """The knobs that the Python process itself reads."""
-        return {"runtime": self.runtime, "device": self.device, "threads": str(self.threads)}
+        return {
+            "runtime": self.runtime,
+            "device": self.device,
+            "threads": str(self.threads),
+            "users_per_run": str(self.users_per_run),
+        }
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, str]) -> Serving:
@@ -98,6 +138,7 @@ class Serving:
             raise ValueError(f"parameter device is {device!r}; expected 'cpu' or 'cuda'")
         return cls(
             threads=int(values.get("threads", "0")),
+            users_per_run=int(values.get("users_per_run", "0")),
             runtime="onnx" if runtime == "onnx" else "torchscript",
             device="cpu" if device == "cpu" else "cuda",
         )

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.schema import Schema
+from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
+    PROCESSES,
+    TOPOLOGIES,
     Serving,
     Sizes,
-    Stage,
     Tensor,
+    chain,
     stages,
     wire_features,
 )
 
-MODEL_PY = '''"""The {name} stage; all of it is in the library."""
+MODEL_PY = '''"""All of it is in the library."""
 
-from cascade.serving.triton import {cls} as TritonPythonModel
+from cascade.serving.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
 
 
-def stage_config(stage: Stage, schema: Schema, sizes: Sizes, serving: Serving) -> pb.ModelConfig:
-    """A stage as a model of the Python backend."""
-    config = pb.ModelConfig(
-        name=stage.name, backend="python", max_batch_size=serving.max_batch_size
-    )
+def process_config(
+    model: str, schema: Schema, sizes: Sizes, serving: Serving, held: Sequence[str]
+) -> pb.ModelConfig:
+    """The stages `held` by one process, as a model of the Python backend."""
+    stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
+    config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
     _tensors(config, stage.inputs, stage.outputs)
     kind = "KIND_GPU" if serving.device == "cuda" else "KIND_CPU"
     config.instance_group.add(count=serving.instances, kind=pb.ModelInstanceGroup.Kind.Value(kind))
@@ -44,58 +49,106 @@ def stage_config(stage: Stage, schema: Schema, sizes: Sizes, serving: Serving) -
         policy.timeout_action = pb.ModelQueuePolicy.REJECT
         policy.default_timeout_microseconds = serving.timeout_us
         policy.max_queue_size = serving.max_queue_size
-    parameters = {
-        **serving.parameters(),
-        "candidates": str(sizes.candidates),
-        "layout_hash": schema.layout_hash,
-    }
-    for key, value in sorted(parameters.items()):
-        config.parameters[key].string_value = value
+    _parameters(
+        config,
+        {
+            **serving.parameters(),
+            "stages": ",".join(held),
+            "candidates": str(sizes.candidates),
+            "layout_hash": schema.layout_hash,
+        },
+    )
     return config
 
 
-def ensemble_config(schema: Schema, sizes: Sizes, serving: Serving, version: int) -> pb.ModelConfig:
+def ensemble_config(
+    schema: Schema, sizes: Sizes, serving: Serving, version: int, members: Sequence[pb.ModelConfig]
+) -> pb.ModelConfig:
     """The cascade: every step pinned to one release, every tensor under its own name."""
-    steps = stages(schema, sizes)
     config = pb.ModelConfig(
         name=ENSEMBLE, platform="ensemble", max_batch_size=serving.max_batch_size
     )
-    _tensors(config, steps[0].inputs, steps[-1].outputs)
-    for stage in steps:
-        step = config.ensemble_scheduling.step.add(model_name=stage.name, model_version=version)
-        for tensor in stage.inputs:
+    config.input.extend(members[0].input)
+    config.output.extend(members[-1].output)
+    for member in members:
+        step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
+        for tensor in member.input:
             step.input_map[tensor.name] = tensor.name
-        for tensor in stage.outputs:
+        for tensor in member.output:
             step.output_map[tensor.name] = tensor.name
-    parameters = {
-        "features": wire_features(schema),
-        "layout_hash": schema.layout_hash,
-        "sizes": json.dumps(asdict(sizes)),
-    }
-    for key, value in sorted(parameters.items()):
-        config.parameters[key].string_value = value
+    _parameters(config, {"layout_hash": schema.layout_hash})
     return config
 
 
 def configs(
-    schema: Schema, sizes: Sizes, serving: Serving, version: int
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    version: int,
+    users_per_run: Mapping[str, int] | None = None,
 ) -> dict[str, pb.ModelConfig]:
-    """Every model of the repository by name."""
-    found = {s.name: stage_config(s, schema, sizes, serving) for s in stages(schema, sizes)}
-    return {**found, ENSEMBLE: ensemble_config(schema, sizes, serving, version)}
+    """Every model of the repository by name; `users_per_run` is by model, too."""
+    runs = users_per_run or {}
+    found = {
+        model: process_config(
+            model,
+            schema,
+            sizes,
+            replace(serving, users_per_run=runs.get(model, serving.users_per_run)),
+            held,
+        )
+        for model, held in TOPOLOGIES[serving.topology].items()
+    }
+    if ENSEMBLE not in found:
+        found[ENSEMBLE] = ensemble_config(schema, sizes, serving, version, [*found.values()])
+    # What a client reads to build a request, whichever way the cascade is wired.
+    _parameters(
+        found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
+    )
+    return found
 
 
-def write(repository: Path, schema: Schema, sizes: Sizes, serving: Serving, version: int) -> None:
-    """Write config.pbtxt of every model, and model.py of every stage's version."""
-    for name, config in configs(schema, sizes, serving, version).items():
+def write(
+    repository: Path,
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    version: int,
+    users_per_run: Mapping[str, int] | None = None,
+) -> None:
+    """Write config.pbtxt of every model, and model.py of every process's version.
+
+    Raises:
+        ArtifactError: the repository holds models of another topology.
+    """
+    made = configs(schema, sizes, serving, version, users_per_run)
+    if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
+        raise ArtifactError(
+            f"{repository} is wired in another way than {serving.topology}: export into another "
+            "folder"
+        )
+    others = sorted(
+        path.parent.name
+        for path in repository.glob("*/config.pbtxt")
+        if path.parent.name in PROCESSES and path.parent.name not in made
+    )
+    if others:
+        raise ArtifactError(
+            f"{repository} holds {', '.join(others)}, which topology {serving.topology} does not "
+            "have, and the server would load them as well: export into another folder"
+        )
+    for name, config in made.items():
         folder = repository / name / str(version)
         folder.mkdir(parents=True, exist_ok=True)
-        text = text_format.MessageToString(config)
-        (repository / name / "config.pbtxt").write_text(text)
-        if name == ENSEMBLE:
-            (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
+        (repository / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if config.backend == "python":
+            (folder / "model.py").write_text(MODEL_PY)
         else:
-            (folder / "model.py").write_text(MODEL_PY.format(name=name, cls=name.title()))
+            (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
+
+
+def _kind(path: Path) -> str | None:
+    return read(path).backend if path.exists() else None
 
 
 def read(path: Path) -> pb.ModelConfig:
@@ -110,3 +163,8 @@ def _tensors(
         for tensor in tensors:
             dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
             target.add(name=tensor.name, data_type=pb.DataType.Value(dtype), dims=list(tensor.dims))
+
+
+def _parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
+    for key, value in sorted(values.items()):
+        config.parameters[key].string_value = value

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models.scorer import Scorer
+from cascade.spec import Precision
 
 SURROGATE_ROWS = 4  # stand in for the catalogue while a graph is traced; the real rows are mapped
 
@@ -35,37 +36,61 @@ class UserTower(nn.Module):
         return self.scorer.user(user_dense, user_ids)
 
 
-class TopCandidates(nn.Module):
-    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best of each user's rows.
+class CandidateLogits(nn.Module):
+    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> logits [B, K], -inf for a pad.
 
     Args:
         scorer: any model of the contract.
+        precision: how an item state is stored; it is widened after it was gathered. An int8
+            column is a share of the `item_scale` of that column.
+    """
+
+    item_state: Tensor
+    item_scale: Tensor
+
+    def __init__(self, scorer: Scorer, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.scorer = user_half(scorer)
+        self.precision = precision
+        surrogate = torch.zeros(SURROGATE_ROWS, scorer.item_width)
+        self.register_buffer("item_state", surrogate.to(getattr(torch, precision)))
+        if precision == "int8":
+            self.register_buffer("item_scale", torch.ones(scorer.item_width))
+
+    def forward(self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor) -> Tensor:
+        # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
+        stored = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
+        items = stored.float() * self.item_scale if self.precision == "int8" else stored.float()
+        logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
+        return logits.masked_fill(candidates < 0, -torch.inf)
+
+
+class TopCandidates(CandidateLogits):
+    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best of each user's rows.
+
+    Args:
+        scorer, precision: as above.
         keep: how many rows are kept.
         with_ids: return (item_ids, click probability) in place of the rows.
 
     A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0.
     """
 
-    item_state: Tensor
     catalogue_ids: Tensor
 
-    def __init__(self, scorer: Scorer, keep: int, with_ids: bool) -> None:
-        super().__init__()
-        self.scorer = user_half(scorer)
+    def __init__(
+        self, scorer: Scorer, keep: int, with_ids: bool, precision: Precision = "float32"
+    ) -> None:
+        super().__init__(scorer, precision)
         self.keep, self.with_ids = keep, with_ids
-        surrogate = torch.zeros(SURROGATE_ROWS, scorer.item_width)
-        self.register_buffer("item_state", surrogate)
         if with_ids:
             self.register_buffer("catalogue_ids", torch.zeros(SURROGATE_ROWS, 1, dtype=torch.long))
 
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
-        pads = candidates < 0
-        # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
-        items = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
-        logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
-        best, places = logits.masked_fill(pads, -torch.inf).topk(self.keep, dim=1)
+        logits = super().forward(user_dense, user_ids, candidates)
+        best, places = logits.topk(self.keep, dim=1)
         rows = candidates.gather(1, places)
         if not self.with_ids:
             return rows

@@ -7,6 +7,7 @@ than memory or than the 2 GB that a protobuf message can hold.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from cascade.serving.runtime import ONNX_FILE, Description, Mapped
+from cascade.spec import Weights
 
 OPSET = 20  # ONNX Runtime 1.19, the oldest that is served with, reads up to opset 21
 WEIGHTS_FILE = "weights.bin"
@@ -23,12 +25,17 @@ EXTERNAL_BYTES = 1 << 20  # a tensor above this leaves the protobuf
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
 }
 
 
 def export(
-    module: nn.Module, example: dict[str, Tensor], description: Description, folder: Path
+    module: nn.Module,
+    example: dict[str, Tensor],
+    description: Description,
+    folder: Path,
+    weights: Weights = "float32",
 ) -> None:
     """Write folder/model.onnx (and weights.bin), dynamic in the batch and in the candidates.
 
@@ -36,12 +43,15 @@ def export(
         module: what to export; its buffers named in `description.mapped` lie in their own files.
         example: arguments of the module by name; batch size 2 at least, for the tracer takes a 1
             for a constant.
+        weights: int8 stores the weights of matrix products in 8 bits per column and quantises
+            what they are multiplied with as it comes.
         description: names the graph's tensors, in the order of the arguments.
     """
     batch = torch.export.Dim("batch")
     dynamic: dict[str, dict[int, torch.export.Dim]] = {name: {0: batch} for name in example}
     if "candidates" in example:
-        dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=module.keep)
+        keep = getattr(module, "keep", 2)
+        dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
         program = torch.onnx.export(
@@ -58,6 +68,8 @@ def export(
     path = folder / ONNX_FILE
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)
     program.save(str(path), external_data=False) if _small(module) else _save_large(program, path)
+    if weights == "int8":
+        _quantise(path)
     model = onnx.load(str(path), load_external_data=False)
     for name, value in description.mapped.items():
         _point_at(model, name, value)
@@ -65,6 +77,22 @@ def export(
         model.metadata_props.add(key=key, value=getattr(description, key))
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
+
+
+def _quantise(path: Path) -> None:
+    """Dynamic quantisation in place."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(str(path))
+    del model.graph.value_info[:]  # the exporter's do not all agree with what is inferred here
+    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that fails on TopK
+    quantize_dynamic(
+        model,
+        path,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
 
 
 def _small(module: nn.Module) -> bool:

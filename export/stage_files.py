@@ -15,12 +15,30 @@ from tqdm import tqdm
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.serving.runtime import TORCH_FILE, Description, Mapped
-from cascade.spec import RETRIEVE, Stage
+from cascade.spec import RETRIEVE, Precision, Stage, Weights
 from export import onnx_file
-from export.graphs import TopCandidates, UserTower
+from export.graphs import CandidateLogits, TopCandidates, UserTower
 
 CHUNK = 16_384  # items at a time
+SCALE_ITEMS = 65_536  # whose largest values set the scale of an int8 state
+INT8_LARGEST = 127
 ITEM_STATE, CATALOGUE_IDS = "item_state", "catalogue_ids"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a scoring stage is stored. Whatever is not float32 has to pass `export.guard` first.
+
+    Args:
+        state: of the item state, which is what a stage waits for.
+        weights: of the layers in model.onnx; int8 is ONNX Runtime's dynamic quantisation.
+    """
+
+    state: Precision = "float32"
+    weights: Weights = "float32"
+
+    def __str__(self) -> str:
+        return f"state {self.state}, weights {self.weights}"
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,10 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Catalogue:
+        """These rows, in this order."""
+        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows])
 
 
 def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndarray]:
@@ -54,13 +76,38 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndar
             bar.update(len(ids))
 
 
-def write_item_state(scorer: Scorer, items: Catalogue, folder: Path, name: str) -> Mapped:
+def column_scale(scorer: Scorer, items: Catalogue) -> Tensor:
+    """[V]: what the value 1 of an int8 item state stands for, from some items; what goes beyond
+    them in another is cut off."""
+    some = np.random.default_rng(0).permutation(len(items))[:SCALE_ITEMS]
+    with torch.inference_mode():
+        states = scorer.item(*(torch.from_numpy(x[some]) for x in (items.dense, items.ids)))
+    return states.abs().amax(0).clamp(min=1e-12) / INT8_LARGEST
+
+
+def stored(states: np.ndarray, precision: Precision, scale: np.ndarray | None) -> np.ndarray:
+    """float32 [n, V] in the form in which it lies in the file."""
+    if precision == "int8":
+        assert scale is not None
+        steps = np.rint(states / scale)
+        return np.clip(steps, -INT8_LARGEST, INT8_LARGEST).astype(np.int8)
+    return states.astype({"float32": "<f4", "float16": "<f2"}[precision], copy=False)
+
+
+def write_item_state(
+    scorer: Scorer,
+    items: Catalogue,
+    folder: Path,
+    name: str,
+    precision: Precision = "float32",
+    scale: np.ndarray | None = None,
+) -> Mapped:
     """Write the item state of the whole catalogue into a file that will be mapped."""
-    mapped = Mapped(f"{ITEM_STATE}.bin", "float32", (len(items), scorer.item_width))
+    mapped = Mapped(f"{ITEM_STATE}.bin", precision, (len(items), scorer.item_width))
     (folder / mapped.file).unlink(missing_ok=True)  # a server that has the old one mapped keeps it
     with (folder / mapped.file).open("wb") as file:
         for states in item_states(scorer, items, name):
-            states.astype("<f4", copy=False).tofile(file)
+            stored(states, precision, scale).tofile(file)
     return mapped
 
 
@@ -78,30 +125,49 @@ def write_tower(retriever: Scorer, schema: Schema, folder: Path) -> UserTower:
     description = Description(
         RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}
     )
-    _write(module, _example(schema), description, folder)
+    _write(module, example_users(schema), description, folder)
     return module
 
 
+def fill_state(
+    module: CandidateLogits, scorer: Scorer, items: Catalogue, folder: Path, name: str
+) -> Mapped:
+    """Write the item state in the precision of the module; an int8 module learns its scale."""
+    scale = None
+    if module.precision == "int8":
+        module.item_scale.copy_(column_scale(scorer, items))
+        scale = module.item_scale.numpy()
+    return write_item_state(scorer, items, folder, name, module.precision, scale)
+
+
 def write_scoring(
-    scorer: Scorer, stage: Stage, schema: Schema, items: Catalogue, folder: Path
+    scorer: Scorer,
+    stage: Stage,
+    schema: Schema,
+    items: Catalogue,
+    folder: Path,
+    variant: Variant = Variant(),
 ) -> TopCandidates:
     """A scoring stage's graphs, item state and ids; returns the eager module over the same rows."""
     keep = stage.outputs[0].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
-    module = TopCandidates(scorer, keep, with_ids)
-    mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name)}
+    scorer = scorer.arranged(stage.inputs[-1].dims[0])
+    module = TopCandidates(scorer, keep, with_ids, variant.state)
+    mapped = {ITEM_STATE: fill_state(module, scorer, items, folder, stage.name)}
     if with_ids:
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
-    example = _example(schema)
+    example = example_users(schema)
     example["candidates"] = torch.zeros(2, stage.inputs[-1].dims[0], dtype=torch.long)
     inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
-    _write(module, example, Description(stage.name, schema.hash, inputs, outputs, mapped), folder)
+    description = Description(stage.name, schema.hash, inputs, outputs, mapped)
+    _write(module, example, description, folder, variant.weights)
     for name, value in mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))
     return module
 
 
-def _example(schema: Schema) -> dict[str, Tensor]:
+def example_users(schema: Schema) -> dict[str, Tensor]:
+    """Two users to trace a graph with."""
     return {
         "user_dense": torch.zeros(2, schema.dense_width("user")),
         "user_ids": torch.zeros(2, schema.ids_width("user"), dtype=torch.long),
@@ -109,10 +175,14 @@ def _example(schema: Schema) -> dict[str, Tensor]:
 
 
 def _write(
-    module: nn.Module, example: dict[str, Tensor], description: Description, folder: Path
+    module: nn.Module,
+    example: dict[str, Tensor],
+    description: Description,
+    folder: Path,
+    weights: Weights = "float32",
 ) -> None:
     """model.onnx, model.pt and stage.json."""
-    onnx_file.export(module, example, description, folder)
+    onnx_file.export(module, example, description, folder, weights)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; Triton's PyTorch backend is not
         traced = torch.jit.trace(module, tuple(example.values()), check_trace=False)

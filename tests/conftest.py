@@ -31,7 +31,7 @@ from cascade.serving.pipeline import Pipeline
 from cascade.spec import Serving, Sizes
 from cascade.training import bundle, checkpoint
 from export import config
-from export.__main__ import Export
+from export.release import Export
 
 WORDS = 20  # values of every categorical and bag
 FIRST_ITEM_ID, ITEM_ID_STEP = 5_000_000_000, 3  # neither a row number nor a 32-bit number
@@ -81,6 +81,8 @@ class Plan:
     sizes: Sizes = field(default_factory=Sizes)
     serving: Serving = field(default_factory=lambda: Serving(max_batch_size=32))
     index: str = "ivf"
+    state: str = "float32"
+    weights: str = "float32"
 
 
 def raw_rows(schema: Schema, side: Side, count: int, random: np.random.Generator) -> Any:
@@ -157,6 +159,11 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         recall=0.95,
         ranker_onnx=None,
         inputs=None,
+        preranker_onnx=None,
+        preranker_inputs=None,
+        state=plan.state,
+        weights=plan.weights,
+        users_per_run=plan.serving.users_per_run,
     )
     export = Export(arguments, plan.sizes, plan.serving)
     export.run()

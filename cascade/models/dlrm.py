@@ -7,10 +7,15 @@ belongs to the user alone, to the item alone, or to a pair of the two:
 
     W [dense; all pairs] + b = (W_u [...] + b) + W_v [...] + W_x [user x item pairs]
                                  once per user   once per item   per candidate
+
+The last term is linear in the item's vectors, too, once the user is known: W_x can be folded with
+the user's vectors into one matrix, and a candidate then costs one product with its packed state.
+That pays where the first top layer is narrow (`arranged`).
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -88,7 +93,17 @@ class DLRM(Scorer):
         self.hidden = self._first.out_features
         self.user_width = self.n_user * self.width + self.hidden
         self.item_width = self.n_item * self.width + self.hidden
+        self.folded = False
         self._split_columns(len(bottoms))
+
+    def arranged(self, candidates: int) -> DLRM:
+        """Fold the user into the first top layer where that takes fewer multiply-adds."""
+        item, pairs = self.n_item * self.width, self.n_item * self.n_user
+        by_pairs = candidates * pairs * (self.width + self.hidden)
+        by_folding = item * self.n_user * self.hidden + candidates * self.item_width * self.hidden
+        arranged = copy.copy(self)
+        arranged.folded = by_folding < by_pairs
+        return arranged
 
     @property
     def _first(self) -> nn.Linear:
@@ -153,14 +168,27 @@ class DLRM(Scorer):
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         users = user[:, : self.n_user * self.width].reshape(-1, self.n_user, self.width)
-        items = item[:, :, : self.n_item * self.width]  # [B, K, Fi * D]
-        items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
-        dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
-        dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
-        weight = self._first.weight.index_select(1, self.cross_columns)
-        first = torch.matmul(dots, weight.t())  # [B, K, H]
+        weight = self._first.weight.index_select(1, self.cross_columns)  # [H, Fi * Fu]
+        if self.folded:
+            first = torch.matmul(item, self._fold(users, weight))  # [B, K, H]
+        else:
+            items = item[:, :, : self.n_item * self.width]  # [B, K, Fi * D]
+            items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
+            dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
+            dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
+            first = torch.matmul(dots, weight.t()) + item[:, :, self.n_item * self.width :]
         first = first + user[:, None, self.n_user * self.width :]
-        first = first + item[:, :, self.n_item * self.width :]
         if len(self.top) > 1:
             first = run_mlp(self.top[1:], torch.relu(first))
         return first.squeeze(-1)
+
+    def _fold(self, users: Tensor, weight: Tensor) -> Tensor:
+        """users [B, Fu, D], weight [H, Fi * Fu] -> [B, Fi * D + H, H]: what to multiply an item
+        state with; the identity at its end adds the item's own slice of the layer."""
+        shape = (self.hidden, self.n_item, self.n_user)
+        rows = weight.reshape(shape).transpose(0, 1).reshape(1, -1, self.n_user)  # [1, Fi * H, Fu]
+        folded = torch.matmul(rows, users)  # [B, Fi * H, D]
+        folded = folded.reshape(-1, self.n_item, self.hidden, self.width).transpose(2, 3)
+        folded = folded.reshape(-1, self.n_item * self.width, self.hidden)
+        own = torch.eye(self.hidden, dtype=weight.dtype, device=weight.device)
+        return torch.cat((folded, own.expand(folded.shape[0], -1, -1)), dim=1)

@@ -32,6 +32,11 @@ class Scorer(nn.Module, ABC):
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         """user state [B, U], item states [B, K, V] -> logits [B, K]."""
 
+    def arranged(self, candidates: int) -> Scorer:
+        """The same model and weights with `cross` arranged for so many candidates a user, where
+        there is a choice."""
+        return self
+
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
     ) -> Tensor:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from cascade.serving.runtime import Array, ArtifactError
 from cascade.serving.stages import Retrieve, Score, load_stage
-from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, Serving, Sizes, sizes_from
+from cascade.spec import (
+    ENSEMBLE,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    STAGES,
+    TOPOLOGIES,
+    Serving,
+    Sizes,
+    sizes_from,
+    stage_path,
+)
 
 RELEASE_FILE = "release.json"
 
@@ -32,11 +44,17 @@ class Pipeline:
     ) -> Pipeline:
         """Open the stages of one release of a model repository, the newest by default."""
         version = newest_version(repository) if version is None else version
-        sizes = read_sizes(repository, version)
+        release = read_release(repository, version)
+        sizes, topology = sizes_from(release["sizes"]), release["topology"]
         serving = serving or Serving()
         retrieve, prerank, rank = (
-            load_stage(name, repository / name / str(version), serving, sizes.candidates)
-            for name in (RETRIEVE, PRERANK, RANK)
+            load_stage(
+                name,
+                repository / stage_path(topology, name, version),
+                serving,
+                sizes.candidates,
+            )
+            for name in STAGES
         )
         assert isinstance(retrieve, Retrieve)
         assert isinstance(prerank, Score)
@@ -65,11 +83,7 @@ class Pipeline:
 
 def newest_version(repository: Path) -> int:
     """The highest release number of a repository."""
-    found = [
-        int(folder.name)
-        for folder in (repository / RETRIEVE).glob("[0-9]*")
-        if (folder / "stage.json").exists()
-    ]
+    found = [int(path.parent.name) for path in repository.glob(f"{ENSEMBLE}/[0-9]*/{RELEASE_FILE}")]
     if not found:
         raise ArtifactError(
             f"{repository} holds no exported cascade: run python -m export --checkpoints DIR "
@@ -78,9 +92,30 @@ def newest_version(repository: Path) -> int:
     return max(found)
 
 
-def read_sizes(repository: Path, version: int) -> Sizes:
-    """How many candidates leave each stage of a release."""
+def read_release(repository: Path, version: int) -> dict[str, Any]:
+    """release.json: what was exported, and how it is wired.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
     path = repository / ENSEMBLE / str(version) / RELEASE_FILE
     if not path.exists():
         raise ArtifactError(f"{path} is missing: export again")
-    return sizes_from(json.loads(path.read_text())["sizes"])
+    try:
+        release: dict[str, Any] = json.loads(path.read_text())
+        release.setdefault("topology", "ensemble")  # before there was a choice
+        if release["topology"] not in TOPOLOGIES:
+            raise ArtifactError(
+                f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"
+            )
+        sizes_from(release["sizes"])
+    except (KeyError, ValueError, TypeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{path} is damaged: {error!r}") from error
+    return release
+
+
+def read_sizes(repository: Path, version: int) -> Sizes:
+    """How many candidates leave each stage of a release."""
+    return sizes_from(read_release(repository, version)["sizes"])

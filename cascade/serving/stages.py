@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ import numpy as np
 
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
-from cascade.serving.runtime import Array, load_graph
+from cascade.serving.runtime import Array, ArtifactError, load_graph
 from cascade.spec import PRERANK, RANK, RETRIEVE, Serving
 
 
@@ -25,6 +26,7 @@ class Stage(Protocol):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    schema_hash: str
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         """Run one batch.
@@ -47,6 +49,7 @@ class Retrieve:
     def __init__(self, folder: Path, serving: Serving, candidates: int) -> None:
         self.candidates = candidates
         self.encoder = Encoder.load(folder, sides=("user",))
+        self.schema_hash = self.encoder.schema.hash
         _, self._tower = load_graph(folder, self.encoder.schema, serving)
         index.set_threads(max(1, serving.threads))
         self.index = index.load(folder, self.encoder.schema.hash)
@@ -85,6 +88,27 @@ class Score:
         return tuple(self._graph(*inputs))
 
 
+class Chain:
+    """Neighbouring stages in one process: what one returns, the next ones find by name."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        made: set[str] = set()
+        needed: list[str] = []
+        for stage in stages:
+            needed += [n for n in stage.inputs if n not in made and n not in needed]
+            made |= set(stage.outputs)
+        self.inputs, self.outputs = tuple(needed), stages[-1].outputs
+        self.schema_hash = stages[0].schema_hash
+        self._stages = stages
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        values = dict(zip(self.inputs, inputs, strict=True))
+        for stage in self._stages:
+            made = stage(*(values[name] for name in stage.inputs))
+            values.update(zip(stage.outputs, made, strict=True))
+        return made
+
+
 def load_stage(name: str, folder: Path, serving: Serving, candidates: int) -> Stage:
     """Open a version folder as the stage of that name."""
     if serving.threads < 1:
@@ -95,3 +119,18 @@ def load_stage(name: str, folder: Path, serving: Serving, candidates: int) -> St
     if name in (PRERANK, RANK):
         return Score(folder, serving)
     raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
+
+
+def load_stages(names: Sequence[str], folder: Path, serving: Serving, candidates: int) -> Stage:
+    """Open the version folder of a process that runs these stages.
+
+    Raises:
+        ArtifactError: a folder cannot be served, or they are of different exports.
+    """
+    if len(names) == 1:
+        return load_stage(names[0], folder, serving, candidates)
+    stages = [load_stage(name, folder / name, serving, candidates) for name in names]
+    hashes = {name: stage.schema_hash for name, stage in zip(names, stages, strict=True)}
+    if len(set(hashes.values())) > 1:
+        raise ArtifactError(f"{folder} holds stages of different schemas: {hashes}. Export again.")
+    return Chain(stages)

@@ -1,6 +1,6 @@
-"""The one adapter between a stage and Triton's Python backend.
+"""The one adapter between stages and Triton's Python backend.
 
-A model.py in the repository is `from cascade.serving.triton import Retrieve as TritonPythonModel`.
+A model.py in the repository is `from cascade.serving.triton import TritonPythonModel`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cascade.encoding import InvalidInput
 from cascade.serving.runtime import Array
-from cascade.serving.stages import Stage, load_stage
-from cascade.spec import PRERANK, RANK, RETRIEVE, Serving
+from cascade.serving.stages import load_stages
+from cascade.spec import Serving
 
 
-class TritonModel:
-    """Runs one stage: concatenates the requests of a batch, runs once, splits the answers."""
-
-    name: ClassVar[str]
-    stage: Stage
+class TritonPythonModel:
+    """Runs the stages of one process: concatenates the requests of a batch, computes them in as
+    few runs as `users_per_run` allows, splits the answers."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -33,18 +31,22 @@ class TritonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"])
         serving = replace(Serving.from_parameters(values), device_id=gpu)
-        self.stage = load_stage(self.name, folder, serving, int(values["candidates"]))
+        self.name = args["model_name"]
+        names = values["stages"].split(",")
+        self.stage = load_stages(names, folder, serving, int(values["candidates"]))
+        self.users_per_run = serving.users_per_run
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        inputs = [
-            tuple(pb_utils.get_input_tensor_by_name(r, n).as_numpy() for n in self.stage.inputs)
-            for r in requests
-        ]
+        inputs = [self._read(request) for request in requests]
         try:
             return self._answer(inputs)
         except Exception:
             # Somebody's mistake: find out whose, and let the neighbours have their answers.
             return [self._answer_one(arrays) for arrays in inputs]
+
+    def _read(self, request: Any) -> tuple[Array, ...]:
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        return tuple(tensors[name].as_numpy() for name in self.stage.inputs)
 
     def _answer_one(self, arrays: tuple[Array, ...]) -> Any:
         try:
@@ -59,9 +61,9 @@ class TritonModel:
 
     def _answer(self, inputs: list[tuple[Array, ...]]) -> list[Any]:
         if len(inputs) == 1:
-            outputs = self.stage(*inputs[0])
+            outputs = self._run(*inputs[0])
         else:
-            outputs = self.stage(*(np.concatenate(arrays) for arrays in zip(*inputs, strict=True)))
+            outputs = self._run(*map(np.concatenate, zip(*inputs, strict=True)))
         responses, start = [], 0
         for arrays in inputs:
             stop = start + len(arrays[0])
@@ -73,24 +75,13 @@ class TritonModel:
             start = stop
         return responses
 
+    def _run(self, *inputs: Array) -> tuple[Array, ...]:
+        users, most = len(inputs[0]), self.users_per_run or len(inputs[0])
+        if users <= most:
+            return self.stage(*inputs)
+        runs = [self.stage(*(x[i : i + most] for x in inputs)) for i in range(0, users, most)]
+        return tuple(map(np.concatenate, zip(*runs, strict=True)))
+
 
 def _refusal(message: str, code: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
-
-
-class Retrieve(TritonModel):
-    """The first stage."""
-
-    name = RETRIEVE
-
-
-class Prerank(TritonModel):
-    """The second stage."""
-
-    name = PRERANK
-
-
-class Rank(TritonModel):
-    """The third stage."""
-
-    name = RANK

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cascade.data.dataset import Dataset
+from cascade.data.parts import fixed_size_list
 from cascade.data.source import Split
 from cascade.schema import Schema
 
 USERS = 4096
+HELD_OUT_FILE = "held_out.parquet"
+HELD_OUT_ROWS = 50_000
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
@@ -42,12 +45,26 @@ def write(dataset: Dataset, folder: Path) -> None:
     with (folder / "users.jsonl").open("w") as file:
         for user in as_sent(dataset.schema, users):
             file.write(json.dumps(user) + "\n")
+    rows = dataset.read("validation", HELD_OUT_ROWS)
+    write_held_out(folder, rows.user_dense, rows.user_ids, rows.item, rows.label)
     titles = dataset.titles()
     if titles is not None:
         with (folder / "titles.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("item_id", "title"))
             writer.writerows(zip(dataset.item_ids().tolist(), titles, strict=True))
+
+
+def write_held_out(folder: Path, dense: Any, ids: Any, item: Any, label: Any) -> None:
+    """Rows that no model was trained on: user_dense [n, F_dense], user_ids [n, C], item int64 [n]
+    (catalogue rows), label [n]."""
+    columns = {
+        "user_dense": fixed_size_list(np.asarray(dense, np.float32)),
+        "user_ids": fixed_size_list(np.asarray(ids, np.int32)),
+        "item": np.asarray(item, np.int64),
+        "label": np.asarray(label, np.float32),
+    }
+    pq.write_table(pa.table(columns), folder / HELD_OUT_FILE)
 
 
 def user_table(schema: Schema, dense: Any, categorical: Any) -> pa.Table:

@@ -23,7 +23,7 @@ from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Siz
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
 from export import __main__ as command
-from export import config, parity
+from export import config, parity, release
 from export.stage_files import write_item_ids, write_item_state
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
@@ -151,7 +151,7 @@ def test_graphs_that_differ_from_the_model_make_no_release(
 ) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(seven.repository, repository)
-    real = command.write_scoring
+    real = release.write_scoring
 
     def tampered(scorer: Any, *arguments: Any) -> Any:
         module = real(scorer, *arguments)
@@ -160,11 +160,11 @@ def test_graphs_that_differ_from_the_model_make_no_release(
                 weight.mul_(1.1)
         return module
 
-    monkeypatch.setattr(command, "write_scoring", tampered)
+    monkeypatch.setattr(release, "write_scoring", tampered)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
         run(monkeypatch, "--checkpoints", seven.checkpoints, "--repository", repository)
     assert not (repository / ENSEMBLE / "1" / "release.json").exists()
-    with pytest.raises(ArtifactError, match=r"release.json is missing: export again"):
+    with pytest.raises(ArtifactError, match=r"holds no exported cascade: run python -m export"):
         Pipeline.load(repository)
 
 
@@ -207,7 +207,7 @@ def test_a_foreign_ranker_needs_its_inputs(
 
 
 def test_an_export_over_a_served_one_leaves_what_is_mapped(criteo: Any, tmp_path: Path) -> None:
-    items = command.read_catalogue(criteo.checkpoints)
+    items = release.read_catalogue(criteo.checkpoints)
     scorer = checkpoint.load(criteo.checkpoints / PRERANK, criteo.schema)
     served = [write_item_state(scorer, items, tmp_path, PRERANK), write_item_ids(items, tmp_path)]
     mappings = [mapped.open(tmp_path) for mapped in served]

@@ -15,7 +15,7 @@ from cascade.serving.launcher import Server
 from cascade.spec import ENSEMBLE
 from cascade.training import checkpoint
 from clients import Recommender
-from export.__main__ import read_catalogue
+from export.release import read_catalogue
 
 PLAIN = Schema(
     "categories alone",

@@ -23,7 +23,7 @@ from cascade.serving.runtime import ArtifactError
 from cascade.serving.stages import Retrieve, load_stage
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
 from cascade.training import checkpoint
-from export.__main__ import read_catalogue
+from export.release import read_catalogue
 
 ONE = Serving(threads=1)
 USERS = 24

@@ -1,5 +1,5 @@
-"""The prerank stage; all of it is in the library."""
+"""All of it is in the library."""
 
-from cascade.serving.triton import Prerank as TritonPythonModel
+from cascade.serving.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
-"""The rank stage; all of it is in the library."""
+"""All of it is in the library."""
 
-from cascade.serving.triton import Rank as TritonPythonModel
+from cascade.serving.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,5 +1,5 @@
-"""The retrieve stage; all of it is in the library."""
+"""All of it is in the library."""
 
-from cascade.serving.triton import Retrieve as TritonPythonModel
+from cascade.serving.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,0 +1,273 @@
+"""One release: checkpoints in, a version of every model of the repository out."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from cascade import index
+from cascade.data.parts import matrix
+from cascade.encoding import Encoder
+from cascade.models.scorer import Scorer
+from cascade.serving.pipeline import RELEASE_FILE
+from cascade.serving.runtime import Array
+from cascade.spec import (
+    ENSEMBLE,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    TOPOLOGIES,
+    Serving,
+    Sizes,
+    stage_path,
+    stages,
+)
+from cascade.training import checkpoint
+from cascade.training.bundle import HELD_OUT_FILE
+from export import batching, config, parity, surgery
+from export.foreign import Foreign
+from export.guard import Guard, GuardError, HeldOut, Verdict, choose, report
+from export.stage_files import Catalogue, Variant, item_states, write_scoring, write_tower
+
+TUNING_USERS = 512
+GUARD_USERS = 100
+
+
+class Export:
+    """Writes one release, stage by stage."""
+
+    def __init__(self, args: argparse.Namespace, sizes: Sizes, serving: Serving) -> None:
+        self.args, self.sizes, self.serving = args, sizes, serving
+        self.encoder = Encoder.load(args.checkpoints)
+        self.schema = self.encoder.schema
+        self.items = read_catalogue(args.checkpoints)
+        self.order = np.arange(len(self.items))  # which item of the checkpoints is in which row
+        self.users = self.encoder.encode_table(
+            "user", pq.read_table(args.checkpoints / "users.parquet")
+        )
+        self.parities: list[parity.Parity] = []
+        self.verdicts: list[Verdict] = []
+        self.foreign = {
+            stage: (path, mapping)
+            for stage, path, mapping in (
+                (PRERANK, args.preranker_onnx, args.preranker_inputs),
+                (RANK, args.ranker_onnx, args.inputs),
+            )
+            if path
+        }
+        for path, mapping in self.foreign.values():
+            Foreign(path, mapping, self.schema)  # be told of a bad file at once
+
+    def run(self) -> None:
+        """Write everything; release.json comes last, when parity holds.
+
+        Raises:
+            ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError.
+        """
+        repository, version = self.args.repository, self.args.version
+        manifest = repository / ENSEMBLE / str(version) / RELEASE_FILE
+        manifest.unlink(missing_ok=True)
+        config.write(repository, self.schema, self.sizes, self.serving, version)
+        facts = {RETRIEVE: self._retrieve(self._folder(RETRIEVE))}
+        variants = self._variants()
+        for stage in stages(self.schema, self.sizes)[1:]:
+            facts[stage.name] = self._scoring(
+                stage, self._folder(stage.name), variants.get(stage.name, Variant())
+            )
+        print(parity.report(self.parities))
+        titles = self.args.checkpoints / "titles.csv"
+        if titles.exists():
+            shutil.copyfile(titles, repository / ENSEMBLE / str(version) / "titles.csv")
+        release = {
+            "version": version,
+            "schema_hash": self.schema.hash,
+            "topology": self.serving.topology,
+            "serving": vars(self.serving),
+            "sizes": vars(self.sizes),
+            "items": len(self.items),
+            "stages": facts,
+            "variants": [v.to_dict() for v in self.verdicts],
+            "parity": [vars(p) for p in self.parities],
+            "parity_max_abs": max(p.max_abs for p in self.parities if not p.quantised),
+        }
+        checkpoint.write_json(manifest, release)
+        if self.args.users_per_run is None:
+            release["users_per_run"] = self._users_per_run()
+            checkpoint.write_json(manifest, release)
+        print(f"exported release {version} of {len(self.items):,} items to {repository}")
+
+    def _folder(self, stage: str) -> Path:
+        folder: Path = self.args.repository / stage_path(
+            self.serving.topology, stage, self.args.version
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _retrieve(self, folder: Path) -> dict[str, Any]:
+        retriever = checkpoint.load(self.args.checkpoints / RETRIEVE, self.schema)
+        tower = write_tower(retriever, self.schema, folder)
+        self.encoder.save(folder)
+        self._compare(RETRIEVE, tower, folder, None)
+        vectors = np.concatenate(list(item_states(retriever, self.items, RETRIEVE)))
+        queries = self._vectors(retriever, TUNING_USERS)
+        k = min(self.sizes.candidates, len(self.items))
+        # Where every item is a candidate, an approximate index could only lose some.
+        built = index.build(vectors, self.args.index if k < len(self.items) else "flat")
+        reached = index.tune(built, vectors, queries, k, self.args.recall)
+        index.save(built, folder, self.schema.hash)
+        self.candidates = built.search(queries[:GUARD_USERS], self.sizes.candidates)
+        print(f"index {built.facts.kind} {built.facts.parameters}: recall@{k} {reached:.4f}")
+        facts = {
+            "index": vars(built.facts),
+            "bytes_per_item": _size(folder / index.FILE, self.items),
+        }
+        return {**facts, "metrics": _metrics(self.args.checkpoints / RETRIEVE)}
+
+    def _variants(self) -> dict[str, Variant]:
+        """How to store each scoring stage: what was asked for, or the fastest that loses nothing.
+
+        Raises:
+            GuardError: what was asked for loses too much, or cannot be judged.
+        """
+        asked = Variant(self.args.state, self.args.weights)
+        auto = "auto" in (asked.state, asked.weights)
+        held_out = self.args.checkpoints / HELD_OUT_FILE
+        if asked == Variant() or self.foreign or not held_out.exists():
+            if asked == Variant() or auto:
+                return {}
+            raise GuardError(
+                f"{asked} has to be judged by {held_out}, which is missing: train again"
+            )
+        scorers = {
+            stage: checkpoint.load(self.args.checkpoints / self._source(stage), self.schema)
+            for stage in (PRERANK, RANK)
+        }
+        places = np.empty_like(self.order)
+        places[self.order] = np.arange(len(places))
+        users = tuple(values[:GUARD_USERS] for values in self.users)
+        guard = Guard(
+            self.schema,
+            self.sizes,
+            self.items,
+            scorers,
+            HeldOut.load(held_out).take(places),
+            (users[0], users[1]),
+            self.candidates,
+        )
+        chosen = {stage: self._choose(guard, stage, asked, auto) for stage in scorers}
+        print(report(self.verdicts))
+        for stage, verdict in chosen.items():
+            print(f"{stage}: {verdict.variant}")
+        return {stage: verdict.variant for stage, verdict in chosen.items()}
+
+    def _choose(self, guard: Guard, stage: str, asked: Variant, auto: bool) -> Verdict:
+        states = ("float32", "float16", "int8") if asked.state == "auto" else (asked.state,)
+        weights = ("float32", "int8") if asked.weights == "auto" else (asked.weights,)
+        variants = [Variant(s, w) for w in weights for s in states if Variant(s, w) != Variant()]
+        verdicts = guard.judge(stage, variants)
+        self.verdicts += verdicts
+        chosen = choose(verdicts) if auto else verdicts[-1]
+        if not chosen.passed:
+            raise GuardError(f"{stage} with {asked} loses too much:\n{report(verdicts)}")
+        if stage == PRERANK:
+            guard.adopt(chosen.variant)
+        return chosen
+
+    def _source(self, stage: str) -> str:
+        return str(self.args.preranker) if stage == PRERANK else RANK
+
+    def _scoring(self, stage: Any, folder: Path, variant: Variant) -> dict[str, Any]:
+        if stage.name in self.foreign:
+            facts = surgery.write(*self.foreign[stage.name], stage, self.schema, self.items, folder)
+            self.parities += [parity.Parity(**p) for p in facts.pop("parity")]
+            return facts
+        source = self._source(stage.name)
+        scorer = checkpoint.load(self.args.checkpoints / source, self.schema)
+        module = write_scoring(scorer, stage, self.schema, self.items, folder, variant)
+        quantised = variant.weights != "float32"
+        self._compare(stage.name, module, folder, stage.inputs[-1].dims[0], quantised)
+        return {
+            "checkpoint": source,
+            "variant": vars(variant),
+            "bytes_per_item": _size(folder / "item_state.bin", self.items),
+            "metrics": _metrics(self.args.checkpoints / source),
+        }
+
+    def _compare(
+        self, stage: str, module: Any, folder: Path, rows: int | None, quantised: bool = False
+    ) -> None:
+        """Parity at batch 1, 3 and the maximum, on real users and random rows with some pads."""
+        random = np.random.default_rng(0)
+        cases: parity.Cases = []
+        for batch in (1, 3, self.serving.max_batch_size):
+            chosen = random.integers(len(self.users[0]), size=batch)
+            case = tuple(values[chosen] for values in self.users)
+            if rows is not None:
+                candidates = np.stack(
+                    [_some_rows(random, rows, len(self.items)) for _ in range(batch)]
+                )
+                case = (*case, candidates)
+            cases.append(case)
+        self.parities += parity.compare(stage, module, folder, self.schema, cases, quantised)
+
+    def _users_per_run(self) -> dict[str, Any]:
+        """Measure how many users each process should compute at once, and tell the server."""
+        users, version = self._raw_users(), self.args.version
+        times_us = batching.measure(self.args.repository, version, users, self.serving)
+        chosen = {model: batching.best(found) for model, found in times_us.items()}
+        config.write(self.args.repository, self.schema, self.sizes, self.serving, version, chosen)
+        for model in TOPOLOGIES[self.serving.topology]:
+            found = times_us[model]
+            text = ", ".join(f"{size}: {us:.0f}" for size, us in found.items())
+            print(f"{model}: {chosen[model]} users per run (us per user of {text})")
+        return {model: {"chosen": chosen[model], "us": found} for model, found in times_us.items()}
+
+    def _vectors(self, retriever: Scorer, count: int) -> np.ndarray:
+        dense, ids = (torch.from_numpy(values[:count]) for values in self.users)
+        with torch.inference_mode():
+            vectors: np.ndarray = retriever.user(dense, ids).numpy()
+        return vectors
+
+    def _raw_users(self) -> tuple[Array, Array]:
+        """Users as they come over the wire: dense [B, F_dense], categorical [B, F_cat]."""
+        table = pq.read_table(self.args.checkpoints / "users.parquet").slice(0, batching.USERS)
+        dense = np.zeros((len(table), self.schema.dense_width("user")), np.float32)
+        for column, feature in enumerate(self.schema.dense("user")):
+            dense[:, column] = table[feature.name].to_numpy()
+        categorical = np.full((len(table), self.schema.wire_width("user")), b"", object)
+        for column, feature in enumerate(self.schema.ids("user")):
+            categorical[:, column] = [(v or "").encode() for v in table[feature.name].to_pylist()]
+        return dense, categorical
+
+
+def read_catalogue(checkpoints: Path) -> Catalogue:
+    """The encoded items of a folder of checkpoints."""
+    table = pq.read_table(checkpoints / "catalogue.parquet", columns=["item_id", "dense", "ids"])
+    return Catalogue(
+        matrix(table["dense"]).copy(),  # Arrow's memory is read-only, and torch warns of that
+        matrix(table["ids"]).astype(np.int64),
+        table["item_id"].to_numpy(),
+    )
+
+
+def _some_rows(random: np.random.Generator, count: int, items: int) -> np.ndarray:
+    """Distinct catalogue rows, the last ones replaced by pads."""
+    real = min(items, int(count * 0.95))
+    rows = np.full(count, -1, np.int64)
+    rows[:real] = random.choice(items, real, replace=False)
+    return rows
+
+
+def _size(file: Path, items: Catalogue) -> float:
+    return round(file.stat().st_size / max(1, len(items)), 1)
+
+
+def _metrics(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = checkpoint.describe(folder)["metrics"]
+    return found
