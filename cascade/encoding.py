@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2
 MAX_VALUE_BYTES = 8192
+_SIDES: tuple[Side, Side] = ("user", "item")
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -62,6 +63,13 @@ class Encoder:
                     "values). Prepare the data again, or restore the file."
                 )
             self._lookup[feature.name] = {value: FIRST + i for i, value in enumerate(values)}
+        # What every request needs of the schema, looked up once.
+        self._ids = {side: schema.ids(side) for side in _SIDES}
+        self._width = {side: schema.ids_width(side) for side in _SIDES}
+        self._log1p = {
+            side: np.array([f.encoding == "log1p" for f in schema.dense(side)], bool)
+            for side in _SIDES
+        }
 
     @classmethod
     def fit(cls, schema: Schema, vocabularies: Mapping[str, Sequence[bytes]]) -> Encoder:
@@ -90,48 +98,58 @@ class Encoder:
         Raises:
             InvalidInput: names the feature and says what came and what was expected.
         """
-        ids = np.zeros((len(categorical), self.schema.ids_width(side)), np.int64)
+        ids = np.zeros((len(categorical), self._width[side]), np.int64)
         column = 0
-        for position, feature in enumerate(self.schema.ids(side)):
-            stop = column + feature.length
-            ids[:, column:stop] = self.ids(feature, categorical[:, position])
-            column = stop
+        for feature, values in zip(self._ids[side], categorical.T.tolist(), strict=False):
+            if feature.kind == "bag":
+                ids[:, column : column + feature.length] = self.ids(feature, values)
+            else:
+                ids[:, column] = [self._single(feature, value) for value in values]
+            column += feature.length
         return self.encode_dense(side, dense), ids
 
     def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
         """[B, F_dense] raw numbers -> float32: log1p as in the DLRM paper, missing as 0."""
-        features = self.schema.dense(side)
-        if np.isinf(dense).any():
-            row, column = np.argwhere(np.isinf(dense))[0]
-            name = features[column].name if column < len(features) else f"column {column}"
-            raise InvalidInput(
-                f"feature {name}: {dense[row, column]} is not a finite number; send NaN where the "
-                "value is missing"
-            )
-        encoded = np.nan_to_num(dense.astype(np.float32, copy=False), nan=0.0)
-        for column, feature in enumerate(features):
-            if feature.encoding == "log1p":
-                encoded[:, column] = np.log1p(np.maximum(encoded[:, column], 0))
+        encoded: Floats = np.array(dense, np.float32)
+        encoded[np.isnan(encoded)] = 0
+        if np.isinf(encoded).any():
+            self._refuse_infinite(side, dense)
+        log1p = self._log1p[side]
+        if log1p.any():
+            width = len(log1p)  # a side without numbers has a column that nobody reads
+            numbers = encoded[:, :width]
+            logs = np.log1p(np.maximum(numbers, 0))
+            encoded[:, :width] = logs if log1p.all() else np.where(log1p, logs, numbers)
         return encoded
+
+    def _refuse_infinite(self, side: Side, dense: npt.NDArray[Any]) -> None:
+        features = self.schema.dense(side)
+        row, column = np.argwhere(np.isinf(np.asarray(dense, np.float32)))[0]
+        name = features[column].name if column < len(features) else f"column {column}"
+        raise InvalidInput(
+            f"feature {name}: {dense[row, column]} is not a finite number; send NaN where the "
+            "value is missing"
+        )
 
     def ids(self, feature: Feature, values: Sequence[bytes] | npt.NDArray[Any]) -> Ids:
         """[B] raw values of one feature -> ids [B, length]."""
         ids = np.zeros((len(values), feature.length), np.int64)
         for row, value in enumerate(values):
-            if not value:
-                continue
-            if len(value) > MAX_VALUE_BYTES:
-                raise InvalidInput(
-                    f"feature {feature.name}: a value of {len(value)} bytes came; at most "
-                    f"{MAX_VALUE_BYTES} are read"
-                )
-            if feature.kind == "bag":
+            if feature.kind == "bag" and value:
+                _check_length(feature, value)
                 members = [member for member in value.split(b"|") if member][: feature.length]
                 for position, member in enumerate(members):
                     ids[row, position] = self._id(feature, member)
             else:
-                ids[row, 0] = self._id(feature, value)
+                ids[row, 0] = self._single(feature, value)
         return ids
+
+    def _single(self, feature: Feature, value: bytes) -> int:
+        """The id of a whole value."""
+        if not value:
+            return MISSING
+        _check_length(feature, value)
+        return self._id(feature, value)
 
     def _id(self, feature: Feature, value: bytes) -> int:
         if feature.encoding == "hash":
@@ -187,6 +205,14 @@ class Encoder:
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:
     return [f for f in schema.features if f.encoding == "vocabulary" and f.side in sides]
+
+
+def _check_length(feature: Feature, value: bytes) -> None:
+    if len(value) > MAX_VALUE_BYTES:
+        raise InvalidInput(
+            f"feature {feature.name}: a value of {len(value)} bytes came; at most "
+            f"{MAX_VALUE_BYTES} are read"
+        )
 
 
 def _check_utf8(feature: Feature, value: bytes) -> None:

@@ -10,19 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cascade.schema import Schema
 
 DType = Literal["FP32", "INT64", "BYTES"]
-Runtime = Literal["onnx", "torchscript"]
+Runtime = Literal["onnx", "tensorrt", "torchscript", "aoti"]
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Device = Literal["cpu", "cuda"]
 Precision = Literal["float32", "float16", "int8"]
-Weights = Literal["float32", "int8"]
+Weights = Literal["float32", "float16", "bfloat16", "int8"]
 Topology = Literal["ensemble", "paired", "fused"]
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
+CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 SCORE = "score"  # prerank and rank in one process
 # By topology: every Python model and the stages that one of its processes runs. What clients call
 # is `recommend` in all of them: an ensemble over these models, or the one model itself.
@@ -92,8 +94,8 @@ class Serving:
     Args:
         instances: processes per stage.
         threads: compute threads per process; 0 shares the cores out evenly among the processes.
-        runtime: what runs the graphs.
-        device: where they run. FAISS searches on the CPU in either case.
+        runtime: what runs the graphs. tensorrt and aoti load what was made for one kind of device.
+        device: where they run.
         device_id: which GPU; Triton tells each instance its own.
         max_batch_size: most users in one batch.
         queue_delay_us: longest wait for a batch to fill.
@@ -103,6 +105,9 @@ class Serving:
             two instances or more.
         timeout_us: longest time in a bounded queue before a request is refused.
         topology: which stages share a process.
+        cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
+            that a run costs one launch. Elsewhere than on CUDA only the padding remains.
+        half: let TensorRT compute in float16 where it finds that faster.
         users_per_run: most users that a process computes at once; a larger batch is cut. 0 = never.
             On a CPU large batches leave the cache; export finds the size that is fastest.
     """
@@ -118,6 +123,8 @@ class Serving:
     timeout_us: int = 1_000_000
     topology: Topology = "ensemble"
     users_per_run: int = 0
+    cuda_graphs: bool = False
+    half: bool = False
 
     def parameters(self) -> dict[str, str]:
         """The knobs that the Python process itself reads."""
@@ -126,21 +133,25 @@ class Serving:
             "device": self.device,
             "threads": str(self.threads),
             "users_per_run": str(self.users_per_run),
+            "cuda_graphs": str(int(self.cuda_graphs)),
+            "half": str(int(self.half)),
         }
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, str]) -> Serving:
         """Read back `parameters`; what is absent keeps its default."""
         runtime, device = values.get("runtime", "onnx"), values.get("device", "cpu")
-        if runtime not in ("onnx", "torchscript"):
-            raise ValueError(f"parameter runtime is {runtime!r}; expected 'onnx' or 'torchscript'")
+        if runtime not in RUNTIMES:
+            raise ValueError(f"parameter runtime is {runtime!r}; expected one of {[*RUNTIMES]}")
         if device not in ("cpu", "cuda"):
             raise ValueError(f"parameter device is {device!r}; expected 'cpu' or 'cuda'")
         return cls(
             threads=int(values.get("threads", "0")),
             users_per_run=int(values.get("users_per_run", "0")),
-            runtime="onnx" if runtime == "onnx" else "torchscript",
+            runtime=runtime,
             device="cpu" if device == "cpu" else "cuda",
+            cuda_graphs=values.get("cuda_graphs", "0") == "1",
+            half=values.get("half", "0") == "1",
         )
 
 

@@ -29,9 +29,11 @@ def compare(
         users = draw_users(schema, batch, random)
         rows = _draw_candidates(stage, len(items), batch, random)
         differences, shared, wanted = [0.0], 0, 0
-        for b, (ids, scores) in enumerate(zip(*graph(*users, rows), strict=True)):
-            expected = _expected(foreign, users, b, items, rows[b])
-            difference, common = _judge(expected, ids, scores)
+        outputs = graph(*users, rows)
+        names = items.item_ids if len(outputs) > 1 else np.arange(len(items))
+        for b, ids in enumerate(outputs[0]):
+            expected = _expected(foreign, users, b, items, rows[b], names)
+            difference, common = _judge(expected, ids, outputs[1][b] if len(outputs) > 1 else None)
             differences, shared = [*differences, difference], shared + common
             wanted += min(len(ids), len(expected))
         overlap = shared / max(1, wanted)
@@ -73,18 +75,24 @@ def _draw_candidates(stage: Stage, items: int, batch: int, random: np.random.Gen
 
 
 def _expected(
-    foreign: Foreign, users: tuple[Array, Array], b: int, items: Catalogue, rows: Array
+    foreign: Foreign,
+    users: tuple[Array, Array],
+    b: int,
+    items: Catalogue,
+    rows: Array,
+    names: Array,
 ) -> dict[int, float]:
-    """Probability by item id of one user's candidates, from the file as it came."""
+    """Probability of one user's candidates, by what the stage calls them: from the file as it
+    came."""
     real = rows[rows >= 0]
     dense, ids = (np.repeat(values[b : b + 1], len(real), axis=0) for values in users)
     values = foreign.probabilities(flat_rows(dense, ids, items, real))
-    return dict(zip(items.item_ids[real].tolist(), values.tolist(), strict=True))
+    return dict(zip(names[real].tolist(), values.tolist(), strict=True))
 
 
-def _judge(expected: dict[int, float], ids: Array, scores: Array) -> tuple[float, int]:
+def _judge(expected: dict[int, float], ids: Array, scores: Array | None) -> tuple[float, int]:
     """-> largest difference of a score, and how many of the ids belong to the top K; a tie may
-    fall either way."""
+    fall either way. A stage that returns no scores is judged by those of the file."""
     best = np.sort(list(expected.values()))[::-1][: len(ids)]
     got = ids[: len(best)].tolist()
     if (
@@ -96,6 +104,8 @@ def _judge(expected: dict[int, float], ids: Array, scores: Array) -> tuple[float
     own = np.array([expected[i] for i in got])
     wanted = np.zeros(len(ids))
     wanted[: len(best)] = best
+    if scores is None:
+        scores = np.pad(own, (0, len(ids) - len(own)))
     difference = np.abs(wanted - scores).max(
         initial=np.abs(own - scores[: len(own)]).max(initial=0)
     )

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from cascade.schema import Schema
-from cascade.serving.runtime import Array, load_graph
-from cascade.spec import Serving
+from cascade.serving.runtime import AOTI_FILE, ONNX_FILE, TORCH_FILE, Array, load_graph
+from cascade.spec import Device, Runtime, Serving
 from export.graphs import CandidateLogits, TopCandidates
 
 LARGEST_DIFFERENCE = 1e-4
 LEAST_OVERLAP = 0.99
 TIE = 1e-5  # logits nearer than this may change places: sums run in different orders
-RUNTIMES = ("onnx", "torchscript")
+FILES: dict[Runtime, str] = {"onnx": ONNX_FILE, "torchscript": TORCH_FILE, "aoti": AOTI_FILE}
 
 Cases = list[tuple[Array, ...]]
 
@@ -60,16 +60,24 @@ def compare(
     schema: Schema,
     cases: Cases,
     quantised: bool = False,
+    device: Device = "cpu",
 ) -> list[Parity]:
-    """Reload each graph of a version folder and run the cases through it and the eager module."""
+    """Reload each graph of a version folder and run the cases through it and the eager module.
+
+    Args:
+        device: where a package runs, which is made for one kind of device; the rest runs on the
+            CPU, as the eager module does.
+    """
     measure = _scoring if isinstance(module, TopCandidates) else _tower
     found = []
-    for runtime in RUNTIMES:
-        _, graph = load_graph(folder, schema, Serving(runtime=runtime, threads=1))  # type: ignore[arg-type]
+    for runtime, file in FILES.items():
+        if not (folder / file).exists():
+            continue
+        place = device if runtime == "aoti" else "cpu"
+        _, graph = load_graph(folder, schema, Serving(runtime=runtime, device=place, threads=1))
         for case in cases:
             max_abs, overlap = measure(module, graph, case)
-            rounded = quantised and runtime == "onnx"
-            found.append(Parity(stage, runtime, len(case[0]), max_abs, overlap, rounded))
+            found.append(Parity(stage, runtime, len(case[0]), max_abs, overlap, quantised))
     return found
 
 

@@ -15,6 +15,7 @@ from cascade import index
 from cascade.data.parts import matrix
 from cascade.encoding import Encoder
 from cascade.models.scorer import Scorer
+from cascade.serving import exact
 from cascade.serving.pipeline import RELEASE_FILE
 from cascade.serving.runtime import Array
 from cascade.spec import (
@@ -23,6 +24,7 @@ from cascade.spec import (
     RANK,
     RETRIEVE,
     TOPOLOGIES,
+    Device,
     Serving,
     Sizes,
     stage_path,
@@ -30,13 +32,13 @@ from cascade.spec import (
 )
 from cascade.training import checkpoint
 from cascade.training.bundle import HELD_OUT_FILE
-from export import batching, config, parity, surgery
+from export import batching, config, parity, retrieval, surgery, variants
 from export.foreign import Foreign
-from export.guard import Guard, GuardError, HeldOut, Verdict, choose, report
-from export.stage_files import Catalogue, Variant, item_states, write_scoring, write_tower
+from export.guard import Verdict
+from export.stage_files import Catalogue, Variant, write_scoring, write_tower
+from export.variants import GUARD_USERS
 
 TUNING_USERS = 512
-GUARD_USERS = 100
 
 
 class Export:
@@ -75,10 +77,10 @@ class Export:
         manifest.unlink(missing_ok=True)
         config.write(repository, self.schema, self.sizes, self.serving, version)
         facts = {RETRIEVE: self._retrieve(self._folder(RETRIEVE))}
-        variants = self._variants()
+        chosen = self._judge()
         for stage in stages(self.schema, self.sizes)[1:]:
             facts[stage.name] = self._scoring(
-                stage, self._folder(stage.name), variants.get(stage.name, Variant())
+                stage, self._folder(stage.name), chosen.get(stage.name, Variant())
             )
         print(parity.report(self.parities))
         titles = self.args.checkpoints / "titles.csv"
@@ -102,6 +104,10 @@ class Export:
             checkpoint.write_json(manifest, release)
         print(f"exported release {version} of {len(self.items):,} items to {repository}")
 
+    @property
+    def _packaged_for(self) -> Device | None:
+        return self.serving.device if self.serving.runtime == "aoti" else None
+
     def _folder(self, stage: str) -> Path:
         folder: Path = self.args.repository / stage_path(
             self.serving.topology, stage, self.args.version
@@ -111,73 +117,51 @@ class Export:
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
         retriever = checkpoint.load(self.args.checkpoints / RETRIEVE, self.schema)
-        tower = write_tower(retriever, self.schema, folder)
+        tower = write_tower(retriever, self.schema, folder, self._packaged_for)
         self.encoder.save(folder)
         self._compare(RETRIEVE, tower, folder, None)
-        vectors = np.concatenate(list(item_states(retriever, self.items, RETRIEVE)))
         queries = self._vectors(retriever, TUNING_USERS)
         k = min(self.sizes.candidates, len(self.items))
-        # Where every item is a candidate, an approximate index could only lose some.
-        built = index.build(vectors, self.args.index if k < len(self.items) else "flat")
-        reached = index.tune(built, vectors, queries, k, self.args.recall)
-        index.save(built, folder, self.schema.hash)
-        self.candidates = built.search(queries[:GUARD_USERS], self.sizes.candidates)
-        print(f"index {built.facts.kind} {built.facts.parameters}: recall@{k} {reached:.4f}")
-        facts = {
-            "index": vars(built.facts),
-            "bytes_per_item": _size(folder / index.FILE, self.items),
+        found = retrieval.write(
+            retriever, self.items, queries, k, self.schema, folder, self.serving, self.args
+        )
+        self.order = found.order
+        self.items = self.items.take(found.order)
+        self.candidates = found.index.search(queries[:GUARD_USERS], self.sizes.candidates)
+        print(f"index {found}")
+        file = exact.FILE if exact.present(folder) else index.FILE
+        return {
+            "index": found.facts,
+            "bytes_per_item": _size(folder / file, self.items),
+            "metrics": _metrics(self.args.checkpoints / RETRIEVE),
         }
-        return {**facts, "metrics": _metrics(self.args.checkpoints / RETRIEVE)}
 
-    def _variants(self) -> dict[str, Variant]:
-        """How to store each scoring stage: what was asked for, or the fastest that loses nothing.
-
-        Raises:
-            GuardError: what was asked for loses too much, or cannot be judged.
-        """
-        asked = Variant(self.args.state, self.args.weights)
-        auto = "auto" in (asked.state, asked.weights)
-        held_out = self.args.checkpoints / HELD_OUT_FILE
-        if asked == Variant() or self.foreign or not held_out.exists():
-            if asked == Variant() or auto:
-                return {}
-            raise GuardError(
-                f"{asked} has to be judged by {held_out}, which is missing: train again"
-            )
+    def _judge(self) -> dict[str, Variant]:
+        """How each scoring stage is stored."""
+        if self.foreign:
+            return {}
         scorers = {
             stage: checkpoint.load(self.args.checkpoints / self._source(stage), self.schema)
             for stage in (PRERANK, RANK)
         }
         places = np.empty_like(self.order)
         places[self.order] = np.arange(len(places))
-        users = tuple(values[:GUARD_USERS] for values in self.users)
-        guard = Guard(
+        dense, ids = (values[:GUARD_USERS] for values in self.users)
+        self.verdicts = variants.choose(
+            Variant(self.args.state, self.args.weights),
+            self.args.checkpoints / HELD_OUT_FILE,
+            places,
             self.schema,
             self.sizes,
             self.items,
             scorers,
-            HeldOut.load(held_out).take(places),
-            (users[0], users[1]),
+            (dense, ids),
             self.candidates,
+            self.serving.device,
         )
-        chosen = {stage: self._choose(guard, stage, asked, auto) for stage in scorers}
-        print(report(self.verdicts))
-        for stage, verdict in chosen.items():
-            print(f"{stage}: {verdict.variant}")
-        return {stage: verdict.variant for stage, verdict in chosen.items()}
-
-    def _choose(self, guard: Guard, stage: str, asked: Variant, auto: bool) -> Verdict:
-        states = ("float32", "float16", "int8") if asked.state == "auto" else (asked.state,)
-        weights = ("float32", "int8") if asked.weights == "auto" else (asked.weights,)
-        variants = [Variant(s, w) for w in weights for s in states if Variant(s, w) != Variant()]
-        verdicts = guard.judge(stage, variants)
-        self.verdicts += verdicts
-        chosen = choose(verdicts) if auto else verdicts[-1]
-        if not chosen.passed:
-            raise GuardError(f"{stage} with {asked} loses too much:\n{report(verdicts)}")
-        if stage == PRERANK:
-            guard.adopt(chosen.variant)
-        return chosen
+        if self.verdicts:
+            print(variants.report(self.verdicts))
+        return {v.stage: v.variant for v in self.verdicts if v.chosen}
 
     def _source(self, stage: str) -> str:
         return str(self.args.preranker) if stage == PRERANK else RANK
@@ -189,7 +173,9 @@ class Export:
             return facts
         source = self._source(stage.name)
         scorer = checkpoint.load(self.args.checkpoints / source, self.schema)
-        module = write_scoring(scorer, stage, self.schema, self.items, folder, variant)
+        module = write_scoring(
+            scorer, stage, self.schema, self.items, folder, variant, self._packaged_for
+        )
         quantised = variant.weights != "float32"
         self._compare(stage.name, module, folder, stage.inputs[-1].dims[0], quantised)
         return {
@@ -214,7 +200,9 @@ class Export:
                 )
                 case = (*case, candidates)
             cases.append(case)
-        self.parities += parity.compare(stage, module, folder, self.schema, cases, quantised)
+        self.parities += parity.compare(
+            stage, module, folder, self.schema, cases, quantised, self.serving.device
+        )
 
     def _users_per_run(self) -> dict[str, Any]:
         """Measure how many users each process should compute at once, and tell the server."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from cascade.schema import Schema
 from cascade.serving.pipeline import RELEASE_FILE, newest_version, read_release
 from cascade.serving.runtime import ArtifactError
+from cascade.serving.threads import default_instances
 from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, Serving, sizes_from, stage_path
 from cascade.training.checkpoint import write_json
 from export import config
@@ -71,10 +72,11 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="repository to write")
     parser.add_argument("--topology", choices=TOPOLOGIES, required=True)
-    parser.add_argument("--instances", type=int, help="processes per stage [as they are]")
-    parser.add_argument("--threads", type=int, help="compute threads per process [as they are]")
+    parser.add_argument("--instances", type=int, help="of each process [by the cores here]")
+    parser.add_argument("--threads", type=int, help="compute threads of each [as it is]")
     args = parser.parse_args()
-    serving = replace(serving_of(args.repository), topology=args.topology)
+    serving = serving_of(args.repository)
+    serving = replace(serving, topology=args.topology, instances=default_instances(args.topology))
     changes = {key: getattr(args, key) for key in ("instances", "threads")}
     serving = replace(serving, **{k: v for k, v in changes.items() if v is not None})
     rewire(args.repository, args.out, serving)

@@ -14,15 +14,15 @@ from tqdm import tqdm
 
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.serving.runtime import TORCH_FILE, Description, Mapped
-from cascade.spec import RETRIEVE, Precision, Stage, Weights
-from export import onnx_file
+from cascade.serving.runtime import AOTI_FILE, TORCH_FILE, Description, Mapped
+from cascade.spec import CATALOGUE_IDS, RETRIEVE, Device, Precision, Stage, Weights
+from export import device, onnx_file
 from export.graphs import CandidateLogits, TopCandidates, UserTower
 
 CHUNK = 16_384  # items at a time
 SCALE_ITEMS = 65_536  # whose largest values set the scale of an int8 state
 INT8_LARGEST = 127
-ITEM_STATE, CATALOGUE_IDS = "item_state", "catalogue_ids"
+ITEM_STATE = "item_state"
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,21 @@ class Variant:
 
     Args:
         state: of the item state, which is what a stage waits for.
-        weights: of the layers in model.onnx; int8 is ONNX Runtime's dynamic quantisation.
+        weights: of the layers. int8 is ONNX Runtime's dynamic quantisation, in model.onnx alone;
+            float16 and bfloat16 compute in that precision, which pays on a GPU.
     """
 
     state: Precision = "float32"
     weights: Weights = "float32"
+
+    @property
+    def one_by_one(self) -> bool:
+        """Dynamic quantisation takes one scale for a whole batch."""
+        return self.weights == "int8"
+
+    def applied(self, scorer: Scorer) -> Scorer:
+        """The model in the precision of its layers, where that is the model's own affair."""
+        return device.half(scorer, self.weights) if self.weights in device.HALVES else scorer
 
     def __str__(self) -> str:
         return f"state {self.state}, weights {self.weights}"
@@ -119,13 +129,15 @@ def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
     return mapped
 
 
-def write_tower(retriever: Scorer, schema: Schema, folder: Path) -> UserTower:
+def write_tower(
+    retriever: Scorer, schema: Schema, folder: Path, packaged_for: Device | None = None
+) -> UserTower:
     """The user tower's graphs."""
     module = UserTower(retriever)
     description = Description(
         RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}
     )
-    _write(module, example_users(schema), description, folder)
+    _write(module, example_users(schema), description, folder, packaged_for=packaged_for)
     return module
 
 
@@ -147,11 +159,16 @@ def write_scoring(
     items: Catalogue,
     folder: Path,
     variant: Variant = Variant(),
+    packaged_for: Device | None = None,
 ) -> TopCandidates:
-    """A scoring stage's graphs, item state and ids; returns the eager module over the same rows."""
+    """A scoring stage's graphs, item state and ids; returns the eager module over the same rows.
+
+    Args:
+        packaged_for: write native code for this kind of device as well, `export.device`.
+    """
     keep = stage.outputs[0].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
-    scorer = scorer.arranged(stage.inputs[-1].dims[0])
+    scorer = variant.applied(scorer).arranged(stage.inputs[-1].dims[0])
     module = TopCandidates(scorer, keep, with_ids, variant.state)
     mapped = {ITEM_STATE: fill_state(module, scorer, items, folder, stage.name)}
     if with_ids:
@@ -159,8 +176,16 @@ def write_scoring(
     example = example_users(schema)
     example["candidates"] = torch.zeros(2, stage.inputs[-1].dims[0], dtype=torch.long)
     inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
-    description = Description(stage.name, schema.hash, inputs, outputs, mapped)
-    _write(module, example, description, folder, variant.weights)
+    description = Description(
+        stage.name,
+        schema.hash,
+        inputs,
+        outputs,
+        mapped,
+        widths={tensor.name: tensor.dims[0] for tensor in stage.inputs},
+        one_by_one=variant.one_by_one,
+    )
+    _write(module, example, description, folder, variant.weights, packaged_for)
     for name, value in mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))
     return module
@@ -180,9 +205,13 @@ def _write(
     description: Description,
     folder: Path,
     weights: Weights = "float32",
+    packaged_for: Device | None = None,
 ) -> None:
-    """model.onnx, model.pt and stage.json."""
+    """model.onnx, model.pt and stage.json; model.pt2 where it is asked for."""
     onnx_file.export(module, example, description, folder, weights)
+    (folder / AOTI_FILE).unlink(missing_ok=True)
+    if packaged_for:
+        device.package(module, example, description, folder, packaged_for)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; Triton's PyTorch backend is not
         traced = torch.jit.trace(module, tuple(example.values()), check_trace=False)

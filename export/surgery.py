@@ -1,9 +1,9 @@
-"""A third-party ONNX ranker, wrapped into the contract of the ranking stage.
+"""A third-party ONNX model, wrapped into the contract of a scoring stage.
 
 The foreign graph scores flat (user, item) rows. Nodes put before it gather the candidates' encoded
 features and repeat the user's beside each; nodes put after it mask the pads, take the top K and
-look up the ids. It is the slow path: what a model in the user / item / cross contract computes once
-per user or once per item, this one computes for every pair.
+look up the ids, where the stage is the last. It is the slow path: what a model in the user / item /
+cross contract computes once per user or once per item, this one computes for every pair.
 
 A JSON file says which features feed each input of the graph, and what its output means:
 
@@ -38,13 +38,13 @@ from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from cascade.schema import Schema
 from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Description, Mapped
-from cascade.spec import Stage
+from cascade.spec import CATALOGUE_IDS, Stage
 from export import parity
 from export.foreign import IR_VERSION, Foreign, load_model, model_inputs
 from export.foreign_inputs import Column, Input
 from export.foreign_parity import compare, draw_users, flat_rows
 from export.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.stage_files import CATALOGUE_IDS, ITEM_STATE, Catalogue, write_item_ids
+from export.stage_files import ITEM_STATE, Catalogue, write_item_ids
 
 TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"
@@ -79,7 +79,9 @@ def write(
     for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
     tables = write_tables(foreign, items, folder)
-    mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
+    mapped = tables
+    if stage.outputs[-1].name == "scores":
+        mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
     model = load_model(ranker_onnx)
     _carry_weights(model, folder)
     Wrapping(model, foreign, stage, mapped, folder).wrap(both_classes)
@@ -243,7 +245,8 @@ class Wrapping:
         return self._op("Gather", value, self._constant(positions), axis=1)
 
     def _best(self, both_classes: bool) -> list[ir.Value]:
-        """The foreign output, [B * K] or [B * K, 1 or 2] -> item ids and probabilities [B, K']."""
+        """The foreign output, [B * K] or [B * K, 1 or 2] -> what the stage returns: rows, or item
+        ids and probabilities, [B, K'] each."""
         keep = self.stage.outputs[0].dims[0]
         score = self.score
         if both_classes:
@@ -254,16 +257,21 @@ class Wrapping:
             "TopK", [masked, self._constant([keep])], {"axis": 1}, num_outputs=2
         )
         chosen = self._op("GatherElements", self.rows, places, axis=1)
+        outputs = [chosen]
+        if CATALOGUE_IDS in self.tables:
+            outputs = self._ids_and_probabilities(chosen, best, keep)
+        for value, tensor in zip(outputs, self.stage.outputs, strict=True):
+            value.name, value.dtype = tensor.name, DTYPES[tensor.dtype]
+            value.shape = ir.Shape(["stage_users", keep])
+        return outputs
+
+    def _ids_and_probabilities(self, chosen: ir.Value, best: ir.Value, keep: int) -> list[ir.Value]:
         lost = self._op("Less", chosen, self.zero)
         safe = self._op("Where", lost, self.zero, chosen)
         ids = self._op("Gather", self.tables[CATALOGUE_IDS], safe, axis=0)  # [B, K', 1]
         ids = self._op("Reshape", ids, self._constant([0, keep]))
         probability = self._op("Sigmoid", best) if self.foreign.mapping.is_logit else best
-        outputs = [
+        return [
             self._op("Where", lost, self._constant(-1), ids),
             self._op("Where", lost, self._constant(0, np.float32), probability),
         ]
-        for value, tensor in zip(outputs, self.stage.outputs, strict=True):
-            value.name, value.dtype = tensor.name, DTYPES[tensor.dtype]
-            value.shape = ir.Shape(["stage_users", keep])
-        return outputs

@@ -73,7 +73,7 @@ class Times:
     ended_ns: npt.NDArray[np.int64]
 
 
-def open_pipeline(repository: Path) -> Recommend:
+def open_pipeline(repository: Path) -> Pipeline:
     """The stages of a repository, chained in this process, run as the server would run them."""
     _, stages = configs(repository)
     parameters = {

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from cascade.serving.pipeline import Pipeline
 from cascade.spec import ENSEMBLE, STAGES
 from clients import Recommender
 from perf import report
+from perf.commands import heading, run
 from perf.measurement import Measurement
 from perf.sweep import run_quick
 from perf.table import latency_table, stage_table
@@ -73,7 +72,7 @@ def main() -> None:
         summary |= _serve(server, places)
     summary["seconds"] = round(time.monotonic() - started, 1)
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    _heading(f"summary ({args.out / 'summary.json'}); tables and plots are in {places.out}")
+    heading(f"summary ({args.out / 'summary.json'}); tables and plots are in {places.out}")
     for key, value in summary.items():
         print(f"{key:32} {value:.5g}" if isinstance(value, float) else f"{key:32} {value}")
     if not summary["server_equals_pipeline"] or summary["failed"]:
@@ -82,9 +81,9 @@ def main() -> None:
 
 def _build(places: Places, data: str, device: str, users: int) -> None:
     on = ("--device", device)
-    _run("cascade.training", "--data", data, "--out", places.checkpoints, *on)
-    _run("export", "--checkpoints", places.checkpoints, "--repository", places.repository, *on)
-    _run(
+    run("cascade.training", "--data", data, "--out", places.checkpoints, *on)
+    run("export", "--checkpoints", places.checkpoints, "--repository", places.repository, *on)
+    run(
         "cascade.evaluation",
         *("--data", places.checkpoints / "data", "--checkpoints", places.checkpoints),
         *("--repository", places.repository, "--out", places.out, "--users", users, *on),
@@ -92,11 +91,11 @@ def _build(places: Places, data: str, device: str, users: int) -> None:
 
 
 def _serve(server: Server, places: Places) -> dict[str, Any]:
-    _heading(f"tritonserver answers on {server.url}")
+    heading(f"tritonserver answers on {server.url}")
     titles = ("--titles", places.titles) if places.titles.exists() else ()
-    _run("clients.recommend", "--url", server.url, "--random", 3, "--users", places.users, *titles)
+    run("clients.recommend", "--url", server.url, "--random", 3, "--users", places.users, *titles)
     found = compare(server.url, places.repository, places.users)
-    _heading("perf_analyzer")
+    heading("perf_analyzer")
     results = places.out / "results" / "demo.jsonl"
     results.unlink(missing_ok=True)  # the demo shows its own run; perf/results keeps them all
     measured = run_quick(server.url, places.users, results, repository=places.repository)
@@ -168,19 +167,6 @@ def latency(measured: list[Measurement]) -> dict[str, Any]:
         "failed": sum(m.failed for m in measured),
         "stable": all(m.stable for m in measured),
     }
-
-
-def _run(module: str, *arguments: object) -> None:
-    """Run `python -m module` where the user sees it; its failure is the demo's."""
-    words = [str(argument) for argument in arguments]
-    _heading(f"python -m {module} {' '.join(words)}")
-    code = subprocess.run([sys.executable, "-m", module, *words], check=False).returncode
-    if code:
-        raise SystemExit(f"python -m {module} failed with code {code}: see above")
-
-
-def _heading(text: str) -> None:
-    print(f"\n\033[1m==> {text}\033[0m" if sys.stdout.isatty() else f"\n==> {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ def stages_plot(lines: Sequence[Line], title: str, path: Path) -> None:
             axes.set_ylim(bottom=0)
         figure.legend(handles=handles[::-1], loc="outside right upper", fontsize=8)
         figure.suptitle(title, x=0.01, ha="left", size=STYLE["axes.titlesize"])
-        _write(figure, path)
+        write(figure, path)
 
 
 def _stage_bars(axes: Axes, runs: Sequence[Line]) -> list[Patch]:
@@ -208,10 +208,11 @@ def _save(draw: Callable[[Axes], None], title: str, path: Path) -> None:
         draw(axes)
         axes.set_title(title)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        _write(figure, path)
+        write(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write(figure: Figure, path: Path) -> None:
+    """Save a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version of matplotlib in it, equal lines give an equal file.
     figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -157,6 +157,8 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         preranker="prerank",
         index=plan.index,
         recall=0.95,
+        row_order="index",
+        retrieve_from=None,
         ranker_onnx=None,
         inputs=None,
         preranker_onnx=None,

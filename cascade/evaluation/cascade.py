@@ -45,7 +45,11 @@ class EvaluationError(ValueError):
 
 
 class Stages(Protocol):
-    """The cascade as `cascade.serving.pipeline.Pipeline` offers it; -1 pads throughout."""
+    """The cascade as `cascade.serving.pipeline.Pipeline` offers it; -1 pads throughout. Its rows
+    are in an order of their own: row i is item `item_ids[i]`."""
+
+    @property
+    def item_ids(self) -> Ids: ...
 
     def retrieve(self, dense: Floats, categorical: npt.NDArray[Any]) -> tuple[Floats, Ids, Ids]: ...
 
@@ -104,9 +108,12 @@ def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
     """Send every query through the stages one by one.
 
     Args:
-        item_ids: [N], the id of each catalogue row: what `rank` answers is looked up there.
+        item_ids: [N], the id of each row of the data set: what the stages answer is looked up
+            there.
     """
     answers = []
+    row_of_served = rows_of(cascade.item_ids, item_ids)
+    row_of_served = np.append(row_of_served, -1)  # where a pad finds itself
     for start in tqdm(
         range(0, len(queries.positives), REQUEST_USERS), desc="cascade", unit="batch"
     ):
@@ -114,7 +121,8 @@ def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
         dense, ids, candidates = cascade.retrieve(queries.dense[some], queries.categorical[some])
         survivors = cascade.prerank(dense, ids, candidates)
         results, _ = cascade.rank(dense, ids, survivors)
-        answers.append((dense, ids, candidates, survivors, rows_of(results, item_ids)))
+        rows = (row_of_served[candidates], row_of_served[survivors], rows_of(results, item_ids))
+        answers.append((dense, ids, *rows))
     dense, ids, candidates, survivors, results = (
         np.concatenate(part) for part in zip(*answers, strict=True)
     )
@@ -122,7 +130,7 @@ def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
 
 
 def rows_of(ids: Ids, item_ids: Ids) -> Ids:
-    """Item ids [B, K] -> catalogue rows [B, K]; -1 stays -1.
+    """Item ids -> rows of the data set, in any shape; -1 stays -1.
 
     Raises:
         EvaluationError: an id that the catalogue does not have.

@@ -179,7 +179,9 @@ class DLRM(Scorer):
             first = torch.matmul(dots, weight.t()) + item[:, :, self.n_item * self.width :]
         first = first + user[:, None, self.n_user * self.width :]
         if len(self.top) > 1:
-            first = run_mlp(self.top[1:], torch.relu(first))
+            # As rows of one matrix, so that each layer is one product with its bias.
+            rows = run_mlp(self.top[1:], torch.relu(first).flatten(0, 1))
+            first = rows.reshape(item.shape[0], item.shape[1], 1)
         return first.squeeze(-1)
 
     def _fold(self, users: Tensor, weight: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ class Pipeline:
         assert isinstance(rank, Score)
         return cls(retrieve, prerank, rank)
 
+    @property
+    def item_ids(self) -> Array:
+        """int64 [N]: the outside world's id of every catalogue row that `retrieve` may name."""
+        assert self._rank.item_ids is not None
+        return self._rank.item_ids
+
     def retrieve(self, dense: Array, categorical: Array) -> tuple[Array, Array, Array]:
         """Raw users -> user_dense, user_ids, candidates [B, 1000]."""
         user_dense, user_ids, candidates = self._retrieve(dense, categorical)

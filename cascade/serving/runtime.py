@@ -1,15 +1,14 @@
-"""What runs an exported graph: ONNX Runtime or TorchScript behind one small interface.
+"""What a version folder holds, and the one small interface behind which its graph runs.
 
 A scoring stage's item state is a file of its own, mapped into memory, so that every process of a
-machine shares one copy. ONNX Runtime maps it as external data; TorchScript is handed the mapping.
+machine shares one copy. ONNX Runtime maps it as external data; the torch runtimes are handed the
+mapping, and move it to their device once.
 """
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,8 @@ from cascade.spec import Serving
 Array = npt.NDArray[Any]
 
 FORMAT = 1
-ONNX_FILE, TORCH_FILE, DESCRIPTION_FILE = "model.onnx", "model.pt", "stage.json"
+ONNX_FILE, TORCH_FILE, AOTI_FILE = "model.onnx", "model.pt", "model.pt2"
+DESCRIPTION_FILE = "stage.json"
 
 
 class ArtifactError(ValueError):
@@ -49,13 +49,22 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Description:
-    """stage.json: what a version folder holds."""
+    """stage.json: what a version folder holds.
+
+    Args:
+        widths: the columns with which an input is served, where the graph takes any number of
+            them. A runtime that tunes for shapes wants to know.
+        one_by_one: model.onnx rounds a user's numbers by the largest of the whole batch, so each
+            user runs alone: nobody's answer may depend on who else asks.
+    """
 
     stage: str
     schema_hash: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     mapped: dict[str, Mapped]
+    widths: dict[str, int] = field(default_factory=dict)
+    one_by_one: bool = False
 
     def save(self, folder: Path) -> None:
         mapped = {name: vars(value) for name, value in self.mapped.items()}
@@ -86,6 +95,8 @@ class Description:
                 inputs=tuple(content["inputs"]),
                 outputs=tuple(content["outputs"]),
                 mapped=mapped,
+                widths={name: int(width) for name, width in content.get("widths", {}).items()},
+                one_by_one=bool(content.get("one_by_one", False)),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ArtifactError(f"{path} is damaged: {error}") from error
@@ -107,79 +118,21 @@ class Graph(Protocol):
         """Run one batch."""
 
 
-class OnnxGraph:
-    """Runs model.onnx. The providers follow the device; the CPU is always the last resort of
-    single operators, never of a missing GPU."""
+class OneByOne:
+    """A graph whose users run alone."""
 
-    def __init__(self, folder: Path, description: Description, serving: Serving) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = serving.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if serving.device == "cuda":
-            present = onnxruntime.get_available_providers()
-            if "CUDAExecutionProvider" not in present:
-                raise ArtifactError(
-                    f"device is cuda, but this ONNX Runtime ({onnxruntime.__version__}) has only "
-                    f"{present}: install the extra `gpu`, or export with --device cpu"
-                )
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": serving.device_id}))
-        path = folder / ONNX_FILE
-        if not path.exists():
-            raise ArtifactError(f"{path} is missing: export again with --runtime onnx")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # the only base that ONNX Runtime's errors share
-            raise _unloadable(path, error) from error
-        self._inputs = [i.name for i in self._session.get_inputs()]
-        self._order = [description.inputs.index(name) for name in self._inputs]
-        self._outputs = list(description.outputs)
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
 
     def __call__(self, *inputs: Array) -> list[Array]:
-        feed = {n: inputs[i] for n, i in zip(self._inputs, self._order, strict=True)}
-        found: list[Array] = self._session.run(self._outputs, feed)
-        return found
+        if len(inputs[0]) < 2:
+            return self._graph(*inputs)
+        runs = [self._graph(*(x[u : u + 1] for x in inputs)) for u in range(len(inputs[0]))]
+        return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
 
 
-class TorchGraph:
-    """Runs model.pt."""
-
-    def __init__(self, folder: Path, description: Description, serving: Serving) -> None:
-        import torch
-
-        path = folder / TORCH_FILE
-        if not path.exists():
-            raise ArtifactError(f"{path} is missing: export again with --runtime torchscript")
-        if serving.device == "cuda" and not torch.cuda.is_available():
-            raise ArtifactError("device is cuda, but torch finds no GPU: export with --device cpu")
-        torch.set_num_threads(max(1, serving.threads))
-        self._torch, self._device = torch, torch.device("cpu")
-        if serving.device == "cuda":
-            self._device = torch.device("cuda", serving.device_id)
-        load: Any = torch.jit.load  # without type annotations
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # known; in the README
-                self._module = load(str(path), map_location=self._device).eval()
-        except RuntimeError as error:  # torch's one error for all that a file can have wrong
-            raise _unloadable(path, error) from error
-        for name, value in description.mapped.items():
-            mapped = torch.from_numpy(np.asarray(value.open(folder)))
-            setattr(self._module, name, mapped.to(self._device))
-
-    def __call__(self, *inputs: Array) -> list[Array]:
-        torch = self._torch
-        with torch.inference_mode():
-            tensors = (torch.from_numpy(np.ascontiguousarray(x)).to(self._device) for x in inputs)
-            outputs = self._module(*tensors)
-        tensors_out: Sequence[Any] = outputs if isinstance(outputs, tuple) else (outputs,)
-        return [tensor.cpu().numpy() for tensor in tensors_out]
-
-
-def _unloadable(path: Path, error: Exception) -> ArtifactError:
+def unloadable(path: Path, error: Exception) -> ArtifactError:
+    """What a library said about a graph that it could not open."""
     reason = str(error).splitlines()[0]
     return ArtifactError(f"{path} cannot be loaded ({reason}): export again, or restore the file")
 
@@ -194,5 +147,21 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
     description = Description.load(folder)
     if schema is not None:
         schema.check_same(description.schema_hash, str(folder))
-    runtime = OnnxGraph if serving.runtime == "onnx" else TorchGraph
-    return description, runtime(folder, description, serving)
+    graph = _open(folder, description, serving)
+    alone = description.one_by_one and serving.runtime not in ("torchscript", "aoti")
+    return description, OneByOne(graph) if alone else graph
+
+
+def _open(folder: Path, description: Description, serving: Serving) -> Graph:
+    """A runtime is imported when it is asked for: ONNX Runtime serves where there is no torch."""
+    if serving.runtime == "torchscript":
+        from cascade.serving.torch_graph import TorchGraph
+
+        return TorchGraph(folder, description, serving)
+    if serving.runtime == "aoti":
+        from cascade.serving.aoti_graph import AotiGraph
+
+        return AotiGraph(folder, description, serving)
+    from cascade.serving.onnx_graph import OnnxGraph
+
+    return OnnxGraph(folder, description, serving)

@@ -17,8 +17,9 @@ import numpy as np
 
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
+from cascade.serving import exact, marks
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import PRERANK, RANK, RETRIEVE, Serving
+from cascade.spec import CATALOGUE_IDS, PRERANK, RANK, RETRIEVE, Serving
 
 
 class Stage(Protocol):
@@ -50,16 +51,20 @@ class Retrieve:
         self.candidates = candidates
         self.encoder = Encoder.load(folder, sides=("user",))
         self.schema_hash = self.encoder.schema.hash
-        _, self._tower = load_graph(folder, self.encoder.schema, serving)
+        _, tower = load_graph(folder, self.encoder.schema, serving)
+        self._tower = marks.after("tower", tower)
         index.set_threads(max(1, serving.threads))
-        self.index = index.load(folder, self.encoder.schema.hash)
+        self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
+        self._search = exact.searcher(self.index, self._tower, candidates)
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         user_dense, user_ids = self.encoder.encode("user", *inputs)
+        marks.mark("encode")
         if not len(user_ids):
             return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
-        (vectors,) = self._tower(user_dense, user_ids)
-        return user_dense, user_ids, self.index.search(vectors, self.candidates)
+        rows = self._search(user_dense, user_ids)
+        marks.mark("search")
+        return user_dense, user_ids, rows
 
 
 class Score:
@@ -73,11 +78,18 @@ class Score:
         description, self._graph = load_graph(folder, None, serving)
         self.inputs, self.outputs = description.inputs, description.outputs
         self.schema_hash = description.schema_hash
+        self._sorted, self._scored = f"{description.stage}.sort", description.stage
+        ids = description.mapped.get(CATALOGUE_IDS)
+        self.item_ids = None if ids is None else ids.open(folder)[:, 0]
         self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
-        rows = inputs[-1]
-        if rows.max(initial=-1) >= self._items:  # what a gather does then depends on the device
+        *users, rows = inputs
+        # In catalogue order: neighbours share pages, and the gather waits less. A pad goes first.
+        rows = np.sort(rows, axis=1)
+        if (
+            rows[:, -1:].max(initial=-1) >= self._items
+        ):  # what a gather does then depends on the device
             raise InvalidInput(
                 f"{self.inputs[-1]}: row {rows.max()} came, but the catalogue has {self._items} "
                 "items. Do all stages serve one release?"
@@ -85,7 +97,10 @@ class Score:
         if not len(inputs[0]):  # ONNX Runtime 1.19 ends the process over TopK of no rows
             one = (np.zeros((1, *x.shape[1:]), x.dtype) for x in inputs)
             return tuple(output[:0] for output in self._graph(*one))
-        return tuple(self._graph(*inputs))
+        marks.mark(self._sorted)
+        found = tuple(self._graph(*users, rows))
+        marks.mark(self._scored)
+        return found
 
 
 class Chain:

@@ -12,10 +12,19 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
+from cascade.spec import TOPOLOGIES, Topology
+
 
 def cores() -> int:
     """Cores that this process may use; fewer than the machine's under taskset or in a cpuset."""
     return len(os.sched_getaffinity(0))
+
+
+def default_instances(topology: Topology) -> int:
+    """Processes of each model where nobody says otherwise: so many in all as there are cores, each
+    with one thread. The thread pools of ONNX Runtime and of FAISS, spinning in one process, would
+    take the cores from each other."""
+    return max(1, cores() // len(TOPOLOGIES[topology]))
 
 
 def instances(repository: Path) -> int:

@@ -306,6 +306,7 @@ class ScorerCascade:
 
     def __init__(self, dataset: Dataset, scorer: Scorer) -> None:
         self.dataset, self.scorer, self.items = dataset, scorer, Rows(*dataset.items())
+        self.item_ids = dataset.item_ids()
 
     def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
         user_dense, ids = self.dataset.encoder.encode("user", dense, categorical)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cascade import index as ann
+from cascade.index.kinds import base
 
 SCHEMA = "0123456789abcdef"
 N, D, B, K = 2000, 16, 25, 50
@@ -39,8 +40,19 @@ def check_same(found: ann.Ids, vectors: ann.Floats, queries: ann.Floats, k: int)
 
 def exhaust(index: ann.Index) -> None:
     """Raise the effort until nothing of the catalogue is left out."""
-    if index.facts.kind != "flat":
+    if index.facts.kind in ann.EFFORT:
         index.set_effort(index.facts.parameters.get("lists", index.facts.items))
+
+
+def knobs(index: ann.Index) -> dict[str, int]:
+    """What FAISS itself holds of the values that can be set."""
+    inner = base(index.raw)
+    read = {
+        "nprobe": lambda: inner.nprobe,
+        "efSearch": lambda: inner.hnsw.efSearch,
+        "refine_percent": lambda: round(100 * index.raw.k_factor),
+    }
+    return {name: read[name]() for name in read if name in index.facts.parameters}
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
@@ -65,9 +77,8 @@ def test_reloaded_index_answers_as_before(kind: ann.Kind, mapped: bool, tmp_path
     ann.save(index, tmp_path, SCHEMA)
     again = ann.load(tmp_path, SCHEMA, mapped=mapped)
     assert again.facts == index.facts
-    raw = again.raw.hnsw if kind == "hnsw" else again.raw  # FAISS itself got the tuned value
-    for name in {"nprobe", "efSearch"} & set(index.facts.parameters):
-        assert getattr(raw, name) == index.facts.parameters[name]
+    assert knobs(again).items() <= index.facts.parameters.items()  # FAISS got the tuned values
+    assert len(knobs(again)) == {"ivffs": 2}.get(kind, int(kind in ann.EFFORT))
     for got, expected in zip(
         again.search_with_scores(queries, K), index.search_with_scores(queries, K), strict=True
     ):
@@ -98,6 +109,59 @@ def test_small_catalogues_pad_with_minus_one(kind: ann.Kind, items: int) -> None
     assert (rows[:, items:] == -1).all()
     assert (scores[:, items:] == -np.inf).all()
     assert ann.recall_at(rows, vectors, queries, 1000) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["sq8", "sqfp16", "ivfsq8", "ivfsq8u", "ivffs", "hnswsq8"])
+def test_rounded_codes_find_nearly_what_exact_search_finds(kind: ann.Kind) -> None:
+    vectors, queries = unit(N, 0), unit(B, 1)
+    index = ann.build(vectors, kind)
+    exhaust(index)
+    if kind == "ivffs":
+        index.set_refinement(400)
+    rows, scores = index.search_with_scores(queries, K)
+    assert ann.recall_at(rows, vectors, queries, K) > 0.95
+    true = np.stack([vectors[r] @ q for r, q in zip(rows, queries, strict=True)])
+    np.testing.assert_allclose(scores, true, atol=0.02)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_second_look_buys_recall() -> None:
+    vectors, queries = unit(N, 0), unit(B, 1)
+    index = ann.build(vectors, "ivffs")
+    exhaust(index)
+    recalls = []
+    for percent in (100, 200, 400):
+        index.set_refinement(percent)
+        recalls.append(ann.recall_at(index.search(queries, K), vectors, queries, K))
+    assert recalls == sorted(recalls)
+    assert recalls[-1] > recalls[0]
+    with pytest.raises(ValueError, match="ivf has no second look"):
+        ann.build(vectors, "ivf").set_refinement(200)
+    with pytest.raises(ValueError, match="sq8 looks at every item"):
+        ann.build(vectors, "sq8").set_effort(3)
+
+
+def test_centroids_of_one_index_serve_the_next() -> None:
+    vectors, queries = unit(N, 0), unit(B, 1)
+    first = ann.build(vectors, "ivf", lists=12)
+    centroids = base(first.raw).quantizer.reconstruct_n(0, 12)
+    second = ann.build(vectors, "ivf", centroids=centroids)
+    assert second.facts.parameters["lists"] == 12
+    np.testing.assert_array_equal(second.search(queries, K), first.search(queries, K))
+
+
+def test_facts_of_an_earlier_release_load(tmp_path: Path) -> None:
+    index = ann.build(unit(N, 0), "ivf")
+    ann.save(index, tmp_path, SCHEMA)
+    path = tmp_path / "index.json"
+    stored = json.loads(path.read_text())
+    del stored["latency_us"], stored["exact_us"]  # they were not measured then
+    path.write_text(json.dumps(stored))
+    assert ann.load(tmp_path, SCHEMA).facts == index.facts
+    del stored["recall"]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(ann.IndexFileError, match=r"does not describe an index: KeyError.*recall"):
+        ann.load(tmp_path, SCHEMA)
 
 
 def test_catalogue_too_small_for_a_kind_says_so() -> None:

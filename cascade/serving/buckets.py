@@ -1,0 +1,55 @@
+"""A few sizes of batch in place of any: what is recorded, tuned or allocated once per size.
+
+A CUDA graph, a TensorRT profile and a buffer that is used again all belong to one shape. A batch
+is padded to the next of these sizes, so there are seven of each and not sixty-four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def bucket(users: int) -> int:
+    """The least of `BUCKETS` that holds so many users.
+
+    Raises:
+        ValueError: there are no users, or more than the largest holds.
+    """
+    if not 0 < users <= BUCKETS[-1]:
+        raise ValueError(f"{users} users came in one run; expected 1 to {BUCKETS[-1]}")
+    return next(size for size in BUCKETS if size >= users)
+
+
+def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array]) -> list[Array]:
+    """Run a batch of any size: cut so that each part fits into a bucket, every part padded to it,
+    and the answers without those of the pads.
+
+    Args:
+        run: inputs of a bucket's size, batch first -> outputs, batch first.
+    """
+    answers = []
+    for start in range(0, len(inputs[0]), BUCKETS[-1]):
+        part = [values[start : start + BUCKETS[-1]] for values in inputs]
+        users = len(part[0])
+        outputs = run([padded(values, bucket(users)) for values in part])
+        answers.append([output[:users] for output in outputs])
+    if len(answers) == 1:
+        return answers[0]
+    return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+
+def padded(values: Array, size: int) -> Array:
+    """[B, ...] -> [size, ...]: the first user again and again. It is a valid one, and what is
+    computed for its copies is thrown away."""
+    missing = size - len(values)
+    if not missing:
+        return np.ascontiguousarray(values)
+    return np.concatenate((values, np.repeat(values[:1], missing, axis=0)))

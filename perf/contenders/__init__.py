@@ -1,0 +1,1 @@
+"""The servers that `perf.compare` sets side by side, and how each is asked."""

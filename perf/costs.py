@@ -1,0 +1,185 @@
+"""What one request costs in this process, on one thread, stage by stage.
+
+Settings that are compared take turns, and every request is of another user: nobody finds in the
+cache what was asked for a moment ago, and a slow second of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from cascade import index
+from cascade.index.kinds import base
+from cascade.serving.pipeline import newest_version, read_release
+from cascade.serving.runtime import Array, Description
+from cascade.serving.stages import Retrieve, Stage, load_stage
+from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, sizes_from, stage_path
+from export.stage_files import ITEM_STATE
+from perf import work
+from perf.bound import configs
+from perf.payload import Payload
+
+Setting = TypeVar("Setting")
+Times = npt.NDArray[np.float64]
+
+ROUNDS, REQUESTS = 6, 48  # users a round; a larger batch has fewer requests
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The three stages of a release, and where their files are."""
+
+    stages: Mapping[str, Stage]
+    folders: Mapping[str, Path]
+    candidates: int
+
+    def request(self, dense: Array, categorical: Array) -> Times:
+        """Ask once -> nanoseconds of every stage [3]."""
+        retrieve, prerank, rank = (self.stages[name] for name in STAGES)
+        began = time.perf_counter_ns()
+        *user, candidates = retrieve(dense, categorical)
+        retrieved = time.perf_counter_ns()
+        (survivors,) = prerank(*user, candidates)
+        preranked = time.perf_counter_ns()
+        rank(*user, survivors)
+        ranked = time.perf_counter_ns()
+        return np.diff(np.array([began, retrieved, preranked, ranked], np.float64))
+
+
+def folders_of(repository: Path) -> dict[str, Path]:
+    """Where the newest release keeps the files of each stage."""
+    version = newest_version(repository)
+    topology = read_release(repository, version)["topology"]
+    return {name: repository / stage_path(topology, name, version) for name in STAGES}
+
+
+def serving_of(repository: Path) -> Serving:
+    """As the repository is served, but on one thread."""
+    members = configs(repository)[1]
+    values = {k: v.string_value for member in members for k, v in member.parameters.items()}
+    return Serving.from_parameters({**values, "threads": "1"})
+
+
+def open_stages(
+    repository: Path,
+    candidates: int | None = None,
+    folders: Mapping[str, Path] | None = None,
+) -> Opened:
+    """Load the newest release.
+
+    Args:
+        candidates: how many to retrieve, where it is not what was exported.
+        folders: of stages that are to be taken from elsewhere, by name.
+    """
+    release = read_release(repository, newest_version(repository))
+    wanted = candidates or sizes_from(release["sizes"]).candidates
+    places = {**folders_of(repository), **(folders or {})}
+    serving = serving_of(repository)
+    stages = {name: load_stage(name, places[name], serving, wanted) for name in STAGES}
+    return Opened(stages, places, wanted)
+
+
+def alternate(
+    opened: Mapping[Setting, Opened],
+    users: Mapping[Setting, Payload],
+    batches: Mapping[Setting, int] | None = None,
+    rounds: int = ROUNDS,
+) -> dict[Setting, dict[str, float]]:
+    """Medians of what a request costs, in microseconds: `retrieve_us`, `prerank_us`, `rank_us` and
+    `total_us`, the last with the middle half of the requests from `total_p25_us` to `total_p75_us`.
+
+    Args:
+        opened: by the setting, what is asked.
+        users: by the setting; the settings begin at different ones of them.
+        batches: users in a request, by the setting; 1 where it is left out.
+    """
+    batches = batches or {}
+    times: dict[Setting, list[Times]] = {setting: [] for setting in opened}
+    at = {key: i * len(users[key]) // len(opened) for i, key in enumerate(opened)}
+    for _ in range(rounds):
+        for setting, stages in opened.items():
+            batch, some = batches.get(setting, 1), users[setting]
+            for request in range(1 + max(2, REQUESTS // batch)):
+                rows = np.arange(at[setting], at[setting] + batch) % len(some)
+                at[setting] += batch
+                taken = stages.request(some.dense[rows], some.categorical[rows])
+                if request:  # the first of a turn finds the instructions of others in the cache
+                    times[setting].append(taken)
+    return {setting: _summary(np.stack(taken) / 1e3) for setting, taken in times.items()}
+
+
+def _summary(taken_us: Times) -> dict[str, float]:
+    total = taken_us.sum(1)
+    medians = np.median(taken_us, axis=0)
+    found = {f"{name}_us": float(us) for name, us in zip(STAGES, medians, strict=True)}
+    low, middle, high = (float(us) for us in np.percentile(total, (25, 50, 75)))
+    return {**found, "total_us": middle, "total_p25_us": low, "total_p75_us": high}
+
+
+def work_of(opened: Opened, users: Payload, count: int = 32) -> dict[str, float]:
+    """What a request has to touch: a growth that is not in here is the memory's, not the work's.
+
+    Returns:
+        distances: inner products of one search. retrieve_bytes: codes and centroids behind them.
+        prerank_bytes, rank_bytes: item states that are gathered. prerank_multiply_adds and
+        rank_multiply_adds: of the matrix products. gather_ns and gather_again_ns: to copy the item
+        state of one candidate of prerank, for a new user, and for the same user once more.
+    """
+    some = slice(0, min(count, len(users)))
+    *user, candidates = opened.stages[RETRIEVE](users.dense[some], users.categorical[some])
+    (survivors,) = opened.stages[PRERANK](*user, candidates)
+    found = search_work(opened, users, count)
+    for name, rows in ((PRERANK, candidates), (RANK, survivors)):
+        one = work.of_graph(opened.folders[name], (*(x[:1] for x in user), rows[:1]))
+        found[f"{name}_bytes"] = float(one.read_bytes)
+        found[f"{name}_multiply_adds"] = float(one.multiply_adds)
+    first_ns, again_ns = gather_ns(opened.folders[PRERANK], candidates)
+    return {**found, "gather_ns": first_ns, "gather_again_ns": again_ns}
+
+
+def search_work(opened: Opened, users: Payload, count: int) -> dict[str, float]:
+    """Inner products of a search by FAISS's own counters, and the bytes behind them."""
+    retrieve = opened.stages[RETRIEVE]
+    assert isinstance(retrieve, Retrieve)
+    searched: Any = retrieve.index
+    if not isinstance(searched, index.Index):  # exact search on a device reads everything
+        return {"distances": float(searched.facts.items)}
+    counters = (faiss.cvar.indexIVF_stats, faiss.cvar.hnsw_stats)
+    for counter in counters:
+        counter.reset()
+    asked = min(count, len(users))
+    retrieve(users.dense[:asked], users.categorical[:asked])
+    inner = base(searched.raw)
+    scanned = sum(counter.ndis for counter in counters) / asked
+    lists, width = searched.facts.parameters.get("lists", 0), searched.facts.width
+    if not lists and "efSearch" not in searched.facts.parameters:
+        scanned = float(searched.facts.items)
+    codes = faiss.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
+    read = scanned * codes.code_size + lists * width * FLOAT_BYTES
+    if percent := searched.facts.parameters.get("refine_percent"):
+        second = opened.candidates * percent / 100
+        scanned += second
+        read += second * faiss.downcast_index(searched.raw.refine_index).code_size
+    return {"distances": scanned + lists, "retrieve_bytes": read}
+
+
+def gather_ns(folder: Path, rows: Array) -> tuple[float, float]:
+    """Nanoseconds to copy the state of one row, for rows [B, K] that were not read just before,
+    and for the same ones again: the difference is what a cache would save."""
+    state = Description.load(folder).mapped[ITEM_STATE].open(folder)
+    first, again = [], []
+    for wanted in np.sort(np.maximum(rows, 0), axis=1):
+        for times in (first, again):
+            began = time.perf_counter_ns()
+            np.take(state, wanted, axis=0)
+            times.append((time.perf_counter_ns() - began) / len(wanted))
+    return float(np.median(first)), float(np.median(again))

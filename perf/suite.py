@@ -1,0 +1,210 @@
+"""`python -m perf.suite`: everything that is claimed about speed, measured in one go.
+
+Makes a catalogue of a million items, exports it as tuned as it gets, plain and flat, and runs the
+comparison, the waterfall, the scaling and the large tables on them. What was found goes to
+OUT/summary.json, the lines to perf/results; each claim is printed beside what it was to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cascade.spec import RETRIEVE
+from perf.commands import heading, run
+from perf.table import table
+
+ITEMS = 1_000_000
+GPU_ITEMS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a key of the summary is to be, and what it says."""
+
+    key: str
+    relation: str
+    value: float
+    meaning: str
+
+    def holds(self, found: float) -> bool:
+        compare = {">=": operator.ge, "<=": operator.le, "=": operator.eq}[self.relation]
+        return bool(compare(found, self.value))
+
+
+CLAIMS = (
+    Claim("vs_fastapi_16", ">=", 1.25, "best Triton topology over FastAPI, 16 in flight"),
+    Claim("vs_fastapi_32", ">=", 1.25, "the same, 32 in flight"),
+    Claim("p50_vs_fastapi_1", "<=", 1.1, "median latency over FastAPI's, 1 in flight"),
+    Claim("vs_bound", ">=", 0.8, "best Triton topology over the same stages without a server"),
+    Claim("vs_flat", ">=", 3, "over flat float32 graphs in the same topology"),
+    Claim("tuned_vs_split", ">=", 1.5, "tuned over plain split float32 stages, without a server"),
+    Claim("ensemble_vs_fastapi_32", ">=", 1, "three-hop ensemble over FastAPI, 32 in flight"),
+    Claim("p99_over_p50_half", "<=", 2.5, "open loop at half of the maximum"),
+    Claim("p99_ms_half", "<=", 10, "the same, in milliseconds"),
+    Claim("failed", "=", 0, "requests that failed"),
+    Claim("late", "=", 0, "requests that the generator sent late"),
+    Claim("index_speedup", ">=", 25, "tuned index over exact search on one core"),
+    Claim("index_recall", ">=", 0.95, "its recall at the candidates"),
+    Claim("pss_two_over_one", "<=", 1.25, "memory of two instances over one, large tables"),
+    Claim("paper_p99_ratio", "<=", 1.5, "p99 with large tables over small ones"),
+    Claim("growth_exponent_items", "<=", 0.5, "cost against the catalogue"),
+    Claim("growth_exponent_candidates", "<=", 1, "cost against the candidates"),
+    Claim("waterfall_share", ">=", 0.95, "share of a request's time that is accounted for"),
+    Claim("gpu_retrieval_over_floor", "<=", 2, "exact retrieval for 32 users over its floor"),
+    Claim("gpu_p99_ms_half", "<=", 5, "whole cascade on the GPU at half of its maximum"),
+)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.suite", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/perf"))
+    parser.add_argument("--items", type=int, default=ITEMS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rows", type=Path, help="Criteo rows whose users are sent")
+    parser.add_argument("--quick", action="store_true", help="small, short: is all of it in order?")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=[*STEPS])
+    args = parser.parse_args()
+    suite = Suite(args)
+    started = time.monotonic()
+    for step in args.steps:
+        getattr(suite, step)()
+    summary = suite.summary()
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    path = args.out / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    heading(f"summary ({path})")
+    print(verdicts(summary))
+
+
+STEPS = ("artifacts", "compare", "waterfall", "scaling", "large_tables", "floor", "report")
+
+
+class Suite:
+    """The steps, in order; each reads what the earlier ones left in OUT."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.out = args, args.out
+        self.fixture, self.tuned = args.out / "fixture", args.out / "tuned"
+        self.plain, self.flat = args.out / "plain", args.out / "flat"
+        self.quick = ("--quick",) if args.quick else ()
+        self.rows = ("--rows", args.rows) if args.rows and args.rows.exists() else ()
+        self.users = self.fixture / "users.jsonl"
+        args.out.mkdir(parents=True, exist_ok=True)
+
+    def artifacts(self) -> None:
+        """The fixture, and its three exports."""
+        run("perf.fixture", "--items", self.args.items, "--out", self.fixture, *self.rows)
+        for repository in (self.tuned, self.plain, self.flat):
+            shutil.rmtree(repository, ignore_errors=True)
+        common = (
+            "--checkpoints",
+            self.fixture,
+            "--topology",
+            "fused",
+            "--device",
+            self.args.device,
+        )
+        run("export", *common, "--repository", self.tuned, "--index", self._index())
+        plain = ("--state", "float32", "--weights", "float32", "--row-order", "catalogue")
+        run("export", *common, "--repository", self.plain, *plain, "--index", "ivf")
+        flat: list[object] = []
+        for stage, option, inputs in (
+            ("prerank", "--preranker-onnx", "--preranker-inputs"),
+            ("rank", "--ranker-onnx", "--inputs"),
+        ):
+            graph, mapping = self.out / f"flat-{stage}.onnx", self.out / f"flat-{stage}.json"
+            files = ("--onnx", graph, "--inputs", mapping)
+            run("export.flat", "--checkpoints", self.fixture, "--ranker", stage, *files)
+            flat += [option, graph, inputs, mapping]
+        run("export", *common, "--repository", self.flat, "--retrieve-from", self.tuned, *flat)
+
+    def _index(self) -> str:
+        return "exact" if self.args.device == "cuda" else "auto"
+
+    def compare(self) -> None:
+        """Everything that could serve the same artifacts, in alternation."""
+        others = ("--plain-repository", self.plain, "--flat-repository", self.flat)
+        run(
+            "perf.compare",
+            *("--repository", self.tuned, *others, "--users", self.users),
+            *("--out", self.out / "compare", *self.quick),
+        )
+
+    def waterfall(self) -> None:
+        """Where one request's time goes."""
+        run(
+            "perf.waterfall",
+            *("--repository", self.tuned, "--users", self.users),
+            *("--out", self.out / "waterfall"),
+        )
+
+    def scaling(self) -> None:
+        """Cost against sizes."""
+        small = ("--items", "10000,30000") if self.args.quick else ()
+        work = ("--work", self.out / "scaling-work")
+        run("perf.scaling", "--out", self.out / "scaling", *work, *small, *self.rows)
+
+    def large_tables(self) -> None:
+        """The paper's table sizes."""
+        work = ("--work", self.out / "large-work")
+        run("perf.large_tables", "--out", self.out / "large_tables", *work)
+
+    def floor(self) -> None:
+        """What the hardware would allow."""
+        run(
+            "perf.floor",
+            *("--repository", self.tuned, "--device", self.args.device, "--users", self.users),
+            *("--out", self.out / "floor.json"),
+        )
+
+    def report(self) -> None:
+        """perf/report.md, from the lines of all runs."""
+        run("perf.report")
+
+    def summary(self) -> dict[str, Any]:
+        """All figures that the steps left behind."""
+        found: dict[str, Any] = {"items": self.args.items, "device": self.args.device}
+        for path in self._summaries():
+            content = json.loads(path.read_text())
+            found |= {k: v for k, v in content.items() if isinstance(v, int | float | str)}
+        index = self.tuned / "recommend" / "1" / RETRIEVE / "index.json"
+        if index.exists():
+            facts = json.loads(index.read_text())
+            found["index_kind"], found["index_recall"] = facts["kind"], facts["recall"]
+            if facts.get("exact_us"):
+                found["index_speedup"] = round(facts["exact_us"] / facts["latency_us"], 2)
+        return found
+
+    def _summaries(self) -> Iterator[Path]:
+        names = ("compare", "waterfall", "scaling", "large_tables")
+        paths = [self.out / name / f"{name}.json" for name in names] + [self.out / "floor.json"]
+        return (path for path in paths if path.exists())
+
+
+def verdicts(summary: dict[str, Any]) -> str:
+    """Each claim beside what was found."""
+    rows = [
+        [
+            claim.meaning,
+            claim.key,
+            f"{claim.relation} {claim.value:g}",
+            f"{summary[claim.key]:.3g}",
+            "yes" if claim.holds(summary[claim.key]) else "**no**",
+        ]
+        for claim in CLAIMS
+        if claim.key in summary
+    ]
+    return table(["claim", "key", "wanted", "found", "holds"], rows)
+
+
+if __name__ == "__main__":
+    main()
