@@ -2,23 +2,24 @@
 
 | key | what it is |
 |---|---|
-| `best`, `best_protocol` | topology and protocol with most requests/s at the highest concurrency; what `best` is below |
+| `best`, `best_protocol` | topology and protocol of most requests/s at the highest concurrency |
 | `vs_fastapi_C` | requests/s of the best over FastAPI's, C in flight |
-| `ensemble_vs_fastapi_C` | those of the three-hop ensemble, over its better protocol, over FastAPI's |
+| `ensemble_vs_fastapi_C` | those of the three-hop ensemble by its better protocol over FastAPI's |
 | `pytriton_vs_fastapi_C` | those of PyTriton's own serving over FastAPI's |
 | `p50_vs_fastapi_1` | p50 of the best over FastAPI's, 1 in flight |
 | `vs_bound` | most requests/s of the best at any concurrency over the bound's, a user at a time |
 | `vs_bound_batched` | the same over the bound at the batch that suits it best, `bound_batch` |
-| `vs_flat` | most requests/s over HTTP of the release over the flat export's, both wired as the release came |
+| `vs_flat` | most requests/s over the flat export's, by HTTP, both in the release's topology |
 | `tuned_vs_split` | the bound of the release over that of the plain split float32 export |
-| `p99_ms_half`, `p50_ms_half` | open loop over HTTP at half of the best topology's most, from when a request was due |
+| `p50_ms_half`, `p99_ms_half` | best topology over HTTP, open loop at half of its most |
 | `p99_over_p50_half` | one by the other |
-| `late` | requests that the generator sent over 1 ms late in these runs; `late_percent` of them |
+| `late`, `late_percent` | requests of these runs that the generator sent over 1 ms late |
 | `failed` | requests of all runs of all contenders that were refused, cut off or not answered |
-| `generator_us` | CPU time that the generator spends on a request against a server that does nothing |
+| `generator_us` | CPU time of the generator per request, the server doing nothing |
 
 Requests/s and latencies are medians over the rounds. `spread` holds for every ratio the lowest and
-the highest that one round alone gives. What was not measured is absent.
+the highest that one round alone gives. An open loop's latency counts from when a request was due.
+What was not measured is absent.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Runs:
 
     def values(self, **wanted: Any) -> list[float]:
         """Concurrencies at which such runs were made, lowest first."""
-        return sorted({line["value"] for line in self.pick(mode="concurrency", **wanted)})
+        return sorted({line["value"] for line in self.pick(**{**wanted, "mode": "concurrency"})})
 
     def mid(self, key: str, **wanted: Any) -> float | None:
         """The median over the rounds of such runs."""

@@ -10,7 +10,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -67,7 +66,7 @@ class Run:
     """What was seen.
 
     Args:
-        cores_busy: by kind of process, mean from the start of the load generator to its end.
+        cores_busy: by kind of process, mean over the time in which requests were under way.
         sent: requests that left, those of the warm-up too.
         late: those of an open loop that left more than 1 ms after they were due.
         generator_us: CPU time of the load generator per request.
@@ -129,19 +128,20 @@ class Runner:
 
     def _served(self, contender: Contender, endpoint: Endpoint, load: Load, number: int) -> Run:
         before = _cpu_seconds(endpoint.pid)
-        started = time.monotonic()
         if contender.protocol == "http":
-            run = self._http(contender, endpoint, load, number)
+            run, took = self._http(contender, endpoint, load, number)
         else:
-            run = self._grpc(contender, endpoint, load)
-        took = time.monotonic() - started
+            run, took = self._grpc(contender, endpoint, load)
         spent = _cpu_seconds(endpoint.pid) - before
         servers = {name: seconds / took for name, seconds in spent.items()}
         if run.measurement.requests:
             self._known[contender.name] = run.measurement.throughput
         return replace(run, cores_busy={**servers, **run.cores_busy})
 
-    def _http(self, contender: Contender, endpoint: Endpoint, load: Load, number: int) -> Run:
+    def _http(
+        self, contender: Contender, endpoint: Endpoint, load: Load, number: int
+    ) -> tuple[Run, float]:
+        """-> what was seen, seconds from the first request to the last answer."""
         with tempfile.TemporaryDirectory(prefix="load-") as folder:
             out = Path(folder) / "trace.npz"
             ran = subprocess.run(
@@ -161,7 +161,7 @@ class Runner:
             trace = Trace.read(out)
         measurement = summarise(trace, load, contender.name)
         latency_ms = trace.latency_ms(load)
-        return Run(
+        run = Run(
             measurement,
             {"load generator": trace.cpu_us / 1e6 * len(trace.sent_ns) / trace.seconds},
             len(trace.sent_ns),
@@ -169,8 +169,10 @@ class Runner:
             trace.cpu_us,
             tuple(np.percentile(latency_ms, CURVE).tolist()) if len(latency_ms) else (),
         )
+        return run, trace.seconds
 
-    def _grpc(self, contender: Contender, endpoint: Endpoint, load: Load) -> Run:
+    def _grpc(self, contender: Contender, endpoint: Endpoint, load: Load) -> tuple[Run, float]:
+        """As `_http`; perf_analyzer says of its windows alone how long they were."""
         assert endpoint.grpc is not None
         self._analyzer = self._analyzer or analyzer.Program(*perf_analyzer())
         rate = self._known.get(contender.name, FIRST_GUESS)
@@ -178,12 +180,12 @@ class Runner:
         window = max(FEWEST_REQUESTS, int(rate * self._seconds / analyzer.COUNTED_WINDOWS))
         effort = Effort("compare", window, analyzer.ANY_SPREAD_PERCENT, analyzer.COUNTED_WINDOWS)
         target = analyzer.Target(endpoint.grpc, contender.requests)
-        before, started = _children_seconds(), time.monotonic()
+        before = _children_seconds()
         measurement = analyzer.measure(self._analyzer, target, load, effort)
-        spent_s = _children_seconds() - before
-        busy = spent_s / (time.monotonic() - started)
+        spent_s, took = _children_seconds() - before, measurement.duration_s or self._seconds
         per_request = spent_s * 1e6 / measurement.requests if measurement.requests else None
-        return Run(measurement, {"perf_analyzer": busy}, generator_us=per_request)
+        busy = {"perf_analyzer": spent_s / took}
+        return Run(measurement, busy, generator_us=per_request), took
 
 
 def in_process(name: str, repository: Path, batch: int = 1) -> Contender:

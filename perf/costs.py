@@ -1,5 +1,9 @@
 """What one request costs in this process, on one thread, stage by stage.
 
+A cost is the processor time of that thread: ONNX Runtime and FAISS have no other here, and what
+else runs on the machine is not in it. Waiting for memory is; waiting for a disk or for a turn is
+not, and shows in the time by the clock beside it. On a GPU all costs are times by the clock.
+
 Settings that are compared take turns, and every request is of another user: nobody finds in the
 cache what was asked for a moment ago, and a slow second of the machine hits all alike.
 """
@@ -41,18 +45,21 @@ class Opened:
     stages: Mapping[str, Stage]
     folders: Mapping[str, Path]
     candidates: int
+    serving: Serving
 
     def request(self, dense: Array, categorical: Array) -> Times:
-        """Ask once -> nanoseconds of every stage [3]."""
+        """Ask once -> nanoseconds [4]: the cost of every stage, and the whole by the clock."""
+        cost_ns = time.thread_time_ns if self.serving.device == "cpu" else time.perf_counter_ns
         retrieve, prerank, rank = (self.stages[name] for name in STAGES)
-        began = time.perf_counter_ns()
+        start, began = time.perf_counter_ns(), cost_ns()
         *user, candidates = retrieve(dense, categorical)
-        retrieved = time.perf_counter_ns()
+        retrieved = cost_ns()
         (survivors,) = prerank(*user, candidates)
-        preranked = time.perf_counter_ns()
+        preranked = cost_ns()
         rank(*user, survivors)
-        ranked = time.perf_counter_ns()
-        return np.diff(np.array([began, retrieved, preranked, ranked], np.float64))
+        ranked, end = cost_ns(), time.perf_counter_ns()
+        stages = (retrieved - began, preranked - retrieved, ranked - preranked)
+        return np.array([*stages, end - start], np.float64)
 
 
 def folders_of(repository: Path) -> dict[str, Path]:
@@ -85,7 +92,7 @@ def open_stages(
     places = {**folders_of(repository), **(folders or {})}
     serving = serving_of(repository)
     stages = {name: load_stage(name, places[name], serving, wanted) for name in STAGES}
-    return Opened(stages, places, wanted)
+    return Opened(stages, places, wanted, serving)
 
 
 def alternate(
@@ -95,7 +102,8 @@ def alternate(
     rounds: int = ROUNDS,
 ) -> dict[Setting, dict[str, float]]:
     """Medians of what a request costs, in microseconds: `retrieve_us`, `prerank_us`, `rank_us` and
-    `total_us`, the last with the middle half of the requests from `total_p25_us` to `total_p75_us`.
+    `total_us`, the last with the middle half of the requests from `total_p25_us` to `total_p75_us`;
+    `clock_us` is the whole by the clock.
 
     Args:
         opened: by the setting, what is asked.
@@ -118,11 +126,12 @@ def alternate(
 
 
 def _summary(taken_us: Times) -> dict[str, float]:
-    total = taken_us.sum(1)
-    medians = np.median(taken_us, axis=0)
-    found = {f"{name}_us": float(us) for name, us in zip(STAGES, medians, strict=True)}
+    total = taken_us[:, :-1].sum(1)
+    *stages, clock = np.median(taken_us, axis=0)
+    found = {f"{name}_us": float(us) for name, us in zip(STAGES, stages, strict=True)}
     low, middle, high = (float(us) for us in np.percentile(total, (25, 50, 75)))
-    return {**found, "total_us": middle, "total_p25_us": low, "total_p75_us": high}
+    spread = {"total_p25_us": low, "total_p75_us": high}
+    return {**found, "total_us": middle, **spread, "clock_us": float(clock)}
 
 
 def work_of(opened: Opened, users: Payload, count: int = 32) -> dict[str, float]:
@@ -153,7 +162,8 @@ def search_work(opened: Opened, users: Payload, count: int) -> dict[str, float]:
     searched: Any = retrieve.index
     if not isinstance(searched, index.Index):  # exact search on a device reads everything
         return {"distances": float(searched.facts.items)}
-    counters = (faiss.cvar.indexIVF_stats, faiss.cvar.hnsw_stats)
+    library: Any = faiss  # FAISS's type stubs leave out its counters
+    counters = (library.cvar.indexIVF_stats, library.cvar.hnsw_stats)
     for counter in counters:
         counter.reset()
     asked = min(count, len(users))
@@ -163,12 +173,12 @@ def search_work(opened: Opened, users: Payload, count: int) -> dict[str, float]:
     lists, width = searched.facts.parameters.get("lists", 0), searched.facts.width
     if not lists and "efSearch" not in searched.facts.parameters:
         scanned = float(searched.facts.items)
-    codes = faiss.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
+    codes = library.downcast_index(inner.storage) if hasattr(inner, "storage") else inner
     read = scanned * codes.code_size + lists * width * FLOAT_BYTES
     if percent := searched.facts.parameters.get("refine_percent"):
         second = opened.candidates * percent / 100
         scanned += second
-        read += second * faiss.downcast_index(searched.raw.refine_index).code_size
+        read += second * library.downcast_index(searched.raw.refine_index).code_size
     return {"distances": scanned + lists, "retrieve_bytes": read}
 
 
@@ -176,7 +186,8 @@ def gather_ns(folder: Path, rows: Array) -> tuple[float, float]:
     """Nanoseconds to copy the state of one row, for rows [B, K] that were not read just before,
     and for the same ones again: the difference is what a cache would save."""
     state = Description.load(folder).mapped[ITEM_STATE].open(folder)
-    first, again = [], []
+    first: list[float] = []
+    again: list[float] = []
     for wanted in np.sort(np.maximum(rows, 0), axis=1):
         for times in (first, again):
             began = time.perf_counter_ns()

@@ -29,7 +29,8 @@ TABLE_NOISE = 0.3  # of a value's vector, relative to the spread of the values t
 TOWER_BIAS = 0.3
 DENSE_SHARE = 0.05  # weight of a number, relative to that of a vector's element
 OWN_SHARE = 0.2  # how far a feature's first layer is its own
-AFFINITY = 0.5  # strength of the path from pairs to logit, relative to the random weights
+VECTOR_RMS = 0.5  # of the elements of a DLRM's vectors
+AFFINITY = 8.0
 LOGIT_STD, CLICK_RATE = 1.25, 0.2
 ROWS_AT_ONCE = 4096
 
@@ -71,10 +72,10 @@ class Drawer:
         self._fill(model.item_tower.embeddings, "item", projection, random)
         widths = [_linear(layer).out_features for layer in model.item_tower.layers]
         shared = random.standard_normal((widths[0], width), dtype=np.float32) / width**0.5
-        for layers in (model.item_tower.layers, model.user_tower.layers):
-            _draw_layers(layers, np.random.default_rng((self.seed, 2)), TOWER_BIAS)
+        _draw_layers(model.item_tower.layers, random, TOWER_BIAS)
         for tower in (model.item_tower, model.user_tower):
             _draw_first(tower, shared, random)
+        _copy_layers(model.item_tower.layers, model.user_tower.layers)
         _centre(model, rows)
         return model
 
@@ -85,11 +86,13 @@ class Drawer:
         assert isinstance(model, DLRM)
         random = np.random.default_rng((self.seed, 3, number))
         projection = _projection(random, model.width)
-        self._fill(model.user_ids, "user", projection, random)
-        self._fill(model.item_ids, "item", projection, random)
+        self._fill(model.user_ids, "user", projection, random, VECTOR_RMS)
+        self._fill(model.item_ids, "item", projection, random, VECTOR_RMS)
         for layers in (model.user_bottom, model.item_bottom, model.top):
             if layers is not None:
                 _draw_layers(layers, random, bias=0.0)
+        if model.user_bottom is not None:
+            _level(model.user_bottom, rows.tensors(0)[0])
         _add_affinity(model, random)
         _calibrate(model, rows)
         return model
@@ -104,12 +107,15 @@ class Drawer:
         side: Side,
         projection: np.ndarray,
         random: np.random.Generator,
+        rms: float | None = None,
     ) -> None:
         """The table of a side: noise for all, in place, for it may have gigabytes; the vectors of
-        the values that were seen on top of it."""
+        the values that were seen on top of it, scaled to a root mean square if one is given."""
         table = embeddings.table.weight.detach().numpy()
         found = self.values[side]
         vectors = found.vectors @ projection
+        if rms:
+            vectors *= rms / max(float(np.sqrt((vectors**2).mean())), 1e-12)
         spread = float(vectors.std())
         for start in range(0, len(table), TABLE_CHUNK):
             part = table[start : start + TABLE_CHUNK]
@@ -157,6 +163,15 @@ def _draw_first(tower: Tower, shared: np.ndarray, random: np.random.Generator) -
 
 
 @torch.no_grad()
+def _copy_layers(source: nn.ModuleList, target: nn.ModuleList) -> None:
+    """All but the first layer's weights, which have an input for every feature of a side."""
+    for number, (a, b) in enumerate(zip(map(_linear, source), map(_linear, target), strict=True)):
+        b.bias.copy_(a.bias)
+        if number:
+            b.weight.copy_(a.weight)
+
+
+@torch.no_grad()
 def _centre(model: TwoTower, rows: Rows) -> None:
     """Move the last bias of either tower such that its vectors have a mean of zero before they
     are made unit vectors."""
@@ -173,13 +188,24 @@ def _centre(model: TwoTower, rows: Rows) -> None:
 
 
 @torch.no_grad()
+def _level(bottom: nn.ModuleList, dense: Tensor) -> None:
+    """Make what the bottom MLP says of these numbers half as loud as the embeddings are."""
+    out = run_mlp(bottom, dense, last_relu=True)
+    factor = VECTOR_RMS / 2 / out.pow(2).mean().sqrt().clamp(min=1e-12)
+    _linear(bottom[-1]).weight *= factor
+    _linear(bottom[-1]).bias *= factor
+
+
+@torch.no_grad()
 def _add_affinity(model: DLRM, random: np.random.Generator) -> None:
     """A path through all the top layers that grows with the dots of user and item vectors.
 
     One positive direction for each layer's outputs; the weights get the product of the directions
     on their two sides, as large as the random weights are along any one direction."""
     pairs = torch.zeros(_linear(model.top[0]).in_features)
-    pairs[model.cross_columns] = 1.0
+    columns = model.cross_columns.reshape(model.n_item, model.n_user)
+    bottoms = int(model.item_bottom is not None), int(model.user_bottom is not None)
+    pairs[columns[bottoms[0] :, bottoms[1] :].flatten()] = 1.0
     before = pairs / pairs.norm()
     for layer in map(_linear, model.top):
         after = _normal(random, (layer.out_features,)).abs() + 0.1

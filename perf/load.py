@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,10 +249,8 @@ def _due(plan: Plan) -> list[int]:
 
 def go_first() -> int:
     """Run before others if that is allowed. Returns the nice value that it became."""
-    try:
+    with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    except PermissionError:
-        pass  # the record says so
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 

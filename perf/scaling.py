@@ -1,6 +1,6 @@
 """`python -m perf.scaling --out DIR`: what a request costs as the sizes grow.
 
-Cost of one request on one thread, stage by stage, against items, candidates, survivors and users in
+Cost of one request on one thread (its processor time), stage by stage, against items, candidates, survivors and users in
 a batch; throughput and memory against instances; load time and memory against items. Beside each
 cost stands its work (inner products, bytes, multiply-adds, nanoseconds per gathered row), for a
 cost that outgrows its work has another reason than the algorithm.
@@ -34,6 +34,7 @@ COLUMNS = {
     "prerank_us": "prerank µs",
     "rank_us": "rank µs",
     "total_us": "request µs",
+    "clock_us": "by the clock µs",
     "us_per_user": "µs per user",
     "recall": "recall",
     "distances": "inner products",

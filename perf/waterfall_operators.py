@@ -121,6 +121,7 @@ def shares(
     return {
         stage: {group: value / sum(groups.values()) for group, value in groups.items()}
         for stage, groups in taken.items()
+        if any(groups.values())
     }
 
 

@@ -33,6 +33,7 @@ from cascade.training import bundle, checkpoint
 from export import config
 from export.release import Export
 
+LABELS = 1000
 WORDS = 20  # values of every categorical and bag
 FIRST_ITEM_ID, ITEM_ID_STEP = 5_000_000_000, 3  # neither a row number nor a 32-bit number
 MODELS = {"retrieve": ("two_tower", "tiny"), "prerank": ("dlrm", "tiny"), "rank": ("dlrm", "small")}
@@ -144,7 +145,22 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
         spread(scorer)
         description = {"model": model, "config": sizes, "schema_hash": schema.hash, "metrics": {}}
         checkpoint.save(folder / stage, scorer, description)
+    _write_labels(folder, schema, encoder.encode_table("user", table), (dense, ids), random)
     return users
+
+
+def _write_labels(
+    folder: Path, schema: Schema, users: Any, items: Any, random: np.random.Generator
+) -> None:
+    """Held-out clicks, drawn as probably as the ranker thinks they are."""
+    user = random.integers(len(users[0]), size=LABELS)
+    item = random.integers(len(items[0]), size=LABELS)
+    ranker = checkpoint.load(folder / "rank", schema)
+    rows = (torch.from_numpy(x[i]) for side, i in ((users, user), (items, item)) for x in side)
+    with torch.inference_mode():
+        probability = torch.sigmoid(ranker(*rows)).numpy()
+    label = random.random(LABELS) < probability
+    bundle.write_held_out(folder, users[0][user], users[1][user], item, label)
 
 
 def export_cascade(plan: Plan, folder: Path) -> Cascade:

@@ -1,4 +1,4 @@
-"""Whether a server answers what the pipeline answers: the faster of two is no use if it is wrong."""
+"""Whether a server answers what the pipeline answers: a fast wrong answer is worth nothing."""
 
 from __future__ import annotations
 

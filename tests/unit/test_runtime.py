@@ -246,7 +246,6 @@ def test_the_providers_follow_device_and_runtime(folder: Path) -> None:
     assert cuda[1]["enable_cuda_graph"] == "0"  # TensorRT records its own
     assert tensorrt[1]["trt_fp16_enable"] == tensorrt[1]["trt_cuda_graph_enable"] == "1"
     assert Path(tensorrt[1]["trt_engine_cache_path"]).parent == folder
-    assert "trt_profile_min_shapes" not in tensorrt[1]
     with pytest.raises(ArtifactError, match="tensorrt runs on a GPU alone"):
         load_graph(folder, None, replace(ONNX, runtime="tensorrt"))
 

@@ -67,25 +67,27 @@ def test_every_stage_hands_on_what_its_model_likes_best(
 ) -> None:
     users = criteo.dense[:USERS], criteo.categorical[:USERS]
     user_dense, user_ids, candidates = pipeline.retrieve(*users)
+    row_of = (pipeline.item_ids - 5_000_000_000) // 3  # of the checkpoints, by row of the release
     expected = pipeline.schema.side("user")
     assert user_dense.shape == (USERS, sum(f.kind == "dense" for f in expected))
     assert (user_dense >= 0).all()  # log1p, missing as 0
 
     cosines = logits(RETRIEVE)
     every = np.tile(np.arange(cosines.shape[1]), (USERS, 1))
-    found = np.take_along_axis(cosines, candidates, axis=1)
+    found = np.take_along_axis(cosines, row_of[candidates], axis=1)
     assert (np.diff(found) <= 1e-6).all()  # best first
     worst_wanted = best_of(cosines, every, 1000)[:, -1:]
     assert (found >= worst_wanted - 1e-6).mean() >= 0.95  # the recall that it was tuned to
 
     survivors = pipeline.prerank(user_dense, user_ids, candidates)
-    chosen = np.take_along_axis(logits(PRERANK), survivors, axis=1)
-    np.testing.assert_allclose(chosen, best_of(logits(PRERANK), candidates, 200), atol=1e-4)
+    chosen = np.take_along_axis(logits(PRERANK), row_of[survivors], axis=1)
+    wanted = best_of(logits(PRERANK), row_of[candidates], 200)
+    np.testing.assert_allclose(chosen, wanted, atol=1e-4)
 
     item_ids, scores = pipeline.rank(user_dense, user_ids, survivors)
     rows = (item_ids - 5_000_000_000) // 3
     chosen = np.take_along_axis(logits(RANK), rows, axis=1)
-    np.testing.assert_allclose(chosen, best_of(logits(RANK), survivors, 10), atol=1e-4)
+    np.testing.assert_allclose(chosen, best_of(logits(RANK), row_of[survivors], 10), atol=1e-4)
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-chosen)), atol=1e-6)
 
 

@@ -1,0 +1,120 @@
+"""A cheaper variant ships only where it loses nothing, and each user is answered alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.serving.pipeline import read_release
+from cascade.serving.runtime import Description
+from cascade.spec import PRERANK, RANK, RETRIEVE
+from export import batching, guard
+from export.guard import Verdict
+from export.stage_files import Variant, stored
+from export.variants import GuardError, best
+from tests.conftest import Cascade
+
+SMALL = {"items": 300, "users": 60}
+
+
+@pytest.fixture(scope="module")
+def judged(make_cascade: Any) -> Cascade:
+    """An export that had the choice."""
+    found: Cascade = make_cascade(**SMALL, state="auto", weights="auto")
+    return found
+
+
+def test_every_variant_is_judged_and_one_is_chosen(judged: Cascade) -> None:
+    release = read_release(judged.repository, 1)
+    verdicts = release["variants"]
+    for stage in (PRERANK, RANK):
+        of_stage = [v for v in verdicts if v["stage"] == stage]
+        assert len(of_stage) == 6
+        assert of_stage[0]["variant"] == {"state": "float32", "weights": "float32"}
+        assert of_stage[0]["auc_loss"] == 0
+        assert of_stage[0]["overlap"] == 1
+        [chosen] = [v for v in of_stage if v["chosen"]]
+        assert chosen["passed"]
+        assert chosen["auc_loss"] <= guard.LARGEST_AUC_LOSS
+        assert chosen["overlap"] >= guard.LEAST_OVERLAP
+        assert release["stages"][stage]["variant"] == chosen["variant"]
+        folder = judged.repository / stage / "1"
+        state = Description.load(folder).mapped["item_state"]
+        assert state.dtype == chosen["variant"]["state"]
+        assert state.nbytes / len(judged.pipeline().item_ids) == chosen["bytes_per_item"]
+
+
+@pytest.mark.parametrize("state", ["float16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_stored_variant_answers_nearly_as_the_model(
+    make_cascade: Any, state: str, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.5)  # of drawn models, whose scores lie close
+    monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 0.05)
+    plain = make_cascade(**SMALL)
+    cheap = make_cascade(**SMALL, state=state, weights=weights)
+    (ids, scores), (wanted_ids, wanted) = (c.ask(c.pipeline()) for c in (cheap, plain))
+    assert np.abs(scores - wanted).max() <= 0.05
+    shared = [len(set(a) & set(b)) for a, b in zip(ids, wanted_ids, strict=True)]
+    assert np.mean(shared) >= 7
+
+
+def test_nobodys_answer_depends_on_who_else_asks(
+    make_cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamic quantisation has one scale for a batch: such graphs take one user at a time."""
+    monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.0)
+    monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 1.0)
+    cascade = make_cascade(**SMALL, weights="int8")
+    assert Description.load(cascade.repository / RANK / "1").one_by_one
+    pipeline = cascade.pipeline()
+    together = cascade.ask(pipeline)
+    alone = [cascade.ask(pipeline, user, user + 1) for user in range(len(cascade.dense))]
+    for outputs, whole in zip(zip(*alone, strict=True), together, strict=True):
+        np.testing.assert_array_equal(np.concatenate(outputs), whole)
+
+
+def test_what_was_asked_for_is_refused_when_it_loses(
+    make_cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "LEAST_OVERLAP", 1.01)
+    with pytest.raises(GuardError, match=r"prerank with state float16.* loses too much"):
+        make_cascade(**SMALL, state="float16")
+
+
+def test_the_fastest_that_passes_is_chosen_and_of_equals_the_smallest() -> None:
+    def verdict(state: Any, latency_us: float, bytes_per_item: int, overlap: float = 1) -> Verdict:
+        return Verdict(RANK, Variant(state), 0.0, overlap, latency_us, bytes_per_item)
+
+    plain, half, eighth = (
+        verdict("float32", 100, 400),
+        verdict("float16", 101, 200),
+        verdict("int8", 50, 100, overlap=0.9),
+    )
+    assert best([plain, half, eighth]) is half
+    assert best([plain, replace(half, latency_us=120), eighth]) is plain
+    assert best([plain, half, replace(eighth, overlap=0.99)]).variant.state == "int8"
+
+
+def test_int8_rounds_to_the_nearest_step() -> None:
+    values = np.array([[0.0, 1.0, -2.0], [0.26, 99.0, -1.1]], np.float32)
+    steps = stored(values, "int8", np.array([0.1, 0.5, 0.5], np.float32))
+    assert steps.dtype == np.int8
+    assert steps.tolist() == [[0, 2, -4], [3, 127, -2]]
+
+
+def test_users_per_run_takes_the_smallest_that_is_as_fast() -> None:
+    assert batching.best({1: 100, 2: 80, 4: 71, 8: 70, 16: 75}) == 4
+    assert batching.best({1: 70, 2: 80}) == 1
+
+
+def test_users_per_run_is_measured_for_every_process(judged: Cascade) -> None:
+    users = judged.dense, judged.categorical
+    found = batching.measure(judged.repository, 1, users, judged.serving)
+    assert set(found) == {RETRIEVE, PRERANK, RANK, "score", "recommend"}
+    for by_size in found.values():
+        assert list(by_size) == list(batching.SIZES)
+        assert min(by_size.values()) > 0

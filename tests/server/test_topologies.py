@@ -1,0 +1,88 @@
+"""Whichever stages share a process, the answers are those of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient import grpc
+
+from cascade.serving.launcher import Server
+from cascade.serving.pipeline import Pipeline
+from cascade.spec import ENSEMBLE, TOPOLOGIES
+from clients import InvalidInput, Recommender
+from export import config
+from export.rewire import rewire, serving_of
+
+
+@pytest.mark.parametrize("topology", ["paired", "fused"])
+def test_rewired_release_answers_as_before(
+    topology: Any, criteo: Any, tmp_path: Path, assert_same_answers: Callable[..., None]
+) -> None:
+    """Small runs and two instances, so that batches are cut and put together again."""
+    serving = replace(
+        serving_of(criteo.repository), topology=topology, instances=2, users_per_run=3
+    )
+    rewire(criteo.repository, tmp_path, serving)
+    assert {p.parent.name for p in tmp_path.glob("*/config.pbtxt")} == {
+        ENSEMBLE,
+        *TOPOLOGIES[topology],
+    }
+    expected = criteo.ask(criteo.pipeline())
+    assert_same_answers(criteo.ask(Pipeline.load(tmp_path)), expected, 0)
+    with Server(tmp_path) as server, Recommender(server.url, deadline_s=30) as client:
+        found = client.recommend_many(criteo.users)
+        got = np.stack([r.item_ids for r in found]), np.stack([r.scores for r in found])
+        assert_same_answers(got, expected)
+        with grpc.InferenceServerClient(server.url) as raw:
+            stats = raw.get_inference_statistics().model_stats
+        assert {s.name for s in stats} == {ENSEMBLE, *TOPOLOGIES[topology]}
+
+
+def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) -> None:
+    rewire(seven.repository, tmp_path, replace(serving_of(seven.repository), topology="fused"))
+    path = tmp_path / ENSEMBLE / "config.pbtxt"
+    patient = config.read(path)
+    patient.dynamic_batching.max_queue_delay_microseconds = 300_000
+    path.write_text(text_format.MessageToString(patient))
+    outcomes: dict[int, Any] = {}
+    with Server(tmp_path) as server, grpc.InferenceServerClient(server.url) as client:
+        for user in range(3):
+            inputs = [
+                grpc.InferInput("dense", [1, seven.dense.shape[1]], "FP32"),
+                grpc.InferInput("categorical", [1, seven.categorical.shape[1]], "BYTES"),
+            ]
+            dense = seven.dense[user : user + 1].copy()
+            if user == 1:
+                dense[0, 0] = np.inf
+            inputs[0].set_data_from_numpy(dense)
+            inputs[1].set_data_from_numpy(seven.categorical[user : user + 1])
+            client.async_infer(
+                ENSEMBLE,
+                inputs,
+                callback=lambda answer, error, user=user: outcomes.update({user: error or answer}),
+            )
+        while len(outcomes) < 3:
+            pass
+        [(inferences, executions)] = [
+            (s.inference_count, s.execution_count)
+            for s in client.get_inference_statistics(ENSEMBLE).model_stats
+        ]
+    assert "inf is not a finite number" in str(outcomes[1])
+    expected = seven.ask(seven.pipeline())
+    for user in (0, 2):
+        np.testing.assert_array_equal(outcomes[user].as_numpy("item_ids")[0], expected[0][user])
+    assert executions < inferences  # the server's own probe among them
+
+
+def test_the_client_knows_a_fused_model(criteo: Any, tmp_path: Path) -> None:
+    rewire(criteo.repository, tmp_path, replace(serving_of(criteo.repository), topology="fused"))
+    with Server(tmp_path) as server, Recommender(server.url, deadline_s=30) as client:
+        with pytest.raises(InvalidInput, match="I1"):
+            client.recommend({"I1": "many"})
+        assert len(client.recommend(criteo.users[0]).item_ids) == 10
