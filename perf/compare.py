@@ -95,7 +95,7 @@ class Comparison:
         self.configuration = configuration_name("compare", stages)
         self.topologies = {
             **{name: name for name in TOPOLOGIES},
-            FLAT: serving_of(options.repository).topology,
+            FLAT: _topology_of_flat(serving_of(options.repository).topology, plan.names),
         }
         self.results = options.results or record.RESULTS / f"{self.configuration}.jsonl"
         environment = record.environment(
@@ -220,6 +220,12 @@ class Comparison:
         for share in self.plan.shares:
             title = f"Open loop at {share:.0%} of each one's most"
             percentile_plot(self.lines, share, title, out / f"percentiles-{share * 100:g}.png")
+
+
+def _topology_of_flat(release: str, names: Sequence[str]) -> str:
+    """That of the release; one that is measured, where that one is not."""
+    measured = [name for name in TOPOLOGIES if name in names]
+    return release if release in measured or not measured else measured[0]
 
 
 def _rotated(contenders: Sequence[Contender], by: int) -> list[Contender]:

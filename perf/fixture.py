@@ -36,7 +36,7 @@ from cascade.training import bundle, checkpoint
 from perf import fixture_tables, fixture_users
 from perf.fixture_models import Drawer, Rows, logits
 from perf.fixture_users import Users
-from perf.fixture_world import World, fit, fit_items
+from perf.fixture_world import Ids, Values, World, fit, fit_items
 
 RANKERS = {
     **dict.fromkeys(("criteo", "paper"), "criteo"),
@@ -101,7 +101,7 @@ def _write_users(schema: Schema, users: Users, count: int, folder: Path) -> None
             file.write(json.dumps(user) + "\n")
 
 
-def _write_catalogue(schema: Schema, ids: np.ndarray, folder: Path) -> None:
+def _write_catalogue(schema: Schema, ids: Ids, folder: Path) -> None:
     """The encoded items, as `cascade.data` writes them."""
     width = schema.dense_width("item")
     columns = {
@@ -115,7 +115,7 @@ def _write_catalogue(schema: Schema, ids: np.ndarray, folder: Path) -> None:
 
 
 def _write_models(
-    plan: Plan, encoder: Encoder, world: World, users: Users, items: np.ndarray, folder: Path
+    plan: Plan, encoder: Encoder, world: World, users: Users, items: Ids, folder: Path
 ) -> None:
     """The three models, one in memory at a time, and the clicks."""
     schema, random = encoder.schema, plan.random(3)
@@ -126,7 +126,7 @@ def _write_models(
     item = _shown(random, world, liked[user])
     no_numbers = np.zeros((len(item), schema.dense_width("item")), np.float32)
     rows = Rows(dense[user], ids[user], no_numbers, items[item])
-    values = {
+    values: dict[Side, Values] = {
         "user": fit(ids, places, _cardinalities(schema, "user")),
         "item": fit_items(world, items, _cardinalities(schema, "item")),
     }
@@ -141,7 +141,7 @@ def _write_models(
     _save(ranker, size, schema, folder / RANK)
 
 
-def _shown(random: np.random.Generator, world: World, liked: np.ndarray) -> np.ndarray:
+def _shown(random: np.random.Generator, world: World, liked: Ids) -> Ids:
     """Catalogue rows [B] that users were shown: every other one from the cluster that the user
     likes, where it has items, the rest by a skewed popularity."""
     count = len(world.of_item)
@@ -149,13 +149,11 @@ def _shown(random: np.random.Generator, world: World, liked: np.ndarray) -> np.n
     by_cluster = np.argsort(world.of_item, kind="stable")
     ends = np.cumsum(np.bincount(world.of_item, minlength=len(world.centres)))
     starts = np.concatenate(([0], ends[:-1]))
-    own = by_cluster[
-        np.minimum(starts + 0, count - 1)[liked]
-        + (random.random(len(liked)) * (ends - starts)[liked]).astype(np.int64)
-    ]
-    fits = (ends > starts)[liked] & (np.arange(len(liked)) % 2 == 0)
-    shown: np.ndarray = np.where(fits, own, rows)
-    return shown
+    size = ends - starts
+    own = starts[liked] + (random.random(len(liked)) * size[liked]).astype(np.int64)
+    takes = (size[liked] > 0) & (np.arange(len(liked)) % 2 == 0)
+    rows[takes] = by_cluster[own[takes]]
+    return rows
 
 
 def _cardinalities(schema: Schema, side: Side) -> list[int]:

@@ -22,7 +22,7 @@ from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer, run_mlp
 from cascade.models.two_tower import Tower, TwoTower
 from cascade.schema import Schema, Side
-from perf.fixture_world import LATENT, Values
+from perf.fixture_world import LATENT, Floats, Values
 
 TABLE_CHUNK = 1 << 20  # rows of an embedding table that are drawn at once
 TABLE_NOISE = 0.3  # of a value's vector, relative to the spread of the values that were seen
@@ -30,7 +30,7 @@ TOWER_BIAS = 0.3
 DENSE_SHARE = 0.05  # weight of a number, relative to that of a vector's element
 OWN_SHARE = 0.2  # how far a feature's first layer is its own
 VECTOR_RMS = 0.5  # of the elements of a DLRM's vectors
-AFFINITY = 8.0
+AFFINITY = 2.0  # of the path from pairs to logit, relative to the largest gain of random weights
 LOGIT_STD, CLICK_RATE = 1.25, 0.2
 ROWS_AT_ONCE = 4096
 
@@ -47,10 +47,10 @@ class Rows:
     def tensors(self, start: int) -> list[Tensor]:
         """The next rows from `start`, in the order that a `Scorer` takes."""
         part = slice(start, start + ROWS_AT_ONCE)
-        dense = (self.user_dense, self.user_ids, self.item_dense, self.item_ids)
+        columns = (self.user_dense, self.user_ids, self.item_dense, self.item_ids)
         return [
             torch.from_numpy(np.ascontiguousarray(x[part], np.int64 if i % 2 else np.float32))
-            for i, x in enumerate(dense)
+            for i, x in enumerate(columns)
         ]
 
 
@@ -105,7 +105,7 @@ class Drawer:
         self,
         embeddings: Embeddings,
         side: Side,
-        projection: np.ndarray,
+        projection: Floats,
         random: np.random.Generator,
         rms: float | None = None,
     ) -> None:
@@ -125,7 +125,7 @@ class Drawer:
         table[found.rows] += vectors
 
 
-def _projection(random: np.random.Generator, width: int) -> np.ndarray:
+def _projection(random: np.random.Generator, width: int) -> Floats:
     """[LATENT, width]: rows at right angles where there is room, else columns."""
     square = np.linalg.qr(random.standard_normal((max(width, LATENT),) * 2))[0]
     return np.asarray(square[:LATENT, :width], np.float32)
@@ -150,7 +150,7 @@ def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def _draw_first(tower: Tower, shared: np.ndarray, random: np.random.Generator) -> None:
+def _draw_first(tower: Tower, shared: Floats, random: np.random.Generator) -> None:
     """The first layer: the same weights for every feature's vector, so that it sees their sum; a
     little of its own for each."""
     layer = _linear(tower.layers[0])
@@ -184,7 +184,7 @@ def _centre(model: TwoTower, rows: Rows) -> None:
         if tower.dense_count:
             x = torch.cat((dense, x), dim=1)
         last = _linear(tower.layers[-1])
-        last.bias -= run_mlp(tower.layers, x).mean(0)
+        last.bias.sub_(run_mlp(tower.layers, x).mean(0))
 
 
 @torch.no_grad()
@@ -192,8 +192,8 @@ def _level(bottom: nn.ModuleList, dense: Tensor) -> None:
     """Make what the bottom MLP says of these numbers half as loud as the embeddings are."""
     out = run_mlp(bottom, dense, last_relu=True)
     factor = VECTOR_RMS / 2 / out.pow(2).mean().sqrt().clamp(min=1e-12)
-    _linear(bottom[-1]).weight *= factor
-    _linear(bottom[-1]).bias *= factor
+    _linear(bottom[-1]).weight.mul_(factor)
+    _linear(bottom[-1]).bias.mul_(factor)
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def _add_affinity(model: DLRM, random: np.random.Generator) -> None:
 
 
 @torch.no_grad()
-def logits(model: Scorer, rows: Rows) -> np.ndarray:
+def logits(model: Scorer, rows: Rows) -> Floats:
     """[B] of all rows."""
     starts = range(0, len(rows.user_ids), ROWS_AT_ONCE)
     return np.concatenate([model(*rows.tensors(start)).numpy() for start in starts])
@@ -235,4 +235,4 @@ def _calibrate(model: DLRM, rows: Rows) -> None:
         low, high = (middle, high) if rate < CLICK_RATE else (low, middle)
     last = _linear(model.top[-1])
     last.bias.copy_((last.bias - found.mean()) * scale + low)
-    last.weight *= scale
+    last.weight.mul_(scale)

@@ -21,7 +21,9 @@ CARDINALITIES = (
     *(27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572),
 )
 SMALL_TABLE = 10_000  # rows of the largest table where the paper's sizes are not asked for
-LONGEST_VOCABULARY = 20_000  # values beyond which a feature is hashed: a server keeps them in memory
+LONGEST_VOCABULARY = (
+    20_000  # values beyond which a feature is hashed: a server keeps them in memory
+)
 ZIPF = 1.1  # exponent of the popularity of values
 
 

@@ -57,13 +57,14 @@ class Served:
 
 
 def hold(made: Artifacts, instances: int, work: Path, requests: int) -> Served:
-    """Serve with so many instances, ask as many different users of each, and look."""
+    """Serve with so many instances, ask, and look. One instance or two, the requests are as many:
+    more users touch more pages, and that is not the instances' doing."""
     repository = wired(made, instances, work)
     users = made.users()
     began = time.monotonic()
     with Server(repository) as server, tempfile.TemporaryDirectory() as folder:
         start_s = time.monotonic() - began
-        ask(server, users, Path(folder), instances * requests)
+        ask(server, users, Path(folder), requests)
         processes = memory.stubs(server.name)
         held = memory.of(processes)
         files = memory.mapped(processes, repository)
@@ -240,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, help="folder for what is made [a temporary one]")
     add("--keep", action="store_true", help="use what an earlier run left in --work")
     add("--items", type=int, default=100_000, help="of both catalogues [%(default)s]")
-    add("--requests", type=int, default=2500, help="different users asked first, per instance")
+    add("--requests", type=int, default=8000, help="before a server is looked at [%(default)s]")
     add("--rounds", type=int, default=5, help="turns that each server gets [%(default)s]")
     add("--export", type=str.split, default=[], help="further arguments of export, in one word")
     add("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,9 +1,9 @@
 """`python -m perf.load`: one cheap HTTP load generator for every server that is compared.
 
-It shares the cores with the server, so that what it costs is taken from what it measures. A loop
-over epoll with requests built beforehand costs about half of what an event loop with a client
-library does, and its timers are finer than the whole milliseconds of libuv. It runs in a process of
-its own, before the server's wherever it may (`nice`), as if the clients were on another machine.
+It shares the cores with the server, so that what it costs is taken from what it measures: a loop
+over epoll, with requests built beforehand. Its timers are finer than the whole milliseconds of an
+event loop over libuv. It runs in a process of its own, before the server's wherever it may
+(`nice`), as if the clients were on another machine.
 
 Closed loop: every connection has one request in flight. Open loop: requests leave at Poisson times
 drawn beforehand, whatever comes back, each on a connection that is free; a latency counts from the

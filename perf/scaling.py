@@ -1,9 +1,9 @@
 """`python -m perf.scaling --out DIR`: what a request costs as the sizes grow.
 
-Cost of one request on one thread (its processor time), stage by stage, against items, candidates, survivors and users in
-a batch; throughput and memory against instances; load time and memory against items. Beside each
-cost stands its work (inner products, bytes, multiply-adds, nanoseconds per gathered row), for a
-cost that outgrows its work has another reason than the algorithm.
+Cost of one request (processor time of its one thread), stage by stage, against items, candidates,
+survivors and users in a batch; throughput and memory against instances; load time and memory
+against items. Beside each cost stands its work (inner products, bytes, multiply-adds, nanoseconds
+per gathered row), for a cost that outgrows its work has another reason than the algorithm.
 
 OUT/scaling.json has the points and the exponents, OUT/*.png the plots; every point is a line in
 perf/results.

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from cascade.index.candidates import Built, Candidate, Plan, build_all, progress
 from cascade.index.clock import beside_exact, timing
-from cascade.index.kinds import EFFORT, Floats, Kind
+from cascade.index.kinds import EFFORT, Floats, Kind, list_count
 from cascade.index.screen import screen
 from cascade.index.search import Index
 from cascade.index.tuning import Truth, reach
@@ -28,7 +28,8 @@ CONTENDERS: tuple[Kind, ...] = (
     "hnsw",
     "hnswsq8",
 )
-DENSITIES = (2.0, 4.0)  # lists per sqrt(N)
+DENSITIES = (2.0, 4.0)  # lists per sqrt(N); the first at every size
+MOST_LISTS = 4096  # k-means of more takes many minutes, and gains little
 LEVELS = (0.8, 0.9, 0.98, 0.99)  # recalls of the frontier, beside the one that is wanted
 MAPPED_GAIN = 1.2  # codes that every process holds for itself must be faster than shared by this
 TIMED_QUERIES, ROUNDS = 128, 5
@@ -60,16 +61,22 @@ def auto(
         raise ValueError(f"{len(queries)} queries cannot both tune an index and judge it; give two")
     if k >= len(vectors):  # every item is an answer: an approximation could only lose some
         return _flat(vectors, queries, k, seed)
-    plans: list[Plan] = []
-    for kind in kinds:
-        densities = DENSITIES if EFFORT.get(kind) == "nprobe" else (0.0,)
-        plans += [(kind, density) for density in densities]
-    finalists, dropped = screen(plans, vectors, queries, k, target, seed)
+    finalists, dropped = screen(_plans(kinds, len(vectors)), vectors, queries, k, target, seed)
     index, frontier = _final(finalists, vectors, queries, k, target, seed)
     if index is None:
         index, more = _flat(vectors, queries, k, seed)
         frontier += more
     return index, frontier + dropped
+
+
+def _plans(kinds: Sequence[Kind], items: int) -> list[Plan]:
+    """Each kind once; those with lists once for each number of them that is worth its k-means."""
+    few, many = DENSITIES
+    densities = (few, many) if list_count(items, many) <= MOST_LISTS else (few,)
+    plans: list[Plan] = []
+    for kind in kinds:
+        plans += [(kind, d) for d in (densities if EFFORT.get(kind) == "nprobe" else (0.0,))]
+    return plans
 
 
 def _final(

@@ -12,8 +12,8 @@ from cascade.index.kinds import RECIPES, Floats, Kind
 from cascade.index.tuning import Truth, reach
 
 SAMPLE = 1 << 16  # items that all kinds are tried on
-FINALISTS, STILL_IN = 3, 1.5  # go on to all items: so many, at most so many times the best guess
-SCREENED_QUERIES, TIMED_QUERIES = 256, 128
+FINALISTS, STILL_IN = 3, 1.3  # go on to all items: so many, at most so many times the best guess
+SCREENED_QUERIES = 128
 
 
 def screen(
@@ -32,8 +32,7 @@ def screen(
     # that just reaches it is under it as often as not.
     tuned = [tuned_on.recall(each.index) for each in built]
     recalls = [judged_on.recall(each.index) for each in built]
-    asked = judged_on.queries[:TIMED_QUERIES]
-    times_us = timing([each.index for each in built], asked, truth.k, rounds=1)
+    times_us = timing([each.index for each in built], judged_on.queries, truth.k, rounds=2)
     guesses_us = [
         _guess_us(each.index.facts.kind, time_us, len(vectors) / items)
         if reached >= target

@@ -124,18 +124,21 @@ def _settings(index: Index, truth: Truth, target: float) -> Iterator[tuple[int, 
 
     A second look at more items can only cost more time once it no longer saves lists.
     """
+    lists = index.facts.parameters["lists"]
     before = None
     for percent in REFINEMENTS:
         index.set_refinement(percent)
-        reached = _reach_effort(index, truth, target)
+        index.set_effort(before or lists)
+        if truth.recall(index) < target:
+            continue  # not even so: nothing to look for below
+        _reach_effort(index, truth, target)
         effort = index.facts.parameters["nprobe"]
-        if reached and (before is None or effort < before):
-            yield percent, effort
-        if reached and before is not None and effort > 0.97 * before:
+        yield percent, effort
+        if before is not None and effort > 0.97 * before:
             return
-        before = effort if reached else None
+        before = effort
     if before is None:
-        yield REFINEMENTS[-1], effort
+        yield REFINEMENTS[-1], lists
 
 
 def _apply(index: Index, setting: tuple[int, int]) -> None:
@@ -148,8 +151,8 @@ def _time(index: Index, truth: Truth, setting: tuple[int, int]) -> float:
     return timing([index], truth.queries[:TIMED_QUERIES], truth.k, rounds=2)[0]
 
 
-def _reach_effort(index: Index, truth: Truth, target: float) -> bool:
-    """Set the least effort that reaches the target, or the largest. -> whether it does."""
+def _reach_effort(index: Index, truth: Truth, target: float) -> None:
+    """Set the least effort that reaches the target, or the largest."""
 
     def enough(effort: int) -> bool:
         index.set_effort(effort)
@@ -158,8 +161,7 @@ def _reach_effort(index: Index, truth: Truth, target: float) -> bool:
     lists = index.facts.parameters.get("lists")
     largest = max(truth.k, min(len(truth.vectors), HNSW_LARGEST_EFFORT * truth.k))
     low, high = (1, lists) if lists else (truth.k, largest)
-    effort = _least(low, high, enough)
-    return enough(effort)
+    index.set_effort(_least(low, high, enough))
 
 
 def _least(low: int, high: int, enough: Callable[[int], bool]) -> int:

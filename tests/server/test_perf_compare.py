@@ -100,13 +100,13 @@ def test_a_comparison_from_end_to_end(
     out, results = tmp_path / "compare", tmp_path / "lines.jsonl"
     repositories = [f"--{kind}repository={criteo.repository}" for kind in ("", "plain-", "flat-")]
     where = [f"--out={out}", f"--results={results}", f"--users={criteo.checkpoints}/users.jsonl"]
-    names = ["ensemble", "fused", "flat", "fastapi", "bound", "bound_plain"]
+    names = ["fused", "flat", "fastapi", "bound", "bound_plain"]
     assert main([*repositories, *where, "--quick", "--contenders", *names]) == 0
     found = json.loads((out / "compare.json").read_text())
     assert found["failed"] == 0
     assert found["best"] in TOPOLOGIES
     wanted = {"vs_fastapi_4", "p50_vs_fastapi_1", "vs_bound", "vs_flat", "tuned_vs_split"}
-    wanted |= {"ensemble_vs_fastapi_4", "p99_over_p50_half", "p99_ms_half", "late", "generator_us"}
+    wanted |= {"p99_over_p50_half", "p99_ms_half", "late", "generator_us"}
     assert wanted <= set(found)
     assert "requests/s" in capsys.readouterr().out
     assert {path.name for path in out.glob("*.png")} == {"curve.png", "percentiles-50.png"}

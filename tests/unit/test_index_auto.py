@@ -119,8 +119,13 @@ def test_fastest_that_reaches_wins_and_pages_must_be_worth_leaving() -> None:
 
 def test_finalists_are_the_best_of_the_kinds_near_the_best() -> None:
     kinds: list[ann.Kind] = ["flat", "ivf", "ivf", "ivfsq8", "ivffs", "sq8"]
-    assert screen.finalists(kinds, [900, 12, 11, 10, np.inf, 14]) == [3, 2, 5]
+    assert screen.finalists(kinds, [900, 12, 11, 10, np.inf, 12.5]) == [3, 2, 5]
     assert screen.finalists(kinds, [np.inf] * 6) == []
+
+
+def test_many_lists_are_tried_only_where_their_k_means_is_short() -> None:
+    assert choice._plans(["flat", "ivf"], 1_000_000) == [("flat", 0), ("ivf", 2), ("ivf", 4)]
+    assert choice._plans(["flat", "ivf"], 5_000_000) == [("flat", 0), ("ivf", 2)]
 
 
 def test_one_query_alone_is_refused() -> None:
