@@ -5,6 +5,7 @@ DATA ?= synthetic
 DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
+ROWS ?= ../shared/data/criteo-kaggle-10k/train.txt
 BIN := .venv/bin
 SHELL := /bin/bash -o pipefail
 
@@ -27,9 +28,8 @@ serve: .venv/ready
 	$(BIN)/python -m cascade.serving --repository $(REPOSITORY)
 
 perf: .venv/ready
-	$(BIN)/python -m perf.bound --repository $(REPOSITORY) --users $(USERS)
-	$(BIN)/python -m perf --repository $(REPOSITORY) --users $(USERS)
-	$(BIN)/python -m perf.report
+	@mkdir -p build/perf
+	$(BIN)/python -m perf.suite --out build/perf --device $(DEVICE) --rows $(ROWS) | tee build/perf/output.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -93,6 +93,15 @@ def _quantise(path: Path) -> None:
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
+    weights = path.parent / WEIGHTS_FILE
+    if weights.exists():  # what was outside has come into the protobuf: out with it again
+        weights.unlink()
+        quantised = onnx.load(str(path))
+        onnx.external_data_helper.convert_model_to_external_data(
+            quantised, location=WEIGHTS_FILE, size_threshold=EXTERNAL_BYTES
+        )
+        onnx.save(quantised, str(path))
+        weights.chmod(path.stat().st_mode)
 
 
 def _small(module: nn.Module) -> bool:

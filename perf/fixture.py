@@ -63,7 +63,6 @@ class Plan:
     users: int = USERS
     rows: Path | None = None
     seed: int = 0
-    retriever: str = RETRIEVER
 
     def random(self, part: int) -> np.random.Generator:
         """A stream of its own for every part, so that a change of one leaves the others."""
@@ -131,7 +130,7 @@ def _write_models(
         "item": fit_items(world, items, _cardinalities(schema, "item")),
     }
     drawer = Drawer(schema, values, plan.seed)
-    _save(drawer.two_tower(plan.retriever, rows), plan.retriever, schema, folder / RETRIEVE)
+    _save(drawer.two_tower(RETRIEVER, rows), RETRIEVER, schema, folder / RETRIEVE)
     _save(drawer.dlrm(PRERANKER, rows, 0), PRERANKER, schema, folder / PRERANK)
     size = RANKERS[plan.ranker]
     ranker = drawer.dlrm(size, rows, 1)

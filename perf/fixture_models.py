@@ -25,7 +25,7 @@ from cascade.schema import Schema, Side
 from perf.fixture_world import LATENT, Floats, Values
 
 TABLE_CHUNK = 1 << 20  # rows of an embedding table that are drawn at once
-TABLE_NOISE = 0.3  # of a value's vector, relative to the spread of the values that were seen
+TABLE_NOISE = 0.1  # of a value's vector, relative to the spread of the values that were seen
 TOWER_BIAS = 0.3
 DENSE_SHARE = 0.05  # weight of a number, relative to that of a vector's element
 OWN_SHARE = 0.2  # how far a feature's first layer is its own

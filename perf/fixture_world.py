@@ -25,11 +25,11 @@ from perf.fixture_tables import skewed
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[Any]  # int32 or int64
 
-LATENT = 16
+LATENT = 8
 CLUSTERS_PER_ROOT = 1.5  # clusters per sqrt(N)
 CLUSTER_SKEW = 0.5  # the r-th largest cluster has r ^ -0.5 of the items of the largest
 PREFERRED = 4  # values of every feature that a cluster prefers, each half as often as the last
-FOREIGN = 0.3  # share of an item's values that come from everywhere
+FOREIGN = 0.15  # share of an item's values that come from everywhere
 INTERESTS = (0.7, 0.2, 0.1)  # of a user in the clusters that he likes
 FITTED_ITEMS = 200_000
 SWEEPS = 30

@@ -139,7 +139,7 @@ class Generator:
         stop = start + int(self._plan.duration_s * 1e9)
         free = self._free
         while now() < stop and self._next < len(self._sent):
-            while free:
+            while free and self._next < len(self._sent):
                 self._send(free.popleft())
             self._receive(0.05)
         self._drain()

@@ -134,7 +134,8 @@ def _reach_judged(index: Index, tuned_on: Truth, judged_on: Truth, target: float
         reached = judged_on.recall(index)
         if reached >= target or wanted >= 1:
             break
-        wanted = min(1.0, wanted + 1.2 * (target - reached) + 0.0002)
+        # Over what it has by now, too: one list more may be a larger step than what is missing.
+        wanted = min(1.0, max(wanted + 1.2 * (target - reached), tuned_on.recall(index) + 1e-5))
     return reached
 
 

@@ -170,7 +170,7 @@ def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
         assert len(message.instance_group) == (name != ENSEMBLE)
 
 
-@pytest.mark.parametrize(("key", "value"), [("runtime", "tensorrt"), ("device", "tpu")])
+@pytest.mark.parametrize(("key", "value"), [("runtime", "tflite"), ("device", "tpu")])
 def test_an_unknown_parameter_is_named(key: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"parameter {key} is '{value}'; expected"):
         Serving.from_parameters({key: value})
