@@ -74,7 +74,8 @@ def stubs(server: str) -> list[int]:
 
 def run_watched(module: str, *arguments: object) -> tuple[float, float]:
     """Run `python -m module` -> its seconds, and the most memory that it held, in MB. Pages of the
-    files that it mapped are part of that.
+    files that it mapped are part of that. It is never less than what this process itself holds, for
+    a child begins as its copy.
 
     Raises:
         SystemExit: it failed, and so does the whole.

@@ -52,7 +52,7 @@ def endless_catalogue(schema: Schema, count: int) -> Catalogue:
 def sparse_state(known: dict[int, Any]) -> Any:
     """In place of computing millions of item states: a file with a few rows that are not zero."""
 
-    def write(scorer: Scorer, items: Catalogue, folder: Path, name: str) -> Mapped:
+    def write(scorer: Scorer, items: Catalogue, folder: Path, *_: Any) -> Mapped:
         mapped = Mapped("item_state.bin", "float32", (len(items), scorer.item_width))
         with (folder / mapped.file).open("wb") as file:
             file.truncate(mapped.nbytes)

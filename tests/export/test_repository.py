@@ -38,6 +38,10 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+# Nothing is chosen by measurement.
+AS_TRAINED = ("--state", "float32", "--weights", "float32", "--users-per-run", 0)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     """The command line, in this process."""
     monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
@@ -114,7 +118,7 @@ def test_a_second_release_beside_the_first(
     before = {name: files(repository / name / "1") for name in (*STAGES, ENSEMBLE)}
     where = ("--checkpoints", with_logistic, "--repository", repository, "--version", 2)
     which = ("--preranker", "prerank_logistic", "--index", "flat", "--runtime", "torchscript")
-    how = ("--instances", 2, "--max-queue-size", 64, "--max-batch-size", 16)
+    how = ("--instances", 2, "--max-queue-size", 64, "--max-batch-size", 16, *AS_TRAINED)
     sizes = ("--candidates", 500, "--survivors", 100, "--results", 5)
     run(monkeypatch, *where, *which, *how, *sizes)
     printed = capsys.readouterr().out
@@ -161,8 +165,9 @@ def test_graphs_that_differ_from_the_model_make_no_release(
         return module
 
     monkeypatch.setattr(release, "write_scoring", tampered)
+    where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
-        run(monkeypatch, "--checkpoints", seven.checkpoints, "--repository", repository)
+        run(monkeypatch, *where, *AS_TRAINED)
     assert not (repository / ENSEMBLE / "1" / "release.json").exists()
     with pytest.raises(ArtifactError, match=r"holds no exported cascade: run python -m export"):
         Pipeline.load(repository)

