@@ -113,7 +113,12 @@ def write_report(results: Sequence[Path], report: Path) -> None:
         RecordError: there is no line, or one that cannot be read.
     """
     # Other programs leave lines of another kind there; theirs are drawn where they were made.
-    lines = [line for path in results for line in read(path) if "windows" in line]
+    lines = [
+        line
+        for path in results
+        for line in read(path)
+        if "windows" in line and "contender" not in line
+    ]
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
     found = sweeps(lines)
