@@ -76,7 +76,7 @@ def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) 
     expected = seven.ask(seven.pipeline())
     for user in (0, 2):
         np.testing.assert_array_equal(outcomes[user].as_numpy("item_ids")[0], expected[0][user])
-    assert stats.execution_count < stats.inference_count + 1  # they shared a batch
+    assert stats.execution_count < stats.inference_count  # they shared a batch
 
 
 def test_the_client_knows_a_fused_model(criteo: Any, tmp_path: Path) -> None:
