@@ -110,15 +110,13 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
     try:
         release: dict[str, Any] = json.loads(path.read_text())
         release.setdefault("topology", "ensemble")  # before there was a choice
-        if release["topology"] not in TOPOLOGIES:
-            raise ArtifactError(
-                f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"
-            )
         sizes_from(release["sizes"])
-    except (KeyError, ValueError, TypeError) as error:
-        if isinstance(error, ArtifactError):
-            raise
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged: {error!r}") from error
+    if release["topology"] not in TOPOLOGIES:
+        raise ArtifactError(
+            f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"
+        )
     return release
 
 

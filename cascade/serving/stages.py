@@ -87,9 +87,8 @@ class Score:
         *users, rows = inputs
         # In catalogue order: neighbours share pages, and the gather waits less. A pad goes first.
         rows = np.sort(rows, axis=1)
-        if (
-            rows[:, -1:].max(initial=-1) >= self._items
-        ):  # what a gather does then depends on the device
+        # What a gather of a row beyond the last one does depends on the device.
+        if rows[:, -1:].max(initial=-1) >= self._items:
             raise InvalidInput(
                 f"{self.inputs[-1]}: row {rows.max()} came, but the catalogue has {self._items} "
                 "items. Do all stages serve one release?"
