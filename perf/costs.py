@@ -170,7 +170,7 @@ def search_work(opened: Opened, users: Payload, count: int) -> dict[str, float]:
     retrieve(users.dense[:asked], users.categorical[:asked])
     inner = base(searched.raw)
     scanned = sum(counter.ndis for counter in counters) / asked
-    lists, width = searched.facts.parameters.get("lists", 0), searched.facts.width
+    lists, width = searched.facts.parameters.get("lists", 0), inner.d
     if not lists and "efSearch" not in searched.facts.parameters:
         scanned = float(searched.facts.items)
     codes = library.downcast_index(inner.storage) if hasattr(inner, "storage") else inner

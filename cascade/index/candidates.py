@@ -92,8 +92,9 @@ def build_all(plans: Sequence[Plan], vectors: Floats, seed: int, title: str) -> 
         shared = centroids.get(lists) if lists else None
         index = build(vectors, kind, seed=seed, lists=lists, centroids=shared)
         seconds = round(time.monotonic() - began, 1)
-        if lists and "lists" in index.facts.parameters:
-            centroids[lists] = base(index.raw).quantizer.reconstruct_n(0, lists)
+        inner = base(index.raw)
+        if lists and "lists" in index.facts.parameters and inner.d == index.facts.width:
+            centroids[lists] = inner.quantizer.reconstruct_n(0, lists)
         built.append(Built(index, round(_file_bytes(index) / len(vectors), 1), seconds))
     return built
 

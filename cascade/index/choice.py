@@ -24,6 +24,7 @@ CONTENDERS: tuple[Kind, ...] = (
     "ivf",
     "ivfsq8",
     "ivfsq8u",
+    "pcaivfsq8",
     "ivffs",
     "hnsw",
     "hnswsq8",

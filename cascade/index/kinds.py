@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Kind = Literal[
-    "flat", "sq8", "sqfp16", "ivf", "ivfsq8", "ivfsq8u", "ivfpq", "ivffs", "hnsw", "hnswsq8"
+    *("flat", "sq8", "sqfp16", "ivf", "ivfsq8", "ivfsq8u", "pcaivfsq8", "ivfpq", "ivffs"),
+    *("hnsw", "hnswsq8"),
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -29,7 +30,8 @@ class Recipe:
     """How a kind is made and what is known about it beforehand.
 
     Args:
-        text: FAISS's factory string; `{lists}`, `{quantizers}` and `{bits}` are filled in.
+        text: FAISS's factory string; `{axes}`, `{lists}`, `{quantizers}` and `{bits}` are filled
+            in.
         effort: the knob that buys recall with time; None where nothing can be set.
         growth: exponent of the cost of one search against N at equal recall, for the first guess
             of which kinds can win at a size they were not yet built at.
@@ -59,6 +61,7 @@ RECIPES: dict[Kind, Recipe] = {
     "ivf": Recipe("IVF{lists},Flat", "nprobe", 0.5, _LISTS),
     "ivfsq8": Recipe("IVF{lists},SQ8", "nprobe", 0.5, _LISTS),
     "ivfsq8u": Recipe("IVF{lists},SQ8", "nprobe", 0.5, _LISTS, uniform=True),
+    "pcaivfsq8": Recipe("PCA{axes},IVF{lists},SQ8", "nprobe", 0.5, _LISTS),
     "ivfpq": Recipe(
         "IVF{lists},PQ{quantizers}x{bits}", "nprobe", 0.5, POINTS_PER_CENTROID * FASTSCAN_CENTROIDS
     ),
@@ -100,6 +103,8 @@ def empty(
         parameters["nprobe"] = max(1, parameters["lists"] // 8)
     if EFFORT.get(kind) == "efSearch":
         parameters = {"links": HNSW_LINKS, "efSearch": 1024}
+    if kind == "pcaivfsq8":
+        parameters["axes"] = max(1, width // 2)
     if kind == "ivfpq":
         bits = min(8, (items // POINTS_PER_CENTROID).bit_length() - 1)  # as many as can be trained
         parameters |= {"quantizers": _parts(width, 4), "bits": bits}
@@ -120,8 +125,26 @@ def empty(
 
 
 def base(raw: Any) -> Any:
-    """The index that holds the codes: under the refinement, where there is one."""
-    return faiss.downcast_index(raw.base_index) if hasattr(raw, "base_index") else raw
+    """The index that holds the codes: under the refinement or the projection, where there is one."""
+    for outer in ("base_index", "chain"):
+        if hasattr(raw, outer):
+            return faiss.downcast_index(raw.base_index if outer == "base_index" else raw.index)
+    return raw
+
+
+def train_projection(raw: Any, vectors: Floats) -> Any:
+    """Fit the projection that an index of vectors [N, D] begins with -> it, None where none does.
+
+    FAISS shifts both items and queries by the items' mean. Of an inner product that would leave a
+    term that differs from item to item; a projection alone loses nothing but the axes it drops.
+    """
+    if not hasattr(raw, "chain"):
+        return None
+    library: Any = faiss  # FAISS's type stubs leave it out
+    projection = library.downcast_VectorTransform(raw.chain.at(0))
+    projection.train(vectors)
+    library.copy_array_to_vector(np.zeros(projection.d_out, np.float32), projection.b)
+    return projection
 
 
 def set_knob(raw: Any, name: str, value: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from cascade.index.kinds import EFFORT, KINDS, Floats, Ids, Kind, affordable, base, empty, set_knob
+from cascade.index.kinds import EFFORT, KINDS, Floats, Ids, Kind, affordable, base, empty, set_knob, train_projection
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,10 @@ def build(
     raw, parameters = empty(
         made, items, width, seed, len(centroids) if centroids is not None else lists
     )
+    projection = train_projection(raw, vectors)
     if centroids is not None and "lists" in parameters:
-        base(raw).quantizer.add(np.ascontiguousarray(centroids, np.float32))
+        centroids = np.ascontiguousarray(centroids, np.float32)
+        base(raw).quantizer.add(projection.apply(centroids) if projection else centroids)
     raw.train(vectors)
     raw.add(vectors)
     return Index(raw, IndexFacts(made, items, width, parameters, note=note))

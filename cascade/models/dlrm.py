@@ -55,6 +55,9 @@ PRESETS = {
 }
 
 
+LANES = 16  # float32 in a register: a product of fewer columns takes as long
+
+
 class DLRM(Scorer):
     """The vectors of a row are: user bottom, user ids, item bottom, item ids; a side without
     numbers has no bottom. The paper knows one bottom MLP; a schema with numbers on both sides
@@ -67,6 +70,7 @@ class DLRM(Scorer):
     user_columns: Tensor
     item_columns: Tensor
     cross_columns: Tensor
+    cross_weight: Tensor | None
     user_pairs: Tensor
     item_pairs: Tensor
     user_bottom: nn.ModuleList | None
@@ -94,16 +98,29 @@ class DLRM(Scorer):
         self.user_width = self.n_user * self.width + self.hidden
         self.item_width = self.n_item * self.width + self.hidden
         self.folded = False
+        self.register_buffer("cross_weight", None, persistent=False)  # of an arranged model
         self._split_columns(len(bottoms))
 
     def arranged(self, candidates: int) -> DLRM:
-        """Fold the user into the first top layer where that takes fewer multiply-adds."""
+        """Fold the user into the first top layer where that takes fewer multiply-adds.
+
+        W_x becomes a tensor of its own, so that an exporter sees the weight of a product and not
+        how it was cut out: only the former can be quantised.
+        """
         item, pairs = self.n_item * self.width, self.n_item * self.n_user
-        by_pairs = candidates * pairs * (self.width + self.hidden)
+        columns = -(-self.n_user // LANES) * LANES  # of the products of vectors, as computed
+        by_pairs = candidates * (self.n_item * columns * self.width + pairs * self.hidden)
         by_folding = item * self.n_user * self.hidden + candidates * self.item_width * self.hidden
         arranged = copy.copy(self)
         arranged.folded = by_folding < by_pairs
+        arranged.__dict__["_buffers"] = dict(self._buffers)
+        arranged.register_buffer("cross_weight", arranged._cut_weight().detach(), persistent=False)
         return arranged
+
+    def _cut_weight(self) -> Tensor:
+        """W_x as `cross` wants it: [Fi * Fu, H], or [Fi, Fu, H] to be folded."""
+        weight = self._first.weight.index_select(1, self.cross_columns).t().contiguous()
+        return weight.reshape(self.n_item, self.n_user, -1) if self.folded else weight
 
     @property
     def _first(self) -> nn.Linear:
@@ -168,7 +185,7 @@ class DLRM(Scorer):
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         users = user[:, : self.n_user * self.width].reshape(-1, self.n_user, self.width)
-        weight = self._first.weight.index_select(1, self.cross_columns)  # [H, Fi * Fu]
+        weight = self._cut_weight() if self.cross_weight is None else self.cross_weight
         if self.folded:
             first = torch.matmul(item, self._fold(users, weight))  # [B, K, H]
         else:
@@ -176,7 +193,7 @@ class DLRM(Scorer):
             items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
             dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
             dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
-            first = torch.matmul(dots, weight.t()) + item[:, :, self.n_item * self.width :]
+            first = torch.matmul(dots, weight) + item[:, :, self.n_item * self.width :]
         first = first + user[:, None, self.n_user * self.width :]
         if len(self.top) > 1:
             # As rows of one matrix, so that each layer is one product with its bias.
@@ -185,12 +202,9 @@ class DLRM(Scorer):
         return first.squeeze(-1)
 
     def _fold(self, users: Tensor, weight: Tensor) -> Tensor:
-        """users [B, Fu, D], weight [H, Fi * Fu] -> [B, Fi * D + H, H]: what to multiply an item
+        """users [B, Fu, D], weight [Fi, Fu, H] -> [B, Fi * D + H, H]: what to multiply an item
         state with; the identity at its end adds the item's own slice of the layer."""
-        shape = (self.hidden, self.n_item, self.n_user)
-        rows = weight.reshape(shape).transpose(0, 1).reshape(1, -1, self.n_user)  # [1, Fi * H, Fu]
-        folded = torch.matmul(rows, users)  # [B, Fi * H, D]
-        folded = folded.reshape(-1, self.n_item, self.hidden, self.width).transpose(2, 3)
-        folded = folded.reshape(-1, self.n_item * self.width, self.hidden)
+        folded = torch.matmul(users.transpose(1, 2).unsqueeze(1), weight)  # [B, Fi, D, H]
         own = torch.eye(self.hidden, dtype=weight.dtype, device=weight.device)
-        return torch.cat((folded, own.expand(folded.shape[0], -1, -1)), dim=1)
+        own = own.expand(folded.shape[0], -1, -1)
+        return torch.cat((folded.reshape(-1, self.n_item * self.width, self.hidden), own), dim=1)
