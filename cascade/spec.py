@@ -99,6 +99,9 @@ class Serving:
         device_id: which GPU; Triton tells each instance its own.
         max_batch_size: most users in one batch.
         queue_delay_us: longest wait for a batch to fill.
+        batch_users: the size at which the server closes a batch of waiting requests, though more
+            wait; 0 = at `max_batch_size`. All of a batch are answered together, so on a CPU a large
+            one makes its first users wait for the last.
         max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; 0 sets
             no queue policy at all. Server 2.51 lets a single instance sleep for up to half a
             second beside waiting requests as soon as there is any policy, so a bound goes with
@@ -119,6 +122,7 @@ class Serving:
     device_id: int = 0
     max_batch_size: int = 64
     queue_delay_us: int = 0
+    batch_users: int = 0
     max_queue_size: int = 0
     timeout_us: int = 1_000_000
     topology: Topology = "ensemble"

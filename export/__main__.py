@@ -19,6 +19,7 @@ from export.release import Export
 from export.variants import GuardError
 
 EXPECTED = (ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError)
+BATCH_USERS = 8  # on a CPU: a larger batch gains little and makes all of it wait
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--users-per-run", type=int, help="users computed at once [measured]")
     parser.add_argument("--max-batch-size", type=int, default=Serving.max_batch_size)
     parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
+    parser.add_argument("--batch-users", type=int, help="that close a batch [8; any on cuda]")
     parser.add_argument("--max-queue-size", type=int, default=Serving.max_queue_size)
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)
@@ -70,6 +72,8 @@ def main() -> None:
         parser.error("--preranker-onnx and --preranker-inputs go together")
     if (args.ranker_onnx or args.preranker_onnx) and args.runtime not in ("onnx", "tensorrt"):
         parser.error("a third-party ONNX file is served by --runtime onnx or tensorrt")
+    if args.batch_users is None:
+        args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
     if args.index is None:
         args.index = "exact" if args.device == "cuda" else "auto"
     serving = Serving(
@@ -78,6 +82,7 @@ def main() -> None:
         device=args.device,
         max_batch_size=args.max_batch_size,
         queue_delay_us=args.queue_delay_us,
+        batch_users=args.batch_users,
         max_queue_size=args.max_queue_size,
         topology=args.topology,
         threads=args.threads,

@@ -30,6 +30,8 @@ from cascade.serving.triton import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+ON_CPU = pb.ModelInstanceGroup.KIND_CPU
+LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion to it
 
 
 def process_config(
@@ -39,11 +41,12 @@ def process_config(
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
     _tensors(config, stage.inputs, stage.outputs)
-    kind = "KIND_GPU" if serving.device == "cuda" else "KIND_CPU"
-    config.instance_group.add(count=serving.instances, kind=pb.ModelInstanceGroup.Kind.Value(kind))
+    _instances(config, serving)
     batching = config.dynamic_batching
     batching.SetInParent()  # batch even where every knob has its default
     batching.max_queue_delay_microseconds = serving.queue_delay_us
+    if serving.batch_users:
+        batching.preferred_batch_size.append(serving.batch_users)
     if serving.max_queue_size:
         policy = batching.default_queue_policy
         policy.timeout_action = pb.ModelQueuePolicy.REJECT
@@ -154,6 +157,20 @@ def _kind(path: Path) -> str | None:
 def read(path: Path) -> pb.ModelConfig:
     """A config.pbtxt as a message."""
     return text_format.Parse(path.read_text(), pb.ModelConfig())
+
+
+def _instances(config: pb.ModelConfig, serving: Serving) -> None:
+    """The processes of a model. On a CPU they are ranked: a request goes to the first that is idle,
+    whose caches are warm, where Triton would take them in turn. The ranks count under
+    `--rate-limit=execution_count`, which the launcher sets."""
+    if serving.device == "cuda" or serving.instances == 1:
+        kind = pb.ModelInstanceGroup.KIND_GPU if serving.device == "cuda" else ON_CPU
+        config.instance_group.add(count=serving.instances, kind=kind)
+        return
+    step = min(1000, LOWEST_PRIORITY ** (1 / (serving.instances - 1)))
+    for rank in range(serving.instances):
+        group = config.instance_group.add(count=1, kind=ON_CPU)
+        group.rate_limiter.priority = max(rank + 1, int(step**rank))
 
 
 def _tensors(

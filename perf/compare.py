@@ -74,7 +74,7 @@ class Plan:
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     rounds: int = 3
-    seconds: float = 4.0
+    seconds: float = 3.0
 
 
 QUICK = Plan(concurrencies=(1, 4), shares=(0.5,), batches=(1, 4), rounds=1, seconds=0.5)

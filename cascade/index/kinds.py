@@ -11,8 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 Kind = Literal[
-    *("flat", "sq8", "sqfp16", "ivf", "ivfsq8", "ivfsq8u", "pcaivfsq8", "ivfpq", "ivffs"),
-    *("hnsw", "hnswsq8"),
+    "flat",
+    "sq8",
+    "sqfp16",
+    "ivf",
+    "ivfsq8",
+    "ivfsq8u",
+    "pcaivfsq8",
+    "ivfpq",
+    "ivffs",
+    "hnsw",
+    "hnswsq8",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -125,7 +134,7 @@ def empty(
 
 
 def base(raw: Any) -> Any:
-    """The index that holds the codes: under the refinement or the projection, where there is one."""
+    """The index that holds the codes: under refinement or projection, where there is one."""
     for outer in ("base_index", "chain"):
         if hasattr(raw, outer):
             return faiss.downcast_index(raw.base_index if outer == "base_index" else raw.index)

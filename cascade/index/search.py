@@ -8,7 +8,18 @@ from typing import Any
 import faiss
 import numpy as np
 
-from cascade.index.kinds import EFFORT, KINDS, Floats, Ids, Kind, affordable, base, empty, set_knob, train_projection
+from cascade.index.kinds import (
+    EFFORT,
+    KINDS,
+    Floats,
+    Ids,
+    Kind,
+    affordable,
+    base,
+    empty,
+    set_knob,
+    train_projection,
+)
 
 
 @dataclass(frozen=True)

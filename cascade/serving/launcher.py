@@ -247,6 +247,7 @@ class Server:
         for service, port in zip(("http", "grpc", "metrics"), self.ports._all(), strict=True):
             yield f"--{service}-address={self.host}"
             yield f"--{service}-port={port}"
+        yield "--rate-limit=execution_count"  # the ranks of instances count
         yield f"--http-thread-count={min(8, cores())}"
         yield f"--model-control-mode={'none' if self.models is None else 'explicit'}"
         for model in self.models or ():

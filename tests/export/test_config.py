@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
-from cascade.spec import ENSEMBLE, STAGES, Serving, Sizes, sizes_from, stages
+from cascade.spec import ENSEMBLE, RANK, STAGES, Serving, Sizes, sizes_from, stages
 from clients.layout import Layout
 from export import config
 
@@ -33,6 +34,7 @@ BUSY = Serving(
     device="cuda",
     max_batch_size=16,
     queue_delay_us=250,
+    batch_users=4,
     max_queue_size=128,
     timeout_us=40_000,
 )
@@ -146,6 +148,7 @@ def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
         (group,) = message.instance_group
         assert (group.count, group.kind) == (3, pb.ModelInstanceGroup.KIND_GPU)
         assert message.dynamic_batching.max_queue_delay_microseconds == 250
+        assert message.dynamic_batching.preferred_batch_size == [4]
         policy = message.dynamic_batching.default_queue_policy
         assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
         assert policy.max_queue_size == 128
@@ -159,6 +162,16 @@ def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
     assert sizes_from(json.loads(parameters["sizes"])) == SMALL
     assert json.loads(parameters["sizes"]) == asdict(SMALL)
     assert parameters["layout_hash"] == CRITEO.layout_hash
+
+
+@pytest.mark.parametrize("instances", [2, 16, 64])
+def test_instances_on_a_cpu_are_ranked(instances: int) -> None:
+    """Triton multiplies how often one has run by its priority: the first stays the first."""
+    message = config.configs(CRITEO, SMALL, replace(Serving(), instances=instances), 1)[RANK]
+    assert [group.count for group in message.instance_group] == [1] * instances
+    ranks = [group.rate_limiter.priority for group in message.instance_group]
+    assert ranks[0] == 1
+    assert all(later > earlier for earlier, later in pairwise(ranks))
 
 
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:

@@ -129,7 +129,8 @@ def test_a_second_release_beside_the_first(
     ensemble = config.read(repository / ENSEMBLE / "config.pbtxt")
     assert [s.model_version for s in ensemble.ensemble_scheduling.step] == [2, 2, 2]
     member = config.read(repository / PRERANK / "config.pbtxt")
-    assert member.instance_group[0].count == 2
+    assert [group.count for group in member.instance_group] == [1, 1]
+    assert list(member.dynamic_batching.preferred_batch_size) == [8]
     assert member.dynamic_batching.default_queue_policy.max_queue_size == 64
     assert member.max_batch_size == 16
     assert member.parameters["runtime"].string_value == "torchscript"

@@ -125,6 +125,22 @@ def test_rounded_codes_find_nearly_what_exact_search_finds(kind: ann.Kind) -> No
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
+def test_a_projection_loses_the_axes_that_it_drops_and_no_more() -> None:
+    """All items lie in half of the axes, around a point far from the origin."""
+    random = np.random.default_rng(0)
+    plane = np.linalg.qr(random.normal(size=(D, D // 2)))[0]
+    middle = 3 * plane @ random.normal(size=D // 2)
+    vectors = (random.normal(size=(N, D // 2)) @ plane.T + middle).astype(np.float32)
+    queries = unit(B, 1)
+    index = ann.build(vectors, "pcaivfsq8")
+    exhaust(index)
+    assert index.facts.parameters["axes"] == D // 2
+    rows, scores = index.search_with_scores(queries, K)
+    assert ann.recall_at(rows, vectors, queries, K) > 0.95
+    true = np.stack([vectors[r] @ q for r, q in zip(rows, queries, strict=True)])
+    np.testing.assert_allclose(scores, true, atol=0.1)
+
+
 def test_second_look_buys_recall() -> None:
     vectors, queries = unit(N, 0), unit(B, 1)
     index = ann.build(vectors, "ivffs")
