@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from perf import report_speed
 from perf.plots import latency_plot, stages_plot, throughput_plot
 from perf.record import RESULTS, ROOT, RecordError, read
 from perf.table import Line, latency_table, load, marks, number, stage_table, table
@@ -113,12 +114,9 @@ def write_report(results: Sequence[Path], report: Path) -> None:
         RecordError: there is no line, or one that cannot be read.
     """
     # Other programs leave lines of another kind there; theirs are drawn where they were made.
-    lines = [
-        line
-        for path in results
-        for line in read(path)
-        if "windows" in line and "contender" not in line
-    ]
+    everything = [line for path in results for line in read(path)]
+    lines = [line for line in everything if "windows" in line and "contender" not in line]
+    suites = {line["summary"]["device"]: line for line in everything if "summary" in line}
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
     found = sweeps(lines)
@@ -130,6 +128,8 @@ def write_report(results: Sequence[Path], report: Path) -> None:
         + ", ".join(f"`{path.name}`" for path in results)
         + ".",
         *(["## Summary", _summary(served, found)] if served else []),
+        *(report_speed.section(line, report) for line in suites.values()),
+        "## Latency, sweep by sweep",
         HOW_TO_READ,
         *(_section(s, bound_of(s, found), report.parent / "plots") for s in served),
         *(_in_process_section(sweep) for sweep in chosen.values() if sweep.in_process),

@@ -2,66 +2,28 @@
 
 Makes a catalogue of a million items, exports it as tuned as it gets, plain and flat, and runs the
 comparison, the waterfall, the scaling and the large tables on them. What was found goes to
-OUT/summary.json, the lines to perf/results; each claim is printed beside what it was to be.
+OUT/summary.json, the lines to perf/results, tables and pictures to perf/report.md; each claim is
+printed beside what it was to be.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import operator
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cascade.spec import RETRIEVE
+from perf import record, report_speed
+from perf.claims import verdicts
 from perf.commands import heading, run
-from perf.table import table
 
 ITEMS = 1_000_000
 # Of the many catalogues whose growth is measured: to choose an index for each would take hours.
 FAST_EXPORT = "--index ivfsq8 --state float16 --weights float32 --users-per-run 8"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a key of the summary is to be, and what it says."""
-
-    key: str
-    relation: str
-    value: float
-    meaning: str
-
-    def holds(self, found: float) -> bool:
-        compare = {">=": operator.ge, "<=": operator.le, "=": operator.eq}[self.relation]
-        return bool(compare(found, self.value))
-
-
-CLAIMS = (
-    Claim("vs_fastapi_16", ">=", 1.25, "best Triton topology over FastAPI, 16 in flight"),
-    Claim("vs_fastapi_32", ">=", 1.25, "the same, 32 in flight"),
-    Claim("p50_vs_fastapi_1", "<=", 1.1, "median latency over FastAPI's, 1 in flight"),
-    Claim("vs_bound", ">=", 0.8, "best Triton topology over the same stages without a server"),
-    Claim("vs_flat", ">=", 3, "over flat float32 graphs in the same topology"),
-    Claim("tuned_vs_split", ">=", 1.5, "tuned over plain split float32 stages, without a server"),
-    Claim("ensemble_vs_fastapi_32", ">=", 1, "three-hop ensemble over FastAPI, 32 in flight"),
-    Claim("p99_over_p50_half", "<=", 2.5, "open loop at half of the maximum"),
-    Claim("p99_ms_half", "<=", 10, "the same, in milliseconds"),
-    Claim("failed", "=", 0, "requests that failed"),
-    Claim("late", "=", 0, "requests that the generator sent late"),
-    Claim("index_speedup", ">=", 25, "tuned index over exact search on one core"),
-    Claim("index_recall", ">=", 0.95, "its recall at the candidates"),
-    Claim("pss_two_over_one", "<=", 1.25, "memory of two instances over one, large tables"),
-    Claim("paper_p99_ratio", "<=", 1.5, "p99 with large tables over small ones"),
-    Claim("growth_exponent_items", "<=", 0.5, "cost against the catalogue"),
-    Claim("growth_exponent_candidates", "<=", 1, "cost against the candidates"),
-    Claim("waterfall_share", ">=", 0.95, "share of a request's time that is accounted for"),
-    Claim("gpu_retrieval_over_floor", "<=", 2, "exact retrieval for 32 users over its floor"),
-    Claim("gpu_p99_ms_half", "<=", 5, "whole cascade on the GPU at half of its maximum"),
-)
 
 
 def main() -> None:
@@ -82,11 +44,13 @@ def main() -> None:
     summary["seconds"] = round(time.monotonic() - started, 1)
     path = args.out / "summary.json"
     path.write_text(json.dumps(summary, indent=1) + "\n")
+    if not args.quick:
+        suite.report(summary)
     heading(f"summary ({path})")
     print(verdicts(summary))
 
 
-STEPS = ("artifacts", "compare", "waterfall", "scaling", "large_tables", "floor", "report")
+STEPS = ("artifacts", "compare", "waterfall", "scaling", "large_tables", "floor")
 
 
 class Suite:
@@ -169,8 +133,15 @@ class Suite:
             *("--out", self.out / "floor.json"),
         )
 
-    def report(self) -> None:
-        """perf/report.md, from the lines of all runs."""
+    def report(self, summary: dict[str, Any]) -> None:
+        """The summary as a line of results, its pictures, and perf/report.md from all lines."""
+        environment = record.environment(
+            configuration=f"suite-{self.args.device}",
+            repository=self.tuned,
+            payload={"source": self.users.name},
+            versions={},
+        )
+        report_speed.keep(summary, environment, self.out, self.tuned)
         run("perf.report")
 
     def summary(self) -> dict[str, Any]:
@@ -191,22 +162,6 @@ class Suite:
         names = ("compare", "waterfall", "scaling", "large_tables")
         paths = [self.out / name / f"{name}.json" for name in names] + [self.out / "floor.json"]
         return (path for path in paths if path.exists())
-
-
-def verdicts(summary: dict[str, Any]) -> str:
-    """Each claim beside what was found."""
-    rows = [
-        [
-            claim.meaning,
-            claim.key,
-            f"{claim.relation} {claim.value:g}",
-            f"{summary[claim.key]:.3g}",
-            "yes" if claim.holds(summary[claim.key]) else "**no**",
-        ]
-        for claim in CLAIMS
-        if claim.key in summary
-    ]
-    return table(["claim", "key", "wanted", "found", "holds"], rows)
 
 
 if __name__ == "__main__":

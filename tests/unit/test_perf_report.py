@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from perf import report
+from perf import report, report_speed
 from perf.measurement import Load, Measurement, Mode, StageTimes
-from perf.record import RecordError, append
+from perf.record import RecordError, append, read
 from perf.report import bound_of, latest, sweeps, write_report
 from perf.table import latency_table, number, table
 
@@ -201,3 +201,21 @@ def test_tables_are_aligned_and_keep_their_cells_apart() -> None:
 )
 def test_numbers_keep_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_claims_of_a_suite_stand_in_the_report(tmp_path: Path) -> None:
+    out, results = tmp_path / "out", tmp_path / "perf" / "results"
+    (out / "compare").mkdir(parents=True)
+    results.mkdir(parents=True)
+    (out / "compare" / "curve.png").write_bytes(b"a picture")
+    summary = {"items": 1_000_000, "device": "cpu", "vs_fastapi_32": 1.31, "late": 3}
+    report_speed.keep(summary, environment("suite-cpu", 1), out, tmp_path / "none", results)
+    (line,) = read(results / "suite-cpu.jsonl")
+    text = report_speed.section(line, tmp_path / "perf" / "report.md")
+    claims = {row.split("|")[2].strip(): row for row in text.splitlines() if row.startswith("| ")}
+    assert "1.31" in claims["vs_fastapi_32"] and "yes" in claims["vs_fastapi_32"]
+    assert "**no**" in claims["late"]
+    assert "p99_ms_half" not in claims, "what was not measured is absent"
+    assert "(plots/suite-cpu-curve.png)" in text
+    assert (tmp_path / "perf" / "plots" / "suite-cpu-curve.png").read_bytes() == b"a picture"
+    assert "did not pay" in text
