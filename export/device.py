@@ -42,9 +42,9 @@ class HalfScorer(Scorer):
         self.narrow = copy.deepcopy(user_half(scorer)).to(dtype)
         self.__dict__["trained"] = scorer  # no part of this module: no second copy in a graph
 
-    def arranged(self, candidates: int) -> HalfScorer:
+    def arranged(self, candidates: int, recompute: bool = False) -> HalfScorer:
         trained: Scorer = self.__dict__["trained"]
-        return HalfScorer(trained.arranged(candidates), self.dtype)
+        return HalfScorer(trained.arranged(candidates, recompute), self.dtype)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         return self.narrow.user(dense.to(self.dtype), ids).float()

@@ -125,7 +125,9 @@ class Guard:
         """Export, ask and time each of the variants; float32 goes first, as the yardstick."""
         with tempfile.TemporaryDirectory(prefix="guard-") as folder:
             made = {}
-            for variant in tqdm([PLAIN, *variants], desc=f"variants of {stage}", leave=False):
+            for variant in tqdm(
+                dict.fromkeys([PLAIN, *variants]), desc=f"variants of {stage}", leave=False
+            ):
                 path = Path(folder) / str(variant)
                 path.mkdir()
                 made[variant] = self._export(stage, variant, path)
@@ -149,7 +151,7 @@ class Guard:
 
     def _export(self, stage: str, variant: Variant, folder: Path) -> tuple[Graph, int]:
         rows = self._rows(stage)
-        scorer = variant.applied(self.scorers[stage]).arranged(rows.shape[1])
+        scorer = variant.applied(self.scorers[stage], rows.shape[1])
         module = CandidateLogits(scorer, variant.state)
         mapped = fill_state(module, scorer, self.items, folder, stage)
         example = example_users(self.schema)

@@ -33,22 +33,28 @@ class Variant:
         state: of the item state, which is what a stage waits for.
         weights: of the layers. int8 is ONNX Runtime's dynamic quantisation, in model.onnx alone;
             float16 and bfloat16 compute in that precision, which pays on a GPU.
+        recompute: leave out of the item state what can be computed from the rest of it.
     """
 
     state: Precision = "float32"
     weights: Weights = "float32"
+    recompute: bool = False
 
     @property
     def one_by_one(self) -> bool:
         """Dynamic quantisation takes one scale for a whole batch."""
         return self.weights == "int8"
 
-    def applied(self, scorer: Scorer) -> Scorer:
-        """The model in the precision of its layers, where that is the model's own affair."""
-        return device.half(scorer, self.weights) if self.weights in device.HALVES else scorer
+    def applied(self, scorer: Scorer, candidates: int) -> Scorer:
+        """The model as it is served: arranged for so many candidates, in the precision of its
+        layers where that is the model's own affair."""
+        if self.weights in device.HALVES:
+            scorer = device.half(scorer, self.weights)
+        return scorer.arranged(candidates, self.recompute)
 
     def __str__(self) -> str:
-        return f"state {self.state}, weights {self.weights}"
+        text = f"state {self.state}, weights {self.weights}"
+        return f"{text}, recomputed" if self.recompute else text
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ def write_scoring(
     """
     keep = stage.outputs[0].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
-    scorer = variant.applied(scorer).arranged(stage.inputs[-1].dims[0])
+    scorer = variant.applied(scorer, stage.inputs[-1].dims[0])
     module = TopCandidates(scorer, keep, with_ids, variant.state)
     mapped = {ITEM_STATE: fill_state(module, scorer, items, folder, stage.name)}
     if with_ids:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from perf.compare_keys import BOUND, Line, Runs
 from perf.compare_runs import CURVE
-from perf.plots import STYLE, write
+from perf.plots import save
 
 COLOURS = {
     "fused": "#1a5276",
@@ -101,13 +97,10 @@ def _reach(lines: Sequence[Line], key: str) -> tuple[float, float]:
     return median(values) - min(values), max(values) - median(values)
 
 
-def _save(draw: Any, title: str, path: Path) -> None:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
-        axes = figure.add_subplot()
+def _save(draw: Callable[[Axes], None], title: str, path: Path) -> None:
+    def with_legend(axes: Axes) -> None:
         draw(axes)
-        axes.set_title(title)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-        write(figure, path)
+
+    save(with_legend, title, path, SIZE)

@@ -53,7 +53,7 @@ def latency_plot(lines: Sequence[Line], title: str, path: Path) -> None:
         axes.set(xlabel="requests in flight", ylabel="latency, ms")
         _legend(axes, runs)
 
-    _save(draw, title, path)
+    save(draw, title, path)
 
 
 def throughput_plot(
@@ -92,7 +92,7 @@ def throughput_plot(
         )
         _legend(axes, runs)
 
-    _save(draw, title, path)
+    save(draw, title, path)
 
 
 def _draw_bound(axes: Axes, bound: float) -> None:
@@ -201,9 +201,12 @@ def _legend(axes: Axes, runs: Sequence[Line]) -> None:
         axes.legend(handles=handles, fontsize=8, loc="upper left")
 
 
-def _save(draw: Callable[[Axes], None], title: str, path: Path) -> None:
+def save(
+    draw: Callable[[Axes], None], title: str, path: Path, size: tuple[float, float] = SIZE
+) -> None:
+    """Draw into a figure of one panel, and write it."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.set_title(title)

@@ -116,6 +116,7 @@ def write_report(results: Sequence[Path], report: Path) -> None:
     # Other programs leave lines of another kind there; theirs are drawn where they were made.
     everything = [line for path in results for line in read(path)]
     lines = [line for line in everything if "windows" in line and "contender" not in line]
+    profiles = [line for line in everything if "parts_us" in line and "label" in line]
     suites = {line["summary"]["device"]: line for line in everything if "summary" in line}
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
@@ -129,6 +130,7 @@ def write_report(results: Sequence[Path], report: Path) -> None:
         + ".",
         *(["## Summary", _summary(served, found)] if served else []),
         *(report_speed.section(line, report) for line in suites.values()),
+        *([report_speed.profiles(profiles)] if profiles else []),
         "## Latency, sweep by sweep",
         HOW_TO_READ,
         *(_section(s, bound_of(s, found), report.parent / "plots") for s in served),

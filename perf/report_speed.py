@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cascade.spec import RETRIEVE, stage_path
 from perf import record
 from perf.claims import verdicts
-from perf.table import Line
+from perf.table import Line, number, table
 
 PICTURES = {
     "compare/curve.png": "What a throughput costs, closed loop",
@@ -62,6 +62,25 @@ def section(line: Line, report: Path) -> str:
         if (report.parent / "plots" / picture).exists():
             parts.append(f"![{title}](plots/{picture})")
     return "\n\n".join([*parts, TRIED.read_text().strip()])
+
+
+def profiles(lines: Sequence[Line]) -> str:
+    """What `python -m perf.profile` saw, a column for each label; the latest line of each."""
+    latest = {line["label"]: line for line in lines}
+    names = list(dict.fromkeys(name for line in latest.values() for name in line["parts_us"]))
+    rows = [
+        [name, *(number(line["parts_us"].get(name)) for line in latest.values())] for name in names
+    ]
+    rows.append(["requests/s", *(number(line["throughput"]) for line in latest.values())])
+    header = ["µs of a stub's time per request", *latest]
+    return "\n\n".join(
+        [
+            "## What a stub is busy with",
+            "Seen by py-spy (`python -m perf.profile`), the server kept busy; the stages are the "
+            "same, the adapter around them differs.",
+            table(header, rows),
+        ]
+    )
 
 
 def _name(device: str, source: Path) -> str:

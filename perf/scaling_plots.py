@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from perf.plots import SIZE, STAGE_COLOURS, STYLE
+from perf.plots import SIZE, STAGE_COLOURS, STYLE, write
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -111,9 +111,7 @@ def _figure(plot: Plot, points: Points, path: Path) -> None:
         _curves(axes, plot, points)
         axes.set(title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel)
         axes.legend(fontsize=8)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Without the version of matplotlib in it, equal points give an equal file.
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        write(figure, path)
 
 
 def _curves(axes: Axes, plot: Plot, points: Points) -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from perf.plots import STYLE
+from perf.plots import STYLE, write
 from perf.waterfall_trace import HOP, last
 
 # Colours say whose time it is, not which piece: neighbours of one colour have a white edge.
@@ -62,8 +62,7 @@ def draw(bars: Mapping[str, Mapping[str, float]], title: str, path: Path) -> Non
             fontsize=8,
         )
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        write(figure, path)
 
 
 def _bar(axes: Axes, parts: Mapping[str, float]) -> None:

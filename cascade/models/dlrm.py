@@ -64,8 +64,10 @@ class DLRM(Scorer):
     gets one for each, so that the item's can be computed once per item.
 
     A user state is the user's vectors and slice of the first top layer, [Fu * D + H]; an item
-    state likewise, [Fi * D + H].
+    state likewise, [Fi * D + H], or without its slice, which `cross` then computes anew.
     """
+
+    recomputes = True
 
     user_columns: Tensor
     item_columns: Tensor
@@ -87,6 +89,7 @@ class DLRM(Scorer):
             for side in ("user", "item")
             if schema.dense(side)
         }
+        self.sides_with_bottom = tuple(bottoms)
         self.user_bottom = bottoms.get("user")
         self.item_bottom = bottoms.get("item")
         self.n_user = len(schema.ids("user")) + (self.user_bottom is not None)
@@ -97,11 +100,11 @@ class DLRM(Scorer):
         self.hidden = self._first.out_features
         self.user_width = self.n_user * self.width + self.hidden
         self.item_width = self.n_item * self.width + self.hidden
-        self.folded = False
+        self.folded = self.recomputed = False
         self.register_buffer("cross_weight", None, persistent=False)  # of an arranged model
         self._split_columns(len(bottoms))
 
-    def arranged(self, candidates: int) -> DLRM:
+    def arranged(self, candidates: int, recompute: bool = False) -> DLRM:
         """Fold the user into the first top layer where that takes fewer multiply-adds.
 
         W_x becomes a tensor of its own, so that an exporter sees the weight of a product and not
@@ -113,6 +116,9 @@ class DLRM(Scorer):
         by_folding = item * self.n_user * self.hidden + candidates * self.item_width * self.hidden
         arranged = copy.copy(self)
         arranged.folded = by_folding < by_pairs
+        arranged.recomputed = recompute
+        if recompute:
+            arranged.item_width = item
         arranged.__dict__["_buffers"] = dict(self._buffers)
         arranged.register_buffer("cross_weight", arranged._cut_weight().detach(), persistent=False)
         return arranged
@@ -156,32 +162,37 @@ class DLRM(Scorer):
             self.register_buffer(f"{name}_pairs", torch.tensor(values).long(), persistent=False)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
-        state = self._side("user", dense, ids)
-        return torch.cat((state[0], state[1] + self._first.bias), dim=1)
+        vectors = self._vectors("user", dense, ids)
+        own = self._own("user", vectors) + self._first.bias
+        return torch.cat((vectors.flatten(1), own), dim=1)
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return torch.cat(self._side("item", dense, ids), dim=1)
+        vectors = self._vectors("item", dense, ids)
+        if self.recomputed:
+            return vectors.flatten(1)
+        return torch.cat((vectors.flatten(1), self._own("item", vectors)), dim=1)
 
-    def _side(self, side: Side, dense: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """-> a side's vectors [B, F * D] and its slice of the first top layer [B, H]."""
+    def _vectors(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
+        """-> a side's vectors [B, F, D]; the bottom MLP's, where there is one, is the first."""
+        vectors: Tensor = (self.user_ids if side == "user" else self.item_ids)(ids)
         bottom = self.user_bottom if side == "user" else self.item_bottom
-        vectors = (self.user_ids if side == "user" else self.item_ids)(ids)  # [B, F, D]
+        if bottom is None:
+            return vectors
+        hidden = run_mlp(bottom, dense, last_relu=True)  # [B, D]
+        return torch.cat((hidden.unsqueeze(1), vectors), dim=1)
+
+    def _own(self, side: Side, vectors: Tensor) -> Tensor:
+        """A side's vectors [B, F, D] -> its slice of the first top layer [B, H]."""
         columns = self.user_columns if side == "user" else self.item_columns
         pairs = self.user_pairs if side == "user" else self.item_pairs
-        inputs = []
-        if bottom is not None:
-            hidden = run_mlp(bottom, dense, last_relu=True)  # [B, D]
-            vectors = torch.cat((hidden.unsqueeze(1), vectors), dim=1)
-            inputs.append(hidden)
+        inputs = [vectors[:, 0]] if side in self.sides_with_bottom else []
         if len(pairs):
             dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B, F * F]
             inputs.append(dots.index_select(1, pairs))
-        if inputs:
-            weight = self._first.weight.index_select(1, columns)
-            first = torch.matmul(torch.cat(inputs, dim=1), weight.t())
-        else:
-            first = vectors.new_zeros((vectors.shape[0], self.hidden))
-        return vectors.flatten(1), first
+        if not inputs:
+            return vectors.new_zeros((vectors.shape[0], self.hidden))
+        weight = self._first.weight.index_select(1, columns)
+        return torch.matmul(torch.cat(inputs, dim=1), weight.t())
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         users = user[:, : self.n_user * self.width].reshape(-1, self.n_user, self.width)
@@ -193,7 +204,13 @@ class DLRM(Scorer):
             items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
             dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
             dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
-            first = torch.matmul(dots, weight) + item[:, :, self.n_item * self.width :]
+            first = torch.matmul(dots, weight)
+            if not self.recomputed:
+                first = first + item[:, :, self.n_item * self.width :]
+        if self.recomputed:
+            count = item.shape[0] * item.shape[1]
+            own = self._own("item", item.reshape(count, self.n_item, self.width))
+            first = first + own.reshape(item.shape[0], item.shape[1], self.hidden)
         first = first + user[:, None, self.n_user * self.width :]
         if len(self.top) > 1:
             # As rows of one matrix, so that each layer is one product with its bias.
@@ -202,9 +219,11 @@ class DLRM(Scorer):
         return first.squeeze(-1)
 
     def _fold(self, users: Tensor, weight: Tensor) -> Tensor:
-        """users [B, Fu, D], weight [Fi, Fu, H] -> [B, Fi * D + H, H]: what to multiply an item
-        state with; the identity at its end adds the item's own slice of the layer."""
+        """users [B, Fu, D], weight [Fi, Fu, H] -> [B, V, H]: what to multiply an item state with;
+        an identity at its end adds the item's own slice of the layer, where that is stored."""
         folded = torch.matmul(users.transpose(1, 2).unsqueeze(1), weight)  # [B, Fi, D, H]
+        folded = folded.reshape(-1, self.n_item * self.width, self.hidden)
+        if self.recomputed:
+            return folded
         own = torch.eye(self.hidden, dtype=weight.dtype, device=weight.device)
-        own = own.expand(folded.shape[0], -1, -1)
-        return torch.cat((folded.reshape(-1, self.n_item * self.width, self.hidden), own), dim=1)
+        return torch.cat((folded, own.expand(folded.shape[0], -1, -1)), dim=1)

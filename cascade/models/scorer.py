@@ -19,6 +19,7 @@ class Scorer(nn.Module, ABC):
 
     user_width: int  # U
     item_width: int  # V
+    recomputes = False  # can `cross` do without a part of the item state?
 
     @abstractmethod
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
@@ -32,9 +33,14 @@ class Scorer(nn.Module, ABC):
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         """user state [B, U], item states [B, K, V] -> logits [B, K]."""
 
-    def arranged(self, candidates: int) -> Scorer:
+    def arranged(self, candidates: int, recompute: bool = False) -> Scorer:
         """The same model and weights with `cross` arranged for so many candidates a user, where
-        there is a choice."""
+        there is a choice.
+
+        Args:
+            recompute: leave out of the item state what `cross` can compute anew from the rest of
+                it: fewer bytes to wait for, more to compute. Where `recomputes`.
+        """
         return self
 
     def forward(

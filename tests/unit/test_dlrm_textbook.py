@@ -123,9 +123,14 @@ def test_split_equals_textbook(size, dtype, tolerance, schema, seed):
         flat = TextbookDLRM(schema, split)(repeated(users), items)
         served = split_logits(split, users, items)
         trained = split(*repeated(users).both, *items.both)
+        arranged = [
+            split_logits(split.arranged(candidates, recompute), users, items)
+            for candidates in (1, 100_000)  # few are not worth folding the user for
+            for recompute in (False, True)
+        ]
     assert torch.isfinite(flat).all()
-    torch.testing.assert_close(served, flat, atol=tolerance, rtol=0)
-    torch.testing.assert_close(trained, flat, atol=tolerance, rtol=0)
+    for logits in (served, trained, *arranged):
+        torch.testing.assert_close(logits, flat, atol=tolerance, rtol=0)
 
 
 @settings(max_examples=15, deadline=None)

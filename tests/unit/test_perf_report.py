@@ -213,9 +213,21 @@ def test_the_claims_of_a_suite_stand_in_the_report(tmp_path: Path) -> None:
     (line,) = read(results / "suite-cpu.jsonl")
     text = report_speed.section(line, tmp_path / "perf" / "report.md")
     claims = {row.split("|")[2].strip(): row for row in text.splitlines() if row.startswith("| ")}
-    assert "1.31" in claims["vs_fastapi_32"] and "yes" in claims["vs_fastapi_32"]
+    assert "1.31" in claims["vs_fastapi_32"]
+    assert "yes" in claims["vs_fastapi_32"]
     assert "**no**" in claims["late"]
     assert "p99_ms_half" not in claims, "what was not measured is absent"
     assert "(plots/suite-cpu-curve.png)" in text
     assert (tmp_path / "perf" / "plots" / "suite-cpu-curve.png").read_bytes() == b"a picture"
     assert "did not pay" in text
+
+
+def test_two_adapters_stand_side_by_side() -> None:
+    lines = [
+        {"label": "before", "throughput": 1.0, "parts_us": {"adapter": 123.4}},
+        {"label": "now", "throughput": 2.0, "parts_us": {"adapter": 99.0}},
+        {"label": "now", "throughput": 3.0, "parts_us": {"adapter": 56.7, "graphs": 800.1}},
+    ]
+    found = report_speed.profiles(lines)
+    assert re.search(r"\| adapter +\| +123 \| +56.7 \|", found)
+    assert re.search(r"\| graphs +\| +– \| +800 \|", found)
