@@ -227,7 +227,7 @@ def main(arguments: list[str] | None = None) -> None:
         served = [hold(made["paper"], n, work, args.requests) for n in (1, 2)]
         heading("latency beside small tables")
         measured = compare(made, work, args.requests, args.rounds)
-    found = summarise(made, served, measured)
+        found = summarise(made, served, measured)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "large_tables.json").write_text(json.dumps(found, indent=1) + "\n")
     keep(found, args.results or record.RESULTS / f"large-tables-{args.device}.jsonl", args.device)
