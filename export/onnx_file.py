@@ -52,6 +52,8 @@ def export(
     if "candidates" in example:
         keep = getattr(module, "keep", 2)
         dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
+    # It says at every export that torchvision is missing, which nothing here needs.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
         program = torch.onnx.export(
