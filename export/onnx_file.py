@@ -106,7 +106,8 @@ def _quantise(path: Path) -> None:
             quantised, location=WEIGHTS_FILE, size_threshold=EXTERNAL_BYTES
         )
         onnx.save(quantised, str(path))
-        weights.chmod(path.stat().st_mode)
+        if weights.exists():  # in 8 bits all of them may be small enough to stay inside
+            weights.chmod(path.stat().st_mode)
 
 
 def _small(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from cascade.serving.pipeline import read_release
 from cascade.serving.runtime import Description
 from cascade.spec import PRERANK, RANK, RETRIEVE
-from export import batching, guard
+from export import batching, guard, onnx_file
 from export.guard import Verdict
 from export.stage_files import Variant, stored
 from export.variants import GuardError, best
@@ -125,3 +125,14 @@ def test_users_per_run_is_measured_for_every_process(judged: Cascade) -> None:
     for by_size in found.values():
         assert list(by_size) == list(batching.SIZES)
         assert min(by_size.values()) > 0
+
+
+def test_weights_that_were_outside_may_all_fit_inside(
+    make_cascade: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a model is more than a graph should hold, none of its quantised tensors is."""
+    monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.0)
+    monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 1.0)
+    monkeypatch.setattr(onnx_file, "EXTERNAL_BYTES", 8000)
+    cascade = make_cascade(**SMALL, weights="int8")
+    assert len(cascade.ask(cascade.pipeline())[0]) == len(cascade.dense)
