@@ -46,6 +46,10 @@ class Tensor:
     dims: tuple[int, ...]
 
 
+# The number of the release that answered: of the last process, whichever stages it holds.
+RELEASE = Tensor("release", "INT64", (1,))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of the cascade as the server sees it."""

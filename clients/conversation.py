@@ -53,7 +53,7 @@ class AskConfig:
 
 @dataclass(frozen=True, eq=False)
 class AskItems:
-    """Ask for the items of B users; the outcome is (item_ids, scores), [B, 10] each."""
+    """Ask for the items of B users; the outcome is an `Answer`."""
 
     dense: Dense
     categorical: Categorical
@@ -114,8 +114,8 @@ class Conversation:
             def ask(timeout_s: float, part: slice = part) -> Step:
                 return AskItems(dense[part], categorical[part], timeout_s)
 
-            item_ids, scores = yield from self._insist(ask, end)
-            results += recommendations(item_ids, scores, len(dense[part]))
+            answer = yield from self._insist(ask, end)
+            results += recommendations(answer, len(dense[part]))
         return results
 
     def _end(self, deadline_s: float | None) -> float:

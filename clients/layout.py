@@ -30,10 +30,22 @@ class Recommendation:
     Args:
         item_ids: int64 [<= 10]; fewer where the catalogue is smaller.
         scores: float32 of the same length, predicted click probabilities.
+        release: number of the release that answered, where the server says so.
     """
 
     item_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
+    release: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the server sent for B users: the results, [B, 10] each, and [B, 1] the release that
+    each comes from; None for what it did not send."""
+
+    item_ids: npt.NDArray[np.int64] | None
+    scores: npt.NDArray[np.float32] | None
+    release: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,21 +169,21 @@ def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}: {advice}"
 
 
-def recommendations(
-    item_ids: npt.NDArray[np.int64] | None, scores: npt.NDArray[np.float32] | None, users: int
-) -> list[Recommendation]:
-    """Split an answer, [B, 10] each, into one list per user without the pads.
+def recommendations(answer: Answer, users: int) -> list[Recommendation]:
+    """Split an answer into one list per user without the pads.
 
     Raises:
         RecommendError: the answer does not belong to a request of so many users.
     """
+    item_ids, scores = answer.item_ids, answer.scores
     if item_ids is None or scores is None or not len(item_ids) == len(scores) == users:
         shapes = [None if array is None else array.shape for array in (item_ids, scores)]
         raise RecommendError(
             f"the server answered item_ids and scores of shapes {shapes} to {users} users"
         )
     kept = item_ids != PAD
+    releases = [None] * users if answer.release is None else answer.release[:, 0].tolist()
     return [
-        Recommendation(ids[keep], score[keep])
-        for ids, score, keep in zip(item_ids, scores, kept, strict=True)
+        Recommendation(ids[keep], score[keep], release)
+        for ids, score, keep, release in zip(item_ids, scores, kept, releases, strict=True)
     ]

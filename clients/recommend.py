@@ -149,6 +149,7 @@ def as_json(
         "user": user,
         "item_ids": answer.item_ids.tolist(),
         "scores": [round(score, 6) for score in answer.scores.tolist()],
+        "release": answer.release,
     }
     if titles is not None:
         value["titles"] = [titles.get(item) for item in value["item_ids"]]

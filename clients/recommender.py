@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.spec import ENSEMBLE
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
-from clients.layout import Layout, Recommendation, User
+from clients.layout import Answer, Layout, Recommendation, User
 
 DEADLINE_S = 1.0
 URL = "127.0.0.1:8001"
@@ -225,12 +225,11 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
     return {
         "model_name": model,
         "inputs": [dense, categorical],
-        "outputs": [grpc.InferRequestedOutput(name) for name in ("item_ids", "scores")],
         "client_timeout": step.timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.
         "timeout": max(1, int(step.timeout_s * 1e6)),
     }
 
 
-def _outputs(answer: grpc.InferResult) -> tuple[Any, Any]:
-    return answer.as_numpy("item_ids"), answer.as_numpy("scores")
+def _outputs(answer: grpc.InferResult) -> Answer:
+    return Answer(*(answer.as_numpy(name) for name in ("item_ids", "scores", "release")))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
@@ -15,6 +16,8 @@ from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
     PROCESSES,
+    RANK,
+    RELEASE,
     TOPOLOGIES,
     Serving,
     Sizes,
@@ -40,7 +43,7 @@ def process_config(
     """The stages `held` by one process, as a model of the Python backend."""
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
-    _tensors(config, stage.inputs, stage.outputs)
+    _tensors(config, stage.inputs, (*stage.outputs, RELEASE) if RANK in held else stage.outputs)
     _instances(config, serving)
     batching = config.dynamic_batching
     batching.SetInParent()  # batch even where every knob has its default
@@ -109,6 +112,13 @@ def configs(
         found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
     )
     return found
+
+
+def runs_of(release: Mapping[str, Any], serving: Serving) -> dict[str, int]:
+    """Users per run by model, as an export measured them; none where `serving` says how many."""
+    if serving.users_per_run:
+        return {}
+    return {model: found["chosen"] for model, found in release.get("users_per_run", {}).items()}
 
 
 def write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, fields
@@ -11,6 +10,7 @@ from typing import Any
 
 import faiss
 
+from cascade.files import sha256
 from cascade.index.search import Index, IndexFacts
 
 FILE, FACTS, FRONTIER = "index.faiss", "index.json", "frontier.json"
@@ -26,7 +26,7 @@ def save(index: Index, folder: Path, schema_hash: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{FILE}.partial"
     faiss.write_index(index.raw, str(partial))
-    file = {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+    file = {"bytes": partial.stat().st_size, "sha256": sha256(partial)}
     made = {"schema_hash": schema_hash, "faiss": faiss.__version__}
     os.replace(partial, folder / FILE)
     text = json.dumps({**asdict(index.facts), **made, **file}, indent=1)
@@ -59,7 +59,7 @@ def load(folder: Path, schema_hash: str, *, mapped: bool = True, verify: bool = 
     if size != file["bytes"]:
         what = f"has {size} bytes" if size >= 0 else "is missing"
         raise IndexFileError(f"{path} {what}; {file['bytes']} bytes were saved: copy it again")
-    if verify and _sha256(path) != file["sha256"]:
+    if verify and sha256(path) != file["sha256"]:
         raise IndexFileError(
             f"{path} is not the file that was saved (sha256 differs): copy it again"
         )
@@ -92,11 +92,3 @@ def _read_facts(path: Path) -> tuple[IndexFacts, dict[str, Any]]:
         raise IndexFileError(f"{path} is missing: export the index again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise IndexFileError(f"{path} does not describe an index: {error!r}") from error
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()

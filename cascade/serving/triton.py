@@ -19,7 +19,7 @@ from cascade.encoding import InvalidInput
 from cascade.serving import marks
 from cascade.serving.runtime import Array
 from cascade.serving.stages import load_stages
-from cascade.spec import Serving
+from cascade.spec import RELEASE, Serving
 
 
 class TritonPythonModel:
@@ -36,6 +36,8 @@ class TritonPythonModel:
         names = values["stages"].split(",")
         self.stage = load_stages(names, folder, serving, int(values["candidates"]))
         self.users_per_run = serving.users_per_run
+        tagged = any(output["name"] == RELEASE.name for output in config["output"])
+        self.release = int(args["model_version"]) if tagged else None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         marks.mark(marks.START)
@@ -76,6 +78,9 @@ class TritonPythonModel:
                 pb_utils.Tensor(name, output[start:stop])
                 for name, output in zip(self.stage.outputs, outputs, strict=True)
             ]
+            if self.release is not None:
+                releases = np.full((stop - start, 1), self.release, np.int64)
+                tensors.append(pb_utils.Tensor(RELEASE.name, releases))
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop
         marks.mark("answer")

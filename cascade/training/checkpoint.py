@@ -6,7 +6,6 @@ A finished model is `weights.safetensors` + `checkpoint.json`; an unfinished one
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -14,12 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cascade.files import plain, sha256, write_json
 from cascade.models import build
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
@@ -71,11 +70,7 @@ def describe(folder: Path) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """Identifies the weights of a finished model, for those that are trained from it."""
-    sha = hashlib.sha256()
-    with (folder / "weights.safetensors").open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()[:16]
+    return sha256(folder / "weights.safetensors")[:16]
 
 
 def load(folder: Path, schema: Schema) -> Scorer:
@@ -139,7 +134,7 @@ def save_resume(
                     numbers.append((number, index, key, value))
     optimizer_state = {"groups": groups, "numbers": numbers}
     content = {"made_from": made_from, "progress": progress, "optimizers": optimizer_state}
-    metadata = {key: json.dumps(value, default=_plain) for key, value in content.items()}
+    metadata = {key: json.dumps(value, default=plain) for key, value in content.items()}
     _save_tensors(folder / "resume.safetensors", tensors, metadata)
 
 
@@ -195,19 +190,6 @@ def _check_made_from(path: Path, found: dict[str, Any], wanted: dict[str, Any]) 
 def finish(folder: Path) -> None:
     """Remove the state of a training that has ended."""
     (folder / "resume.safetensors").unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
-    os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value)} does not go into JSON")
 
 
 def _save_tensors(

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
-from cascade.spec import ENSEMBLE, RANK, STAGES, Serving, Sizes, sizes_from, stages
+from cascade.spec import ENSEMBLE, RANK, RELEASE, STAGES, Serving, Sizes, sizes_from, stages
 from clients.layout import Layout
 from export import config
 
@@ -110,9 +110,10 @@ def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs
 def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
     found = config.configs(schema, SMALL, Serving(), 1)
     for stage in stages(schema, SMALL):
+        outputs = (*stage.outputs, RELEASE) if stage.name == RANK else stage.outputs
         for declared, messages in (
             (stage.inputs, found[stage.name].input),
-            (stage.outputs, found[stage.name].output),
+            (outputs, found[stage.name].output),
         ):
             wanted = {
                 t.name: ({"BYTES": "TYPE_STRING"}.get(t.dtype, f"TYPE_{t.dtype}"), t.dims)
@@ -126,6 +127,7 @@ def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
     assert tensors(found[ENSEMBLE].output) == {
         "item_ids": ("TYPE_INT64", (7,)),
         "scores": ("TYPE_FP32", (7,)),
+        "release": ("TYPE_INT64", (1,)),
     }
 
 

@@ -227,12 +227,3 @@ def test_damaged_state_is_named(tmp_path):
     shorten(tmp_path / "resume.safetensors")
     with pytest.raises(CheckpointError, match=r"resume\.safetensors is damaged.*--restart"):
         checkpoint.load_resume(tmp_path, module, [], MADE_FROM)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"x": np.float32(0.5), "n": np.int64(3)})
-    assert json.loads(path.read_text()) == {"x": 0.5, "n": 3}
-    with pytest.raises(TypeError, match="does not go into JSON"):
-        checkpoint.write_json(path, {"x": object()})
-    assert json.loads(path.read_text()) == {"x": 0.5, "n": 3}

@@ -37,7 +37,7 @@ from clients import (
     recommend,
 )
 from clients.conversation import AskConfig, AskItems, Conversation, Wait
-from clients.layout import IdFeature, Layout, recommendations
+from clients.layout import Answer, IdFeature, Layout, recommendations
 from clients.parquet import AnswerFile, UserFile
 
 ROOT = Path(__file__).parents[2]
@@ -186,16 +186,17 @@ def test_the_server_reads_what_the_user_said(users: list[dict[str, Any]]) -> Non
 def test_pads_are_cut_off_each_list() -> None:
     ids = np.array([[5, 3, -1], [8, -1, -1], [-1, -1, -1], [1, 2, 3]])
     scores = np.array([[0.5, 0.25, 0], [0.125, 0, 0], [0, 0, 0], [3, 2, 1]], np.float32)
-    found = recommendations(ids, scores, 4)
+    found = recommendations(Answer(ids, scores, np.full((4, 1), 7)), 4)
     assert [one.item_ids.tolist() for one in found] == [[5, 3], [8], [], [1, 2, 3]]
     assert [one.scores.tolist() for one in found] == [[0.5, 0.25], [0.125], [], [3, 2, 1]]
+    assert [one.release for one in found] == [7, 7, 7, 7]
 
 
 def test_an_answer_to_other_users_is_refused() -> None:
     with pytest.raises(RecommendError, match=r"\(1, 2\).* to 2 users"):
-        recommendations(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32), 2)
+        recommendations(Answer(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)), 2)
     with pytest.raises(RecommendError, match="None"):
-        recommendations(np.zeros((1, 2), np.int64), None, 1)
+        recommendations(Answer(np.zeros((1, 2), np.int64), None), 1)
 
 
 # --- conversation
@@ -241,7 +242,7 @@ class World:
         if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
             raise outcome
         ids = step.dense[:, :1].astype(np.int64) + np.arange(10)
-        return ids, np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0)
+        return Answer(ids, np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0))
 
 
 def failure(status: str, message: str = "no") -> InferenceServerException:
@@ -410,6 +411,7 @@ def test_json_output_has_the_answer_and_its_titles() -> None:
         "user": {"age": 3},
         "item_ids": [7, 8],
         "scores": [0.9, 0.1],
+        "release": None,
         "titles": ["Seven", None],
     }
 

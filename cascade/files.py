@@ -1,0 +1,84 @@
+"""Files that are whole or not there: digests, and writing that survives a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BLOCK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's content, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file such that a reader, also one after a crash, finds the old text or the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole; numbers may be NumPy's."""
+    replace_text(path, json.dumps(value, indent=1, default=plain) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """What JSON has for a number of NumPy's; for `json.dumps(default=...)`."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value)} does not go into JSON")
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a folder on one file system, and see the new name to the disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(source, target)
+    _sync(target.parent)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another name, where the file system has hard links; else a copy. Files of
+    a release are never written again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def sync(folder: Path) -> None:
+    """See a folder to the disk, with all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _sync(path)
+
+
+def content(folder: Path) -> Iterator[Path]:
+    """The files below a folder, in a fixed order."""
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
