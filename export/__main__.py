@@ -5,21 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
-from cascade import index
-from cascade.schema import SchemaError
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import default_instances
-from cascade.spec import PRERANK, RUNTIMES, TOPOLOGIES, Precision, Serving, Sizes, Weights
-from cascade.training.checkpoint import CheckpointError
-from export.foreign_inputs import ForeignError
-from export.parity import ParityError
-from export.release import Export
-from export.variants import GuardError
-
-EXPECTED = (ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError)
-BATCH_USERS = 8  # on a CPU: a larger batch gains little and makes all of it wait
+from export import arguments
 
 
 def main() -> None:
@@ -28,74 +15,13 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--repository", type=Path, required=True)
     parser.add_argument("--version", type=int, default=1, help="release number [%(default)s]")
-    parser.add_argument("--preranker", default=PRERANK, help="checkpoint to prerank with")
-    parser.add_argument(
-        "--index", help="[auto; exact on cuda]", choices=("auto", "exact", *index.KINDS)
-    )
-    parser.add_argument(
-        "--row-order",
-        choices=("index", "catalogue"),
-        default="index",
-        help="of the item states: near items side by side, or as they come [%(default)s]",
-    )
-    parser.add_argument(
-        "--retrieve-from",
-        type=Path,
-        metavar="REPOSITORY",
-        help="take the tower, the index and the order of the rows of this export",
-    )
-    parser.add_argument("--recall", type=float, default=0.95, help="target at the candidates")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="onnx")
-    parser.add_argument("--cuda-graphs", action="store_true", help="replay recorded launches")
-    parser.add_argument("--half", action="store_true", help="let TensorRT compute in float16")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--topology", choices=TOPOLOGIES, default=Serving.topology)
-    parser.add_argument("--state", choices=("auto", *get_args(Precision)), default="auto")
-    parser.add_argument("--weights", choices=("auto", *get_args(Weights)), default="auto")
-    parser.add_argument("--instances", type=int, help="of each process [by the cores here]")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads per process")
-    parser.add_argument("--users-per-run", type=int, help="users computed at once [measured]")
-    parser.add_argument("--max-batch-size", type=int, default=Serving.max_batch_size)
-    parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
-    parser.add_argument("--batch-users", type=int, help="that close a batch [8; any on cuda]")
-    parser.add_argument("--max-queue-size", type=int, default=Serving.max_queue_size)
-    for name, size in vars(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")
-    parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see export/surgery.py)")
-    parser.add_argument("--preranker-onnx", type=Path, help="prerank with this flat ONNX file")
-    parser.add_argument("--preranker-inputs", type=Path, help="its inputs, as JSON")
+    arguments.add(parser)
     args = parser.parse_args()
-    if (args.ranker_onnx is None) != (args.inputs is None):
-        parser.error("--ranker-onnx and --inputs go together")
-    if (args.preranker_onnx is None) != (args.preranker_inputs is None):
-        parser.error("--preranker-onnx and --preranker-inputs go together")
-    if (args.ranker_onnx or args.preranker_onnx) and args.runtime not in ("onnx", "tensorrt"):
-        parser.error("a third-party ONNX file is served by --runtime onnx or tensorrt")
-    if args.batch_users is None:
-        args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
-    if args.index is None:
-        args.index = "exact" if args.device == "cuda" else "auto"
-    serving = Serving(
-        instances=args.instances or default_instances(args.topology),
-        runtime=args.runtime,
-        device=args.device,
-        max_batch_size=args.max_batch_size,
-        queue_delay_us=args.queue_delay_us,
-        batch_users=args.batch_users,
-        max_queue_size=args.max_queue_size,
-        topology=args.topology,
-        threads=args.threads,
-        cuda_graphs=args.cuda_graphs,
-        half=args.half,
-        users_per_run=args.users_per_run or 0,
-    )
-    sizes = Sizes(args.candidates, args.survivors, args.results)
-    Export(args, sizes, serving).run()
+    arguments.export_of(parser, args, args.repository, args.version).run()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except EXPECTED as error:
+    except arguments.EXPECTED as error:
         sys.exit(f"error: {error}")

@@ -74,7 +74,7 @@ def export(
         _quantise(path)
     model = onnx.load(str(path), load_external_data=False)
     for name, value in description.mapped.items():
-        _point_at(model, name, value)
+        point_at(model, name, value)
     for key in ("stage", "schema_hash"):
         model.metadata_props.add(key=key, value=getattr(description, key))
     onnx.save(model, str(path))
@@ -122,7 +122,7 @@ def _save_large(program: torch.onnx.ONNXProgram, path: Path) -> None:
     )
 
 
-def _point_at(model: onnx.ModelProto, name: str, value: Mapped) -> None:
+def point_at(model: onnx.ModelProto, name: str, value: Mapped) -> None:
     """Replace an initialiser's values by a reference to a whole file."""
     found = [tensor for tensor in model.graph.initializer if tensor.name == name]
     if len(found) != 1:

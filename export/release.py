@@ -14,6 +14,7 @@ import torch
 from cascade import index
 from cascade.data.parts import matrix
 from cascade.encoding import Encoder
+from cascade.files import write_json
 from cascade.models.scorer import Scorer
 from cascade.serving import exact
 from cascade.serving.pipeline import RELEASE_FILE
@@ -35,6 +36,7 @@ from cascade.training.bundle import HELD_OUT_FILE
 from export import batching, config, parity, retrieval, surgery, variants
 from export.foreign import Foreign
 from export.guard import Verdict
+from export.manifest import seal
 from export.stage_files import Catalogue, Variant, write_scoring, write_tower
 from export.variants import GUARD_USERS
 
@@ -98,10 +100,11 @@ class Export:
             "parity": [vars(p) for p in self.parities],
             "parity_max_abs": max(p.max_abs for p in self.parities if not p.quantised),
         }
-        checkpoint.write_json(manifest, release)
+        write_json(manifest, release)
         if self.args.users_per_run is None:
             release["users_per_run"] = self._users_per_run()
-            checkpoint.write_json(manifest, release)
+            write_json(manifest, release)
+        seal(repository, version, self._raw_users())
         print(f"exported release {version} of {len(self.items):,} items to {repository}")
 
     @property
@@ -131,6 +134,8 @@ class Export:
         print(f"index {found}")
         file = exact.FILE if exact.present(folder) else index.FILE
         return {
+            "checkpoint": RETRIEVE,
+            "digest": checkpoint.digest(self.args.checkpoints / RETRIEVE),
             "index": found.facts,
             "bytes_per_item": _size(folder / file, self.items),
             "metrics": _metrics(self.args.checkpoints / RETRIEVE),
@@ -180,6 +185,7 @@ class Export:
         self._compare(stage.name, module, folder, stage.inputs[-1].dims[0], quantised)
         return {
             "checkpoint": source,
+            "digest": checkpoint.digest(self.args.checkpoints / source),
             "variant": vars(variant),
             "bytes_per_item": _size(folder / "item_state.bin", self.items),
             "metrics": _metrics(self.args.checkpoints / source),

@@ -6,18 +6,17 @@ The files of the stages are linked, not copied; config.pbtxt and model.py are wr
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from cascade.files import link, write_json
 from cascade.schema import Schema
 from cascade.serving.pipeline import RELEASE_FILE, newest_version, read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.serving.threads import default_instances
 from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, Serving, sizes_from, stage_path
-from cascade.training.checkpoint import write_json
 from export import config
 
 
@@ -34,8 +33,7 @@ def rewire(source: Path, target: Path, serving: Serving) -> None:
     release = read_release(source, version)
     folders = {name: source / stage_path(release["topology"], name, version) for name in STAGES}
     schema = Schema.load(folders[RETRIEVE] / "schema.json")
-    measured = release.get("users_per_run", {})
-    runs = {} if serving.users_per_run else {m: found["chosen"] for m, found in measured.items()}
+    runs = config.runs_of(release, serving)
     config.write(target, schema, sizes_from(release["sizes"]), serving, version, runs)
     for name, folder in folders.items():
         _link(folder, target / stage_path(serving.topology, name, version))
@@ -57,13 +55,9 @@ def _link(source: Path, target: Path) -> None:
     for file in source.rglob("*"):
         if not file.is_file() or file.name == "model.py":
             continue
-        link = target / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        try:
-            os.link(file, link)
-        except OSError:
-            shutil.copyfile(file, link)
+        name = target / file.relative_to(source)
+        name.unlink(missing_ok=True)
+        link(file, name)
 
 
 def main() -> None:

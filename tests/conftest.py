@@ -104,7 +104,7 @@ def _word(feature: Feature, code: int) -> bytes:
     return b"" if code < 0 else f"{feature.name}-{code}".encode()
 
 
-def _table(schema: Schema, side: Side, dense: Any, categorical: Any) -> pa.Table:
+def table_of(schema: Schema, side: Side, dense: Any, categorical: Any) -> pa.Table:
     columns = {f.name: dense[:, i] for i, f in enumerate(schema.dense(side))}
     columns |= {
         f.name: [value.decode() for value in categorical[:, i]]
@@ -128,13 +128,13 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
     schema = encoder.schema
     folder.mkdir()
     encoder.save(folder)
-    items = _table(schema, "item", *raw_rows(schema, "item", plan.items, random))
+    items = table_of(schema, "item", *raw_rows(schema, "item", plan.items, random))
     dense, ids = encoder.encode_table("item", items)
     item_ids = FIRST_ITEM_ID + ITEM_ID_STEP * np.arange(plan.items)
     lists = {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
     pq.write_table(pa.table({"item_id": item_ids, **lists}), folder / "catalogue.parquet")
     users = raw_rows(schema, "user", plan.users, random)
-    table = _table(schema, "user", *users)
+    table = table_of(schema, "user", *users)
     pq.write_table(table, folder / "users.parquet")
     lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, table))
     (folder / "users.jsonl").write_text("".join(lines))

@@ -184,6 +184,13 @@ def save(vectors: Floats, folder: Path, schema_hash: str) -> None:
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def vectors(folder: Path) -> Floats:
+    """What `save` wrote: float16 [N, D], mapped."""
+    facts = json.loads((folder / FACTS).read_text())
+    mapped: Floats = np.memmap(folder / FILE, DTYPE, "r", shape=(facts["items"], facts["width"]))
+    return mapped
+
+
 def remove(folder: Path) -> None:
     """Make room for another index: a folder that holds both retrieves exactly."""
     for name in (FACTS, FILE):

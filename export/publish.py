@@ -1,0 +1,37 @@
+"""`python -m export.publish --repository DIR --url HOST:PORT --checkpoints DIR`: the next release.
+
+Exports the checkpoints beside the live release (or takes an export made elsewhere, `--release`),
+loads it, asks it the canary requests, and switches. Requests keep flowing; if anything is wrong,
+the live release stays. The server has to run under explicit model control, as
+`python -m cascade.serving` starts it. Without --url only the repository changes, for a server that
+is started later. Takes all options of `python -m export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from export import arguments
+from export.command import EXPECTED, add_server, publisher, report, run
+from export.transfer import from_export
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m export.publish", description=__doc__)
+    add_server(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoints", type=Path, help="export these")
+    source.add_argument("--release", type=Path, metavar="REPOSITORY", help="take this export")
+    arguments.add(parser)
+    args = parser.parse_args()
+
+    def make(target: Path, number: int) -> None:
+        arguments.export_of(parser, args, target, number).run()
+
+    report(publisher(args).publish(from_export(args.release) if args.release else make))
+
+
+if __name__ == "__main__":
+    run(main, (*EXPECTED, *arguments.EXPECTED))

@@ -1,0 +1,220 @@
+"""The next release with the same models over another catalogue: only what changed is computed.
+
+A version folder holds, apart from what knows nothing of items, a few files with one row per item
+(states, ids, vectors) and the index. Rows of items that leave are cut out, rows of new items are
+computed by the models that the release was made of, and appended. Everything else is linked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from tqdm import tqdm
+
+from cascade import index
+from cascade.encoding import Encoder
+from cascade.files import link, write_json
+from cascade.index.refresh import RefreshError, refresh
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema
+from cascade.serving import exact
+from cascade.serving.pipeline import RELEASE_FILE, read_release
+from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
+from cascade.spec import (
+    CATALOGUE_IDS,
+    ENSEMBLE,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    STAGES,
+    Serving,
+    sizes_from,
+    stage_path,
+)
+from cascade.training import checkpoint
+from export import config, surgery
+from export.canary import Canary
+from export.manifest import seal
+from export.onnx_file import point_at
+from export.stage_files import ITEM_STATE, Catalogue, Variant, item_states, stored
+
+ROWS = 65_536  # of an item's states, copied at a time
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a catalogue.
+
+    Args:
+        keep: bool [N], which rows of the old catalogue stay.
+        added: the new items, encoded.
+    """
+
+    keep: Array
+    added: Catalogue
+
+    @property
+    def items(self) -> int:
+        """In the new catalogue."""
+        return int(self.keep.sum()) + len(self.added)
+
+
+def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
+    """An item that is added and is there already takes the place of the old one.
+
+    Raises:
+        ArtifactError: an item to be removed is not there, or one is added twice.
+    """
+    unknown = np.setdiff1d(removed, item_ids)
+    if len(unknown):
+        raise ArtifactError(
+            f"{len(unknown)} items to be removed are not in the catalogue: {unknown[:5].tolist()}"
+        )
+    if len(np.unique(added.item_ids)) != len(added):
+        raise ArtifactError("an item is added twice: each item_id may come once")
+    keep = ~np.isin(item_ids, np.concatenate((removed, added.item_ids)))
+    if not keep.sum() + len(added):
+        raise ArtifactError("nothing would be left of the catalogue")
+    return Change(keep, added)
+
+
+class Refresh:
+    """Writes a release that differs from another one in its items alone.
+
+    Args:
+        root, number: the release to start from.
+        checkpoints: what it was exported from, for the models compute the new items' states.
+
+    Raises:
+        ArtifactError: the release was exported from other checkpoints.
+    """
+
+    def __init__(self, root: Path, number: int, checkpoints: Path) -> None:
+        self.root, self.number, self.checkpoints = root, number, checkpoints
+        self.release = read_release(root, number)
+        self.encoder = Encoder.load(checkpoints)
+        self.schema: Schema = self.encoder.schema
+        self.schema.check_same(self.release["schema_hash"], f"release {number}")
+        for stage in STAGES:
+            facts = self.release["stages"][stage]
+            source, digest = facts.get("checkpoint"), facts.get("digest")
+            if source and checkpoint.digest(checkpoints / source) != digest:
+                raise ArtifactError(
+                    f"{checkpoints / source} are not the weights that {stage} of release {number} "
+                    "was exported from"
+                )
+        folder = self._folder(RANK)
+        self.item_ids = Description.load(folder).mapped[CATALOGUE_IDS].open(folder)[:, 0]
+
+    def write(self, target: Path, version: int, changed: Change) -> None:
+        """Write the release `version` into the repository `target`."""
+        topology = self.release["topology"]
+        folders = {name: target / stage_path(topology, name, version) for name in STAGES}
+        for name, folder in folders.items():
+            folder.mkdir(parents=True)
+            if name == RETRIEVE:
+                self._retrieve(folder, changed)
+            else:
+                self._score(name, folder, changed)
+        serving = Serving(**self.release["serving"])
+        runs = config.runs_of(self.release, serving)
+        sizes = sizes_from(self.release["sizes"])
+        config.write(target, self.schema, sizes, serving, version, runs)
+        front = target / ENSEMBLE / str(version)
+        titles = self.root / ENSEMBLE / str(self.number) / "titles.csv"
+        if titles.exists():
+            link(titles, front / titles.name)
+        canary = Canary.from_dict(self.release["canary"])
+        made_of = {"release": self.number, "kept": int(changed.keep.sum())}
+        made_of["added"] = len(changed.added)
+        release = {**self.release, "version": version, "items": changed.items, "made_of": made_of}
+        write_json(front / RELEASE_FILE, release)
+        seal(target, version, (canary.dense, canary.categorical))
+
+    def _folder(self, stage: str) -> Path:
+        return self.root / stage_path(self.release["topology"], stage, self.number)
+
+    def _retrieve(self, target: Path, changed: Change) -> None:
+        source = self._folder(RETRIEVE)
+        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
+        vectors = _computed(retriever, changed.added, RETRIEVE)
+        own = {index.FILE, "index.json", exact.FILE, exact.FACTS}
+        _link_others(source, target, own)
+        if exact.present(source):
+            kept = exact.vectors(source)[changed.keep]
+            exact.save(np.concatenate((kept, vectors)), target, self.schema.hash)
+            return
+        found = index.load(source, self.schema.hash, mapped=False, verify=False)
+        try:
+            index.save(refresh(found, changed.keep, vectors), target, self.schema.hash)
+        except RefreshError as error:
+            raise ArtifactError(str(error)) from error
+
+    def _score(self, stage: str, target: Path, changed: Change) -> None:
+        source = self._folder(stage)
+        description = Description.load(source)
+        own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
+        _link_others(source, target, own)
+        mapped = {}
+        for name, value in description.mapped.items():
+            mapped[name] = replace(value, shape=(changed.items, *value.shape[1:]))
+            rows = self._rows(stage, name, value, changed.added)
+            _splice(value.open(source), changed.keep, rows, target / value.file)
+        replace(description, mapped=mapped).save(target)
+        model = onnx.load(str(source / ONNX_FILE), load_external_data=False)
+        for name, value in mapped.items():
+            point_at(model, name, value)
+        onnx.save(model, str(target / ONNX_FILE))
+
+    def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
+        """[n, V]: what a mapped file holds of new items."""
+        plain = {
+            CATALOGUE_IDS: items.item_ids[:, None],
+            surgery.TABLES["item_dense"]: items.dense,
+            surgery.TABLES["item_ids"]: items.ids,
+        }
+        if name != ITEM_STATE:
+            return plain[name].astype(value.dtype)
+        facts = self.release["stages"][stage]
+        variant = Variant(**facts["variant"])
+        sizes = self.release["sizes"]
+        k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
+        scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)
+        states = _computed(variant.applied(scorer, k), items, stage)
+        scale = None
+        if variant.state == "int8":
+            traced = torch.jit.load(str(self._folder(stage) / TORCH_FILE))  # type: ignore[no-untyped-call]
+            scale = dict(traced.named_buffers())["item_scale"].numpy()
+        return stored(states, variant.state, scale)
+
+
+def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:
+    """`item` of the new items, [n, V]."""
+    parts = [*item_states(scorer, items, name)]
+    return np.concatenate(parts) if parts else np.zeros((0, scorer.item_width), np.float32)
+
+
+def _splice(rows: Array, keep: Array, added: Array, path: Path) -> None:
+    """Write the rows that are kept, and the new ones behind them."""
+    with (
+        path.open("wb") as file,
+        tqdm(total=len(rows), desc=path.name, unit=" items", unit_scale=True, leave=False) as bar,
+    ):
+        for start in range(0, len(rows), ROWS):
+            part = slice(start, start + ROWS)
+            kept = rows[part] if keep[part].all() else rows[part][keep[part]]
+            kept.tofile(file)
+            bar.update(len(rows[part]))
+        added.tofile(file)
+
+
+def _link_others(source: Path, target: Path, own: set[str]) -> None:
+    """All files of a stage that know nothing of items."""
+    for path in source.rglob("*"):
+        name = path.relative_to(source)
+        if path.is_file() and name.name not in own and "__pycache__" not in name.parts:
+            link(path, target / name)

@@ -1,0 +1,29 @@
+"""A release that was exported elsewhere: on the machine that trains, or into another repository."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cascade.files import write_json
+from cascade.serving.pipeline import RELEASE_FILE, newest_version, read_release
+from cascade.spec import ENSEMBLE, TOPOLOGIES
+from export.publishing import Make
+
+
+def from_export(source: Path) -> Make:
+    """Copy the newest release of another repository, whatever its number is there."""
+
+    def make(target: Path, number: int) -> None:
+        version = newest_version(source)
+        release = read_release(source, version)
+        for model in {*TOPOLOGIES[release["topology"]], ENSEMBLE}:
+            shutil.copytree(
+                source / model / str(version),
+                target / model / str(number),
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        manifest = target / ENSEMBLE / str(number) / RELEASE_FILE
+        write_json(manifest, {**release, "version": number})
+
+    return make

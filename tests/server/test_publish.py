@@ -1,0 +1,174 @@
+"""Releases on the real server, under load: no request fails, none is answered by two releases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.serving.launcher import Server
+from clients import Recommender
+from export.control import Control, ControlError
+from export.live import Repository
+from export.publishing import STEPS, Publisher, PublishError
+from export.transfer import from_export
+from tests.conftest import Cascade
+
+USERS = 12
+MODELS = ("retrieve", "prerank", "rank", "recommend")
+
+
+@dataclass
+class Load:
+    """Threads that ask all the time, and compare each answer with what its release would say."""
+
+    url: str
+    users: list[dict[str, Any]]
+    expected: dict[int, Any]
+    answers: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+    def __enter__(self) -> Load:
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(4)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, turn: int) -> None:
+        with Recommender(self.url, deadline_s=20) as client:
+            while not self._over.is_set():
+                user = turn % USERS
+                turn += 1
+                try:
+                    answer = client.recommend(self.users[user])
+                except Exception as error:
+                    self.wrong.append(repr(error))
+                    continue
+                assert answer.release is not None
+                ids, scores = (x[user] for x in self.expected[answer.release])
+                if not np.allclose(answer.scores, scores, atol=1e-5):
+                    self.wrong.append(f"release {answer.release}: {answer.item_ids}, not {ids}")
+                self.answers += 1
+                self.seen.add(answer.release)
+
+
+@dataclass
+class Site:
+    """A repository with a first release, and the server on it."""
+
+    repository: Repository
+    server: Server
+    exports: tuple[Cascade, Cascade]
+
+    def publisher(self) -> Publisher:
+        return Publisher(self.repository, Control(self.server.url), say=lambda line: None)
+
+    def load(self) -> Load:
+        """Odd releases come from the first export, even ones from the second."""
+        first = self.exports[0]
+        answers = [first.ask(cascade.pipeline(), stop=USERS) for cascade in self.exports]
+        expected = {number: answers[(number + 1) % 2] for number in range(1, 30)}
+        return Load(self.server.url, self.exports[0].users[:USERS], expected)
+
+
+@pytest.fixture(scope="module")
+def site(
+    criteo: Cascade, make_cascade: Callable[..., Cascade], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    other = make_cascade(seed=1)
+    repository = Repository(tmp_path_factory.mktemp("site") / "repository")
+    Publisher(repository, say=lambda line: None).publish(from_export(criteo.repository))
+    with Server(repository.root, models=MODELS) as server:
+        yield Site(repository, server, (criteo, other))
+
+
+def test_releases_come_and_go_under_load(site: Site) -> None:
+    with site.load() as load:
+        for turn in (1, 0):
+            site.publisher().publish(from_export(site.exports[turn].repository))
+        back = site.publisher().roll_back()
+    assert load.wrong == []
+    assert load.seen == {1, 2, 3}
+    assert load.answers > 20
+    assert (back.number, site.repository.live) == (2, 2)
+    assert site.publisher().roll_back(3).number == 3
+
+
+def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
+    """Its files are those of its manifest, but they are not what gave the answers in it."""
+    live = site.repository.live
+    assert live is not None
+
+    def lying(target: Path, number: int) -> None:
+        from cascade.files import write_json
+        from cascade.serving.pipeline import read_release
+
+        from_export(site.exports[1].repository)(target, number)
+        release = read_release(target, number)
+        release["canary"]["scores"][2][0] += 0.25
+        write_json(target / "recommend" / str(number) / "release.json", release)
+
+    with (
+        site.load() as load,
+        pytest.raises(PublishError, match=r"user 2: a score differs by 0\.25"),
+    ):
+        site.publisher().publish(lying)
+    assert load.wrong == []
+    assert load.seen == {live}
+    assert site.repository.live == live
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from export.command import say
+from export.control import Control
+from export.live import Repository
+from export.publishing import Publisher
+from export.transfer import from_export
+root, url, source = sys.argv[1:]
+Publisher(Repository(Path(root)), Control(url), say=say).publish(from_export(Path(source)))
+"""
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if s in ("load", "switch", "confirm")])
+def test_a_killed_publisher_costs_nothing(site: Site, step: str) -> None:
+    live = site.repository.live
+    assert live is not None
+    source = site.exports[live % 2].repository
+    arguments = [str(site.repository.root), site.server.url, str(source)]
+    command = [sys.executable, "-c", DRIVER, *arguments]
+    with site.load() as load:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publisher:
+            assert publisher.stdout is not None
+            for line in publisher.stdout:
+                if line.split()[1] == step:
+                    os.kill(publisher.pid, signal.SIGKILL)
+        assert publisher.returncode == -signal.SIGKILL
+        now = site.repository.live
+        assert now in (live, live + 1)
+        site.publisher().publish(from_export(site.exports[now % 2].repository))
+    assert load.wrong == []
+    assert site.repository.live == now + 1
+    assert Control(site.server.url).release() == now + 1
+
+
+def test_without_a_server_the_message_says_what_to_do(site: Site) -> None:
+    with pytest.raises(ControlError, match=r"no server answers at 127\.0\.0\.1:1 .*without --url"):
+        Publisher(site.repository, Control("127.0.0.1:1"), say=lambda line: None).roll_back()
