@@ -1,0 +1,171 @@
+"""`python -m cascade.evaluation.ctr --log FILE`: which of two releases is clicked more.
+
+The log is a Parquet file with a row for each item that was shown: `release`, `user` and `clicked`
+(0 or 1). Releases are split by user, and the impressions of one user are alike; so the variance is
+that of a ratio of sums over users (Deng, Knoblich and Lu, "Applying the Delta Method in Metric
+Analytics", KDD 2018), and not that of independent impressions, which would promise too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMNS = ("release", "user", "clicked")
+
+
+class LogError(ValueError):
+    """A log that no comparison can be made from."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The click-through rate of one release.
+
+    Args:
+        variance: of `ctr`, over users.
+    """
+
+    release: int
+    users: int
+    impressions: int
+    clicks: int
+    ctr: float
+    variance: float
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Where the true rate lies with that confidence."""
+        half = _quantile(confidence) * self.variance**0.5
+        return self.ctr - half, self.ctr + half
+
+
+@dataclass(frozen=True)
+class Lift:
+    """A release over another one: (new - old) / old, and where that lies."""
+
+    old: int
+    new: int
+    lift: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval excludes that there is no difference."""
+        return self.low > 0 or self.high < 0
+
+
+def rate(
+    release: int, impressions: npt.NDArray[np.float64], clicks: npt.NDArray[np.float64]
+) -> Rate:
+    """Of one release, from the sums of its users, [U] each."""
+    users, ctr = len(impressions), clicks.sum() / impressions.sum()
+    residuals = clicks - ctr * impressions
+    variance = float((residuals**2).sum() / max(1, users - 1) / users / impressions.mean() ** 2)
+    return Rate(
+        release, users, int(impressions.sum()), int(clicks.sum()), float(ctr), float(variance)
+    )
+
+
+def read(path: Path) -> list[Rate]:
+    """The rates of all releases in a log, by number.
+
+    Raises:
+        LogError: the file or a column is missing, or a click is neither 0 nor 1.
+    """
+    if not path.exists():
+        raise LogError(f"there is no file {path}")
+    table = pq.read_table(path)
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise LogError(f"{path} lacks the columns {missing}; a log has {', '.join(COLUMNS)}")
+    clicked = table["clicked"].cast(pa.int64()).to_numpy()
+    if not np.isin(clicked, (0, 1)).all():
+        raise LogError(f"{path}: clicked is {np.setdiff1d(clicked, (0, 1))[:3]}; expected 0 or 1")
+    sums = (
+        table.set_column(table.column_names.index("clicked"), "clicked", pa.array(clicked))
+        .group_by(["release", "user"])
+        .aggregate([("clicked", "count"), ("clicked", "sum")])
+    )
+    release = sums["release"].to_numpy()
+    shown, clicks = (sums[f"clicked_{name}"].to_numpy().astype(float) for name in ("count", "sum"))
+    return [rate(int(r), shown[release == r], clicks[release == r]) for r in np.unique(release)]
+
+
+def lift(old: Rate, new: Rate, confidence: float) -> Lift:
+    """How much more `new` is clicked than `old`, relative; the delta method for a ratio.
+
+    Raises:
+        LogError: nothing of `old` was clicked.
+    """
+    if not old.clicks:
+        raise LogError(f"nothing of release {old.release} was clicked: there is no lift over it")
+    ratio = new.ctr / old.ctr
+    variance = new.variance / old.ctr**2 + ratio**2 * old.variance / old.ctr**2
+    half = _quantile(confidence) * variance**0.5
+    return Lift(old.release, new.release, ratio - 1, ratio - 1 - half, ratio - 1 + half)
+
+
+def report(rates: list[Rate], confidence: float) -> str:
+    """A table, and a sentence for each release after the first."""
+    lines = [f"{'release':>7}{'users':>10}{'shown':>12}{'clicks':>10}{'CTR':>10}  {confidence:.0%}"]
+    for found in rates:
+        low, high = found.interval(confidence)
+        lines.append(
+            f"{found.release:7}{found.users:10,}{found.impressions:12,}{found.clicks:10,}"
+            f"{found.ctr:10.5f}  {low:.5f} to {high:.5f}"
+        )
+    for new in rates[1:]:
+        found_lift = lift(rates[0], new, confidence)
+        verdict = "" if found_lift.certain else ": no difference can be told"
+        lines.append(
+            f"release {new.release} over {rates[0].release}: {found_lift.lift:+.2%} "
+            f"({found_lift.low:+.2%} to {found_lift.high:+.2%}){verdict}"
+        )
+    return "\n".join(lines)
+
+
+def draw(rates: list[Rate], confidence: float, path: Path) -> None:
+    """The rates with their intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    half = [_quantile(confidence) * found.variance**0.5 for found in rates]
+    names = [f"release {found.release}" for found in rates]
+    axes.errorbar(names, [found.ctr for found in rates], half, fmt="o", capsize=6)
+    axes.margins(x=0.3)
+    axes.set(ylabel="click-through rate", title=f"Clicks by release, {confidence:.0%} intervals")
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def _quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m cascade.evaluation.ctr", description=__doc__)
+    parser.add_argument("--log", type=Path, required=True, help="Parquet: release, user, clicked")
+    parser.add_argument("--confidence", type=float, default=0.95)
+    parser.add_argument("--plot", type=Path, help="file for the picture (.png)")
+    args = parser.parse_args()
+    rates = read(args.log)
+    print(report(rates, args.confidence))
+    if args.plot:
+        draw(rates, args.confidence, args.plot)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except LogError as error:
+        sys.exit(f"error: {error}")
