@@ -5,11 +5,12 @@ DATA ?= synthetic
 DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
+RESILIENCE ?=
 ROWS ?= ../shared/data/criteo-kaggle-10k/train.txt
 BIN := .venv/bin
 SHELL := /bin/bash -o pipefail
 
-.PHONY: demo test lint serve perf clean
+.PHONY: demo test lint serve perf resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
@@ -30,6 +31,10 @@ serve: .venv/ready
 perf: .venv/ready
 	@mkdir -p build/perf
 	$(BIN)/python -m perf.suite --out build/perf --device $(DEVICE) --rows $(ROWS) | tee build/perf/output.txt
+
+resilience: .venv/ready
+	@mkdir -p build/resilience
+	$(BIN)/python -m perf.resilience --out build/resilience $(RESILIENCE) | tee build/resilience/output.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

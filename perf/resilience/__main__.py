@@ -1,0 +1,56 @@
+"""`python -m perf.resilience --out DIR`: releases, faults, filters on the real server.
+
+Each case prints a table of what it did and saw; OUT/summary.json has the figures. Ends with an
+error where something was lost or wrong; figures of time are reported and do not fail it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+from perf.claims import RESILIENCE, verdicts
+from perf.commands import heading
+from perf.resilience import catalogue, releases
+
+CASES = {"releases": releases.run, "catalogue": catalogue.run}
+MUST_HOLD = ("=",)  # what is lost or wrong; a time may have an excuse
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.resilience", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/resilience"))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
+    parser.add_argument("--thorough", action="store_true", help="large catalogues, long runs")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    for name in args.cases:
+        began = time.monotonic()
+        work = args.out / "work" / name
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        summary |= CASES[name](work, args.thorough)
+        shutil.rmtree(work)
+        summary[f"{name}_s"] = round(time.monotonic() - began, 1)
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+    heading(f"summary ({path})")
+    print(verdicts(summary, RESILIENCE))
+    wrong = [
+        claim.key
+        for claim in RESILIENCE
+        if claim.relation in MUST_HOLD
+        and claim.key in summary
+        and not claim.holds(summary[claim.key])
+    ]
+    if wrong:
+        raise SystemExit(f"something was lost or wrong: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Releases under load: twenty in a row, back again, and publishers killed in every step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cascade.serving.launcher import Server
+from cascade.serving.pipeline import Pipeline, read_release
+from cascade.serving.runtime import Array
+from cascade.spec import Serving
+from export.canary import Canary
+from export.control import Control
+from export.live import Repository
+from export.manifest import verify
+from export.publishing import STEPS, Publisher
+from export.transfer import from_export
+from perf import payload
+from perf.artifacts import features_of
+from perf.commands import heading
+from perf.commands import run as command
+from perf.resilience.traffic import Traffic
+from perf.table import table
+
+RELEASES, ROLLBACKS = 20, 4
+ITEMS, THOROUGH_ITEMS = 20_000, 200_000
+EXPORT = [
+    "--index",
+    "ivfsq8",
+    "--state",
+    "float16",
+    "--weights",
+    "float32",
+    "--users-per-run",
+    "8",
+    "--instances",
+    "1",
+]
+USERS = 512
+QUIET_S = 6.0  # of load before anything is published
+DRIVER = """
+import sys
+from pathlib import Path
+from export.command import say
+from export.canary import Canary
+from export.control import Control
+from export.live import Repository
+from export.publishing import Publisher
+from export.transfer import from_export
+root, url, source = sys.argv[1:]
+Publisher(Repository(Path(root)), Control(url), say=say).publish(from_export(Path(source)))
+"""
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Two exports of different models for the same requests.
+
+    Args:
+        sources: their repositories; release n comes from the one at n modulo 2.
+        users: JSON lines. expected: what both say in process, for `traffic`.
+    """
+
+    sources: tuple[Path, Path]
+    users: Path
+    expected: Path
+
+    def source(self, number: int) -> Path:
+        return self.sources[number % 2]
+
+    @classmethod
+    def make(cls, work: Path, items: int) -> Exports:
+        """Draw and export them."""
+        sources = work / "even" / "repository", work / "odd" / "repository"
+        for seed, source in enumerate(sources):
+            checkpoints = source.parent / "checkpoints"
+            size = ("--items", items, "--ranker", "small", "--users", USERS, "--seed", seed)
+            command("perf.fixture", *size, "--out", checkpoints)
+            command("export", "--checkpoints", checkpoints, "--repository", source, *EXPORT)
+        users = sources[0].parent / "checkpoints" / "users.jsonl"
+        sent = payload.load(users, features_of(sources[0]))
+        answers = [_answers(source, sent.dense, sent.categorical) for source in sources]
+        ids, scores = (np.stack(part) for part in zip(*answers, strict=True))
+        np.savez(work / "expected.npz", item_ids=ids, scores=scores)
+        return cls(sources, users, work / "expected.npz")
+
+
+def _answers(repository: Path, dense: Array, categorical: Array) -> tuple[Array, Array]:
+    pipeline = Pipeline.load(repository, serving=Serving(threads=1))
+    parts = [pipeline(dense[i : i + 8], categorical[i : i + 8]) for i in range(0, len(dense), 8)]
+    ids, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return ids, scores
+
+
+@dataclass(frozen=True)
+class Site:
+    """A repository and the server on it."""
+
+    repository: Repository
+    server: Server
+    exports: Exports
+
+    def publisher(self) -> Publisher:
+        return Publisher(self.repository, Control(self.server.url), say=lambda line: None)
+
+    @property
+    def live(self) -> int:
+        assert self.repository.live is not None
+        return self.repository.live
+
+
+@contextmanager
+def site(work: Path, exports: Exports) -> Iterator[Site]:
+    """The first release, served."""
+    repository = Repository(work / "live")
+    Publisher(repository, say=lambda line: None).publish(from_export(exports.source(1)))
+    with Server(repository.root, models=[*repository.members(), "recommend"]) as server:
+        yield Site(repository, server, exports)
+
+
+def run(work: Path, thorough: bool) -> dict[str, float]:
+    """All of it -> the keys of the summary."""
+    exports = Exports.make(work, THOROUGH_ITEMS if thorough else ITEMS)
+    with site(work, exports) as place:
+        return {**_in_a_row(place, work), **_killed(place)}
+
+
+def _in_a_row(place: Site, work: Path) -> dict[str, float]:
+    """Publish and go back under load, and look at every answer."""
+    heading(f"{RELEASES} releases in a row, {ROLLBACKS} steps back and forth, 8 in flight")
+    switches_ms, backs_ms = [], []
+    with Traffic(
+        place.server.url, place.exports.users, place.exports.expected, work / "trace.npz"
+    ) as traffic:
+        time.sleep(1)  # the first requests of every client
+        began = time.monotonic_ns()
+        time.sleep(QUIET_S)
+        quiet = time.monotonic_ns()
+        for _ in tqdm(range(RELEASES), desc="releases"):
+            made = place.publisher().publish(from_export(place.exports.source(place.live + 1)))
+            switches_ms.append(made.switch_ms or 0.0)
+        published = time.monotonic_ns()
+        for _ in range(ROLLBACKS):
+            one, other = place.repository.loaded()
+            back = place.publisher().roll_back(one if place.live == other else other)
+            backs_ms.append(back.switch_ms or 0.0)
+    trace = traffic.trace
+    before, during = trace.p99_ms(began, quiet), trace.p99_ms(quiet, published)
+    seen = [int(number) for number in np.unique(trace.release[trace.release > 0])]
+    rows = [
+        ["answers", f"{len(trace.release):,}"],
+        ["releases that answered", f"{len(seen)} (1 to {max(seen)})"],
+        ["failed", str(trace.failed)],
+        ["of no release", str(trace.mixed)],
+        ["seconds per release", f"{(published - quiet) / 1e9 / RELEASES:.1f}"],
+        ["switch ms, median and longest", f"{np.median(switches_ms):.1f} / {max(switches_ms):.1f}"],
+        ["the same, rolling back", f"{np.median(backs_ms):.1f} / {max(backs_ms):.1f}"],
+        ["p99 ms before and while publishing", f"{before:.1f} / {during:.1f}"],
+    ]
+    print(table(["under load", "found"], rows))
+    return {
+        "releases": RELEASES,
+        "release_failed": trace.failed,
+        "release_mixed": trace.mixed,
+        "switch_ms_max": max(switches_ms + backs_ms),
+        "release_p99_ratio": during / before,
+    }
+
+
+def _killed(place: Site) -> dict[str, float]:
+    """kill -9 in every step; the next publisher has to cope, the server must not notice."""
+    heading("publishers killed with SIGKILL in every step")
+    rows, survived = [], 0
+    for step in tqdm(STEPS, desc="kills"):
+        before = place.live
+        _kill_in(step, place)
+        after = place.live
+        try:
+            verify(place.repository.root, after)
+            answered = _answers_as(place, {before, after})
+            made = place.publisher().publish(from_export(place.exports.source(after + 1)))
+            right = answered and _answers_as(place, {made.number})
+            left = [*place.repository.leftovers()]
+            outcome = "whole" if right and not left else f"left {left}, right {right}"
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error}"
+        survived += outcome == "whole"
+        rows.append([step, str(before), str(after), str(place.live), outcome])
+    print(table(["killed in", "live before", "after", "next publisher", "outcome"], rows))
+    return {"publisher_kills": len(STEPS), "publisher_kills_survived": survived / len(STEPS)}
+
+
+def _kill_in(step: str, place: Site) -> None:
+    source = str(place.exports.source(place.live + 1))
+    arguments = [str(place.repository.root), place.server.url, source]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split()[1] == step:
+            time.sleep(0.05)  # into the step
+            os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answers_as(place: Site, numbers: set[int]) -> bool:
+    """Whether the server answers the canary requests of one of these releases, and says which."""
+    control = Control(place.server.url)
+    known = Canary.from_dict(read_release(place.repository.root, place.live)["canary"])
+    users = {"dense": known.dense, "categorical": known.categorical}
+    answer = control.ask("recommend", None, users)
+    release = int(answer["release"][0, 0])
+    if release not in numbers:
+        return False
+    expected = Canary.from_dict(read_release(place.repository.root, release)["canary"])
+    return not [*expected.differences(answer["item_ids"], answer["scores"])]
