@@ -12,8 +12,9 @@ from cascade.serving.runtime import ArtifactError
 from export.control import Control, ControlError
 from export.live import BusyError, Repository
 from export.publishing import Published, Publisher, PublishError
+from export.trial import TrialError
 
-EXPECTED = (ArtifactError, BusyError, ControlError, PublishError, SchemaError)
+EXPECTED = (ArtifactError, BusyError, ControlError, PublishError, SchemaError, TrialError)
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:

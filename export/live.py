@@ -34,6 +34,8 @@ from export import config
 
 PENDING_FILE = "pending"  # beside release.json, until a release has been live
 STAGED = "staged-"  # not a number, so the server takes no notice of it
+CHALLENGER = "recommend_b"  # what a share of the users is sent to
+SHARE = "challenger_share"  # parameter of `recommend` that tells the clients
 NEXT = "recommend_next"  # where one process is the whole cascade: the name it is tried under
 
 
@@ -105,6 +107,10 @@ class Repository:
         """Move a release from its staging folder to where the server looks. Its manifest comes
         last: until then, and after a kill, it is none."""
         staged = self.staging(number)
+        for program in staged.glob(f"*/{number}/model.py"):
+            # In the way of Python's bytecode: the server would take a version that gets a file
+            # after it was loaded for a changed one, and load it again in the middle of the switch.
+            (program.parent / "__pycache__").touch()
         (staged / ENSEMBLE / str(number) / PENDING_FILE).touch()
         for folder in sorted(staged.glob(f"*/{number}"), key=lambda f: f.parent.name == ENSEMBLE):
             move(folder, self.root / folder.parent.name / str(number))
@@ -116,9 +122,34 @@ class Repository:
             if name != ENSEMBLE:
                 self._write(name, found, loaded)
 
-    def pin(self, number: int) -> None:
-        """Make a release the one that `recommend` answers with, from its next load on."""
-        self._write(ENSEMBLE, configs_of(self.root, number)[ENSEMBLE], [number])
+    def pin(self, number: int, share: float | None = None) -> None:
+        """Make a release the one that `recommend` answers with, from its next load on.
+
+        Args:
+            share: of the users whom the clients send to the challenger.
+        """
+        found = configs_of(self.root, number)[ENSEMBLE]
+        if share is not None:
+            found.parameters[SHARE].string_value = f"{share:g}"
+        self._write(ENSEMBLE, found, [number])
+
+    @property
+    def split(self) -> float:
+        """The challenger's share of the users; 0 where there is none."""
+        path = self.root / ENSEMBLE / "config.pbtxt"
+        found = config.read(path).parameters if path.exists() else {}
+        return float(found[SHARE].string_value) if SHARE in found else 0.0
+
+    def alias(self, name: str, number: int) -> None:
+        """Make `recommend` of some release a model of another name, with one process where it is
+        one itself."""
+        found = configs_of(self.root, number)[ENSEMBLE]
+        found.name = name
+        del found.instance_group[1:]
+        shutil.rmtree(self.root / name, ignore_errors=True)
+        (self.root / name).mkdir()
+        (self.root / name / str(number)).symlink_to(self.folder(number).resolve())
+        self._write(name, found, [number])
 
     def settle(self, number: int) -> None:
         """Note that a release has been live."""
@@ -138,8 +169,8 @@ class Repository:
             for folder in (self.root / member).glob("[0-9]*"):
                 if int(folder.name) not in complete:
                     yield folder
-        if (self.root / NEXT).exists():
-            yield self.root / NEXT
+        unused = (NEXT,) if self.split else (NEXT, CHALLENGER)
+        yield from (self.root / name for name in unused if (self.root / name).exists())
 
     @contextmanager
     def locked(self) -> Iterator[None]:

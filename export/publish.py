@@ -21,16 +21,18 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m export.publish", description=__doc__)
     add_server(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoints", type=Path, help="export these")
-    source.add_argument("--release", type=Path, metavar="REPOSITORY", help="take this export")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--checkpoints", type=Path, help="export these")
+    origin.add_argument("--release", type=Path, metavar="REPOSITORY", help="take this export")
+    parser.add_argument("--share", type=float, help="of the users who get it [all of them]")
     arguments.add(parser)
     args = parser.parse_args()
 
     def make(target: Path, number: int) -> None:
         arguments.export_of(parser, args, target, number).run()
 
-    report(publisher(args).publish(from_export(args.release) if args.release else make))
+    source = from_export(args.release) if args.release else make
+    report(publisher(args).publish(source, args.share))
 
 
 if __name__ == "__main__":

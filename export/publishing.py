@@ -8,22 +8,23 @@ switch had already been written down.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
-
 from cascade.files import sync
 from cascade.schema import Schema
 from cascade.serving.pipeline import read_release
-from cascade.serving.runtime import Array, ArtifactError
+from cascade.serving.runtime import ArtifactError
 from cascade.spec import ENSEMBLE, RETRIEVE, stage_path
+from export import trial
 from export.canary import Canary
 from export.control import Control, ControlError
-from export.live import NEXT, Repository, configs_of
+from export.live import CHALLENGER, Repository
 from export.manifest import verify
+from export.trial import TrialError
 
 STEPS = ("recover", "make", "check", "install", "load", "canary", "switch", "confirm", "prune")
 Make = Callable[[Path, int], None]
@@ -31,7 +32,7 @@ Make = Callable[[Path, int], None]
 
 
 class PublishError(RuntimeError):
-    """A release that was not published; what was live before still is."""
+    """Something that cannot be done with the releases that there are."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,20 @@ class Publisher:
     ) -> None:
         self.repository, self.control, self.keep, self._say = repository, control, keep, say
 
-    def publish(self, make: Make) -> Published:
+    def publish(self, make: Make, share: float | None = None) -> Published:
         """Make a release, and let the server answer with it.
+
+        Args:
+            share: of the users who get it, while the others stay with the live one; None: all.
 
         Raises:
             ArtifactError: what was made is not whole, or does not fit the repository.
             BusyError: another publisher is at work.
             ControlError: the server does not answer or cannot load it.
-            PublishError: the server answers otherwise than it should.
+            TrialError: the server answers otherwise than it should.
         """
         with self.repository.locked():
-            self._recover()
+            self.recover()
             number = (self.repository.newest or 0) + 1
             staged = self.repository.staging(number)
             try:
@@ -88,7 +92,7 @@ class Publisher:
                 self._step("install")
                 sync(staged)
                 self.repository.install(number)
-                published = self._go_live(number)
+                published = self._go_live(number) if share is None else self.split(number, share)
             except Exception:
                 self._undo(number)
                 raise
@@ -103,7 +107,7 @@ class Publisher:
             PublishError: there is no such release; otherwise as `publish`.
         """
         with self.repository.locked():
-            self._recover()
+            self.recover()
             live, kept = self.repository.live, self.repository.releases()
             if number is None:
                 loaded = self.repository.loaded() if len(self.repository.loaded()) > 1 else kept
@@ -117,7 +121,7 @@ class Publisher:
             verify(self.repository.root, number)
             return self._go_live(number)
 
-    def _recover(self) -> None:
+    def recover(self) -> None:
         """Undo what a killed publisher did not finish, or finish what it had written down."""
         self._step("recover")
         repository = self.repository
@@ -164,80 +168,93 @@ class Publisher:
                 "into a repository of its own"
             )
 
-    def _go_live(self, number: int) -> Published:
-        """Load beside the live release, try, switch, and look whether it worked."""
-        before, loaded = self.repository.live, self.repository.loaded()
+    def _load_beside(self, number: int) -> Canary:
+        """Load a release beside the live one, and ask it what its export recorded."""
+        live, loaded = self.repository.live, self.repository.loaded()
         canary = Canary.from_dict(read_release(self.repository.root, number)["canary"])
         if number not in loaded or self.control is None:
-            self._step("load", f"release {number} beside {before}")
-            both = {number} if before is None or before == number else {before, number}
+            self._step("load", f"release {number} beside {live}")
+            both = {number} if live is None else {live, number}
             self.repository.configure(number, [*both])
             self._load_members()
         self._step("canary", f"{len(canary.dense)} requests")
         if self.control:
-            _compare(canary, self._try(number, canary), f"release {number}")
+            trial.before_switch(self.repository, self.control, number, canary)
+        return canary
+
+    def _go_live(self, number: int) -> Published:
+        """Load beside the live release, try, switch, and look whether it worked."""
+        before = self.repository.live
+        canary = self._load_beside(number)
         self._step("switch", f"{before} -> {number}")
         self.repository.pin(number)
         switch_ms = self.control.load(ENSEMBLE) * 1e3 if self.control else None
         self.repository.settle(number)
         self._step("confirm")
         try:
-            self._confirm(number, canary)
-        except (ControlError, PublishError):
+            if self.control:
+                trial.after_switch(self.control, number, canary)
+        except (ControlError, TrialError):
             if before is not None:
                 self._say(f"back to release {before}")
                 self.repository.pin(before)
                 assert self.control
                 self.control.load(ENSEMBLE)
             raise
+        self._end_split()
         return Published(number, before, switch_ms)
+
+    def split(self, number: int, share: float) -> Published:
+        """Let a share of the users have a release, while the others stay with the live one. Whose
+        turn it is the clients tell by a hash of the user, for a router in the server would cost
+        every request a hop. Belongs inside `locked`.
+
+        Raises:
+            PublishError: the share is none, or the release is live already.
+        """
+        live = self.repository.live
+        if not 0 < share < 1 or live is None or number == live:
+            raise PublishError(
+                f"cannot give release {number} to {share:g} of the users while {live} is live: a "
+                "share lies between 0 and 1, and the two are different releases"
+            )
+        self._load_beside(number)
+        self._step("switch", f"{live} and, for {share:.0%}, {number}")
+        self.repository.alias(CHALLENGER, number)
+        began = time.perf_counter()
+        if self.control:
+            self.control.load(CHALLENGER)
+        self.repository.pin(live, share)
+        if self.control:
+            self.control.load(ENSEMBLE)
+        self.repository.settle(number)
+        return Published(live, live, (time.perf_counter() - began) * 1e3)
+
+    def end_split(self) -> None:
+        """Let all users have the live release."""
+        with self.repository.locked():
+            self.recover()
+            live = self.repository.live
+            if live is None or not self.repository.split:
+                raise PublishError("no release has a share of the users: there is nothing to end")
+            self.repository.pin(live)
+            if self.control:
+                self.control.load(ENSEMBLE)
+            self._end_split()
+
+    def _end_split(self) -> None:
+        """Nobody is sent to the challenger any more."""
+        folder = self.repository.root / CHALLENGER
+        if folder.exists():
+            if self.control:
+                self.control.unload(CHALLENGER)
+            shutil.rmtree(folder)
 
     def _load_members(self) -> None:
         """One after the other: requests keep what processor there is."""
         for member in self.repository.members():
             if self.control and member != ENSEMBLE:
                 self.control.load(member)
-
-    def _try(self, number: int, canary: Canary) -> dict[str, Array]:
-        """Ask the members of a release that is not live, as the ensemble would."""
-        assert self.control
-        known = {"dense": canary.dense, "categorical": canary.categorical}
-        configs = configs_of(self.repository.root, number)
-        if self.repository.members() == [ENSEMBLE]:
-            return self._try_alone(number, known)
-        for member in self.repository.members():
-            inputs = {t.name: known[t.name] for t in configs[member].input if t.name in known}
-            known |= self.control.ask(member, number, inputs)
-        return known
-
-    def _try_alone(self, number: int, inputs: dict[str, Array]) -> dict[str, Array]:
-        """One process is the whole cascade, and loading it is the switch: try it under another
-        name first."""
-        assert self.control
-        folder = self.repository.root / NEXT
-        found = configs_of(self.repository.root, number)[ENSEMBLE]
-        found.name = NEXT
-        del found.instance_group[1:]
-        found.version_policy.specific.versions[:] = [number]
-        folder.mkdir()
-        (folder / str(number)).symlink_to(self.repository.folder(number).resolve())
-        (folder / "config.pbtxt").write_text(text_format.MessageToString(found))
-        try:
-            self.control.load(NEXT)
-            answer = self.control.ask(NEXT, number, inputs)
-            self.control.unload(NEXT)
-        finally:
-            shutil.rmtree(folder)
-        return answer
-
-    def _confirm(self, number: int, canary: Canary) -> None:
-        if self.control is None:
-            return
-        users = {"dense": canary.dense, "categorical": canary.categorical}
-        answer = self.control.ask(ENSEMBLE, None, users)
-        if (found := {*answer["release"][:, 0].tolist()}) != {number}:
-            raise PublishError(f"release {number} was switched to, and {sorted(found)} answers")
-        _compare(canary, answer, f"release {number}, live")
 
     def _undo(self, number: int) -> None:
         """Leave nothing of a release that did not go live."""
@@ -260,9 +277,3 @@ class Publisher:
 
     def _step(self, name: str, what: str = "") -> None:
         self._say(f"[{STEPS.index(name) + 1}/{len(STEPS)}] {name} {what}".rstrip())
-
-
-def _compare(canary: Canary, answer: dict[str, Array], who: str) -> None:
-    wrong: Sequence[str] = [*canary.differences(answer["item_ids"], answer["scores"])]
-    if wrong:
-        raise PublishError(f"{who} answers the canary requests wrongly: {'; '.join(wrong)}")

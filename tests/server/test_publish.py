@@ -15,12 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cascade.files import write_json
 from cascade.serving.launcher import Server
+from cascade.serving.pipeline import read_release
+from cascade.spec import Serving
 from clients import Recommender
 from export.control import Control, ControlError
 from export.live import Repository
-from export.publishing import STEPS, Publisher, PublishError
+from export.publishing import STEPS, Publisher
 from export.transfer import from_export
+from export.trial import TrialError
 from tests.conftest import Cascade
 
 USERS = 12
@@ -116,9 +120,6 @@ def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
     assert live is not None
 
     def lying(target: Path, number: int) -> None:
-        from cascade.files import write_json
-        from cascade.serving.pipeline import read_release
-
         from_export(site.exports[1].repository)(target, number)
         release = read_release(target, number)
         release["canary"]["scores"][2][0] += 0.25
@@ -126,7 +127,7 @@ def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
 
     with (
         site.load() as load,
-        pytest.raises(PublishError, match=r"user 2: a score differs by 0\.25"),
+        pytest.raises(TrialError, match=r"user 2: a score differs by 0\.25"),
     ):
         site.publisher().publish(lying)
     assert load.wrong == []
@@ -172,3 +173,56 @@ def test_a_killed_publisher_costs_nothing(site: Site, step: str) -> None:
 def test_without_a_server_the_message_says_what_to_do(site: Site) -> None:
     with pytest.raises(ControlError, match=r"no server answers at 127\.0\.0\.1:1 .*without --url"):
         Publisher(site.repository, Control("127.0.0.1:1"), say=lambda line: None).roll_back()
+
+
+def ask(site: Site, model: str) -> int:
+    """The release that answers under this name; 0 where there is no such model."""
+    try:
+        users = {"dense": site.exports[0].dense[:1], "categorical": site.exports[0].categorical[:1]}
+        return int(Control(site.server.url).ask(model, None, users)["release"][0, 0])
+    except ControlError:
+        return 0
+
+
+def share_is_served(site: Site) -> None:
+    live, number = site.repository.live, (site.repository.newest or 0) + 1
+    assert live is not None
+    source = site.exports[(number + 1) % 2].repository
+    with site.load() as load:
+        site.publisher().publish(from_export(source), share=0.25)
+    assert load.wrong == []
+    assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, number)
+    assert site.repository.split == 0.25
+    site.publisher().end_split()
+    assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, 0)
+    assert site.repository.split == 0
+
+
+def test_a_share_of_the_users_may_have_another_release(site: Site) -> None:
+    share_is_served(site)
+    live = site.repository.live
+    assert live is not None
+    with site.repository.locked():
+        site.publisher().split(live + 1, 0.5)
+    assert site.publisher().roll_back(live + 1).number == live + 1
+    assert site.repository.split == 0
+    assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live + 1, 0)
+
+
+def test_one_process_that_is_the_whole_cascade(
+    make_cascade: Callable[..., Cascade], tmp_path: Path
+) -> None:
+    """Loading it is the switch, so it is tried under another name; the rest is the same."""
+    serving = Serving(topology="fused", max_batch_size=32)
+    exports = make_cascade(serving=serving), make_cascade(serving=serving, seed=1)
+    repository = Repository(tmp_path / "repository")
+    Publisher(repository, say=lambda line: None).publish(from_export(exports[0].repository))
+    with Server(repository.root, models=["recommend"]) as server:
+        site = Site(repository, server, exports)
+        with site.load() as load:
+            site.publisher().publish(from_export(exports[1].repository))
+            site.publisher().roll_back()
+        assert load.wrong == []
+        assert load.seen == {1, 2}
+        share_is_served(site)
+    assert [*repository.leftovers()] == []
