@@ -8,7 +8,12 @@ UNAVAILABLE = "StatusCode.UNAVAILABLE"
 
 
 class RecommendError(Exception):
-    """The server could not answer; the message is the server's, without its traceback."""
+    """The server could not answer; the message is the server's, without its traceback.
+
+    `request_id` is what the lines about the request in the server's log bear.
+    """
+
+    request_id = ""
 
 
 class InvalidInput(RecommendError, ValueError):
