@@ -153,7 +153,7 @@ class Conversation:
             try:
                 return (yield ask(left_s))
             except InferenceServerException as error:
-                if error.status() != errors.UNAVAILABLE:
+                if not errors.passes(error):
                     raise errors.from_server(error) from error
                 failure = error
             wait_s = self._jitter(0.0, self._retry.longest_wait_s(tries))

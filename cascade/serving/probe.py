@@ -13,6 +13,8 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 ITEM_IDS, SCORES = "item_ids", "scores"
 AGAIN_S = 0.02
+UNAVAILABLE = "StatusCode.UNAVAILABLE"
+LOADING = "has no available versions"  # Triton says NOT_FOUND then
 
 
 class ProbeError(RuntimeError):
@@ -21,7 +23,7 @@ class ProbeError(RuntimeError):
 
 def insist(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> None:
     """`send`, again and again while the server is unavailable, which it also is when its queues
-    are full, for so long in all.
+    are full, or loads the model, for so long in all.
 
     Raises:
         tritonclient.utils.InferenceServerException, ProbeError: as `send`.
@@ -32,7 +34,8 @@ def insist(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> 
         try:
             return send(client, model, max(left_s, AGAIN_S))
         except InferenceServerException as error:
-            if error.status() != "StatusCode.UNAVAILABLE" or left_s <= AGAIN_S:
+            passes = error.status() == UNAVAILABLE or LOADING in error.message()
+            if not passes or left_s <= AGAIN_S:
                 raise
         time.sleep(AGAIN_S)
 

@@ -70,7 +70,7 @@ def tied(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _TIED, *launcher, *command]
 
 
-def end(process: subprocess.Popen[bytes], exit_timeout_s: int) -> int:
+def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:
     """Stop the server in order, or by force when that takes too long. Returns its exit code."""
     process.terminate()
     try:

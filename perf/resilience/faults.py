@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cascade.serving.launcher import reap
+from clients.recommender import DEADLINE_S
 from export.rewire import rewire, serving_of
 from perf.artifacts import Artifacts, Wish, make
 from perf.payload import Payload
@@ -57,7 +58,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
     print(table(["faults", "found"], rows))
     return {
         "stub_recovery_s_max": max(kills.values()),
-        "overload_accepted_p99_ratio": crowd.accepted_p99_s / overload.DEADLINE_S,
+        "overload_accepted_p99_ratio": crowd.accepted_p99_s / DEADLINE_S,
         "overload_recovery_s": crowd.recovery_s,
         "fuzz_requests": float(storm.requests),
         "fuzz_crashes": float(storm.crashes + storm.wrong),

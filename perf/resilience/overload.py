@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from perf.contenders.wire import TRITON
-from perf.load import Generator, Plan
+from perf.measurement import Mode
 from perf.payload import Payload
+from perf.record import ROOT
 from perf.resilience.served import serve
-from perf.trace import OK, Trace
+from perf.trace import OK, Trace, write_requests
 
 TIMES = 5.0
-DEADLINE_S = 0.25  # what the users of these requests wait
+USERS_PER_REQUEST = 4  # so that the generator, which shares the cores, can send five times as many
 FULL = 16  # requests in flight at which the server is fully used
 WINDOW_S = 0.25
 FULL_SPEED = 0.9  # of what it was before
@@ -46,20 +50,19 @@ class Overload:
 
 def measure(repository: Path, users: Payload, work: Path, seconds: float) -> Overload:
     """Load it fully, overload it, load it fully again."""
-    requests = TRITON.requests(users)
+    rows = (slice(r, r + USERS_PER_REQUEST) for r in range(0, len(users), USERS_PER_REQUEST))
+    requests = work / "requests.npz"
+    bodies = [TRITON.request(users.dense[r], users.categorical[r]) for r in rows]
+    write_requests(requests, bodies)
     with serve(repository, work / "overload.log") as served:
-        host, _, port = served.http_url.rpartition(":")
-
-        def run(plan: Plan) -> Trace:
-            return Generator((host, int(port)), requests, plan).run()
-
-        before = run(Plan("concurrency", FULL, seconds, warm_up_s=1.0))
+        load = partial(_load, served.http_url, requests)
+        before = load("concurrency", FULL, seconds)
         capacity = _rate(before, before.from_ns, before.until_ns)
-        run(Plan("rate", TIMES * capacity, 1.0))  # queues and buffers at their largest
+        load("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
         before_mb = served.anonymous_mb()
-        crowd = run(Plan("rate", TIMES * capacity, seconds))
+        crowd = load("rate", TIMES * capacity, seconds)
         growth_mb = served.anonymous_mb() - before_mb
-        after = run(Plan("concurrency", FULL, seconds, warm_up_s=0.0))
+        after = load("concurrency", FULL, seconds)
     took_s = (crowd.done_ns - crowd.due_ns) / 1e9
     good, refused = crowd.status == OK, crowd.status == UNAVAILABLE
     return Overload(
@@ -72,6 +75,17 @@ def measure(repository: Path, users: Payload, work: Path, seconds: float) -> Ove
         recovery_s=_recovery_s(after, int(crowd.sent_ns.max()), capacity),
         growth_mb=growth_mb,
     )
+
+
+def _load(address: str, requests: Path, mode: Mode, value: float, seconds: float) -> Trace:
+    """One run of the load generator, in a process that goes before the server's."""
+    out = requests.with_name("trace.npz")
+    command = [
+        *(sys.executable, "-m", "perf.load", "--address", address, "--requests", str(requests)),
+        *("--mode", mode, "--value", str(value), "--seconds", str(seconds), "--out", str(out)),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return Trace.read(out)
 
 
 def _p99(values: np.ndarray) -> float:

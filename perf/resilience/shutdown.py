@@ -12,6 +12,7 @@ from perf.resilience.served import EXIT_S, serve
 from perf.resilience.traffic import OK, Traffic
 
 LOAD_S = 2.0
+LOST = "in ensemble"  # what Triton says of a request that it had let in
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Shutdown:
     """What came of it.
 
     Args:
-        under_way: requests that had been sent and not answered at the signal; lost: of them.
+        under_way: requests that had been sent and not answered at the signal.
+        lost: of them, and of those that were still let in after it; not those that were refused.
         late: requests sent after the signal that got an answer.
         seconds: until the process had ended. code: with which it did.
         left: processes and shared-memory segments that remained.
@@ -47,7 +49,7 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
     caught = [o for o in traffic.outcomes if o.sent_s < signal_s < o.done_s]
     return Shutdown(
         under_way=len(caught),
-        lost=sum(o.error != OK for o in caught),
+        lost=sum(o.error != OK for o in caught) + sum(LOST in o.error for o in traffic.outcomes),
         late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
         seconds=seconds,
         code=code,
