@@ -33,6 +33,11 @@ TOPOLOGIES: dict[Topology, dict[str, tuple[str, ...]]] = {
     "paired": {RETRIEVE: (RETRIEVE,), SCORE: (PRERANK, RANK)},
     "fused": {ENSEMBLE: STAGES},
 }
+# Requests that may wait for a model unless told otherwise. A process answers a user in about a
+# millisecond (`users_per_run` of release.json has the measured times), so the last of a full queue
+# waits for less than a tenth of a second, which a caller of recommendations has; and batches of any
+# size that pays can be made of so many.
+QUEUE = 64
 # Every process that there can be.
 PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in models.items()}
 
@@ -106,11 +111,13 @@ class Serving:
         batch_users: the size at which the server closes a batch of waiting requests, though more
             wait; 0 = at `max_batch_size`. All of a batch are answered together, so on a CPU a large
             one makes its first users wait for the last.
-        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; 0 sets
+        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; None takes
+            `QUEUE` where there are two instances or more and no bound for a single one; 0 sets
             no queue policy at all. Server 2.51 lets a single instance sleep for up to half a
             second beside waiting requests as soon as there is any policy, so a bound goes with
             two instances or more.
-        timeout_us: longest time in a bounded queue before a request is refused.
+        timeout_us: longest time in a bounded queue before a request is refused; a request that
+            brings a shorter one of its own is held to that.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
             that a run costs one launch. Elsewhere than on CUDA only the padding remains.
@@ -127,12 +134,19 @@ class Serving:
     max_batch_size: int = 64
     queue_delay_us: int = 0
     batch_users: int = 0
-    max_queue_size: int = 0
+    max_queue_size: int | None = None
     timeout_us: int = 1_000_000
     topology: Topology = "ensemble"
     users_per_run: int = 0
     cuda_graphs: bool = False
     half: bool = False
+
+    @property
+    def queue(self) -> int:
+        """Requests that may wait; 0 = as many as come."""
+        if self.max_queue_size is None:
+            return QUEUE if self.instances > 1 else 0
+        return self.max_queue_size
 
     def parameters(self) -> dict[str, str]:
         """The knobs that the Python process itself reads."""

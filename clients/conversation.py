@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -58,6 +59,7 @@ class AskItems:
     dense: Dense
     categorical: Categorical
     timeout_s: float
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,23 @@ class Conversation:
         return (yield from self._learn(self._end(deadline_s)))
 
     def recommend_many(
-        self, users: Sequence[User], deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Dialogue[list[Recommendation]]:
         """One recommendation per user. What does not fit in one request goes out in several, one
-        after the other; the deadline is for all of them."""
+        after the other; the deadline and the id are for all of them."""
+        request_id = uuid.uuid4().hex if request_id is None else request_id
+        try:
+            return (yield from self._recommend_many(users, deadline_s, request_id))
+        except errors.RecommendError as error:
+            error.request_id = request_id
+            raise
+
+    def _recommend_many(
+        self, users: Sequence[User], deadline_s: float | None, request_id: str
+    ) -> Dialogue[list[Recommendation]]:
         end = self._end(deadline_s)
         layout = yield from self._learn(end)
         dense, categorical = layout.arrays(users)
@@ -112,7 +127,7 @@ class Conversation:
             part = slice(start, start + layout.max_batch_size)
 
             def ask(timeout_s: float, part: slice = part) -> Step:
-                return AskItems(dense[part], categorical[part], timeout_s)
+                return AskItems(dense[part], categorical[part], timeout_s, request_id)
 
             answer = yield from self._insist(ask, end)
             results += recommendations(answer, len(dense[part]))
@@ -138,7 +153,7 @@ class Conversation:
             try:
                 return (yield ask(left_s))
             except InferenceServerException as error:
-                if error.status() != errors.UNAVAILABLE:
+                if not errors.passes(error):
                     raise errors.from_server(error) from error
                 failure = error
             wait_s = self._jitter(0.0, self._retry.longest_wait_s(tries))

@@ -5,10 +5,17 @@ from __future__ import annotations
 from tritonclient.utils import InferenceServerException
 
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
+# What Triton says, as NOT_FOUND, of a model that is being loaded, or taken away before it stops.
+NO_VERSIONS = "has no available versions"
 
 
 class RecommendError(Exception):
-    """The server could not answer; the message is the server's, without its traceback."""
+    """The server could not answer; the message is the server's, without its traceback.
+
+    `request_id` is what the lines about the request in the server's log bear.
+    """
+
+    request_id = ""
 
 
 class InvalidInput(RecommendError, ValueError):
@@ -38,6 +45,12 @@ class Unavailable(RecommendError, ConnectionError):
 def server_message(error: InferenceServerException) -> str:
     """The first paragraph: a Python backend appends its traceback after an empty line."""
     return (error.message() or str(error)).split("\n\nAt:")[0].strip()
+
+
+def passes(error: InferenceServerException) -> bool:
+    """Whether asking again, here or elsewhere, may help: the server is not there, too busy, or just
+    loading what was asked for."""
+    return error.status() == UNAVAILABLE or NO_VERSIONS in (error.message() or "")
 
 
 def from_server(error: InferenceServerException) -> RecommendError:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             users = _users(options, recommender, generator)
             answers = recommender.recommend_many(users)
     except (RecommendError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_request(error)}", file=sys.stderr)
         return 1
     for user, answer in zip(users, answers, strict=True):
         if options.json:
@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("\n".join(table(user, answer, titles, shutil.get_terminal_size().columns)))
     return 0
+
+
+def _request(error: Exception) -> str:
+    request_id = getattr(error, "request_id", "")
+    return f" (request {request_id})" if request_id else ""
 
 
 def _parser() -> argparse.ArgumentParser:

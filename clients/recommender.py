@@ -61,6 +61,8 @@ class Recommender:
         tls: None sends in clear, which is for loopback and private networks.
         model: name of the ensemble.
 
+    A call may bring a `request_id`; otherwise it gets one. The stages repeat it in their log.
+
     Every call raises `InvalidInput`, `DeadlineExceeded` or `Unavailable`, or their base
     `RecommendError` for what else the server may say.
     """
@@ -78,16 +80,23 @@ class Recommender:
         self._model = model
         self._client = grpc.InferenceServerClient(url, **_connection(tls))
 
-    def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
+    def recommend(
+        self, user: User, *, deadline_s: float | None = None, request_id: str | None = None
+    ) -> Recommendation:
         """The best items for one user, given as raw feature values by name."""
-        return self.recommend_many([user], deadline_s=deadline_s)[0]
+        many = self.recommend_many([user], deadline_s=deadline_s, request_id=request_id)
+        return many[0]
 
     def recommend_many(
-        self, users: Sequence[User], *, deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request."""
-        return self._perform(self._conversation.recommend_many(users, deadline_s))
+        return self._perform(self._conversation.recommend_many(users, deadline_s, request_id))
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -145,16 +154,23 @@ class AsyncRecommender:
         self._connection = _connection(tls)
         self._opened: grpc_aio.InferenceServerClient | None = None
 
-    async def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
+    async def recommend(
+        self, user: User, *, deadline_s: float | None = None, request_id: str | None = None
+    ) -> Recommendation:
         """The best items for one user, given as raw feature values by name."""
-        return (await self.recommend_many([user], deadline_s=deadline_s))[0]
+        many = await self.recommend_many([user], deadline_s=deadline_s, request_id=request_id)
+        return many[0]
 
     async def recommend_many(
-        self, users: Sequence[User], *, deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        *,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request."""
-        return await self._perform(self._conversation.recommend_many(users, deadline_s))
+        return await self._perform(self._conversation.recommend_many(users, deadline_s, request_id))
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -228,6 +244,7 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
         "client_timeout": step.timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.
         "timeout": max(1, int(step.timeout_s * 1e6)),
+        "request_id": step.request_id,
     }
 
 

@@ -53,7 +53,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-batch-size", type=int, default=Serving.max_batch_size)
     parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
     parser.add_argument("--batch-users", type=int, help="that close a batch [8; any on cuda]")
-    parser.add_argument("--max-queue-size", type=int, default=Serving.max_queue_size)
+    parser.add_argument(
+        "--max-queue-size", type=int, help="requests that may wait [64 with two instances or more]"
+    )
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,8 @@ class TimedClient:
     """tritonclient as it is, but for the two functions between messages and bytes: these look at
     the clock."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, control_headers: Mapping[str, str]) -> None:
+        self._control_headers = dict(control_headers)
         self.client = grpc.InferenceServerClient(url)
         self._sent_ns = self._received_ns = 0
         # gRPC takes the two functions when a method is made, so the method is made anew.
@@ -103,7 +104,9 @@ class TimedClient:
     def trace(self, on: bool) -> None:
         """Switch the server's traces."""
         level = "TIMESTAMPS" if on else "OFF"
-        self.client.update_trace_settings(settings={"trace_level": level, "trace_rate": "1"})
+        self.client.update_trace_settings(
+            settings={"trace_level": level, "trace_rate": "1"}, headers=self._control_headers
+        )
 
     def _serialise(self, request: Any) -> bytes:
         content: bytes = request.SerializeToString()
@@ -146,7 +149,7 @@ def ask(
     with (
         _marked(scratch / MARKS),
         Server(repository, extra_args=arguments) as server,
-        TimedClient(server.url) as client,
+        TimedClient(server.url, server.control_headers) as client,
     ):
         for batch in plan.batches:
             requests = _requests(plan.users, batch)

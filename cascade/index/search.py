@@ -63,6 +63,9 @@ class Index:
             if name in facts.parameters:
                 set_knob(raw, name, facts.parameters[name])
 
+    def __len__(self) -> int:
+        return self.facts.items
+
     def search(self, queries: Floats, k: int) -> Ids:
         """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
         return self._search(queries, k)[0]

@@ -1,31 +1,32 @@
 """Starts tritonserver safely, waits until it answers a real request, and leaves nothing behind.
 
-    with Server(repository) as server:
-        client = grpc.InferenceServerClient(server.url)
+    with Server(repository) as server, server.connect() as client:
+        client.infer(...)
 
-The server listens on the loopback interface unless told otherwise. When this process ends in
-whatever way, the server ends too: `stop` does it in order, the kernel tells the server when this
-process dies, and `reap`, which every start calls, clears what a `kill -9` left.
+The server listens on the loopback interface unless told otherwise, and only who has its key may
+load models or change it (`security`). When this process ends in whatever way, the server ends too:
+`stop` does it in order, the kernel tells the server when this process dies, and `reap`, which every
+start calls, clears what a `kill -9` left.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving import binaries, probe, process, reaper, server_log
+from cascade.serving import arguments, binaries, probe, process, reaper, security, server_log
+from cascade.serving.ports import Ports, ServerError
 from cascade.serving.reaper import reap
-from cascade.serving.threads import cores, threads_per_process
+from cascade.serving.security import ServerTls
+from cascade.serving.threads import threads_per_process
 
 __all__ = ["Ports", "Server", "ServerError", "reap"]
 
@@ -38,53 +39,6 @@ QUICK_RECONNECT = [
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
-GPU_DEVICE = Path("/dev/nvidiactl")
-
-
-class ServerError(RuntimeError):
-    """The server did not start or does not answer; the message holds what its log says."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """Where the three services listen; 0 = choose a free port at the start."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-
-    @classmethod
-    def free(cls) -> Ports:
-        """Three ports that nothing listens on, chosen when the server starts."""
-        return cls(0, 0, 0)
-
-    def resolve(self, host: str) -> Ports:
-        """Fill in the zeros.
-
-        Raises:
-            ServerError: something listens on a wanted port already.
-        """
-        with ExitStack() as stack:
-            chosen = [stack.enter_context(_bound(host, p)) for p in self._all()]
-            return Ports(*(bound.getsockname()[1] for bound in chosen))
-
-    def _all(self) -> tuple[int, int, int]:
-        return self.http, self.grpc, self.metrics
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(1)
-    except OSError as error:
-        bound.close()
-        raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another port (0 = any free "
-            "one) or stop what listens there."
-        ) from error
-    return bound
 
 
 class Server:
@@ -92,16 +46,18 @@ class Server:
 
     Args:
         repository: the model repository.
-        host: address to listen on. Triton has no access control by default: an address that other
-            machines reach needs a proxy or Triton's restricted protocols in front.
+        host: address to listen on. Whoever reaches it may ask for recommendations; an address that
+            other machines reach wants `tls` or a proxy in front.
         ports: where to listen; by default three free ones.
-        models: load only these, by explicit model control, which lets clients load and unload.
-            By default all models are loaded and nobody can change that.
+        models: load only these; by default all of the repository.
         log: file that the server's output is appended to; by default one that `stop` deletes.
         startup_timeout_s: longest time until the probe is answered.
         exit_timeout_s: how long requests under way may take to end when the server stops.
         probe: the model that is sent a real request before the server counts as started; None to
             trust its readiness.
+        control_key: what a request must bring that loads models or changes the server, see
+            `control_headers`; by default one that only this object knows.
+        tls: encrypt gRPC, and switch HTTP off, which cannot be encrypted.
         extra_args: further arguments of tritonserver; they win over those set here.
     """
 
@@ -116,6 +72,8 @@ class Server:
         startup_timeout_s: float = 120,
         exit_timeout_s: int = 10,
         probe: str | None = "recommend",
+        control_key: str | None = None,
+        tls: ServerTls | None = None,
         extra_args: Sequence[str] = (),
     ) -> None:
         self.repository = repository.resolve()
@@ -126,13 +84,15 @@ class Server:
         self.startup_timeout_s = startup_timeout_s
         self.exit_timeout_s = exit_timeout_s
         self.probe = probe
+        self.tls = tls
         self.extra_args = tuple(extra_args)
         self.name = ""
         self.threads = 0
         self.version = ""
         self.log_path = Path(os.devnull)
+        self.cancelled = False
+        self._key = security.control_key() if control_key is None else control_key
         self._log_start = 0
-        self._cancelled = False
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -147,6 +107,17 @@ class Server:
     @property
     def metrics_url(self) -> str:
         return f"http://{self._reachable_host}:{self.ports.metrics}/metrics"
+
+    @property
+    def control_headers(self) -> dict[str, str]:
+        """The headers of a request, over gRPC or HTTP, that changes the server."""
+        return security.headers(self._key)
+
+    def connect(self) -> grpc.InferenceServerClient:
+        """A gRPC client of this server, in TLS where the server wants it."""
+        options, channel = ({}, []) if self.tls is None else self.tls.connection()
+        channel_args = [*QUICK_RECONNECT, *channel]
+        return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
 
     @property
     def pid(self) -> int:
@@ -203,15 +174,18 @@ class Server:
         folder = reaper.run_folder() / self.name
         self.log_path = self.log or folder / "log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        arguments = (
-            *self._arguments(),
+        command = (
+            str(binary.path),
+            *arguments.lifetime(self.name, self.repository, self.exit_timeout_s),
+            *arguments.services(self.host, self.ports, self.tls),
+            *arguments.control(self._key, self.models),
             *binary.assemble(folder / "backends", process.PACKAGE),
             *self.extra_args,
         )
         with self.log_path.open("ab") as log:
             self._log_start = self.log_path.stat().st_size
             self._process = subprocess.Popen(
-                process.tied([str(binary.path), *arguments]),
+                process.tied(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -220,49 +194,51 @@ class Server:
             )
 
     def cancel(self) -> None:
-        """Make `start` fail and `wait` return soon. It only sets a flag: a signal handler may call
-        it, while an exception that it raised could get lost in the code that it interrupts."""
-        self._cancelled = True
+        """Make `start` fail and whoever waits return soon. It only sets a flag: a signal handler
+        may call it, while an exception that it raised could get lost in the code that it
+        interrupts."""
+        self.cancelled = True
 
-    def wait(self) -> int | None:
-        """Wait for the server to end by itself, and return its exit code; None when cancelled."""
-        # It must not block: the kernel may hand a signal to one of gRPC's threads, and then nothing
-        # wakes this one up to run Python's handler.
-        while (code := self._running.poll()) is None and not self._cancelled:
-            time.sleep(POLL_S)
-        return code
+    def poll(self) -> int | None:
+        """The exit code, None while it runs. Raises ServerError if it was never started."""
+        return self._running.poll()
 
     def stop(self) -> int:
-        """End the server: politely, then by force. Returns its exit code, 0 if none runs."""
+        """End the server: let it answer what is under way, tell it to end, then force it. Returns
+        its exit code, 0 if none runs."""
         try:
-            return 0 if self._process is None else process.end(self._process, self.exit_timeout_s)
+            if self._process is None:
+                return 0
+            start = time.monotonic()
+            if self.version and self.probe and self.poll() is None:
+                self._drain(self.probe)
+            left_s = self.exit_timeout_s - (time.monotonic() - start)
+            return process.end(self._process, max(0.0, left_s))
         finally:
             self._process = None
             if self.name:
                 reaper.remove(self.name)
 
-    def _arguments(self) -> Iterator[str]:
-        yield f"--id={self.name}"
-        yield f"--model-repository={self.repository}"
-        for service, port in zip(("http", "grpc", "metrics"), self.ports._all(), strict=True):
-            yield f"--{service}-address={self.host}"
-            yield f"--{service}-port={port}"
-        yield "--rate-limit=execution_count"  # the ranks of instances count
-        yield f"--http-thread-count={min(8, cores())}"
-        yield f"--model-control-mode={'none' if self.models is None else 'explicit'}"
-        for model in self.models or ():
-            yield f"--load-model={model}"
-        yield f"--backend-config=python,shm-region-prefix-name={self.name}"
-        yield f"--exit-timeout-secs={self.exit_timeout_s}"
-        yield f"--allow-gpu-metrics={'true' if GPU_DEVICE.exists() else 'false'}"
-        yield from ("--strict-readiness=true", "--exit-on-error=true", "--log-verbose=0")
+    def _drain(self, model: str) -> None:
+        """Take away what clients call, and wait until the requests in it are answered. Told to end,
+        server 2.51 closes the members of an ensemble before requests that are still on their way
+        to them."""
+        limits = {"headers": self.control_headers, "client_timeout": REQUEST_TIMEOUT_S}
+        deadline = time.monotonic() + self.exit_timeout_s
+        with suppress(InferenceServerException), self.connect() as client:
+            client.unload_model(model, **limits)
+            while time.monotonic() < deadline:
+                models = client.get_model_repository_index(**limits).models
+                if not any(m.name == model and m.state in ("READY", "UNLOADING") for m in models):
+                    return
+                time.sleep(POLL_S / 10)
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
         reason = "it was not ready"
-        with grpc.InferenceServerClient(self.url, channel_args=QUICK_RECONNECT) as client:
+        with self.connect() as client:
             while time.monotonic() < deadline:
-                if self._cancelled:
+                if self.cancelled:
                     raise ServerError("cancelled while it was starting")
                 code = self._running.poll()
                 if code is not None:
@@ -288,6 +264,7 @@ class Server:
     def _answers(self, client: grpc.InferenceServerClient) -> bool:
         if not client.is_server_ready(client_timeout=REQUEST_TIMEOUT_S):
             return False
+        process.wipe(self.pid, self._key)
         server = client.get_server_metadata(client_timeout=REQUEST_TIMEOUT_S)
         if server.name != self.name:
             raise ServerError(f"another server, {server.name!r}, listens on {self.url}")

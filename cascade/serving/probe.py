@@ -4,15 +4,40 @@ can answer. Every number is NaN or 0 and every string empty: a user about whom n
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 from tritonclient import grpc
-from tritonclient.utils import triton_to_np_dtype
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+ITEM_IDS, SCORES = "item_ids", "scores"
+AGAIN_S = 0.02
+UNAVAILABLE = "StatusCode.UNAVAILABLE"
+LOADING = "has no available versions"  # Triton says NOT_FOUND then
 
 
 class ProbeError(RuntimeError):
     """An answer came that cannot be right."""
+
+
+def insist(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> None:
+    """`send`, again and again while the server is unavailable, which it also is when its queues
+    are full, or loads the model, for so long in all.
+
+    Raises:
+        tritonclient.utils.InferenceServerException, ProbeError: as `send`.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = deadline - time.monotonic()
+        try:
+            return send(client, model, max(left_s, AGAIN_S))
+        except InferenceServerException as error:
+            passes = error.status() == UNAVAILABLE or LOADING in error.message()
+            if not passes or left_s <= AGAIN_S:
+                raise
+        time.sleep(AGAIN_S)
 
 
 def send(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> None:
@@ -20,18 +45,19 @@ def send(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> No
 
     Raises:
         tritonclient.utils.InferenceServerException: the model is unknown or does not answer.
-        ProbeError: an output holds less than its shape says.
+        ProbeError: an output holds less than its shape says, or what no ranking is.
     """
     config = client.get_model_config(model, client_timeout=timeout_s).config
     check(client.infer(model, unknown_user(config), client_timeout=timeout_s))
 
 
 def check(result: grpc.InferResult) -> None:
-    """Raises ProbeError where an output holds less than its shape says."""
+    """Raises ProbeError where an answer cannot be right."""
     answer = result.get_response()
+    outputs = {}
     for output in answer.outputs:
         try:
-            result.as_numpy(output.name)
+            outputs[output.name] = result.as_numpy(output.name)
         except ValueError as error:
             raise ProbeError(
                 f"model {answer.model_name!r} answers with an output {output.name!r} that does not "
@@ -39,6 +65,23 @@ def check(result: grpc.InferResult) -> None:
                 "numpy 2 into a server built against numpy 1: install 'numpy<2' for the Python "
                 "that runs them."
             ) from error
+    if ITEM_IDS in outputs and SCORES in outputs:
+        _check_ranking(answer.model_name, outputs[ITEM_IDS], outputs[SCORES])
+
+
+def _check_ranking(model: str, item_ids: Any, scores: Any) -> None:
+    """Every item once, best first; pads, -1, at the end."""
+    for ids, values in zip(item_ids, scores, strict=True):
+        items = ids >= 0
+        kept, values = ids[items], values[items]
+        if len(np.unique(kept)) < len(kept) or not (np.diff(values) <= 0).all():
+            raise ProbeError(
+                f"model {model!r} answers with item_ids {ids.tolist()} and scores "
+                f"{values.tolist()}; expected every item once, best first, and numbers. Are all "
+                "its files of one export?"
+            )
+        if not np.isfinite(values).all():
+            raise ProbeError(f"model {model!r} answers with scores {values.tolist()}: not finite")
 
 
 def unknown_user(config: Any) -> list[grpc.InferInput]:

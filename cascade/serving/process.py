@@ -5,15 +5,18 @@ launcher, how it is ended.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cascade
-from cascade.serving import binaries, reaper
+from cascade.serving import binaries, reaper, security
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
 STOP_MARGIN_S = 5.0  # what tritonserver may take beyond its own exit timeout
@@ -52,10 +55,11 @@ def environment(binary: binaries.ServerBinary, name: str, threads: int) -> dict[
     for library in ("OMP", "OPENBLAS", "MKL"):
         variables[f"{library}_NUM_THREADS"] = str(threads)
     variables["CASCADE_THREADS"] = str(threads)
+    variables.pop(security.KEY_VARIABLE, None)  # not for the code of models
     return variables
 
 
-def tied(command: list[str]) -> list[str]:
+def tied(command: Sequence[str]) -> list[str]:
     """The command that becomes `command` and is told to stop when this process dies.
 
     The kernel tells it when the *thread* that started it ends: only the main thread is sure to live
@@ -66,7 +70,7 @@ def tied(command: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _TIED, *launcher, *command]
 
 
-def end(process: subprocess.Popen[bytes], exit_timeout_s: int) -> int:
+def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:
     """Stop the server in order, or by force when that takes too long. Returns its exit code."""
     process.terminate()
     try:
@@ -74,3 +78,19 @@ def end(process: subprocess.Popen[bytes], exit_timeout_s: int) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def wipe(pid: int, secret: str) -> None:
+    """Overwrite a secret in the command line of a child, which `ps` shows to everybody.
+
+    The kernel lets a parent do so unless it was told to be stricter; then the secret stays.
+    """
+    with suppress(PermissionError, FileNotFoundError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of man 5 proc
+        with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(start)
+            words = memory.read(end - start)
+            for found in re.finditer(re.escape(secret.encode()), words):
+                memory.seek(start + found.start())
+                memory.write(b"*" * len(secret))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +56,7 @@ class Retrieve:
         index.set_threads(max(1, serving.threads))
         self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
         self._search = exact.searcher(self.index, self._tower, candidates)
+        self._kept = 0
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         user_dense, user_ids = self.encoder.encode("user", *inputs)
@@ -64,7 +65,14 @@ class Retrieve:
             return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
         rows = self._search(user_dense, user_ids)
         marks.mark("search")
+        self._kept += int(np.count_nonzero(rows >= 0))
         return user_dense, user_ids, rows
+
+    def counts(self) -> Mapping[str, int]:
+        return {"kept": self._kept}
+
+    def levels(self) -> Mapping[str, float]:
+        return {"items": len(self.index)}
 
 
 class Score:
@@ -82,6 +90,7 @@ class Score:
         ids = description.mapped.get(CATALOGUE_IDS)
         self.item_ids = None if ids is None else ids.open(folder)[:, 0]
         self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
+        self._kept = 0
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         *users, rows = inputs
@@ -99,7 +108,14 @@ class Score:
         marks.mark(self._sorted)
         found = tuple(self._graph(*users, rows))
         marks.mark(self._scored)
+        self._kept += int(np.count_nonzero(found[0] >= 0))
         return found
+
+    def counts(self) -> Mapping[str, int]:
+        return {"kept": self._kept}
+
+    def levels(self) -> Mapping[str, float]:
+        return {"items": self._items} if self._items < sys.maxsize else {}
 
 
 class Chain:
@@ -113,11 +129,11 @@ class Chain:
             made |= set(stage.outputs)
         self.inputs, self.outputs = tuple(needed), stages[-1].outputs
         self.schema_hash = stages[0].schema_hash
-        self._stages = stages
+        self.stages = tuple(stages)
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         values = dict(zip(self.inputs, inputs, strict=True))
-        for stage in self._stages:
+        for stage in self.stages:
             made = stage(*(values[name] for name in stage.inputs))
             values.update(zip(stage.outputs, made, strict=True))
         return made

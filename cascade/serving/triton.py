@@ -6,6 +6,7 @@ A model.py in the repository is `from cascade.serving.triton import TritonPython
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +17,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cascade.encoding import InvalidInput
-from cascade.serving import marks
+from cascade.serving import marks, request_log
+from cascade.serving.metrics import Metrics
+from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
-from cascade.serving.stages import load_stages
+from cascade.serving.stages import Chain, load_stages
 from cascade.spec import RELEASE, Serving
 
 
@@ -32,37 +35,55 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"])
         serving = replace(Serving.from_parameters(values), device_id=gpu)
-        self.name = args["model_name"]
+        name, release = args["model_name"], int(args["model_version"])
         names = values["stages"].split(",")
+        self.name = name
         self.stage = load_stages(names, folder, serving, int(values["candidates"]))
         self.users_per_run = serving.users_per_run
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
-        self.release = int(args["model_version"]) if tagged else None
+        self.release = release if tagged else None
+        self.log = RequestLog(name, release, request_log.wanted(values))
+        held = self.stage.stages if isinstance(self.stage, Chain) else (self.stage,)
+        self.metrics = Metrics(pb_utils, name, release, dict(zip(names, held, strict=True)))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         marks.mark(marks.START)
+        start = time.perf_counter()
         inputs = [self._read(request) for request in requests]
         try:
-            return self._answer(inputs)
+            answers = self._answer(inputs)
         except Exception:
             # Somebody's mistake: find out whose, and let the neighbours have their answers.
-            return [self._answer_one(arrays) for arrays in inputs]
+            answers = [
+                self._answer_one(arrays, request.request_id())
+                for arrays, request in zip(inputs, requests, strict=True)
+            ]
+        seconds, users = time.perf_counter() - start, [len(arrays[0]) for arrays in inputs]
+        self.metrics.batch(sum(users), seconds)
+        if self.log.every_request:
+            ids = (request.request_id() for request in requests)
+            self.log.answered([*zip(ids, users, strict=True)], seconds)
+        return answers
 
     def finalize(self) -> None:
+        self.metrics.close()
         marks.write()
 
     def _read(self, request: Any) -> tuple[Array, ...]:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         return tuple(tensors[name].as_numpy() for name in self.stage.inputs)
 
-    def _answer_one(self, arrays: tuple[Array, ...]) -> Any:
+    def _answer_one(self, arrays: tuple[Array, ...], request_id: str) -> Any:
         try:
             return self._answer([arrays])[0]
         except InvalidInput as error:
+            self.metrics.error("input")
+            self.log.problem(request_id, "warning", str(error))
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             # Nothing a caller can act on: the traceback goes into the log, not over the wire.
-            pb_utils.Logger.log_error(f"{self.name}: {traceback.format_exc()}")
+            self.metrics.error("stage")
+            self.log.problem(request_id, "error", repr(error), traceback.format_exc())
             message = f"{self.name} failed ({type(error).__name__}); the server's log says why"
             return _refusal(message, pb_utils.TritonError.INTERNAL)
 

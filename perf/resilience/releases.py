@@ -29,7 +29,7 @@ from perf import payload
 from perf.artifacts import features_of
 from perf.commands import heading
 from perf.commands import run as command
-from perf.resilience.traffic import Traffic
+from perf.resilience.audience import Audience
 from perf.table import table
 
 RELEASES, ROLLBACKS = 20, 4
@@ -68,7 +68,7 @@ class Exports:
 
     Args:
         sources: their repositories; release n comes from the one at n modulo 2.
-        users: JSON lines. expected: what both say in process, for `traffic`.
+        users: JSON lines. expected: what both say in process, for `audience`.
     """
 
     sources: tuple[Path, Path]
@@ -139,9 +139,9 @@ def _in_a_row(place: Site, work: Path) -> dict[str, float]:
     """Publish and go back under load, and look at every answer."""
     heading(f"{RELEASES} releases in a row, {ROLLBACKS} steps back and forth, 8 in flight")
     switches_ms, backs_ms = [], []
-    with Traffic(
+    with Audience(
         place.server.url, place.exports.users, place.exports.expected, work / "trace.npz"
-    ) as traffic:
+    ) as audience:
         time.sleep(1)  # the first requests of every client
         began = time.monotonic_ns()
         time.sleep(QUIET_S)
@@ -154,7 +154,7 @@ def _in_a_row(place: Site, work: Path) -> dict[str, float]:
             one, other = place.repository.loaded()
             back = place.publisher().roll_back(one if place.live == other else other)
             backs_ms.append(back.switch_ms or 0.0)
-    trace = traffic.trace
+    trace = audience.trace
     before, during = trace.p99_ms(began, quiet), trace.p99_ms(quiet, published)
     seen = [int(number) for number in np.unique(trace.release[trace.release > 0])]
     rows = [

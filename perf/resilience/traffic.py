@@ -1,85 +1,73 @@
-"""`python -m perf.resilience.traffic`: clients that ask all the time and check every answer.
-
-They run in a process of their own, so that what the other side does takes nothing from them but
-the processor. Each waits for its answer before it asks again. An answer is right where it is what
-the release that it names would have said in process; which of the exports a release came from is
-its number modulo their count.
-"""
+"""Users who keep asking while something is done to the server, and what became of each request."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
 
-from clients import Recommender, RecommendError, Retry
-from clients.layout import User
+from cascade.spec import ENSEMBLE
+from perf.payload import Payload
+from perf.waterfall_client import request_of
 
-SLACK = 1e-4
-DEADLINE_S = 10.0
-READY = "asking"
+OK = ""
+WRONG = "wrong answer"
+SCORES_DIFFER = 1e-4  # what the order of additions in another batch may do
+REFUSED_S = 0.02  # the wait after a refusal: who asks again at once only heats the processor
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What came of every request: when it was sent and answered (ns, monotonic), the release that
-    the answer names (0: there was none), and whether it is what that release says."""
+@dataclass(frozen=True)
+class Outcome:
+    """One request; times in seconds of the monotonic clock. `error` is empty where it went well."""
 
-    sent_ns: npt.NDArray[np.int64]
-    answered_ns: npt.NDArray[np.int64]
-    release: npt.NDArray[np.int64]
-    right: npt.NDArray[np.bool_]
-
-    @property
-    def failed(self) -> int:
-        return int((self.release == 0).sum())
-
-    @property
-    def mixed(self) -> int:
-        """Answers that came, and are of no release."""
-        return int(((self.release > 0) & ~self.right).sum())
-
-    def p99_ms(self, start_ns: int, stop_ns: int) -> float:
-        """Of the requests that were sent in this time."""
-        some = (self.sent_ns >= start_ns) & (self.sent_ns < stop_ns)
-        return float(np.percentile((self.answered_ns - self.sent_ns)[some], 99)) / 1e6
+    sent_s: float
+    done_s: float
+    error: str
 
 
 class Traffic:
-    """The clients as a process of their own, in a `with` block; afterwards there is a `trace`.
+    """So many users at once, each asking again as soon as there is an answer, while the block runs.
 
     Args:
-        url: of the server.
-        users: JSON lines.
-        expected: .npz of item_ids and scores, [exports, users, R] each.
-        out: file for the trace.
+        users: what they send, by turns.
+        pause_s: what each waits between an answer and the next request.
+        check: compare every answer with the one that the server gave before the block.
     """
 
     def __init__(
-        self, url: str, users: Path, expected: Path, out: Path, concurrency: int = 8
+        self,
+        url: str,
+        users: Payload,
+        at_once: int = 8,
+        timeout_s: float = 1.0,
+        pause_s: float = 0.0,
+        check: bool = False,
     ) -> None:
-        self._command = [
-            *(sys.executable, "-m", "perf.resilience.traffic", "--url", url),
-            *("--users", str(users), "--expected", str(expected), "--out", str(out)),
-            *("--concurrency", str(concurrency)),
+        self._client = grpc.InferenceServerClient(url)
+        self._timeout_s, self._pause_s = timeout_s, pause_s
+        rows = (slice(row, row + 1) for row in range(len(users)))
+        self._requests = [request_of(users.dense[r], users.categorical[r]) for r in rows]
+        self._expected = [self._scores(inputs) for inputs in self._requests] if check else []
+        self._ended = threading.Event()
+        self._outcomes: list[Outcome] = []
+        self._threads = [
+            threading.Thread(target=self._keep_asking, args=(n, at_once)) for n in range(at_once)
         ]
-        self._out = out
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """So far, in the order of their ends."""
+        return list(self._outcomes)
 
     def __enter__(self) -> Traffic:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        if self._process.stdout.readline().strip() != READY:
-            raise SystemExit("the clients did not start: see above")
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -88,83 +76,30 @@ class Traffic:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait()
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
 
-    @property
-    def trace(self) -> Trace:
-        with np.load(self._out) as found:
-            return Trace(*(found[name] for name in ("sent_ns", "answered_ns", "release", "right")))
+    def _keep_asking(self, first: int, step: int) -> None:
+        number = first
+        while not self._ended.is_set():
+            sent_s = time.monotonic()
+            error = self._ask(number % len(self._requests))
+            self._outcomes.append(Outcome(sent_s, time.monotonic(), error))
+            self._ended.wait(self._pause_s if error == OK else max(REFUSED_S, self._pause_s))
+            number += step
 
+    def _ask(self, user: int) -> str:
+        try:
+            scores = self._scores(self._requests[user])
+        except InferenceServerException as error:
+            return f"{error.status()}: {error.message()}"
+        if not self._expected:
+            return OK
+        expected = self._expected[user]
+        return OK if np.allclose(scores, expected, rtol=0, atol=SCORES_DIFFER) else WRONG
 
-class Asker(threading.Thread):
-    """One client."""
-
-    def __init__(
-        self,
-        url: str,
-        users: list[User],
-        scores: npt.NDArray[np.float32],
-        first: int,
-        over: threading.Event,
-    ) -> None:
-        super().__init__()
-        self.rows: list[tuple[int, int, int, bool]] = []
-        self._url, self._users, self._scores = url, users, scores
-        self._turn, self._over = first, over
-
-    def run(self) -> None:
-        """Ask until it is over."""
-        with Recommender(self._url, deadline_s=DEADLINE_S, retry=Retry(tries=1)) as client:
-            while not self._over.is_set():
-                user = self._turn % len(self._users)
-                self._turn += 1
-                sent = time.monotonic_ns()
-                release, right = 0, False
-                try:
-                    answer = client.recommend(self._users[user])
-                except RecommendError as error:
-                    print(f"failed: {error}", file=sys.stderr, flush=True)
-                else:
-                    release = answer.release or 0
-                    expected = self._scores[release % len(self._scores), user]
-                    right = len(answer.scores) == len(expected) and bool(
-                        np.abs(answer.scores - expected).max(initial=0) <= SLACK
-                    )
-                self.rows.append((sent, time.monotonic_ns(), release, right))
-
-
-def main() -> None:
-    """The command line; SIGTERM ends it in order."""
-    parser = argparse.ArgumentParser(prog="python -m perf.resilience.traffic", description=__doc__)
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--users", type=Path, required=True)
-    parser.add_argument("--expected", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--concurrency", type=int, default=8)
-    options = parser.parse_args()
-    with np.load(options.expected) as found:
-        scores = found["scores"]
-    users = [json.loads(line) for line in options.users.open()][: scores.shape[1]]
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: over.set())
-    step = max(1, len(users) // options.concurrency)
-    askers = [Asker(options.url, users, scores, i * step, over) for i in range(options.concurrency)]
-    for asker in askers:
-        asker.start()
-    print(READY, flush=True)
-    over.wait()
-    for asker in askers:
-        asker.join()
-    rows = np.array(sorted(row for asker in askers for row in asker.rows), np.int64).reshape(-1, 4)
-    np.savez(
-        options.out,
-        sent_ns=rows[:, 0],
-        answered_ns=rows[:, 1],
-        release=rows[:, 2],
-        right=rows[:, 3].astype(bool),
-    )
-
-
-if __name__ == "__main__":
-    main()
+    def _scores(self, inputs: Any) -> Any:
+        answer = self._client.infer(ENSEMBLE, inputs, client_timeout=self._timeout_s)
+        return answer.as_numpy("scores")

@@ -13,7 +13,17 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
-from cascade.spec import ENSEMBLE, RANK, RELEASE, STAGES, Serving, Sizes, sizes_from, stages
+from cascade.spec import (
+    ENSEMBLE,
+    QUEUE,
+    RANK,
+    RELEASE,
+    STAGES,
+    Serving,
+    Sizes,
+    sizes_from,
+    stages,
+)
 from clients.layout import Layout
 from export import config
 
@@ -174,6 +184,16 @@ def test_instances_on_a_cpu_are_ranked(instances: int) -> None:
     ranks = [group.rate_limiter.priority for group in message.instance_group]
     assert ranks[0] == 1
     assert all(later > earlier for earlier, later in pairwise(ranks))
+
+
+def test_two_instances_bring_a_bounded_queue() -> None:
+    for bound, expected in ((None, QUEUE), (7, 7), (0, 0)):
+        serving = Serving(instances=2, max_queue_size=bound)
+        for name in STAGES:
+            batching = config.configs(CRITEO, Sizes(), serving, 1)[name].dynamic_batching
+            assert batching.HasField("default_queue_policy") == bool(expected)
+            assert batching.default_queue_policy.max_queue_size == expected
+            assert batching.default_queue_policy.allow_timeout_override == bool(expected)
 
 
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:

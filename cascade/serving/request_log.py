@@ -1,0 +1,61 @@
+"""What the stages say about requests: JSON, a line each, in the server's log.
+
+A client sends an id with its request, Triton hands it to every stage, and each line repeats it: one
+search finds all that happened to a request, in the client's errors, in every stage, in the traces.
+
+Problems are always told. With the model's config parameter `log` or the variable CASCADE_LOG set to
+`json`, every request is, with the time that its batch took in this stage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+VARIABLE = "CASCADE_LOG"
+EVERY_REQUEST = "json"
+STDERR = 2
+LONGEST = 2000  # characters of a text: a line that a pipe takes at once is not torn
+
+
+def wanted(parameters: Mapping[str, str]) -> bool:
+    """Whether every request is to be logged, by a model's config parameters and the environment.
+
+    Raises:
+        ValueError: neither `json` nor nothing is asked for.
+    """
+    value = parameters.get("log", os.environ.get(VARIABLE, ""))
+    if value not in ("", EVERY_REQUEST):
+        raise ValueError(f"log is {value!r}; expected {EVERY_REQUEST!r} or nothing")
+    return value == EVERY_REQUEST
+
+
+class RequestLog:
+    """The lines of one model.
+
+    Args:
+        release: the version that the model serves.
+        every_request: what `wanted` says; the caller need not collect ids otherwise.
+    """
+
+    def __init__(self, model: str, release: int, every_request: bool) -> None:
+        self.every_request = every_request
+        self._head = {"model": model, "release": release}
+
+    def problem(self, request_id: str, level: str, error: str, traceback: str = "") -> None:
+        """One request that got no answer. `level` is "warning" where the caller is at fault."""
+        facts = {"level": level, "request_id": request_id, "error": error[:LONGEST]}
+        self._write([facts | ({"traceback": traceback[-LONGEST:]} if traceback else {})])
+
+    def answered(self, requests: Sequence[tuple[str, int]], seconds: float) -> None:
+        """The requests of one batch, (id, users) each."""
+        batch = sum(users for _, users in requests)
+        shared = {"level": "info", "batch_users": batch, "stage_ms": round(1000 * seconds, 3)}
+        self._write([{**shared, "request_id": name, "users": users} for name, users in requests])
+
+    def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
+        head = {"time": round(time.time(), 6), **self._head}
+        text = "".join(json.dumps({**head, **line}) + "\n" for line in lines)
+        os.write(STDERR, text.encode())  # in one piece: several processes write to the log

@@ -1,0 +1,110 @@
+"""Who may do what with a server: the key that guards its control, and TLS.
+
+Everybody who reaches the server may ask for recommendations and look at configurations, health and
+statistics. What changes the server (loading models, shared memory, traces, logging) takes a key,
+over gRPC and over HTTP alike.
+
+tritonserver takes the key on its command line alone. The launcher wipes it from there as soon as
+the server answers (`process.wipe`); while models load, whoever may list the processes of this
+machine can read it. Model code never finds the key in its environment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEY_VARIABLE = "CASCADE_CONTROL_KEY"
+KEY_HEADER = "control-key"
+GRPC_PREFIX = "triton-grpc-protocol-"  # which tritonserver puts before the header's name
+GUARDED = ("model-repository", "shared-memory", "trace", "logging")
+# tritonserver splits its argument at colons and at equals signs.
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,}")
+
+
+def control_key(file: Path | None = None) -> str:
+    """The key from a file, else from the environment, else a new one that nobody else knows.
+
+    Raises:
+        ValueError: what stands there is no key, or can be guessed.
+        OSError: the file cannot be read.
+    """
+    key = file.read_text().strip() if file else os.environ.get(KEY_VARIABLE)
+    return check(secrets.token_urlsafe(32) if key is None else key, file or KEY_VARIABLE)
+
+
+def check(key: str, origin: object) -> str:
+    """The key, if it is one.
+
+    Raises:
+        ValueError: it is too short, or tritonserver could not tell where it ends.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(
+            f"the control key of {origin} has {len(key)} characters; expected 16 or more, and only "
+            "letters, digits, - and _. Make one with: openssl rand -hex 32"
+        )
+    return key
+
+
+def headers(key: str) -> dict[str, str]:
+    """What a request that changes the server carries: the header for gRPC and the one for HTTP."""
+    return {GRPC_PREFIX + KEY_HEADER: key, KEY_HEADER: key}
+
+
+def arguments(key: str) -> Iterator[str]:
+    """What tells tritonserver to ask for the key."""
+    guarded = f"{','.join(GUARDED)}:{KEY_HEADER}={key}"
+    yield f"--grpc-restricted-protocol={guarded}"
+    yield f"--http-restricted-api={guarded}"
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """gRPC in TLS. Triton's HTTP has none, so it is switched off.
+
+    Args:
+        cert, key: PEM files of the server: its certificate with what it was signed by, its key.
+        client_ca: authority of the clients' certificates; with it, a client without one is refused.
+        name: a name in the certificate, by which the launcher, which asks 127.0.0.1, knows it.
+
+    With `client_ca` the launcher shows the server's own certificate to be let in: sign it by that
+    authority, too.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+    name: str = "localhost"
+
+    def __post_init__(self) -> None:
+        for path in (self.cert, self.key, self.client_ca):
+            if path is not None and not path.is_file():
+                raise ValueError(f"TLS: there is no file {path}")
+
+    def arguments(self) -> Iterator[str]:
+        """What tells tritonserver to encrypt."""
+        yield "--allow-http=false"
+        yield "--grpc-use-ssl=true"
+        yield f"--grpc-server-cert={self.cert.resolve()}"
+        yield f"--grpc-server-key={self.key.resolve()}"
+        if self.client_ca is not None:
+            yield "--grpc-use-ssl-mutual=true"
+            yield f"--grpc-root-cert={self.client_ca.resolve()}"
+
+    def connection(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        """For the launcher's own client: arguments and channel options. It trusts the server's
+        certificate itself, whoever has signed it."""
+        files = {"root_certificates": self.cert}
+        if self.client_ca is not None:
+            files |= {"private_key": self.key, "certificate_chain": self.cert}
+        options = {"ssl": True} | {name: str(path) for name, path in files.items()}
+        return options, [("grpc.ssl_target_name_override", self.name)]

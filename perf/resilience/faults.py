@@ -1,0 +1,77 @@
+"""Faults: killed processes, overload, a stop under load, malformed requests, TLS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from cascade.serving.launcher import reap
+from clients.recommender import DEADLINE_S
+from export.rewire import rewire, serving_of
+from perf.artifacts import Artifacts, Wish, make
+from perf.payload import Payload
+from perf.resilience import encrypted, fuzz, overload, shutdown, stub_kills
+from perf.table import number, table
+
+ITEMS = 20_000
+USERS = 256
+# What an export tunes by measurement is not what is measured here.
+UNTUNED = ("--index", "ivf", "--state", "float32", "--weights", "float32", "--users-per-run", "4")
+
+
+def run(work: Path, thorough: bool) -> dict[str, float]:
+    """Do all of it on a small cascade -> figures.
+
+    Args:
+        thorough: every stage is killed several times, and 100,000 malformed requests are sent.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    fused = make(Wish(ITEMS, "small", export=UNTUNED), work / "faults", keep=True)
+    ensemble = work / "faults" / "ensemble"
+    if not ensemble.exists():
+        wiring = replace(serving_of(fused.repository), topology="ensemble", instances=1)
+        rewire(fused.repository, ensemble, wiring)
+    users = _some(fused)
+    kills = stub_kills.measure(ensemble, users, work, rounds=5 if thorough else 1)
+    crowd = overload.measure(fused.repository, users, work, seconds=20 if thorough else 4)
+    storm = fuzz.measure(ensemble, users, work, 100_000, seconds=float("inf") if thorough else 25)
+    stop = shutdown.measure(ensemble, users, work)
+    tls_ok = encrypted.measure(ensemble, fused.users_file, work)
+    reap()
+    rows = [
+        *((f"{m} killed: s until all is well", number(s)) for m, s in kills.items()),
+        ("answers/s of 16 in flight", number(crowd.capacity)),
+        ("overload: accepted, refused, lost", _counts(crowd.accepted, crowd.refused, crowd.lost)),
+        ("overload: p99 of accepted, ms", number(1000 * crowd.accepted_p99_s)),
+        ("overload: p99 of refused, ms", number(1000 * crowd.refused_p99_s)),
+        ("overload: s until full speed", number(crowd.recovery_s)),
+        ("overload: growth, MB", number(crowd.growth_mb)),
+        ("malformed requests", str(storm.requests)),
+        ("processes that ended", str(storm.crashes)),
+        ("good beside them: all, refused, wrong", _counts(storm.good, storm.refused, storm.wrong)),
+        ("growth, MB", number(storm.growth_mb)),
+        ("stop under load: under way, lost", _counts(stop.under_way, stop.lost)),
+        ("stop under load: s", number(stop.seconds)),
+        ("stop under load: exit code, left over", _counts(stop.code, stop.left)),
+        ("mutual TLS", "yes" if tls_ok else "no"),
+    ]
+    print(table(["faults", "found"], rows))
+    return {
+        "stub_recovery_s_max": max(kills.values()),
+        "overload_accepted_p99_ratio": crowd.accepted_p99_s / DEADLINE_S,
+        "overload_recovery_s": crowd.recovery_s,
+        "fuzz_requests": float(storm.requests),
+        "fuzz_crashes": float(storm.crashes + storm.wrong),
+        "fuzz_rss_growth_mb": storm.growth_mb,
+        "sigterm_lost": float(stop.lost),
+        "tls_ok": float(tls_ok),
+    }
+
+
+def _some(artifacts: Artifacts) -> Payload:
+    users = artifacts.users()
+    return replace(users, dense=users.dense[:USERS], categorical=users.categorical[:USERS])
+
+
+def _counts(*values: int) -> str:
+    return ", ".join(f"{value:,}" for value in values)

@@ -1,0 +1,108 @@
+"""Five times as many requests as the server can answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from perf.contenders.wire import TRITON
+from perf.measurement import Mode
+from perf.payload import Payload
+from perf.record import ROOT
+from perf.resilience.served import serve
+from perf.trace import OK, Trace, write_requests
+
+TIMES = 5.0
+USERS_PER_REQUEST = 4  # so that the generator, which shares the cores, can send five times as many
+FULL = 16  # requests in flight at which the server is fully used
+WINDOW_S = 0.25
+FULL_SPEED = 0.9  # of what it was before
+UNAVAILABLE = 503
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What came of it.
+
+    Args:
+        capacity: answers per second before, of `FULL` in flight.
+        accepted, refused, lost: requests of the overload.
+        accepted_p99_s, refused_p99_s: how long they took.
+        recovery_s: from the last request of the overload to the first quarter of a second at full
+            speed.
+        growth_mb: anonymous memory after it, less before.
+    """
+
+    capacity: float
+    accepted: int
+    refused: int
+    lost: int
+    accepted_p99_s: float
+    refused_p99_s: float
+    recovery_s: float
+    growth_mb: float
+
+
+def measure(repository: Path, users: Payload, work: Path, seconds: float) -> Overload:
+    """Load it fully, overload it, load it fully again."""
+    rows = (slice(r, r + USERS_PER_REQUEST) for r in range(0, len(users), USERS_PER_REQUEST))
+    requests = work / "requests.npz"
+    bodies = [TRITON.request(users.dense[r], users.categorical[r]) for r in rows]
+    write_requests(requests, bodies)
+    with serve(repository, work / "overload.log") as served:
+        load = partial(_load, served.http_url, requests)
+        before = load("concurrency", FULL, seconds)
+        capacity = _rate(before, before.from_ns, before.until_ns)
+        load("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
+        before_mb = served.anonymous_mb()
+        crowd = load("rate", TIMES * capacity, seconds)
+        growth_mb = served.anonymous_mb() - before_mb
+        after = load("concurrency", FULL, seconds)
+    took_s = (crowd.done_ns - crowd.due_ns) / 1e9
+    good, refused = crowd.status == OK, crowd.status == UNAVAILABLE
+    return Overload(
+        capacity=capacity,
+        accepted=int(good.sum()),
+        refused=int(refused.sum()),
+        lost=int((~good & ~refused).sum()),
+        accepted_p99_s=_p99(took_s[good]),
+        refused_p99_s=_p99(took_s[refused]),
+        recovery_s=_recovery_s(after, int(crowd.sent_ns.max()), capacity),
+        growth_mb=growth_mb,
+    )
+
+
+def _load(address: str, requests: Path, mode: Mode, value: float, seconds: float) -> Trace:
+    """One run of the load generator, in a process that goes before the server's."""
+    out = requests.with_name("trace.npz")
+    command = [
+        *(sys.executable, "-m", "perf.load", "--address", address, "--requests", str(requests)),
+        *("--mode", mode, "--value", str(value), "--seconds", str(seconds), "--out", str(out)),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return Trace.read(out)
+
+
+def _p99(values: np.ndarray) -> float:
+    return float(np.percentile(values, 99)) if len(values) else 0.0
+
+
+def _rate(trace: Trace, from_ns: int, until_ns: int) -> float:
+    done = trace.done_ns[trace.status == OK]
+    return float(((done >= from_ns) & (done < until_ns)).sum() / ((until_ns - from_ns) / 1e9))
+
+
+def _recovery_s(after: Trace, ended_ns: int, capacity: float) -> float:
+    """The end of the first window at full speed; infinite where there is none."""
+    window_ns = int(WINDOW_S * 1e9)
+    start = int(after.sent_ns.min())
+    while start + window_ns <= after.until_ns:
+        if _rate(after, start, start + window_ns) >= FULL_SPEED * capacity:
+            return (start - ended_ns) / 1e9
+        start += window_ns // 5
+    return float("inf")

@@ -1,0 +1,84 @@
+"""A cascade served as in production, by `python -m cascade.serving` in a process of its own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.serving import reaper
+from perf import memory
+from perf.record import ROOT
+
+_READY = re.compile(r"ready: .*\(pid (\d+),.* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
+FREE_PORTS = tuple(f"--{service}-port=0" for service in ("http", "grpc", "metrics"))
+EXIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What runs.
+
+    Args:
+        launcher: `python -m cascade.serving`. pid: tritonserver.
+        name: of the server, `cascade.serving.reaper`.
+        url, http_url, metrics_url: its services.
+    """
+
+    launcher: subprocess.Popen[str]
+    pid: int
+    name: str
+    url: str
+    http_url: str
+    metrics_url: str
+
+    @property
+    def running(self) -> bool:
+        return self.launcher.poll() is None
+
+    def anonymous_mb(self) -> float:
+        """Memory of tritonserver and its stubs that is in no file."""
+        return memory.of([self.pid, *memory.stubs(self.name)]).anonymous_mb
+
+
+@contextmanager
+def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
+    """Start, wait until it answers, and stop in the end.
+
+    Args:
+        log: file for what the launcher says.
+
+    Raises:
+        SystemExit: it did not start.
+    """
+    command: Sequence[str] = (
+        *(sys.executable, "-m", "cascade.serving", "--repository", str(repository)),
+        *FREE_PORTS,
+        *arguments,
+    )
+    with log.open("w") as said:
+        launcher = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True
+        )
+    with launcher:
+        try:
+            assert launcher.stdout is not None
+            line = launcher.stdout.readline()
+            found = _READY.match(line)
+            if found is None:
+                raise SystemExit(f"the server did not start: {log.read_text()}{line}")
+            pid = int(found[1])
+            yield Served(launcher, pid, _name(pid), found[2], found[3] or "", found[4])
+        finally:
+            launcher.terminate()  # does nothing to one that has ended
+            launcher.wait(EXIT_S)
+
+
+def _name(pid: int) -> str:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    (name,) = (v.split(b"=")[1] for v in variables if v.startswith(f"{reaper.VARIABLE}=".encode()))
+    return name.decode()

@@ -1,0 +1,57 @@
+"""SIGTERM while requests are under way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.serving import reaper
+from perf.payload import Payload
+from perf.resilience.served import EXIT_S, serve
+from perf.resilience.traffic import OK, Traffic
+
+LOAD_S = 2.0
+LOST = "in ensemble"  # what Triton says of a request that it had let in
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """What came of it.
+
+    Args:
+        under_way: requests that had been sent and not answered at the signal.
+        lost: of them, and of those that were still let in after it; not those that were refused.
+        late: requests sent after the signal that got an answer.
+        seconds: until the process had ended. code: with which it did.
+        left: processes and shared-memory segments that remained.
+    """
+
+    under_way: int
+    lost: int
+    late: int
+    seconds: float
+    code: int
+    left: int
+
+
+def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
+    """Stop a server under load."""
+    with (
+        serve(repository, work / "shutdown.log") as served,
+        Traffic(served.url, users, at_once=16, timeout_s=10.0) as traffic,
+    ):
+        time.sleep(LOAD_S)
+        signal_s = time.monotonic()
+        served.launcher.terminate()
+        code = served.launcher.wait(EXIT_S)
+        seconds = time.monotonic() - signal_s
+    caught = [o for o in traffic.outcomes if o.sent_s < signal_s < o.done_s]
+    return Shutdown(
+        under_way=len(caught),
+        lost=sum(o.error != OK for o in caught) + sum(LOST in o.error for o in traffic.outcomes),
+        late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
+        seconds=seconds,
+        code=code,
+        left=len(reaper.processes(served.name)) + len(reaper.segments(served.name)),
+    )

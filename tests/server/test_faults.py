@@ -1,0 +1,40 @@
+"""The checks of `perf.resilience.faults`, in small."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.rewire import rewire, serving_of
+from perf.payload import Payload
+from perf.resilience import fuzz, overload, shutdown
+
+
+@pytest.fixture(scope="module")
+def users(criteo: Any) -> Payload:
+    return Payload(criteo.dense[:64], criteo.categorical[:64], "drawn")
+
+
+def test_malformed_requests_do_no_harm(criteo: Any, users: Payload, tmp_path: Path) -> None:
+    found = fuzz.measure(criteo.repository, users, tmp_path, requests=1000)
+    assert found.requests >= 1000
+    assert found.crashes == found.wrong == 0
+    assert found.good > 0
+
+
+def test_a_stop_under_load_loses_nothing(criteo: Any, users: Payload, tmp_path: Path) -> None:
+    found = shutdown.measure(criteo.repository, users, tmp_path)
+    assert found.under_way > 0
+    assert (found.lost, found.code, found.left) == (0, 0, 0)
+
+
+def test_too_many_requests_are_refused(criteo: Any, users: Payload, tmp_path: Path) -> None:
+    serving = replace(serving_of(criteo.repository), topology="fused", instances=2)
+    rewire(criteo.repository, tmp_path / "repository", serving)
+    found = overload.measure(tmp_path / "repository", users, tmp_path, seconds=1)
+    assert found.accepted > 0
+    assert found.refused > 0
+    assert found.lost == 0

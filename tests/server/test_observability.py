@@ -1,0 +1,143 @@
+"""What a server tells of its requests: metrics, log lines and traces, all of the same requests."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade.serving import arguments, request_log
+from cascade.serving.launcher import Server
+from cascade.spec import STAGES
+from clients import InvalidInput, Recommender
+
+PATIENCE_S = 30.0
+GOOD, BAD = "the-good-request", "the-bad-request"
+
+
+@dataclass
+class Collector:
+    """What an OpenTelemetry collector is sent."""
+
+    url: str
+    received: list[bytes] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        got = Collector(f"http://127.0.0.1:{server.server_address[1]}/v1/traces")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield got
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(criteo: Any, collector: Collector) -> Iterator[Server]:
+    """Has answered a good and a bad request."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(request_log.VARIABLE, "json")
+        running = Server(criteo.repository, extra_args=[*arguments.traces(collector.url, 1)])
+        running.start()
+    try:
+        with Recommender(running.url, deadline_s=30) as recommender:
+            recommender.recommend(criteo.users[0], request_id=GOOD)
+            with pytest.raises(InvalidInput) as refused:
+                recommender.recommend({"C1": "x" * 9000}, request_id=BAD)
+        assert refused.value.request_id == BAD
+        yield running
+    finally:
+        running.stop()
+
+
+def until(find: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := find()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.1)
+    return found
+
+
+def lines(log: Path, request_id: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in found if line["request_id"] == request_id]
+
+
+def test_every_stage_repeats_the_request_id(server: Server) -> None:
+    told = until(lambda: len(lines(server.log_path, GOOD)) == 3 and lines(server.log_path, GOOD))
+    assert [line["model"] for line in told] == [*STAGES]
+    for line in told:
+        assert (line["level"], line["release"], line["users"]) == ("info", 1, 1)
+        assert line["stage_ms"] > 0
+
+
+def test_a_problem_is_one_line(server: Server) -> None:
+    problem = until(lambda: lines(server.log_path, BAD))[0]
+    assert (problem["level"], problem["model"], problem["release"]) == ("warning", "retrieve", 1)
+    assert "feature C1: a value of 9000 bytes came" in problem["error"]
+
+
+Key = tuple[str, frozenset[tuple[str, str]]]
+
+
+def key(name: str, model: str, **more: str) -> Key:
+    labels = {"model": model, "release": "1", **more}
+    return f"cascade_{name}", frozenset(labels.items())
+
+
+def metrics(server: Server) -> dict[Key, float]:
+    with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
+        text = page.read().decode()
+    found = re.findall(r"^(cascade_\w+)\{([^}]*)\} (\S+)$", text, re.MULTILINE)
+    return {
+        (name, frozenset(re.findall(r'(\w+)="([^"]*)"', labels))): float(value)
+        for name, labels, value in found
+    }
+
+
+def test_the_metrics_count(server: Server) -> None:
+    users = [key("batch_users_total", stage) for stage in STAGES]
+    found = until(lambda: (m := metrics(server)) and all(m.get(u, 0) >= 2 for u in users) and m)
+    for stage in STAGES:
+        assert found[key("release", stage)] == 1
+        assert found[key("items", stage, stage=stage)] == 1500
+        assert found[key("errors_total", stage, kind="stage")] == 0
+        batches = found[key("batch_seconds_count", stage)]
+        assert batches == found[key("batch_seconds_bucket", stage, le="+Inf")]
+        assert found[key("batch_seconds_sum", stage)] > 0
+    assert found[key("errors_total", "retrieve", kind="input")] == 1
+    # The probe at the start, and the good request.
+    for stage, size in zip(STAGES, (1000, 200, 10), strict=True):
+        assert found[key("kept_total", stage, stage=stage)] == 2 * size
+
+
+def test_the_traces_arrive(server: Server, collector: Collector) -> None:
+    """Spans of the ensemble and of every member, as OTLP's protobuf."""
+    until(lambda: all(s.encode() in b"".join(collector.received) for s in STAGES))
+    assert GOOD.encode() in b"".join(collector.received)
+
+
+def test_an_unknown_kind_of_log_is_refused() -> None:
+    assert request_log.wanted({"log": "json"})
+    assert not request_log.wanted({"log": ""})
+    with pytest.raises(ValueError, match="'xml'; expected 'json' or nothing"):
+        request_log.wanted({"log": "xml"})

@@ -1,0 +1,161 @@
+"""Who has no key changes nothing, who has no certificate hears nothing, nothing is unpickled."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from cascade.serving import health, security, stubs
+from cascade.serving.launcher import Server
+from cascade.serving.security import ServerTls
+from clients import Recommender, Retry, Tls, Unavailable
+from perf.resilience.encrypted import make_certificates
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cascade", "clients", "export", "perf")
+Client = grpc.InferenceServerClient
+
+CONTROL: dict[str, Callable[[Client, dict[str, str]], Any]] = {
+    "load": lambda client, headers: client.load_model("recommend", headers=headers),
+    "index": lambda client, headers: client.get_model_repository_index(headers=headers),
+    "trace": lambda client, headers: client.get_trace_settings(headers=headers),
+    "log": lambda client, headers: client.update_log_settings({"log_info": True}, headers=headers),
+    "memory": lambda client, headers: client.get_system_shared_memory_status(headers=headers),
+}
+
+
+@pytest.fixture(scope="module")
+def client(criteo_server: Server) -> Iterator[Client]:
+    with criteo_server.connect() as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("action", ["load", "index", "trace", "log", "memory"])
+def test_control_over_grpc_takes_the_key(
+    client: Client, criteo_server: Server, action: str
+) -> None:
+    wrong = security.headers("x" * 43)
+    for headers in ({}, wrong):
+        with pytest.raises(InferenceServerException, match="This protocol is restricted"):
+            CONTROL[action](client, headers)
+    if action != "load":  # nobody may change what this server serves
+        CONTROL[action](client, criteo_server.control_headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "repository/models/recommend/unload"),
+        ("POST", "repository/index"),
+        ("GET", "trace/setting"),
+        ("GET", "logging"),
+        ("GET", "systemsharedmemory/status"),
+    ],
+)
+def test_control_over_http_takes_the_key(criteo_server: Server, method: str, path: str) -> None:
+    url = f"http://{criteo_server.http_url}/v2/{path}"
+    for headers in ({}, security.headers("x" * 43)):
+        request = urllib.request.Request(url, method=method, headers=headers)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=30)
+    if "unload" not in path:
+        headers = criteo_server.control_headers
+        request = urllib.request.Request(url, method=method, headers=headers)
+        assert urllib.request.urlopen(request, timeout=30).status == 200
+
+
+def test_who_looks_at_the_processes_sees_no_key(
+    criteo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = criteo_server.control_headers[security.KEY_HEADER].encode()
+    pids = [criteo_server.pid, *(stub.pid for stub in stubs.alive(criteo_server.name))]
+    for pid in pids:
+        for name in ("cmdline", "environ"):
+            assert key not in Path(f"/proc/{pid}/{name}").read_bytes()
+    words = Path(f"/proc/{pids[0]}/cmdline").read_bytes().split(b"\0")
+    (masked,) = (w for w in words if w.startswith(b"--grpc-restricted-protocol="))
+    assert masked.endswith(b":control-key=" + b"*" * len(key))
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(security.KEY_VARIABLE, raising=False)
+    assert security.control_key() != security.control_key()
+    monkeypatch.setenv(security.KEY_VARIABLE, "from-the-environment")
+    assert security.control_key() == "from-the-environment"
+    file = tmp_path / "key"
+    file.write_text("from-the-file-0123\n")
+    assert security.control_key(file) == "from-the-file-0123"
+    for bad in ("short", "has a space in it 01", "colon:0123456789abcdef", ""):
+        file.write_text(bad)
+        with pytest.raises(ValueError, match="expected 16 or more"):
+            security.control_key(file)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder)
+    return folder
+
+
+def test_mutual_tls(seven: Any, certificates: Path) -> None:
+    ca, cert, key, client_cert, client_key = (
+        certificates / name
+        for name in ("ca.pem", "server.pem", "server.key", "client.pem", "client.key")
+    )
+    files = ("--tls-ca", ca, "--tls-key", client_key, "--tls-cert", client_cert)
+    with Server(seven.repository, exit_timeout_s=1, tls=ServerTls(cert, key, ca)) as server:
+        with Recommender(server.url, deadline_s=30, tls=Tls(ca, client_key, client_cert)) as known:
+            assert len(known.recommend(seven.users[0]).item_ids) == 7
+        for tls in (Tls(ca), None):
+            with (
+                Recommender(server.url, tls=tls, retry=Retry(tries=2, first_s=0.01)) as stranger,
+                pytest.raises(Unavailable),
+            ):
+                stranger.recommend({})
+        assert health.main(["--url", server.url, *map(str, files)]) == 0
+        assert health.main(["--url", server.url, "--timeout-s", "0.5"]) == 1
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(f"http://{server.http_url}/v2", timeout=5)
+    with pytest.raises(ValueError, match=r"no file .*absent"):
+        ServerTls(cert, certificates / "absent")
+
+
+def python_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", *(f"{p}/*.py" for p in PACKAGES)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+def test_nothing_is_unpickled() -> None:
+    """A pickle runs code: checkpoints are safetensors, arrays come without objects."""
+    loads = 0
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name.split(".")[0] for alias in node.names}
+                names.add((getattr(node, "module", None) or "").split(".")[0])
+                assert not names & {"pickle", "cPickle", "dill", "joblib", "shelve"}, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                called = ast.unparse(node.func)
+                if called == "torch.load":
+                    assert given.get("weights_only") == "True", path
+                if called in ("np.load", "numpy.load"):
+                    assert given.get("allow_pickle", "False") == "False", path
+                loads += called in ("torch.load", "np.load")
+    assert loads  # it would find one

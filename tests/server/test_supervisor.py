@@ -1,0 +1,126 @@
+"""The supervisor: what is dead is found and loaded again, or the launcher ends; health tells the
+truth in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.serving import health, stubs
+from cascade.serving.stubs import Stub
+from clients import Recommender, RecommendError
+from perf.resilience.served import EXIT_S, Served, serve
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def repository(criteo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that may be damaged."""
+    folder: Path = tmp_path_factory.mktemp("supervised") / "repository"
+    shutil.copytree(criteo.repository, folder, copy_function=os.link)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "launcher.log"
+
+
+@pytest.fixture(scope="module")
+def served(repository: Path, log: Path) -> Iterator[Served]:
+    with serve(repository, log, "--exit-timeout-s=1") as running:
+        yield running
+
+
+def events(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+def stub_of(served: Served, model: str) -> Stub:
+    (found,) = (stub for stub in stubs.alive(served.name) if stub.model == model)
+    return found
+
+
+def answers(url: str, users: list[dict[str, Any]]) -> tuple[Any, Any]:
+    with Recommender(url, deadline_s=30) as recommender:
+        found = recommender.recommend_many(users)
+    return np.stack([a.item_ids for a in found]), np.stack([a.scores for a in found])
+
+
+def healthy(served: Served) -> bool:
+    return health.main(["--url", served.url, "--timeout-s", "3"]) == 0
+
+
+def answered(served: Served, user: dict[str, Any]) -> bool:
+    try:
+        answers(served.url, [user])
+    except RecommendError:
+        return False
+    return True
+
+
+def test_a_dead_stage_is_told_and_loaded_again(
+    criteo: Any,
+    served: Served,
+    log: Path,
+    assert_same_answers: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert {(stub.model, stub.version) for stub in stubs.alive(served.name)} == {
+        ("retrieve", 1),
+        ("prerank", 1),
+        ("rank", 1),
+    }
+    assert healthy(served)
+    assert capsys.readouterr().out.startswith(f"healthy: recommend at {served.url} answered in ")
+    time.sleep(2)  # the supervisor gets to know the stubs
+    os.kill(served.launcher.pid, signal.SIGSTOP)  # nobody helps
+    try:
+        victim = stub_of(served, "prerank")
+        os.kill(victim.pid, signal.SIGKILL)
+        wait_until(lambda: victim.dead)
+        assert not healthy(served)
+        said = capsys.readouterr().out
+        assert said.startswith(f"unhealthy: recommend at {served.url}: ")
+        assert said.count("\n") == 1
+    finally:
+        os.kill(served.launcher.pid, signal.SIGCONT)
+    wait_until(lambda: any(event["event"] == "reloaded" for event in events(log)))
+    died = next(event for event in events(log) if event["event"] == "process died")
+    assert (died["models"], died["pids"]) == (["prerank"], [victim.pid])
+    assert healthy(served)
+    expected = criteo.ask(criteo.pipeline(), 0, 40)
+    assert_same_answers(answers(served.url, criteo.users[:40]), expected)
+
+
+def test_the_launcher_ends_where_reloading_does_not_help(
+    served: Served, repository: Path, log: Path
+) -> None:
+    time.sleep(2)
+    (repository / "rank" / "1" / "stage.json").unlink()
+    os.kill(stub_of(served, "rank").pid, signal.SIGKILL)
+    assert served.launcher.wait(EXIT_S) == 1
+    assert "error: a model cannot be loaded again" in log.read_text()
+    assert "stage.json" in log.read_text()
+
+
+def test_health_of_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert health.main(["--url", "127.0.0.1:9", "--timeout-s", "0.5"]) == 1
+    assert capsys.readouterr().out.startswith("unhealthy: recommend at 127.0.0.1:9: ")
