@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from cascade.schema import SchemaError
+from cascade.serving import security
 from cascade.serving.runtime import ArtifactError
+from cascade.serving.security import KEY_VARIABLE
 from export.control import Control, ControlError
 from export.live import BusyError, Repository
 from export.publishing import Published, Publisher, PublishError
@@ -21,12 +24,17 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Where the repository is, and who serves it."""
     parser.add_argument("--repository", type=Path, required=True, help="what the server serves")
     parser.add_argument("--url", help="HOST:PORT of its gRPC service [change the files alone]")
+    parser.add_argument(
+        "--control-key-file", type=Path, help=f"what the server wants to see [{KEY_VARIABLE}]"
+    )
     parser.add_argument("--keep", type=int, default=3, help="releases on disk [%(default)s]")
 
 
 def publisher(args: argparse.Namespace) -> Publisher:
     """What the options of `add_server` say."""
-    control = Control(args.url) if args.url else None
+    file, key = args.control_key_file, os.environ.get(KEY_VARIABLE)
+    key = security.control_key(file) if file or key else None
+    control = Control(args.url, security.headers(key) if key else None) if args.url else None
     return Publisher(Repository(args.repository), control, args.keep, say)
 
 

@@ -48,9 +48,9 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
     full_s = time.monotonic() - began
     repository = Repository(work / "live")
     Publisher(repository, say=lambda line: None).publish(from_export(exported))
-    with Server(repository.root, models=[*repository.members(), "recommend"]) as server:
+    with Server(repository.root) as server:
         began = time.monotonic()
-        publisher = Publisher(repository, Control(server.url))
+        publisher = Publisher(repository, Control(server.url, server.control_headers))
         new, twins = _new_items(checkpoints)
 
         def make(target: Path, number: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from cascade.serving.launcher import Server
 from cascade.serving.pipeline import Pipeline, read_release
 from cascade.serving.runtime import Array
+from cascade.serving.security import KEY_VARIABLE
 from cascade.spec import Serving
 from export.canary import Canary
 from export.control import Control
@@ -48,9 +50,11 @@ EXPORT = [
 ]
 USERS = 512
 QUIET_S = 6.0  # of load before anything is published
+KEY = secrets.token_urlsafe(32)
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
+from cascade.serving.security import KEY_VARIABLE, headers
 from export.command import say
 from export.canary import Canary
 from export.control import Control
@@ -58,7 +62,8 @@ from export.live import Repository
 from export.publishing import Publisher
 from export.transfer import from_export
 root, url, source = sys.argv[1:]
-Publisher(Repository(Path(root)), Control(url), say=say).publish(from_export(Path(source)))
+control = Control(url, headers(os.environ[KEY_VARIABLE]))
+Publisher(Repository(Path(root)), control, say=say).publish(from_export(Path(source)))
 """
 
 
@@ -111,7 +116,11 @@ class Site:
     exports: Exports
 
     def publisher(self) -> Publisher:
-        return Publisher(self.repository, Control(self.server.url), say=lambda line: None)
+        return Publisher(
+            self.repository,
+            Control(self.server.url, self.server.control_headers),
+            say=lambda line: None,
+        )
 
     @property
     def live(self) -> int:
@@ -124,7 +133,7 @@ def site(work: Path, exports: Exports) -> Iterator[Site]:
     """The first release, served."""
     repository = Repository(work / "live")
     Publisher(repository, say=lambda line: None).publish(from_export(exports.source(1)))
-    with Server(repository.root, models=[*repository.members(), "recommend"]) as server:
+    with Server(repository.root, control_key=KEY) as server:
         yield Site(repository, server, exports)
 
 
@@ -204,7 +213,10 @@ def _kill_in(step: str, place: Site) -> None:
     source = str(place.exports.source(place.live + 1))
     arguments = [str(place.repository.root), place.server.url, source]
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", DRIVER, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, KEY_VARIABLE: KEY},
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -216,7 +228,7 @@ def _kill_in(step: str, place: Site) -> None:
 
 def _answers_as(place: Site, numbers: set[int]) -> bool:
     """Whether the server answers the canary requests of one of these releases, and says which."""
-    control = Control(place.server.url)
+    control = Control(place.server.url)  # who only asks needs no key
     known = Canary.from_dict(read_release(place.repository.root, place.live)["canary"])
     users = {"dense": known.dense, "categorical": known.categorical}
     answer = control.ask("recommend", None, users)

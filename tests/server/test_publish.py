@@ -28,7 +28,7 @@ from export.trial import TrialError
 from tests.conftest import Cascade
 
 USERS = 12
-MODELS = ("retrieve", "prerank", "rank", "recommend")
+KEY = "a-key-that-only-this-test-knows"
 
 
 @dataclass
@@ -81,7 +81,11 @@ class Site:
     exports: tuple[Cascade, Cascade]
 
     def publisher(self) -> Publisher:
-        return Publisher(self.repository, Control(self.server.url), say=lambda line: None)
+        return Publisher(
+            self.repository,
+            Control(self.server.url, self.server.control_headers),
+            say=lambda line: None,
+        )
 
     def load(self) -> Load:
         """Odd releases come from the first export, even ones from the second."""
@@ -98,7 +102,7 @@ def site(
     other = make_cascade(seed=1)
     repository = Repository(tmp_path_factory.mktemp("site") / "repository")
     Publisher(repository, say=lambda line: None).publish(from_export(criteo.repository))
-    with Server(repository.root, models=MODELS) as server:
+    with Server(repository.root, control_key=KEY) as server:
         yield Site(repository, server, (criteo, other))
 
 
@@ -136,15 +140,17 @@ def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
 
 
 DRIVER = """
-import sys
+import os, sys
 from pathlib import Path
+from cascade.serving.security import headers
 from export.command import say
 from export.control import Control
 from export.live import Repository
 from export.publishing import Publisher
 from export.transfer import from_export
 root, url, source = sys.argv[1:]
-Publisher(Repository(Path(root)), Control(url), say=say).publish(from_export(Path(source)))
+control = Control(url, headers(os.environ["CASCADE_CONTROL_KEY"]))
+Publisher(Repository(Path(root)), control, say=say).publish(from_export(Path(source)))
 """
 
 
@@ -156,7 +162,10 @@ def test_a_killed_publisher_costs_nothing(site: Site, step: str) -> None:
     arguments = [str(site.repository.root), site.server.url, str(source)]
     command = [sys.executable, "-c", DRIVER, *arguments]
     with site.load() as load:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publisher:
+        environment = {**os.environ, "CASCADE_CONTROL_KEY": KEY}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        ) as publisher:
             assert publisher.stdout is not None
             for line in publisher.stdout:
                 if line.split()[1] == step:
@@ -217,7 +226,7 @@ def test_one_process_that_is_the_whole_cascade(
     exports = make_cascade(serving=serving), make_cascade(serving=serving, seed=1)
     repository = Repository(tmp_path / "repository")
     Publisher(repository, say=lambda line: None).publish(from_export(exports[0].repository))
-    with Server(repository.root, models=["recommend"]) as server:
+    with Server(repository.root, control_key=KEY) as server:
         site = Site(repository, server, exports)
         with site.load() as load:
             site.publisher().publish(from_export(exports[1].repository))
