@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from cascade.index.among import Mask, restricted
 from cascade.index.kinds import (
     EFFORT,
     KINDS,
@@ -67,6 +68,15 @@ class Index:
         """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
         return self._search(queries, k)[0]
 
+    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
+        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` ones [N], -1 where the
+        index finds no more. FAISS on a GPU knows no selectors: there it is the best of all, without
+        those that are not allowed."""
+        raw, options = restricted(self.raw, self.facts.kind, self.facts.parameters, allowed)
+        rows = raw.search(self._checked(queries, k), k, **options)[1]
+        found: Ids = np.where((rows >= 0) & allowed[rows], rows, -1)
+        return found
+
     def search_with_scores(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
         """[B, D] -> rows int64 [B, k] and inner products float32 [B, k]; a pad has -inf.
 
@@ -94,6 +104,10 @@ class Index:
         self.facts = replace(self.facts, parameters={**self.facts.parameters, name: value})
 
     def _search(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
+        scores, rows = self.raw.search(self._checked(queries, k), k)
+        return rows, scores
+
+    def _checked(self, queries: Floats, k: int) -> Floats:
         if queries.ndim != 2 or queries.shape[1] != self.facts.width:
             raise ValueError(
                 f"queries have shape {list(queries.shape)}; expected [B, {self.facts.width}], the "
@@ -101,8 +115,7 @@ class Index:
             )
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one item")
-        scores, rows = self.raw.search(np.ascontiguousarray(queries, np.float32), k)
-        return rows, scores
+        return np.ascontiguousarray(queries, np.float32)
 
 
 def set_threads(count: int) -> None:
