@@ -15,6 +15,7 @@ from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
     PROCESSES,
+    RETRIEVE,
     TOPOLOGIES,
     Serving,
     Sizes,
@@ -56,6 +57,7 @@ def process_config(
         config,
         {
             **serving.parameters(),
+            **({"deny_list": serving.deny_list} if RETRIEVE in held else {}),
             "stages": ",".join(held),
             "candidates": str(sizes.candidates),
             "layout_hash": schema.layout_hash,
@@ -179,7 +181,10 @@ def _tensors(
     for target, tensors in ((config.input, inputs), (config.output, outputs)):
         for tensor in tensors:
             dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
-            target.add(name=tensor.name, data_type=pb.DataType.Value(dtype), dims=list(tensor.dims))
+            made = target.add(name=tensor.name, data_type=pb.DataType.Value(dtype))
+            made.dims.extend(tensor.dims)
+            if tensor.optional:
+                made.optional = True
 
 
 def _parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
