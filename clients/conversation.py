@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from clients import errors
+from clients import errors, filters
+from clients.filters import Allow, Exclude, Filter
 from clients.layout import Categorical, Dense, Layout, Recommendation, User, recommendations
 
 Result = TypeVar("Result")
@@ -53,11 +54,14 @@ class AskConfig:
 
 @dataclass(frozen=True, eq=False)
 class AskItems:
-    """Ask for the items of B users; the outcome is (item_ids, scores), [B, 10] each."""
+    """Ask for the items of B users; the outcome is (item_ids, scores), [B, 10] each. Filters are
+    [B, 1], or None."""
 
     dense: Dense
     categorical: Categorical
     timeout_s: float
+    exclude: Filter | None = None
+    allow: Filter | None = None
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,30 @@ class Conversation:
         return (yield from self._learn(self._end(deadline_s)))
 
     def recommend_many(
-        self, users: Sequence[User], deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        deadline_s: float | None = None,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
     ) -> Dialogue[list[Recommendation]]:
         """One recommendation per user. What does not fit in one request goes out in several, one
         after the other; the deadline is for all of them."""
         end = self._end(deadline_s)
         layout = yield from self._learn(end)
         dense, categorical = layout.arrays(users)
+        excluded, allowed = filters.columns(layout, len(users), exclude, allow)
         results: list[Recommendation] = []
         for start in range(0, len(users), layout.max_batch_size):
             part = slice(start, start + layout.max_batch_size)
 
             def ask(timeout_s: float, part: slice = part) -> Step:
-                return AskItems(dense[part], categorical[part], timeout_s)
+                return AskItems(
+                    dense[part],
+                    categorical[part],
+                    timeout_s,
+                    None if excluded is None else excluded[part],
+                    None if allowed is None else allowed[part],
+                )
 
             item_ids, scores = yield from self._insist(ask, end)
             results += recommendations(item_ids, scores, len(dense[part]))

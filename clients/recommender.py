@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.spec import ENSEMBLE
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
+from clients.filters import Allow, Exclude
 from clients.layout import Layout, Recommendation, User
 
 DEADLINE_S = 1.0
@@ -78,16 +79,38 @@ class Recommender:
         self._model = model
         self._client = grpc.InferenceServerClient(url, **_connection(tls))
 
-    def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
-        """The best items for one user, given as raw feature values by name."""
-        return self.recommend_many([user], deadline_s=deadline_s)[0]
+    def recommend(
+        self,
+        user: User,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+    ) -> Recommendation:
+        """The best items for one user, given as raw feature values by name.
+
+        Args:
+            exclude: ids of items that are not wanted, because he has seen them.
+            allow: values by item feature; other items are not wanted.
+        """
+        found = self.recommend_many([user], exclude=[exclude], allow=[allow], deadline_s=deadline_s)
+        return found[0]
 
     def recommend_many(
-        self, users: Sequence[User], *, deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
+        deadline_s: float | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
-        takes in one request."""
-        return self._perform(self._conversation.recommend_many(users, deadline_s))
+        takes in one request.
+
+        Args:
+            exclude, allow: as of `recommend`, one entry for each user.
+        """
+        return self._perform(self._conversation.recommend_many(users, deadline_s, exclude, allow))
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -145,16 +168,42 @@ class AsyncRecommender:
         self._connection = _connection(tls)
         self._opened: grpc_aio.InferenceServerClient | None = None
 
-    async def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
-        """The best items for one user, given as raw feature values by name."""
-        return (await self.recommend_many([user], deadline_s=deadline_s))[0]
+    async def recommend(
+        self,
+        user: User,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+    ) -> Recommendation:
+        """The best items for one user, given as raw feature values by name.
+
+        Args:
+            exclude: ids of items that are not wanted, because he has seen them.
+            allow: values by item feature; other items are not wanted.
+        """
+        found = await self.recommend_many(
+            [user], exclude=[exclude], allow=[allow], deadline_s=deadline_s
+        )
+        return found[0]
 
     async def recommend_many(
-        self, users: Sequence[User], *, deadline_s: float | None = None
+        self,
+        users: Sequence[User],
+        *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
+        deadline_s: float | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
-        takes in one request."""
-        return await self._perform(self._conversation.recommend_many(users, deadline_s))
+        takes in one request.
+
+        Args:
+            exclude, allow: as of `recommend`, one entry for each user.
+        """
+        return await self._perform(
+            self._conversation.recommend_many(users, deadline_s, exclude, allow)
+        )
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -218,13 +267,20 @@ def _connection(tls: Tls | None) -> dict[str, Any]:
 
 
 def _request(model: str, step: AskItems) -> dict[str, Any]:
-    dense = grpc.InferInput("dense", step.dense.shape, "FP32")
-    dense.set_data_from_numpy(step.dense)
-    categorical = grpc.InferInput("categorical", step.categorical.shape, "BYTES")
-    categorical.set_data_from_numpy(step.categorical)
+    tensors = {
+        "dense": (step.dense, "FP32"),
+        "categorical": (step.categorical, "BYTES"),
+        "exclude": (step.exclude, "BYTES"),
+        "allow": (step.allow, "BYTES"),
+    }
+    inputs = []
+    for name, (values, dtype) in tensors.items():
+        if values is not None:
+            inputs.append(grpc.InferInput(name, values.shape, dtype))
+            inputs[-1].set_data_from_numpy(values)
     return {
         "model_name": model,
-        "inputs": [dense, categorical],
+        "inputs": inputs,
         "outputs": [grpc.InferRequestedOutput(name) for name in ("item_ids", "scores")],
         "client_timeout": step.timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.
