@@ -166,7 +166,7 @@ class Serving:
             device="cpu" if device == "cpu" else "cuda",
             cuda_graphs=values.get("cuda_graphs", "0") == "1",
             half=values.get("half", "0") == "1",
-            deny_list=values.get("deny_list", ""),
+            deny_list=values.get("deny_list", DENY_LIST),
         )
 
 

@@ -70,7 +70,7 @@ def test_raw_values_are_exact_whatever_their_encoding(tmp_path: Path) -> None:
     assert ids_having(items, {"studio": [b"", b"a", b"AA", b"Z"]}) == []
     assert ids_having(items, {"studio": []}) == []
     assert ids_having(items, {}) == [10, 20, 30, 40]
-    assert items.rows(np.array([20, 99, 40, 20, -5])).tolist() == [1, 2]
+    assert set(items.rows(np.array([20, 99, 40, 20, -5]))) == {1, 2}
 
 
 def test_encoded_values_are_decoded_where_that_is_exact(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_features_may_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="genres cannot be asked for: it was left out"):
         items.having({"genres": [b"War"]})
     nothing = write(tmp_path, encoder, [])
-    assert nothing.rows(IDS).tolist() == [0, 1, 2, 3]
+    assert sorted(nothing.rows(IDS)) == [0, 1, 2, 3]
     with pytest.raises(InvalidInput, match="called 'actor'; known: none"):
         nothing.having({"actor": [b"x"]})
     with pytest.raises(ArtifactError, match=r"called actor; known: \['genres', 'studio', 'dir"):

@@ -203,6 +203,27 @@ def test_every_kind_searches_among_what_is_allowed(kind: Any, share: float, vect
     assert np.mean(hits) / k >= recall - 0.05  # as good as it is without a filter
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+def test_every_kind_passes_over_what_is_excluded(kind: Any, vectors: Any) -> None:
+    """Even if these are the best of all."""
+    k, queries = 50, vectors[:20]
+    built: Any
+    if kind == "exact":
+        built, recall = ExactIndex(torch.from_numpy(vectors).half()), 1.0
+    else:
+        built = index.build(vectors, kind)
+        recall = index.tune(built, vectors, queries, k, 0.95)
+    order = np.argsort(-queries @ vectors.T, axis=1)
+    excluded = [rows[: number % 3 * 30] for number, rows in enumerate(order)]
+    found = built.search_without(queries, k, excluded)
+    hits = 0
+    for mine, rows, some in zip(found, order, excluded, strict=True):
+        assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
+        assert not set(mine) & set(some)
+        hits += len(set(mine) & set(rows[len(some) : len(some) + k]))
+    assert hits / found.size >= recall - 0.05
+
+
 def test_exact_search_pads_where_too_few_are_allowed(vectors: Any) -> None:
     built = ExactIndex(torch.from_numpy(vectors).half())
     allowed = np.zeros(len(vectors), bool)
@@ -293,12 +314,12 @@ def test_a_deny_list_is_in_force_within_a_second(
 
     def after_a_second() -> int:
         clock.now_s += 1
-        return len(watched.now())
+        return watched.now().count
 
     assert after_a_second() == 0
     path.write_text("5000000000 # the first\n\n# nothing\n5000000003\n4\n")  # nobody has 4
     clock.now_s += 0.1
-    assert len(watched.now()) == 0
+    assert watched.now().count == 0
     assert after_a_second() == 2
     replacement = tmp_path / "new"
     replacement.write_text("5000000006\n")

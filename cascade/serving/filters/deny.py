@@ -29,22 +29,18 @@ class Denied:
     """Rows that are denied.
 
     Args:
-        rows: int64 [D], ascending, each once. mask: [N], the same.
+        mask: [N]. count: how much of it is true.
     """
 
-    rows: Ids
     mask: Mask
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    count: int
 
     @classmethod
     def of(cls, ids: Ids, items: Items) -> Denied:
         """Those of the ids that this catalogue has."""
-        rows = items.rows(ids)
         mask = np.zeros(len(items), bool)
-        mask[rows] = True
-        return cls(rows, mask)
+        mask[items.rows(ids)] = True
+        return cls(mask, int(np.count_nonzero(mask)))
 
 
 class DenyList:

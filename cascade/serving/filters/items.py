@@ -101,11 +101,11 @@ class Items:
         return len(self._ids)
 
     def rows(self, ids: Ids) -> Ids:
-        """Ids [n] of the outside world -> the rows that have them, int64 [<= n], ascending, each
-        once. An id that no item has is passed over."""
+        """Ids [n] of the outside world -> the rows that have them, int64 [<= n], in any order. An
+        id that no item has is passed over."""
+        ids = np.sort(ids)  # neighbours are found in the same pages
         places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
-        found = self._id_rows[places[self._ids[places] == ids]]
-        rows: Ids = np.unique(found).astype(np.int64)
+        rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)
         return rows
 
     def having(self, allow: Mapping[str, Sequence[bytes]]) -> Mask:

@@ -1,9 +1,9 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
-Excluded and denied items are few beside the catalogue, so that many more are fetched and these
-dropped: what is left are the best of the others, whatever kind of index it is. Where `allow` leaves
-at most K items, these are the candidates and nothing is searched; else the index searches among
-them (`cascade.index.among`), and what it does not find is filled up with other allowed items.
+The index passes over what is excluded while it searches (`cascade.index.among`). Of the denied
+items so many more are fetched as may be among the best, and dropped. Where `allow` leaves at most K
+items, these are the candidates and nothing is searched; else the index searches among them, and
+what it does not find is filled up with other allowed items.
 
 What a user gets depends on his own filters and the deny list alone, not on who shares his batch.
 """
@@ -24,7 +24,6 @@ from cascade.serving.filters.request import allowed_values, excluded_ids
 from cascade.serving.runtime import Array, Graph
 
 DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the best; else a search
-MOST_FETCHED = 2048  # FAISS finds no more on a GPU
 
 
 class Searchable(Protocol):
@@ -36,13 +35,16 @@ class Searchable(Protocol):
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
         """The same among the `allowed` ones [N]."""
 
+    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
+        """The same without those that are `excluded` for each user."""
+
 
 @dataclass(frozen=True)
 class Wish:
     """What one user asks for.
 
     Args:
-        excluded: rows int64 [E], ascending, each once.
+        excluded: rows int64 [E], in any order.
         allowed: bool [N]; None = every item.
     """
 
@@ -93,7 +95,7 @@ class Filtered:
         """
         denied = self._deny.now() if self._deny else self._nothing
         wishes = self._wishes(len(user_ids), exclude, allow)
-        if not denied and not any(wishes):
+        if not denied.count and not any(wishes):
             found: Ids = self._search(user_dense, user_ids)
             return found
         queries = self._tower(user_dense, user_ids)[0]
@@ -119,31 +121,28 @@ class Filtered:
 
     def _filter(self, queries: Floats, wishes: Sequence[Wish], denied: Denied) -> Ids:
         found = np.full((len(wishes), self._candidates), -1, np.int64)
-        missing = []
-        for fetched, users in self._by_fetched(wishes, denied).items():
-            rows = self._index.search(queries[users], fetched)
-            for user, mine in zip(users, rows, strict=True):
-                kept = _without(mine, wishes[user].excluded, denied)[: self._candidates]
-                found[user, : len(kept)] = kept
-                if len(kept) < self._candidates:
-                    missing.append(user)
-        missing += [user for user, wish in enumerate(wishes) if wish.allowed is not None]
-        for user in missing:
+        fetched = self._candidates + min(DENIED_AT_ONCE, denied.count)
+        free = [user for user, wish in enumerate(wishes) if not wish]
+        bound = [u for u, wish in enumerate(wishes) if wish and wish.allowed is None]
+        if free:
+            rows = self._index.search(queries[free], fetched)
+            found[free] = self._kept(rows, denied)
+        if bound:
+            excluded = [wishes[user].excluded for user in bound]
+            rows = self._index.search_without(queries[bound], fetched, excluded)
+            found[bound] = self._kept(rows, denied)
+        for user in np.flatnonzero(found[:, -1] < 0):
             left = self._left(wishes[user], denied)
             found[user] = self._among(queries[user : user + 1], left)
         return found
 
-    def _by_fetched(self, wishes: Sequence[Wish], denied: Denied) -> dict[int, list[int]]:
-        """Users whom `allow` does not bind, by how many items to fetch. In few steps: a recorded
-        search is one of a fixed K."""
-        found: dict[int, list[int]] = {}
-        spare = min(DENIED_AT_ONCE, len(denied))
-        for user, wish in enumerate(wishes):
-            if wish.allowed is None:
-                more = len(wish.excluded) + spare
-                fetched = self._candidates + (1 << (more - 1).bit_length() if more else 0)
-                fetched = max(self._candidates, min(fetched, MOST_FETCHED))
-                found.setdefault(fetched, []).append(user)
+    def _kept(self, rows: Ids, denied: Denied) -> Ids:
+        """Rows [B, >= K] -> [B, K], without the denied ones, -1 pads."""
+        keep = (rows >= 0) & ~denied.mask[rows]
+        found = np.full((len(rows), self._candidates), -1, np.int64)
+        for mine, some, kept in zip(found, rows, keep, strict=True):
+            some = some[kept][: self._candidates]
+            mine[: len(some)] = some
         return found
 
     def _left(self, wish: Wish, denied: Denied) -> Mask:
@@ -170,12 +169,3 @@ class Filtered:
 
 
 _NONE = Wish(np.empty(0, np.int64), None)
-
-
-def _without(rows: Ids, excluded: Ids, denied: Denied) -> Ids:
-    """Rows that are neither pads nor denied nor among the `excluded`, which are sorted."""
-    keep = (rows >= 0) & ~denied.mask[rows]
-    if len(excluded):
-        places = np.searchsorted(excluded, rows).clip(max=len(excluded) - 1)
-        keep &= excluded[places] != rows
-    return rows[keep]

@@ -1,0 +1,1 @@
+"""What a served cascade does when things go wrong: `python -m perf.resilience`."""
