@@ -83,6 +83,10 @@ class Encoder:
                 sizes[feature.name] = (FIRST + feature.buckets, "")
         return cls(schema.fitted(sizes), vocabularies)
 
+    def vocabulary(self, feature: Feature) -> list[bytes]:
+        """The values of a feature, in the order of their ids."""
+        return [*self._lookup[feature.name]]
+
     def encode(
         self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
     ) -> tuple[Floats, Ids]:

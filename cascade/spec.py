@@ -24,6 +24,8 @@ Topology = Literal["ensemble", "paired", "fused"]
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
+EXCLUDE, ALLOW = "exclude", "allow"  # what a user is not to get, and what alone he may get
+DENY_LIST = "deny.txt"  # in the root of a repository: what nobody is to get
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 SCORE = "score"  # prerank and rank in one process
 # By topology: every Python model and the stages that one of its processes runs. What clients call
@@ -44,11 +46,16 @@ PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in mo
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor without its batch dimension."""
+    """A tensor without its batch dimension.
+
+    Args:
+        optional: a request may come without it.
+    """
 
     name: str
     dtype: DType
     dims: tuple[int, ...]
+    optional: bool = False
 
 
 # The number of the release that answered: of the last process, whichever stages it holds.
@@ -124,6 +131,8 @@ class Serving:
         half: let TensorRT compute in float16 where it finds that faster.
         users_per_run: most users that a process computes at once; a larger batch is cut. 0 = never.
             On a CPU large batches leave the cache; export finds the size that is fastest.
+        deny_list: file of item ids that nobody is to get, one per line; read again when it changes.
+            A relative path begins at the root of the repository. Empty: there is none.
     """
 
     instances: int = 1
@@ -140,6 +149,7 @@ class Serving:
     users_per_run: int = 0
     cuda_graphs: bool = False
     half: bool = False
+    deny_list: str = DENY_LIST
 
     @property
     def queue(self) -> int:
@@ -174,6 +184,7 @@ class Serving:
             device="cpu" if device == "cpu" else "cuda",
             cuda_graphs=values.get("cuda_graphs", "0") == "1",
             half=values.get("half", "0") == "1",
+            deny_list=values.get("deny_list", DENY_LIST),
         )
 
 
@@ -183,6 +194,8 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Tensor("dense", "FP32", (schema.dense_width("user"),)),
         Tensor("categorical", "BYTES", (schema.wire_width("user"),)),
     )
+    # One element each, whatever they hold: requests of unequal shape would not batch.
+    filters = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in (EXCLUDE, ALLOW))
     user = (
         Tensor("user_dense", "FP32", (schema.dense_width("user"),)),
         Tensor("user_ids", "INT64", (schema.ids_width("user"),)),
@@ -194,14 +207,15 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Tensor("scores", "FP32", (sizes.results,)),
     )
     return (
-        Stage(RETRIEVE, request, (*user, candidates)),
+        Stage(RETRIEVE, (*request, *filters), (*user, candidates)),
         Stage(PRERANK, (*user, candidates), (survivors,)),
         Stage(RANK, (*user, survivors), results),
     )
 
 
 def wire_features(schema: Schema) -> str:
-    """The features of a request as JSON: what a client needs to build its two tensors."""
+    """The features of a request as JSON: what a client needs to build its tensors. `items` are the
+    features by whose values it may ask for items; an export may leave some out."""
     return json.dumps(
         {
             "dense": [feature.name for feature in schema.dense("user")],
@@ -209,6 +223,7 @@ def wire_features(schema: Schema) -> str:
                 {"name": f.name, "bag": f.kind == "bag", "length": f.length}
                 for f in schema.ids("user")
             ],
+            "items": [feature.name for feature in schema.ids("item")],
         }
     )
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
-from clients import errors
-from clients.layout import Categorical, Dense, Layout, Recommendation, User, recommendations
+from clients import errors, filters
+from clients.filters import Allow, Exclude
+from clients.layout import Layout, Recommendation, User, recommendations
 
 Result = TypeVar("Result")
 
@@ -54,12 +57,17 @@ class AskConfig:
 
 @dataclass(frozen=True, eq=False)
 class AskItems:
-    """Ask for the items of B users; the outcome is an `Answer`."""
+    """Ask for the items of B users; the outcome is an `Answer`.
 
-    dense: Dense
-    categorical: Categorical
+    Args:
+        tensors: the inputs by name, [B, ...] each: float32, or object for bytes.
+        model: which one; None: what the client was made for.
+    """
+
+    tensors: Mapping[str, npt.NDArray[Any]]
     timeout_s: float
     request_id: str = ""
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,31 +114,43 @@ class Conversation:
         users: Sequence[User],
         deadline_s: float | None = None,
         request_id: str | None = None,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
     ) -> Dialogue[list[Recommendation]]:
         """One recommendation per user. What does not fit in one request goes out in several, one
         after the other; the deadline and the id are for all of them."""
+
+        def tensors(layout: Layout) -> dict[str, npt.NDArray[Any]]:
+            dense, categorical = layout.arrays(users)
+            columns = filters.columns(layout, len(users), exclude, allow)
+            return {"dense": dense, "categorical": categorical, **columns}
+
+        return (yield from self._ask_about(tensors, deadline_s, request_id))
+
+    def _ask_about(
+        self,
+        tensors: Callable[[Layout], dict[str, npt.NDArray[Any]]],
+        deadline_s: float | None,
+        request_id: str | None,
+        model: str | None = None,
+    ) -> Dialogue[list[Recommendation]]:
+        """What the users of these tensors get, in as many requests as it takes."""
         request_id = uuid.uuid4().hex if request_id is None else request_id
+        results: list[Recommendation] = []
         try:
-            return (yield from self._recommend_many(users, deadline_s, request_id))
+            end = self._end(deadline_s)
+            layout = yield from self._learn(end)
+            whole = tensors(layout)
+            users = min(map(len, whole.values()))
+            for start in range(0, users, layout.max_batch_size):
+                stop = min(start + layout.max_batch_size, users)
+                part = {name: values[start:stop] for name, values in whole.items()}
+                ask = partial(AskItems, part, request_id=request_id, model=model)
+                answer = yield from self._insist(ask, end)
+                results += recommendations(answer, stop - start)
         except errors.RecommendError as error:
             error.request_id = request_id
             raise
-
-    def _recommend_many(
-        self, users: Sequence[User], deadline_s: float | None, request_id: str
-    ) -> Dialogue[list[Recommendation]]:
-        end = self._end(deadline_s)
-        layout = yield from self._learn(end)
-        dense, categorical = layout.arrays(users)
-        results: list[Recommendation] = []
-        for start in range(0, len(users), layout.max_batch_size):
-            part = slice(start, start + layout.max_batch_size)
-
-            def ask(timeout_s: float, part: slice = part) -> Step:
-                return AskItems(dense[part], categorical[part], timeout_s, request_id)
-
-            answer = yield from self._insist(ask, end)
-            results += recommendations(answer, len(dense[part]))
         return results
 
     def _end(self, deadline_s: float | None) -> float:

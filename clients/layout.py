@@ -21,6 +21,7 @@ User = Mapping[str, Any]
 Dense = npt.NDArray[np.float32]
 Categorical = npt.NDArray[np.object_]
 PAD = -1
+FILTERS = {"exclude", "allow"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +29,17 @@ class Recommendation:
     """The best items for one user, best first.
 
     Args:
-        item_ids: int64 [<= 10]; fewer where the catalogue is smaller.
+        item_ids: int64 [<= 10]; fewer where not so many items are left.
         scores: float32 of the same length, predicted click probabilities.
         release: number of the release that answered, where the server says so.
+        short: there are fewer than a full answer holds: no other item is in the catalogue, or none
+            passes the filters.
     """
 
     item_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     release: int | None = None
+    short: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +70,16 @@ class Layout:
         categorical: the categoricals and bags.
         max_batch_size: most users in one request.
         layout_hash: the server's name for this layout.
+        items: features of the items that a user may ask for by value.
+        filters: whether the server takes filters at all; one of an older export does not.
     """
 
     dense: tuple[str, ...]
     categorical: tuple[IdFeature, ...]
     max_batch_size: int
     layout_hash: str
+    items: tuple[str, ...] = ()
+    filters: bool = False
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
@@ -88,6 +96,8 @@ class Layout:
                 tuple(IdFeature(f["name"], f["bag"], f["length"]) for f in features["categorical"]),
                 config.max_batch_size,
                 config.parameters["layout_hash"].string_value,
+                tuple(features.get("items", ())),
+                {tensor.name for tensor in config.input} >= FILTERS,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecommendError(
@@ -98,7 +108,7 @@ class Layout:
         return layout
 
     def _check_widths(self, config: Any) -> None:
-        came = {tensor.name: list(tensor.dims) for tensor in config.input}
+        came = {t.name: list(t.dims) for t in config.input if not t.optional}
         expected = {"dense": [self._dense_width], "categorical": [self._categorical_width]}
         if came != expected or self.max_batch_size < 1:
             raise RecommendError(
@@ -184,6 +194,6 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
     kept = item_ids != PAD
     releases = [None] * users if answer.release is None else answer.release[:, 0].tolist()
     return [
-        Recommendation(ids[keep], score[keep], release)
+        Recommendation(ids[keep], score[keep], release, short=not keep.all())
         for ids, score, keep, release in zip(item_ids, scores, kept, releases, strict=True)
     ]

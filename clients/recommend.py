@@ -32,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         generator = random.Random(options.seed)
         with Recommender(**connection(options)) as recommender:
             users = _users(options, recommender, generator)
-            answers = recommender.recommend_many(users)
+            answers = recommender.recommend_many(
+                users,
+                exclude=[options.exclude] * len(users),
+                allow=[options.allow] * len(users),
+            )
     except (RecommendError, ValueError, OSError) as error:
         print(f"error: {error}{_request(error)}", file=sys.stderr)
         return 1
@@ -73,11 +77,45 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="draw the same users again")
     parser.add_argument(
+        "--exclude",
+        type=_ids,
+        default=[],
+        metavar="ID,…",
+        help="items that are not wanted",
+    )
+    parser.add_argument(
+        "--allow",
+        type=_allow,
+        metavar="JSON",
+        help='want only items with these values, as {"genre": ["Comedy", "Drama"]}',
+    )
+    parser.add_argument(
         "--titles", type=Path, metavar="CSV", help="file with the columns item_id and title"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per user")
     add_connection(parser, deadline_ms=5000)
     return parser
+
+
+def _ids(text: str) -> list[int]:
+    """An argparse type: ids separated by commas."""
+    try:
+        return [int(word) for word in text.split(",") if word.strip()]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected ids as 12,345; got {text!r}") from error
+
+
+def _allow(text: str) -> dict[str, Any]:
+    """An argparse type: values by item feature, as JSON."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            f"expected an object of lists by item feature; got {text!r}"
+        )
+    return value
 
 
 def _users(
@@ -138,7 +176,8 @@ def table(
         for rank, (item, title, score) in enumerate(zip(ids, names, answer.scores, strict=True), 1)
     ]
     heading = _cut(f"user {json.dumps(user, ensure_ascii=False)}", width)
-    return [heading, line("rank", "item id", "title", "score"), *rows, ""]
+    note = [f"      no more than {len(rows)} are left"] if answer.short else []
+    return [heading, line("rank", "item id", "title", "score"), *rows, *note, ""]
 
 
 def _cut(text: str, width: int) -> str:
@@ -155,6 +194,7 @@ def as_json(
         "item_ids": answer.item_ids.tolist(),
         "scores": [round(score, 6) for score in answer.scores.tolist()],
         "release": answer.release,
+        "short": answer.short,
     }
     if titles is not None:
         value["titles"] = [titles.get(item) for item in value["item_ids"]]

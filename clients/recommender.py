@@ -12,10 +12,11 @@ from typing import Any
 
 import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from cascade.spec import ENSEMBLE
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
+from clients.filters import Allow, Exclude
 from clients.layout import Answer, Layout, Recommendation, User
 
 DEADLINE_S = 1.0
@@ -81,22 +82,43 @@ class Recommender:
         self._client = grpc.InferenceServerClient(url, **_connection(tls))
 
     def recommend(
-        self, user: User, *, deadline_s: float | None = None, request_id: str | None = None
+        self,
+        user: User,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Recommendation:
-        """The best items for one user, given as raw feature values by name."""
-        many = self.recommend_many([user], deadline_s=deadline_s, request_id=request_id)
-        return many[0]
+        """The best items for one user, given as raw feature values by name.
+
+        Args:
+            exclude: ids of items that are not wanted, because he has seen them.
+            allow: values by item feature; other items are not wanted.
+        """
+        found = self.recommend_many(
+            [user], exclude=[exclude], allow=[allow], deadline_s=deadline_s, request_id=request_id
+        )
+        return found[0]
 
     def recommend_many(
         self,
         users: Sequence[User],
         *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
-        takes in one request."""
-        return self._perform(self._conversation.recommend_many(users, deadline_s, request_id))
+        takes in one request.
+
+        Args:
+            exclude, allow: as of `recommend`, one entry for each user.
+        """
+        return self._perform(
+            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+        )
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -155,22 +177,43 @@ class AsyncRecommender:
         self._opened: grpc_aio.InferenceServerClient | None = None
 
     async def recommend(
-        self, user: User, *, deadline_s: float | None = None, request_id: str | None = None
+        self,
+        user: User,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
     ) -> Recommendation:
-        """The best items for one user, given as raw feature values by name."""
-        many = await self.recommend_many([user], deadline_s=deadline_s, request_id=request_id)
-        return many[0]
+        """The best items for one user, given as raw feature values by name.
+
+        Args:
+            exclude: ids of items that are not wanted, because he has seen them.
+            allow: values by item feature; other items are not wanted.
+        """
+        found = await self.recommend_many(
+            [user], exclude=[exclude], allow=[allow], deadline_s=deadline_s, request_id=request_id
+        )
+        return found[0]
 
     async def recommend_many(
         self,
         users: Sequence[User],
         *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order. The users may be more than the server
-        takes in one request."""
-        return await self._perform(self._conversation.recommend_many(users, deadline_s, request_id))
+        takes in one request.
+
+        Args:
+            exclude, allow: as of `recommend`, one entry for each user.
+        """
+        return await self._perform(
+            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+        )
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -234,13 +277,13 @@ def _connection(tls: Tls | None) -> dict[str, Any]:
 
 
 def _request(model: str, step: AskItems) -> dict[str, Any]:
-    dense = grpc.InferInput("dense", step.dense.shape, "FP32")
-    dense.set_data_from_numpy(step.dense)
-    categorical = grpc.InferInput("categorical", step.categorical.shape, "BYTES")
-    categorical.set_data_from_numpy(step.categorical)
+    inputs = []
+    for name, values in step.tensors.items():
+        inputs.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+        inputs[-1].set_data_from_numpy(values)
     return {
-        "model_name": model,
-        "inputs": [dense, categorical],
+        "model_name": step.model or model,
+        "inputs": inputs,
         "client_timeout": step.timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.
         "timeout": max(1, int(step.timeout_s * 1e6)),

@@ -39,6 +39,19 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="REPOSITORY",
         help="take the tower, the index and the order of the rows of this export",
     )
+    parser.add_argument(
+        "--filter-features",
+        type=lambda text: [] if text == "none" else text.split(","),
+        metavar="NAME,…|none",
+        help="item features that a request may ask for by value [all]",
+    )
+    parser.add_argument(
+        "--deny-list",
+        metavar="FILE",
+        default=Serving.deny_list,
+        help="ids that nobody is to get, one per line, read again when it changes; a relative path "
+        "begins at the repository [%(default)s]",
+    )
     parser.add_argument("--recall", type=float, default=0.95, help="target at the candidates")
     parser.add_argument("--runtime", choices=RUNTIMES, default="onnx")
     parser.add_argument("--cuda-graphs", action="store_true", help="replay recorded launches")
@@ -96,6 +109,7 @@ def export_of(
         cuda_graphs=args.cuda_graphs,
         half=args.half,
         users_per_run=args.users_per_run or 0,
+        deny_list=args.deny_list,
     )
     sizes = Sizes(args.candidates, args.survivors, args.results)
     args = argparse.Namespace(**{**vars(args), "repository": repository, "version": version})

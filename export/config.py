@@ -18,6 +18,7 @@ from cascade.spec import (
     PROCESSES,
     RANK,
     RELEASE,
+    RETRIEVE,
     TOPOLOGIES,
     Serving,
     Sizes,
@@ -60,6 +61,7 @@ def process_config(
         config,
         {
             **serving.parameters(),
+            **({"deny_list": serving.deny_list} if RETRIEVE in held else {}),
             "stages": ",".join(held),
             "candidates": str(sizes.candidates),
             "layout_hash": schema.layout_hash,
@@ -190,7 +192,10 @@ def _tensors(
     for target, tensors in ((config.input, inputs), (config.output, outputs)):
         for tensor in tensors:
             dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
-            target.add(name=tensor.name, data_type=pb.DataType.Value(dtype), dims=list(tensor.dims))
+            made = target.add(name=tensor.name, data_type=pb.DataType.Value(dtype))
+            made.dims.extend(tensor.dims)
+            if tensor.optional:
+                made.optional = True
 
 
 def _parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:

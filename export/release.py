@@ -33,7 +33,7 @@ from cascade.spec import (
 )
 from cascade.training import checkpoint
 from cascade.training.bundle import HELD_OUT_FILE
-from export import batching, config, parity, retrieval, surgery, variants
+from export import batching, config, filters, parity, retrieval, surgery, variants
 from export.foreign import Foreign
 from export.guard import Verdict
 from export.manifest import seal
@@ -130,13 +130,24 @@ class Export:
         )
         self.order = found.order
         self.items = self.items.take(found.order)
+        filtered = filters.write(
+            self.args.checkpoints,
+            self.encoder,
+            self.items,
+            self.order,
+            folder,
+            self.args.filter_features,
+        )
         self.candidates = found.index.search(queries[:GUARD_USERS], self.sizes.candidates)
         print(f"index {found}")
+        for feature, reason in filtered.left_out.items():
+            print(f"no filter by {feature}: {reason}")
         file = exact.FILE if exact.present(folder) else index.FILE
         return {
             "checkpoint": RETRIEVE,
             "digest": checkpoint.digest(self.args.checkpoints / RETRIEVE),
             "index": found.facts,
+            "filters": {"features": [*filtered.features], "left_out": filtered.left_out},
             "bytes_per_item": _size(folder / file, self.items),
             "metrics": _metrics(self.args.checkpoints / RETRIEVE),
         }

@@ -84,6 +84,8 @@ class Plan:
     index: str = "ivf"
     state: str = "float32"
     weights: str = "float32"
+    filter_features: list[str] | None = None
+    raw: bool = True  # whether the catalogue holds the items as they came
 
 
 def raw_rows(schema: Schema, side: Side, count: int, random: np.random.Generator) -> Any:
@@ -132,7 +134,8 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
     dense, ids = encoder.encode_table("item", items)
     item_ids = FIRST_ITEM_ID + ITEM_ID_STEP * np.arange(plan.items)
     lists = {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
-    pq.write_table(pa.table({"item_id": item_ids, **lists}), folder / "catalogue.parquet")
+    raw = {n: items[n] for n in items.column_names} if plan.raw else {}
+    pq.write_table(pa.table({"item_id": item_ids, **raw, **lists}), folder / "catalogue.parquet")
     users = raw_rows(schema, "user", plan.users, random)
     table = table_of(schema, "user", *users)
     pq.write_table(table, folder / "users.parquet")
@@ -175,6 +178,7 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         recall=0.95,
         row_order="index",
         retrieve_from=None,
+        filter_features=plan.filter_features,
         ranker_onnx=None,
         inputs=None,
         preranker_onnx=None,

@@ -5,11 +5,12 @@ catalogue, search effort tuned to a recall target against exact search, the fast
 measurement, files that are mapped rather than read, so that all processes of a machine share one
 copy.
 
-`kinds` is the table of what can be built, `search` builds and asks, `tuning` sets the effort,
-`clock` times it, `screen` and `choice` find the fastest, `ordering` brings near items together,
-`files` saves and maps.
+`kinds` is the table of what can be built, `search` builds and asks, `among` asks for some of the
+items only, `tuning` sets the effort, `clock` times it, `screen` and `choice` find the fastest,
+`ordering` brings near items together, `files` saves and maps.
 """
 
+from cascade.index.among import Mask, fetch_more
 from cascade.index.candidates import Candidate, save_frontier
 from cascade.index.choice import auto
 from cascade.index.clock import exact_us, timing
@@ -32,9 +33,11 @@ __all__ = [
     "IndexFacts",
     "IndexFileError",
     "Kind",
+    "Mask",
     "auto",
     "build",
     "exact_us",
+    "fetch_more",
     "load",
     "order",
     "recall_at",

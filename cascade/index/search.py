@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
 import numpy as np
 
+from cascade.index.among import Mask, among, can_select, fetch_more, without
 from cascade.index.kinds import (
     EFFORT,
     KINDS,
@@ -70,6 +72,30 @@ class Index:
         """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
         return self._search(queries, k)[0]
 
+    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
+        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` ones [N], -1 where the
+        index finds no more. Some of it is true. On a GPU, which knows no selectors, they are those
+        of the best of all that are allowed."""
+        queries = self._checked(queries, k)
+        if not can_select(self.raw):
+            rows = self.search(queries, k)
+            return np.where((rows >= 0) & allowed[rows], rows, -1)
+        raw, options = among(self.raw, self.facts.kind, self.facts.parameters, allowed)
+        found: Ids = raw.search(queries, k, **options)[1]
+        return found
+
+    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
+        """[B, D] -> the best rows int64 [B, k] that are not among those `excluded` for the user,
+        int64 [E] each, -1 where the index finds no more."""
+        queries = self._checked(queries, k)
+        if not can_select(self.raw):
+            return fetch_more(self.search, queries, k, excluded)
+        found = np.empty((len(queries), k), np.int64)
+        for user, rows in enumerate(excluded):
+            raw, options = without(self.raw, self.facts.kind, self.facts.parameters, rows, k)
+            found[user] = raw.search(queries[user : user + 1], k, **options)[1][0]
+        return found
+
     def search_with_scores(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
         """[B, D] -> rows int64 [B, k] and inner products float32 [B, k]; a pad has -inf.
 
@@ -97,6 +123,10 @@ class Index:
         self.facts = replace(self.facts, parameters={**self.facts.parameters, name: value})
 
     def _search(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
+        scores, rows = self.raw.search(self._checked(queries, k), k)
+        return rows, scores
+
+    def _checked(self, queries: Floats, k: int) -> Floats:
         if queries.ndim != 2 or queries.shape[1] != self.facts.width:
             raise ValueError(
                 f"queries have shape {list(queries.shape)}; expected [B, {self.facts.width}], the "
@@ -104,8 +134,7 @@ class Index:
             )
         if k < 1:
             raise ValueError(f"k is {k}; ask for at least one item")
-        scores, rows = self.raw.search(np.ascontiguousarray(queries, np.float32), k)
-        return rows, scores
+        return np.ascontiguousarray(queries, np.float32)
 
 
 def set_threads(count: int) -> None:

@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cascade import index
-from cascade.index import Floats, Ids, IndexFileError
+from cascade.index import Floats, Ids, IndexFileError, Mask
 from cascade.serving.runtime import Graph
 from cascade.spec import Serving
 
@@ -97,8 +97,33 @@ class ExactIndex:
         )
         return lambda *users: runner(*users)[0]
 
-    def rows(self, queries: Tensor, k: int) -> Tensor:
-        """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for."""
+    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
+        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` [N], best first, -1
+        where there are no more."""
+        import torch
+
+        wanted = min(k, int(np.count_nonzero(allowed)))
+        found: Ids = np.full((len(queries), k), -1, np.int64)
+        if wanted:
+            with torch.inference_mode():
+                vectors, mask = (
+                    torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+                    for x in (queries, allowed)
+                )
+                found[:, :wanted] = self.rows(vectors, wanted, mask).cpu().numpy()
+        return found
+
+    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
+        """[B, D] -> the best rows int64 [B, k] that are not among those `excluded` for the user,
+        int64 [E] each, best first, -1 where there are no more."""
+        return index.fetch_more(self.search, queries, k, excluded)
+
+    def rows(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
+        """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for.
+
+        Args:
+            allowed: bool [N], k of it true: these rows alone.
+        """
         import torch
 
         users, items = len(queries), len(self)
@@ -109,7 +134,10 @@ class ExactIndex:
         best, rows = [], []
         for start in range(0, items, block):
             part = self._items[start : start + block]
-            values, places = top_k(product(queries, part, step), min(k, len(part)))
+            scores = product(queries, part, step)
+            if allowed is not None:
+                scores.masked_fill_(~allowed[start : start + block], -torch.inf)
+            values, places = top_k(scores, min(k, len(part)))
             best.append(values)
             rows.append(places + start)
         found = torch.cat(rows, dim=1)

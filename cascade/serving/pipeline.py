@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.serving.runtime import Array, ArtifactError
-from cascade.serving.stages import Retrieve, Score, load_stage
+from cascade.serving.stages import Retrieve, Score, deny_list_of, load_stage
 from cascade.spec import (
     ENSEMBLE,
     PRERANK,
@@ -47,12 +47,14 @@ class Pipeline:
         release = read_release(repository, version)
         sizes, topology = sizes_from(release["sizes"]), release["topology"]
         serving = serving or Serving()
+        wired = Serving(**release.get("serving", {}))
         retrieve, prerank, rank = (
             load_stage(
                 name,
                 repository / stage_path(topology, name, version),
                 serving,
                 sizes.candidates,
+                deny_list_of(repository, wired),
             )
             for name in STAGES
         )
@@ -67,9 +69,16 @@ class Pipeline:
         assert self._rank.item_ids is not None
         return self._rank.item_ids
 
-    def retrieve(self, dense: Array, categorical: Array) -> tuple[Array, Array, Array]:
-        """Raw users -> user_dense, user_ids, candidates [B, 1000]."""
-        user_dense, user_ids, candidates = self._retrieve(dense, categorical)
+    def retrieve(
+        self,
+        dense: Array,
+        categorical: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Raw users and their filters, as they come over the wire, object [B, 1] of bytes ->
+        user_dense, user_ids, candidates [B, 1000]."""
+        user_dense, user_ids, candidates = self._retrieve(dense, categorical, exclude, allow)
         return user_dense, user_ids, candidates
 
     def prerank(self, user_dense: Array, user_ids: Array, candidates: Array) -> Array:
@@ -81,9 +90,16 @@ class Pipeline:
         item_ids, scores = self._rank(user_dense, user_ids, survivors)
         return item_ids, scores
 
-    def __call__(self, dense: Array, categorical: Array) -> tuple[Array, Array]:
-        """Raw users, dense [B, F_dense] and categorical [B, F_cat] -> item_ids, scores [B, 10]."""
-        user_dense, user_ids, candidates = self.retrieve(dense, categorical)
+    def __call__(
+        self,
+        dense: Array,
+        categorical: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Raw users, dense [B, F_dense] and categorical [B, F_cat], and their filters -> item_ids,
+        scores [B, 10]."""
+        user_dense, user_ids, candidates = self.retrieve(dense, categorical, exclude, allow)
         return self.rank(user_dense, user_ids, self.prerank(user_dense, user_ids, candidates))
 
 

@@ -41,9 +41,21 @@ class Mapped:
     def nbytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape))
 
+    def check(self, folder: Path) -> None:
+        """Raises ArtifactError where the file is missing or of another length."""
+        file = folder / self.file
+        what = f"has {file.stat().st_size} bytes" if file.exists() else "is missing"
+        if what != f"has {self.nbytes} bytes":
+            raise ArtifactError(
+                f"{file} {what}, where {self.shape} of {self.dtype} take {self.nbytes}: "
+                "export again, or restore the file"
+            )
+
     def open(self, folder: Path) -> Array:
         """Map the file. Processes share its pages; what one writes would stay its own copy (torch
         warns of memory that it may not write at all)."""
+        if not self.nbytes:
+            return np.empty(self.shape, self.dtype)  # nothing cannot be mapped
         return np.memmap(folder / self.file, self.dtype, "c", shape=self.shape)
 
 
@@ -101,13 +113,7 @@ class Description:
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ArtifactError(f"{path} is damaged: {error}") from error
         for value in found.mapped.values():
-            file = folder / value.file
-            what = f"has {file.stat().st_size} bytes" if file.exists() else "is missing"
-            if what != f"has {value.nbytes} bytes":
-                raise ArtifactError(
-                    f"{file} {what}, where {value.shape} of {value.dtype} take {value.nbytes}: "
-                    "export again, or restore the file"
-                )
+            value.check(folder)
         return found
 
 

@@ -11,25 +11,30 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
-from cascade.serving import exact, marks
+from cascade.serving import exact, filters, marks
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import CATALOGUE_IDS, PRERANK, RANK, RETRIEVE, Serving
+from cascade.spec import ALLOW, CATALOGUE_IDS, EXCLUDE, PRERANK, RANK, RETRIEVE, Serving
 
 
 class Stage(Protocol):
-    """One step: a tuple of input arrays, batch first, to a tuple of output arrays."""
+    """One step: a tuple of input arrays, batch first, to a tuple of output arrays.
+
+    After its `inputs` come those that are `optional`, as far as there are any: None, or nothing at
+    all, stands for one that no request of the batch has.
+    """
 
     inputs: tuple[str, ...]
+    optional: tuple[str, ...]
     outputs: tuple[str, ...]
     schema_hash: str
 
-    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
         """Run one batch.
 
         Raises:
@@ -42,12 +47,18 @@ class Retrieve:
 
     dense [B, F_dense], categorical [B, F_cat] -> user_dense [B, F_dense], user_ids [B, C],
     candidates [B, K]: catalogue rows, best first, -1 pads.
+
+    Args:
+        deny_list: file of the items that nobody is to get; None = there is none.
     """
 
     inputs: tuple[str, ...] = ("dense", "categorical")
+    optional: tuple[str, ...] = (EXCLUDE, ALLOW)
     outputs: tuple[str, ...] = ("user_dense", "user_ids", "candidates")
 
-    def __init__(self, folder: Path, serving: Serving, candidates: int) -> None:
+    def __init__(
+        self, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
+    ) -> None:
         self.candidates = candidates
         self.encoder = Encoder.load(folder, sides=("user",))
         self.schema_hash = self.encoder.schema.hash
@@ -55,15 +66,19 @@ class Retrieve:
         self._tower = marks.after("tower", tower)
         index.set_threads(max(1, serving.threads))
         self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
-        self._search = exact.searcher(self.index, self._tower, candidates)
+        items = filters.Items(folder, self.encoder.schema.hash)
+        deny = filters.DenyList(deny_list, items) if deny_list else None
+        search = exact.searcher(self.index, self._tower, candidates)
+        self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
         self._kept = 0
 
-    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
-        user_dense, user_ids = self.encoder.encode("user", *inputs)
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        dense, categorical, *wanted = inputs
+        user_dense, user_ids = self.encoder.encode("user", dense, categorical)
         marks.mark("encode")
         if not len(user_ids):
             return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
-        rows = self._search(user_dense, user_ids)
+        rows = self._search(user_dense, user_ids, *wanted)
         marks.mark("search")
         self._kept += int(np.count_nonzero(rows >= 0))
         return user_dense, user_ids, rows
@@ -81,6 +96,8 @@ class Score:
     user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> survivors [B, K'], or item ids and
     scores [B, K'].
     """
+
+    optional: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, serving: Serving) -> None:
         description, self._graph = load_graph(folder, None, serving)
@@ -128,39 +145,54 @@ class Chain:
             needed += [n for n in stage.inputs if n not in made and n not in needed]
             made |= set(stage.outputs)
         self.inputs, self.outputs = tuple(needed), stages[-1].outputs
+        self.optional = tuple(name for stage in stages for name in stage.optional)
         self.schema_hash = stages[0].schema_hash
         self.stages = tuple(stages)
 
-    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
-        values = dict(zip(self.inputs, inputs, strict=True))
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        values = dict(zip((*self.inputs, *self.optional), inputs, strict=False))
         for stage in self.stages:
-            made = stage(*(values[name] for name in stage.inputs))
+            optional = (values.get(name) for name in stage.optional)
+            made = stage(*(values[name] for name in stage.inputs), *optional)
             values.update(zip(stage.outputs, made, strict=True))
         return made
 
 
-def load_stage(name: str, folder: Path, serving: Serving, candidates: int) -> Stage:
+def load_stage(
+    name: str, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
+) -> Stage:
     """Open a version folder as the stage of that name."""
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
         serving = replace(serving, threads=threads)
     if name == RETRIEVE:
-        return Retrieve(folder, serving, candidates)
+        return Retrieve(folder, serving, candidates, deny_list)
     if name in (PRERANK, RANK):
         return Score(folder, serving)
     raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
 
 
-def load_stages(names: Sequence[str], folder: Path, serving: Serving, candidates: int) -> Stage:
+def load_stages(
+    names: Sequence[str],
+    folder: Path,
+    serving: Serving,
+    candidates: int,
+    deny_list: Path | None = None,
+) -> Stage:
     """Open the version folder of a process that runs these stages.
 
     Raises:
         ArtifactError: a folder cannot be served, or they are of different exports.
     """
     if len(names) == 1:
-        return load_stage(names[0], folder, serving, candidates)
-    stages = [load_stage(name, folder / name, serving, candidates) for name in names]
+        return load_stage(names[0], folder, serving, candidates, deny_list)
+    stages = [load_stage(name, folder / name, serving, candidates, deny_list) for name in names]
     hashes = {name: stage.schema_hash for name, stage in zip(names, stages, strict=True)}
     if len(set(hashes.values())) > 1:
         raise ArtifactError(f"{folder} holds stages of different schemas: {hashes}. Export again.")
     return Chain(stages)
+
+
+def deny_list_of(repository: Path, serving: Serving) -> Path | None:
+    """The file that `Serving.deny_list` names, of a repository."""
+    return repository / serving.deny_list if serving.deny_list else None

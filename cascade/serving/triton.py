@@ -21,8 +21,10 @@ from cascade.serving import marks, request_log
 from cascade.serving.metrics import Metrics
 from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
-from cascade.serving.stages import Chain, load_stages
+from cascade.serving.stages import Chain, deny_list_of, load_stages
 from cascade.spec import RELEASE, Serving
+
+Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
 
 
 class TritonPythonModel:
@@ -38,7 +40,9 @@ class TritonPythonModel:
         name, release = args["model_name"], int(args["model_version"])
         names = values["stages"].split(",")
         self.name = name
-        self.stage = load_stages(names, folder, serving, int(values["candidates"]))
+        deny_list = deny_list_of(Path(args["model_repository"]).parent, serving)
+        candidates = int(values["candidates"])
+        self.stage = load_stages(names, folder, serving, candidates, deny_list)
         self.users_per_run = serving.users_per_run
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
@@ -69,11 +73,15 @@ class TritonPythonModel:
         self.metrics.close()
         marks.write()
 
-    def _read(self, request: Any) -> tuple[Array, ...]:
+    def _read(self, request: Any) -> Arrays:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        return tuple(tensors[name].as_numpy() for name in self.stage.inputs)
+        optional = (tensors.get(name) for name in self.stage.optional)
+        return (
+            *(tensors[name].as_numpy() for name in self.stage.inputs),
+            *(None if tensor is None else tensor.as_numpy() for tensor in optional),
+        )
 
-    def _answer_one(self, arrays: tuple[Array, ...], request_id: str) -> Any:
+    def _answer_one(self, arrays: Arrays, request_id: str) -> Any:
         try:
             return self._answer([arrays])[0]
         except InvalidInput as error:
@@ -87,9 +95,9 @@ class TritonPythonModel:
             message = f"{self.name} failed ({type(error).__name__}); the server's log says why"
             return _refusal(message, pb_utils.TritonError.INTERNAL)
 
-    def _answer(self, inputs: list[tuple[Array, ...]]) -> list[Any]:
+    def _answer(self, inputs: list[Arrays]) -> list[Any]:
         one = len(inputs) == 1
-        joined = inputs[0] if one else tuple(map(np.concatenate, zip(*inputs, strict=True)))
+        joined = inputs[0] if one else _joined(inputs)
         marks.mark("read")
         outputs = self._run(*joined)
         responses, start = [], 0
@@ -107,12 +115,35 @@ class TritonPythonModel:
         marks.mark("answer")
         return responses
 
-    def _run(self, *inputs: Array) -> tuple[Array, ...]:
+    def _run(self, *inputs: Any) -> tuple[Array, ...]:
         users, most = len(inputs[0]), self.users_per_run or len(inputs[0])
         if users <= most:
             return self.stage(*inputs)
-        runs = [self.stage(*(x[i : i + most] for x in inputs)) for i in range(0, users, most)]
+        runs = [
+            self.stage(*(x if x is None else x[i : i + most] for x in inputs))
+            for i in range(0, users, most)
+        ]
         return tuple(map(np.concatenate, zip(*runs, strict=True)))
+
+
+def _joined(requests: Sequence[Arrays]) -> Arrays:
+    """The inputs of all requests of a batch. An optional one is None where nobody brought it; else
+    it is empty for those who did not."""
+    return tuple(_column(parts, requests) for parts in zip(*requests, strict=True))
+
+
+def _column(parts: Arrays, requests: Sequence[Arrays]) -> Array | None:
+    brought = [part for part in parts if part is not None]
+    if not brought:
+        return None
+    if len(brought) < len(parts):
+        users = [len(request[0]) for request in requests]
+        brought = [
+            np.full((count, 1), b"", object) if part is None else part
+            for part, count in zip(parts, users, strict=True)
+        ]
+    joined: Array = np.concatenate(brought)
+    return joined
 
 
 def _refusal(message: str, code: Any) -> Any:

@@ -50,7 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
         triton.bind(
             model_name="recommend",
             infer_func=[_function(pipeline) for pipeline in pipelines],
-            inputs=[Tensor(name=t.name, dtype=DTYPES[t.dtype], shape=t.dims) for t in first.inputs],
+            inputs=[
+                Tensor(name=t.name, dtype=DTYPES[t.dtype], shape=t.dims)
+                for t in first.inputs
+                if not t.optional
+            ],
             outputs=[
                 Tensor(name=t.name, dtype=DTYPES[t.dtype], shape=t.dims) for t in last.outputs
             ],

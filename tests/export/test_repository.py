@@ -23,7 +23,7 @@ from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Siz
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
 from export import __main__ as command
-from export import config, parity, release
+from export import config, filters, parity, release
 from export.stage_files import write_item_ids, write_item_state
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
@@ -58,7 +58,8 @@ def test_a_version_folder_holds_all_that_its_stage_needs(criteo: Any) -> None:
     found = {stage: set(files(criteo.repository / stage / "1")) for stage in STAGES}
     words = {f"vocabulary/{f.name}.txt" for f in criteo.schema.features if f.kind != "dense"}
     index = {"index.faiss", "index.json"}
-    assert found[RETRIEVE] == {*GRAPHS, "schema.json", *words, *index}
+    filtering = {"filters.json", *(file for file, _ in filters.FILES.values())}
+    assert found[RETRIEVE] == {*GRAPHS, "schema.json", *words, *index, *filtering}
     assert found[PRERANK] == {*GRAPHS, "item_state.bin"}
     assert found[RANK] == {*GRAPHS, "item_state.bin", "catalogue_ids.bin"}
     committed = Path(config.__file__).parents[1] / "model_repository"

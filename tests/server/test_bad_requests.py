@@ -229,11 +229,11 @@ MALFORMED: dict[str, tuple[Callable[[Any, Any], Inputs], tuple[str, ...]]] = {
     ),
     "no strings": (
         lambda d, c: request(d[:1], c[:1])[:1],
-        ("expected 2 inputs but got 1", "missing required input(s) ['categorical']"),
+        ("number of inputs between 2 and 4 but got 1", "missing required input(s) ['categorical']"),
     ),
     "an unknown tensor": (
         lambda d, c: [*request(d[:1], c[:1]), tensor("user_id", d[:1], "FP32")],
-        ("expected 2 inputs but got 3",),
+        ("unexpected inference input 'user_id'",),
     ),
     "too many strings": (
         lambda d, c: raw(request(d[:1], c[:1]), strings(*[b"a"] * 5)),

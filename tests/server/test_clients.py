@@ -116,6 +116,7 @@ def config_of(name: str) -> Any:
                 name=tensor.name,
                 data_type=model_config_pb2.DataType.Value(kind),
                 dims=tensor.dims,
+                **({"optional": True} if tensor.optional else {}),
             )
     return config
 

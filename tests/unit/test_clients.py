@@ -8,6 +8,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from clients import (
     Unavailable,
     batch,
     draw,
+    filters,
     recommend,
 )
 from clients.conversation import AskConfig, AskItems, Conversation, Wait
@@ -56,6 +58,7 @@ LAYOUT = Layout(
     (IdFeature("country", False, 1), IdFeature("history", True, 3)),
     max_batch_size=3,
     layout_hash=SCHEMA.layout_hash,
+    filters=True,
 )
 
 
@@ -63,7 +66,7 @@ def config_of(schema: Schema, max_batch_size: int = 3) -> Any:
     """What the server would say about the ensemble of this schema."""
     config = model_config_pb2.ModelConfig(name=spec.ENSEMBLE, max_batch_size=max_batch_size)
     for tensor in spec.stages(schema, spec.Sizes())[0].inputs:
-        config.input.add(name=tensor.name, dims=tensor.dims)
+        config.input.add(name=tensor.name, dims=tensor.dims, optional=tensor.optional)
     config.parameters["features"].string_value = spec.wire_features(schema)
     config.parameters["layout_hash"].string_value = schema.layout_hash
     return config
@@ -241,7 +244,7 @@ class World:
             return config_of(SCHEMA)
         if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
             raise outcome
-        ids = step.dense[:, :1].astype(np.int64) + np.arange(10)
+        ids = step.tensors["dense"][:, :1].astype(np.int64) + np.arange(10)
         return Answer(ids, np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0))
 
 
@@ -255,8 +258,8 @@ def test_users_beyond_the_largest_batch_go_out_in_several_requests() -> None:
     found = world.play(conversation.recommend_many([{"age": age} for age in range(7)]))
     assert [one.item_ids[0] for one in found] == list(range(7))
     asked = [step for step in world.steps if isinstance(step, AskItems)]
-    assert [len(step.dense) for step in asked] == [3, 3, 1]
-    assert [len(step.categorical) for step in asked] == [3, 3, 1]
+    assert [len(step.tensors["dense"]) for step in asked] == [3, 3, 1]
+    assert [len(step.tensors["categorical"]) for step in asked] == [3, 3, 1]
 
 
 def test_the_layout_is_asked_for_once() -> None:
@@ -412,6 +415,7 @@ def test_json_output_has_the_answer_and_its_titles() -> None:
         "item_ids": [7, 8],
         "scores": [0.9, 0.1],
         "release": None,
+        "short": False,
         "titles": ["Seven", None],
     }
 
@@ -672,3 +676,88 @@ def test_waits_of_full_jitter_double_up_to_the_longest() -> None:
     waits = [retry.longest_wait_s(tries) for tries in range(1, 9)]
     assert waits[0] == 0.05
     assert all(later == min(1.0, 2 * earlier) for earlier, later in pairwise(waits))
+
+
+# --- filters
+
+WITH_ITEMS = replace(LAYOUT, items=("genre", "studio"))
+
+
+def test_filters_become_two_tensors() -> None:
+    found = filters.columns(
+        WITH_ITEMS,
+        3,
+        [None, [7, np.int64(3), 7], np.array([2**62])],
+        [{"genre": ["Comédie", 5], "studio": {"A"}}, {}, None],
+    )
+    exclude, allow = found["exclude"], found["allow"]
+    assert exclude.shape == allow.shape == (3, 1)
+    ids = [np.frombuffer(value, "<i8").tolist() for value in exclude[:, 0]]
+    assert ids == [[], [3, 7], [2**62]]
+    assert json.loads(allow[0, 0]) == {"genre": ["Comédie", "5"], "studio": ["A"]}
+    assert allow[1:, 0].tolist() == [b"", b""]
+    assert filters.columns(WITH_ITEMS, 2, None, None) == {}
+    assert filters.columns(WITH_ITEMS, 2, [None, []], [{}, None]) == {}
+
+
+@pytest.mark.parametrize(
+    ("exclude", "allow", "complaint"),
+    [
+        (range(1001), None, "1001 ids came; at most 1000"),
+        ("123", None, "expected a list of item ids"),
+        ([1.5], None, r"1.5 \(float\) came; expected ints"),
+        ([True], None, r"True \(bool\) came"),
+        ([2**63], None, "ids of 64 bits"),
+        (7, None, "expected a list of item ids"),
+        (None, {"gener": ["x"]}, "unknown item feature 'gener': did you mean 'genre'?"),
+        (None, {"genre": "Comedy"}, "feature genre: 'Comedy' .* expected a list of values"),
+        (None, {"genre": [None]}, r"None \(NoneType\) came; expected strings and ints"),
+        (None, {"genre": ["\ud800"]}, "text that UTF-8 can hold"),
+        (None, {"genre": [str(i) for i in range(1001)]}, "1001 values came; at most 1000"),
+        (None, ["genre"], "expected a dict of lists"),
+    ],
+)
+def test_a_filter_that_no_server_could_read_is_refused(
+    exclude: Any, allow: Any, complaint: str
+) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        filters.columns(WITH_ITEMS, 1, [exclude], [allow])
+    with pytest.raises(InvalidInput, match=f"user 1: .*{complaint}"):
+        filters.columns(WITH_ITEMS, 2, [None, exclude], [None, allow])
+
+
+def test_there_is_one_filter_for_every_user() -> None:
+    with pytest.raises(InvalidInput, match="exclude: expected a list with one entry for each of"):
+        filters.columns(WITH_ITEMS, 2, [[1], [2], [3]], None)
+    with pytest.raises(InvalidInput, match="allow: expected a list"):
+        filters.columns(WITH_ITEMS, 1, None, {"genre": ["Comedy"]})  # type: ignore[arg-type]
+
+
+def test_a_server_without_filters_is_not_asked_for_any() -> None:
+    old = config_of(SCHEMA)
+    del old.input[2:]
+    layout = Layout.from_config(old)
+    assert filters.columns(layout, 1, [[]], [None]) == {}
+    with pytest.raises(RecommendError, match="takes no filters: export it again"):
+        filters.columns(layout, 1, [[7]], None)
+
+
+def test_filters_go_out_with_their_users() -> None:
+    world = World()
+    exclude = [[age] for age in range(7)]
+    users = [{"age": age} for age in range(7)]
+    world.play(world.conversation().recommend_many(users, exclude=exclude))
+    asked = [step for step in world.steps if isinstance(step, AskItems)]
+    sent = [
+        np.frombuffer(value, "<i8")[0] for step in asked for value in step.tensors["exclude"][:, 0]
+    ]
+    assert sent == list(range(7))
+    assert not any("allow" in step.tensors for step in asked)
+
+
+def test_a_short_answer_says_so() -> None:
+    ids = np.array([[1, 2, 3], [1, 2, -1], [-1, -1, -1]])
+    found = recommendations(Answer(ids, np.zeros((3, 3), np.float32)), 3)
+    assert [one.short for one in found] == [False, True, True]
+    lines = recommend.table({}, found[1], None, 80)
+    assert lines[-2:] == ["      no more than 2 are left", ""]

@@ -1,0 +1,209 @@
+"""Filters through the real server: every topology, mixed batches, the deny list while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from cascade.serving.launcher import Server
+from cascade.serving.pipeline import Pipeline
+from cascade.spec import DENY_LIST, ENSEMBLE, Serving
+from clients import AsyncRecommender, InvalidInput, Recommender
+from clients import recommend as command
+from export.rewire import rewire, serving_of
+from tests.filter_cases import Case, Shop, column, draw
+
+IN_FORCE_S = 1.0
+DELAY_US = 20_000  # long enough that requests which are sent together share a batch
+
+
+@pytest.fixture(scope="module", params=["ensemble", "paired", "fused"])
+def repository(
+    request: pytest.FixtureRequest, criteo: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Small runs, and batches of whatever comes together."""
+    folder = tmp_path_factory.mktemp(request.param)
+    serving = replace(
+        serving_of(criteo.repository),
+        topology=request.param,
+        instances=1,
+        users_per_run=3,
+        queue_delay_us=DELAY_US,
+    )
+    rewire(criteo.repository, folder, serving)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[Server]:
+    with Server(repository) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shop(criteo: Any) -> Shop:
+    return Shop.of(criteo.checkpoints, criteo.schema)
+
+
+@pytest.fixture
+def deny(repository: Path) -> Iterator[Path]:
+    """The deny list; gone, and known to be gone, after the test."""
+    path = repository / DENY_LIST
+    yield path
+    path.unlink(missing_ok=True)
+    time.sleep(IN_FORCE_S)
+
+
+def asked(
+    client: grpc.InferenceServerClient, criteo: Any, user: int, exclude: Any, allow: Any
+) -> Any:
+    """One request with the filters that are not None, as another client may send it -> the ids
+    [10] and scores [10], or the error."""
+    arrays = {
+        "dense": (criteo.dense[[user]], "FP32"),
+        "categorical": (criteo.categorical[[user]], "BYTES"),
+        "exclude": (exclude if exclude is None else column([exclude]), "BYTES"),
+        "allow": (allow if allow is None else column([allow]), "BYTES"),
+    }
+    inputs = []
+    for name, (values, dtype) in arrays.items():
+        if values is not None:
+            inputs.append(grpc.InferInput(name, values.shape, dtype))
+            inputs[-1].set_data_from_numpy(values)
+    try:
+        answer = client.infer(ENSEMBLE, inputs, client_timeout=30)
+    except InferenceServerException as error:
+        return error
+    return answer.as_numpy("item_ids")[0], answer.as_numpy("scores")[0]
+
+
+def test_requests_with_and_without_filters_share_batches(
+    repository: Path,
+    server: Server,
+    criteo: Any,
+    shop: Shop,
+    assert_same_answers: Callable[..., None],
+) -> None:
+    pipeline, random = (
+        Pipeline.load(repository, serving=Serving(threads=1)),
+        np.random.default_rng(5),
+    )
+    cases = [draw(shop, random) for _ in range(96)]
+    wires = [
+        (exclude if case.exclude or number % 2 else None, allow if case.allow else None)
+        for number, case in enumerate(cases)
+        for exclude, allow in [case.wire]
+    ]
+    with grpc.InferenceServerClient(server.url) as client, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda i: asked(client, criteo, i, *wires[i]), range(len(cases))))
+    exclude, allow = zip(*(case.wire for case in cases), strict=True)
+    users = slice(0, len(cases))
+    expected = pipeline(
+        criteo.dense[users], criteo.categorical[users], column(list(exclude)), column(list(allow))
+    )
+    got = tuple(np.stack(part) for part in zip(*answers, strict=True))
+    assert_same_answers(got, expected)
+    for row, case in zip(got[0], cases, strict=True):
+        left = shop.left(case, set())
+        assert set(row[row >= 0]) <= left
+        assert (row >= 0).sum() == min(10, len(left))
+    with grpc.InferenceServerClient(server.url) as client:
+        stats = {s.name: s for s in client.get_inference_statistics().model_stats}
+    retrieving = stats.get("retrieve", stats[ENSEMBLE])
+    assert retrieving.execution_count < retrieving.inference_count  # they shared batches
+
+
+def test_a_bad_filter_costs_its_sender_alone(server: Server, criteo: Any) -> None:
+    wires = [
+        (None, None),
+        (bytes(8 * 1001), None),
+        (b"123", None),
+        (None, b"{"),
+        (None, b'{"genre": ["Comedy"]}'),
+        (bytes(8), b'{"C7": ["C7-3"]}'),
+    ]
+    with grpc.InferenceServerClient(server.url) as client, ThreadPoolExecutor(len(wires)) as pool:
+        answers = list(pool.map(lambda i: asked(client, criteo, i, *wires[i]), range(len(wires))))
+    complaints = ["1001 ids came; at most 1000", "3 bytes came", "not JSON", "known: C7, C8"]
+    for answer, complaint in zip(answers[1:5], complaints, strict=True):
+        assert answer.status() == "StatusCode.INVALID_ARGUMENT"
+        assert complaint in answer.message()
+    for answer in (answers[0], answers[5]):
+        assert (answer[0] >= 0).all()
+
+
+def test_the_client_filters(server: Server, criteo: Any, shop: Shop) -> None:
+    users = criteo.users[:5]
+    with Recommender(server.url, deadline_s=30) as client:
+        plain = client.recommend_many(users)
+        first = client.recommend(users[0], exclude=plain[0].item_ids)
+        assert not set(first.item_ids) & set(plain[0].item_ids)
+        assert len(first.item_ids) == 10
+        assert not first.short
+        found = client.recommend_many(
+            users,
+            exclude=[None, [], plain[2].item_ids[:3], None, [1, 2]],
+            allow=[None, {}, None, {"C7": ["C7-3"], "C8": ["C8-1", "C8-2"]}, {"C9": ["?"]}],
+        )
+        for row in (0, 1):
+            np.testing.assert_array_equal(found[row].item_ids, plain[row].item_ids)
+        assert set(plain[2].item_ids[3:]) <= set(found[2].item_ids)
+        assert not set(plain[2].item_ids[:3]) & set(found[2].item_ids)
+        left = shop.left(Case(allow={"C7": ["C7-3"], "C8": ["C8-1", "C8-2"]}), set())
+        assert set(found[3].item_ids) == left
+        assert found[3].short == (len(left) < 10)
+        assert found[4].item_ids.tolist() == []
+        assert found[4].short
+        with pytest.raises(InvalidInput, match="unknown item feature 'C1'"):
+            client.recommend(users[0], allow={"C1": ["x"]})
+
+
+def test_the_command_line_filters(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--url", server.url, "--user", "{}"]
+    assert command.main([*arguments, "--exclude", "1,2", "--allow", '{"C7": ["nobody"]}']) == 0
+    assert "no more than 0 are left" in capsys.readouterr().out
+    assert command.main([*arguments, "--allow", '{"I1": [3]}']) == 1
+    assert "unknown item feature 'I1'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--exclude", "one"])
+
+
+def test_a_deny_list_takes_effect_while_the_server_runs(
+    server: Server, criteo: Any, deny: Path
+) -> None:
+    with Recommender(server.url, deadline_s=30) as client:
+        best = client.recommend(criteo.users[0]).item_ids
+        deny.write_text("".join(f"{item}\n" for item in best[:4]))
+        time.sleep(IN_FORCE_S)
+        found = client.recommend(criteo.users[0]).item_ids
+        assert not set(found) & set(best[:4])
+        assert set(best[4:]) <= set(found)
+        deny.write_text(f"{best[9]}\nnot an id\n")
+        time.sleep(IN_FORCE_S)
+        np.testing.assert_array_equal(client.recommend(criteo.users[0]).item_ids, found)
+        assert "line 2: b'not an id' is not an item id" in server.log_path.read_text()
+        deny.unlink()
+        time.sleep(IN_FORCE_S)
+        np.testing.assert_array_equal(client.recommend(criteo.users[0]).item_ids, best)
+
+
+async def ask_twice(url: str, user: dict[str, Any]) -> tuple[Any, Any]:
+    async with AsyncRecommender(url, deadline_s=30) as client:
+        plain = await client.recommend(user)
+        return plain, await client.recommend(user, exclude=plain.item_ids.tolist())
+
+
+def test_the_asyncio_client_filters(server: Server, criteo: Any) -> None:
+    plain, others = asyncio.run(ask_twice(server.url, criteo.users[0]))
+    assert not set(plain.item_ids) & set(others.item_ids)
+    assert len(others.item_ids) == 10

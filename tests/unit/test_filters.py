@@ -1,0 +1,376 @@
+"""Filtered answers are the unfiltered order without what was filtered out, and never short of
+items that are left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cascade import index
+from cascade.encoding import InvalidInput
+from cascade.index import KINDS
+from cascade.serving.exact import ExactIndex
+from cascade.serving.filters import MOST_EXCLUDED, MOST_VALUES, DenyList, Items
+from cascade.serving.filters.request import allowed_values, excluded_ids
+from cascade.serving.pipeline import Pipeline
+from cascade.serving.runtime import ArtifactError
+from cascade.spec import DENY_LIST, RETRIEVE, Serving, Sizes
+from cascade.training import checkpoint
+from export.release import read_catalogue
+from tests.conftest import BAGS
+from tests.filter_cases import Case, Shop, column, draw
+
+ITEMS, CASES, DENY_LISTS = 240, 1000, 10
+SMALL = Sizes(candidates=100, survivors=40, results=10)
+
+
+@pytest.fixture(scope="module")
+def whole(make_cascade: Callable[..., Any]) -> Any:
+    """Candidates and survivors cover the catalogue: the ranker sees all that is left."""
+    return make_cascade(schema=BAGS, items=ITEMS, users=40, sizes=Sizes(ITEMS, ITEMS, 10))
+
+
+@pytest.fixture(scope="module", params=["flat", "exact"])
+def narrow(request: pytest.FixtureRequest, make_cascade: Callable[..., Any]) -> Any:
+    """Stages that leave most items behind, and retrieval that errs in none."""
+    return make_cascade(schema=BAGS, items=1500, users=40, sizes=SMALL, index=request.param)
+
+
+def scores_of(cascade: Any, model: str) -> Any:
+    """What a model makes of every user and every item of the checkpoints: [B, N]."""
+    items = read_catalogue(cascade.checkpoints)
+    scorer = checkpoint.load(cascade.checkpoints / model, cascade.schema)
+    users = cascade.pipeline().retrieve(cascade.dense, cascade.categorical)[:2]
+    with torch.inference_mode():
+        states = scorer.item(torch.from_numpy(items.dense), torch.from_numpy(items.ids))
+        user = scorer.user(*map(torch.from_numpy, users))
+        found: Any = scorer.cross(user, states.expand(len(user), -1, -1)).numpy()
+    return found
+
+
+def ask(pipeline: Pipeline, cascade: Any, users: Any, cases: list[Case]) -> tuple[Any, Any]:
+    """What the cascade answers to these users under these filters."""
+    exclude, allow = zip(*(case.wire for case in cases), strict=True)
+    return pipeline(
+        cascade.dense[users],
+        cascade.categorical[users],
+        column(list(exclude)),
+        column(list(allow)),
+    )
+
+
+def deny(repository: Path, ids: Any) -> None:
+    """Write the deny list."""
+    lines = "".join(f"{item}  # no longer sold\n" for item in ids)
+    (repository / DENY_LIST).write_text(f"# by hand\n\n{lines}")
+
+
+@pytest.fixture
+def clean() -> Any:
+    """Removes deny lists that a test has left."""
+    written: list[Path] = []
+    yield written
+    for repository in written:
+        (repository / DENY_LIST).unlink(missing_ok=True)
+
+
+def test_the_answer_is_the_rankers_full_order_filtered(
+    whole: Any, clean: list[Path], assert_same_answers: Callable[..., None]
+) -> None:
+    clean.append(whole.repository)
+    shop, random = Shop.of(whole.checkpoints, whole.schema), np.random.default_rng(0)
+    scores = 1 / (1 + np.exp(-scores_of(whole, "rank").astype(np.float64)))
+    order = np.argsort(-scores, axis=1)
+    for number in range(DENY_LISTS):
+        denied = set(random.permutation(shop.ids)[: number * ITEMS // DENY_LISTS].tolist())
+        deny(whole.repository, denied)
+        pipeline = whole.pipeline()
+        users = random.integers(len(whole.dense), size=CASES // DENY_LISTS)
+        cases = [draw(shop, random) for _ in users]
+        expected_ids = np.full((len(users), 10), -1, np.int64)
+        expected_scores = np.zeros((len(users), 10), np.float32)
+        for row, (user, case) in enumerate(zip(users, cases, strict=True)):
+            left = shop.left(case, denied)
+            best = [place for place in order[user] if int(shop.ids[place]) in left][:10]
+            expected_ids[row, : len(best)] = shop.ids[best]
+            expected_scores[row, : len(best)] = scores[user, best]
+        got = ask(pipeline, whole, users, cases)
+        assert_same_answers(got, (expected_ids, expected_scores))
+
+
+def test_candidates_are_the_best_of_what_is_left(
+    narrow: Any, clean: list[Path], assert_same_answers: Callable[..., None]
+) -> None:
+    """Against a pipeline that compares every item that is left with the user."""
+    clean.append(narrow.repository)
+    shop, random = Shop.of(narrow.checkpoints, narrow.schema), np.random.default_rng(1)
+    denied = set(random.permutation(shop.ids)[:300].tolist())
+    deny(narrow.repository, denied)
+    pipeline, cosines = narrow.pipeline(), scores_of(narrow, RETRIEVE)
+    place_of = {int(item): place for place, item in enumerate(shop.ids)}
+    row_of = {int(item): row for row, item in enumerate(pipeline.item_ids)}
+    users = random.integers(len(narrow.dense), size=200)
+    cases = [draw(shop, random) for _ in users]
+    reference = np.full((len(users), SMALL.candidates), -1, np.int64)
+    for row, (user, case) in enumerate(zip(users, cases, strict=True)):
+        left = sorted(shop.left(case, denied), key=lambda i: -cosines[user, place_of[i]])
+        best = left[: SMALL.candidates]
+        reference[row, : len(best)] = [row_of[item] for item in best]
+    exclude, allow = zip(*(case.wire for case in cases), strict=True)
+    wire = narrow.dense[users], narrow.categorical[users]
+    *encoded, candidates = pipeline.retrieve(*wire, column(list(exclude)), column(list(allow)))
+    np.testing.assert_array_equal((candidates >= 0).sum(1), (reference >= 0).sum(1))
+    expected = pipeline.rank(*encoded, pipeline.prerank(*encoded, reference))
+    assert_same_answers(ask(pipeline, narrow, users, cases), expected)
+
+
+def test_neighbours_in_a_batch_do_not_matter(
+    criteo: Any, assert_same_answers: Callable[..., None]
+) -> None:
+    pipeline, random = criteo.pipeline(), np.random.default_rng(2)
+    shop = Shop.of(criteo.checkpoints, criteo.schema)
+    users, cases = np.arange(12), [Case(), *(draw(shop, random) for _ in range(11))]
+    together = ask(pipeline, criteo, users, cases)
+    alone = [ask(pipeline, criteo, [u], [case]) for u, case in zip(users, cases, strict=True)]
+    ids, scores = (np.concatenate(part) for part in zip(*alone, strict=True))
+    assert_same_answers(together, (ids, scores))
+    assert_same_answers((ids[:1], scores[:1]), criteo.ask(pipeline, 0, 1))
+
+
+def test_without_filters_the_present_path_is_taken(criteo: Any) -> None:
+    """Nothing is searched but what was searched before, empty filters included."""
+    stage = criteo.pipeline()._retrieve
+    asked: list[int] = []
+    found = np.zeros((3, 1), np.int64)
+    stage._search._search = lambda *users: asked.append(len(users[0])) or found
+    users = criteo.dense[:3], criteo.categorical[:3]
+    empty = column([b""] * 3)
+    for filters in ((), (None, None), (empty, None), (None, empty), (empty, column([b"{}"] * 3))):
+        assert stage(*users, *filters)[2] is found
+    assert asked == [3] * 5
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
+def test_stages_answer_to_pads_alone(criteo: Any, runtime: Any) -> None:
+    """One user of the batch has nothing left; the others have their answers."""
+    pipeline = criteo.pipeline(runtime=runtime)
+    cases = [Case(allow={"C7": ["nobody has this"]}), Case()]
+    for users, asked in (([0], cases[:1]), ([0, 1], cases), ([0, 0], [cases[0]] * 2)):
+        ids, scores = ask(pipeline, criteo, users, asked)
+        assert (ids[0] == -1).all()
+        assert (scores[0] == 0).all()
+    ids, _ = ask(pipeline, criteo, [0, 1], cases)
+    np.testing.assert_array_equal(ids[1], criteo.ask(pipeline, 1, 2)[0][0])
+
+
+# --- the index
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Any:
+    random = np.random.default_rng(3)
+    centres = random.standard_normal((40, 16))
+    found = centres[random.integers(40, size=4000)] + 0.5 * random.standard_normal((4000, 16))
+    return found.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+@pytest.mark.parametrize("share", [0.5, 0.02])
+def test_every_kind_searches_among_what_is_allowed(kind: Any, share: float, vectors: Any) -> None:
+    random, k = np.random.default_rng(4), 50
+    allowed = random.random(len(vectors)) < share
+    queries = vectors[random.integers(len(vectors), size=20)]
+    built: Any
+    if kind == "exact":
+        built, recall = ExactIndex(torch.from_numpy(vectors).half()), 1.0
+    else:
+        built = index.build(vectors, kind)
+        recall = index.tune(built, vectors, queries, k, 0.95)
+    found = built.search_among(queries, k, allowed)
+    assert found.shape == (20, k)
+    assert allowed[found[found >= 0]].all()
+    for row in found:
+        assert len(set(row[row >= 0])) == (row >= 0).sum()
+    best = np.argsort(-np.where(allowed, queries @ vectors.T, -np.inf), axis=1)[:, :k]
+    hits = [len(set(mine) & set(right)) for mine, right in zip(found, best, strict=True)]
+    assert np.mean(hits) / k >= recall - 0.05  # as good as it is without a filter
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+def test_every_kind_passes_over_what_is_excluded(kind: Any, vectors: Any) -> None:
+    """Even if these are the best of all."""
+    k, queries = 50, vectors[:20]
+    built: Any
+    if kind == "exact":
+        built, recall = ExactIndex(torch.from_numpy(vectors).half()), 1.0
+    else:
+        built = index.build(vectors, kind)
+        recall = index.tune(built, vectors, queries, k, 0.95)
+    order = np.argsort(-queries @ vectors.T, axis=1)
+    excluded = [rows[: number % 3 * 30] for number, rows in enumerate(order)]
+    found = built.search_without(queries, k, excluded)
+    hits = 0
+    for mine, rows, some in zip(found, order, excluded, strict=True):
+        assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
+        assert not set(mine) & set(some)
+        hits += len(set(mine) & set(rows[len(some) : len(some) + k]))
+    assert hits / found.size >= recall - 0.05
+
+
+def test_exact_search_pads_where_too_few_are_allowed(vectors: Any) -> None:
+    built = ExactIndex(torch.from_numpy(vectors).half())
+    allowed = np.zeros(len(vectors), bool)
+    assert (built.search_among(vectors[:2], 5, allowed) == -1).all()
+    allowed[[7, 3000]] = True
+    found = built.search_among(vectors[:2], 5, allowed)
+    assert [sorted(row) for row in found.tolist()] == [[-1, -1, -1, 7, 3000]] * 2
+
+
+# --- what comes over the wire
+
+
+def test_ids_are_unpacked() -> None:
+    assert excluded_ids(b"").tolist() == []
+    assert excluded_ids(np.array([5, -1, 2**62], "<i8").tobytes()).tolist() == [5, -1, 2**62]
+    assert len(excluded_ids(bytes(8 * MOST_EXCLUDED))) == MOST_EXCLUDED
+    with pytest.raises(InvalidInput, match="1001 ids came; at most 1000"):
+        excluded_ids(bytes(8 * 1001))
+    with pytest.raises(InvalidInput, match=r"13 bytes came; .*8 bytes each"):
+        excluded_ids(bytes(13))
+
+
+def test_values_are_read() -> None:
+    assert allowed_values(b"") == allowed_values(b"{}") == {}
+    assert allowed_values('{"a": ["é", 5], "b": []}'.encode()) == {
+        "a": ["é".encode(), b"5"],
+        "b": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"a": "Comedy"}', "feature a: 'Comedy' came; expected a list"),
+        (b'{"a": [1.5]}', "feature a: '1.5' came among"),
+        (b'{"a": [null]}', "feature a: 'None' came among"),
+        (b'{"a": [true]}', "feature a: 'True' came among"),
+        (json.dumps({"a": ["x"] * (MOST_VALUES + 1)}).encode(), "1001 values came; at most 1000"),
+    ],
+)
+def test_what_is_no_filter_is_refused(text: bytes, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        allowed_values(text)
+
+
+def test_half_a_character_matches_nothing(criteo: Any) -> None:
+    ids, _ = criteo.pipeline()(
+        criteo.dense[:1], criteo.categorical[:1], None, column([rb'{"C7": ["\ud800"]}'])
+    )
+    assert (ids == -1).all()
+
+
+@pytest.mark.parametrize("feature", ["genre", "I1", "C1"])
+def test_an_unknown_feature_is_named_with_those_known(criteo: Any, feature: str) -> None:
+    pipeline = criteo.pipeline()
+    allow = column([json.dumps({feature: ["x"]}).encode()])
+    with pytest.raises(InvalidInput, match=f"called '{feature}'; known: C7, C8"):
+        pipeline(criteo.dense[:1], criteo.categorical[:1], None, allow)
+
+
+# --- the deny list
+
+
+@pytest.fixture
+def items(criteo: Any) -> Items:
+    return Items(criteo.repository / RETRIEVE / "1", criteo.schema.hash)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_deny_list_is_in_force_within_a_second(
+    items: Items, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, path = Clock(), tmp_path / "deny.txt"
+    watched = DenyList(path, items, clock)
+
+    def after_a_second() -> int:
+        clock.now_s += 1
+        return watched.now().count
+
+    assert after_a_second() == 0
+    path.write_text("5000000000 # the first\n\n# nothing\n5000000003\n4\n")  # nobody has 4
+    clock.now_s += 0.1
+    assert watched.now().count == 0
+    assert after_a_second() == 2
+    replacement = tmp_path / "new"
+    replacement.write_text("5000000006\n")
+    os.replace(replacement, path)
+    assert after_a_second() == 1
+    assert not caplog.records
+    path.write_text("5000000003\n12 monkeys\n")
+    assert [after_a_second() for _ in range(3)] == [1, 1, 1]
+    [record] = caplog.records
+    assert "line 2: b'12 monkeys' is not an item id" in record.getMessage()
+    path.write_text(f"5000000003\n{2**63}\n")
+    assert after_a_second() == 1
+    assert "line 2" in caplog.records[-1].getMessage()
+    path.write_text("5000000003\n5000000009\r\n5000000006")
+    assert after_a_second() == 3
+    path.unlink()
+    assert after_a_second() == 0
+    path.mkdir()
+    assert after_a_second() == 0
+    assert "Is a directory" in caplog.records[-1].getMessage()
+
+
+def test_a_deny_list_elsewhere_is_found_by_its_path(criteo: Any, tmp_path: Path) -> None:
+    repository = Path(shutil.copytree(criteo.repository, tmp_path / "repository"))
+    file = repository / "recommend" / "1" / "release.json"
+    release = json.loads(file.read_text())
+    elsewhere = tmp_path / "elsewhere.txt"
+    release["serving"]["deny_list"] = str(elsewhere)
+    file.write_text(json.dumps(release))
+    ids, _ = criteo.ask(criteo.pipeline(), 0, 1)
+    elsewhere.write_text("\n".join(map(str, ids[0])))
+    pipeline = Pipeline.load(repository, serving=Serving(threads=1))
+    others, _ = criteo.ask(pipeline, 0, 1)
+    assert (others >= 0).all()
+    assert not set(others[0]) & set(ids[0])
+
+
+# --- artifacts
+
+
+def test_a_release_without_its_files_is_refused(criteo: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(criteo.repository / RETRIEVE / "1", tmp_path / "1"))
+    (folder / "filter_rows.bin").write_bytes(b"short")
+    with pytest.raises(ArtifactError, match=r"filter_rows.bin has 5 bytes"):
+        Items(folder, criteo.schema.hash)
+    with pytest.raises(ArtifactError, match="was made for schema"):
+        Items(folder, "another")
+    (folder / "filters.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="is damaged"):
+        Items(folder, criteo.schema.hash)
+    (folder / "filters.json").unlink()
+    with pytest.raises(ArtifactError, match=r"filters\.json is missing: export again"):
+        Items(folder, criteo.schema.hash)
