@@ -121,6 +121,11 @@ class Schema:
         """Columns of the encoded id tensor: one per categorical, `length` per bag."""
         return max(1, sum(feature.length for feature in self.ids(side)))
 
+    def first_column(self, feature: Feature) -> int:
+        """Where the ids of a feature begin among the encoded ids of its side."""
+        ids = self.ids(feature.side)
+        return sum(other.length for other in ids[: ids.index(feature)])
+
     @property
     def hash(self) -> str:
         """Identifies this schema with its fitted vocabularies."""

@@ -47,7 +47,7 @@ def read_items(path: Path, encoder: Encoder) -> Catalogue:
     if len(table) and int(np.min(ids.to_numpy())) < 0:
         raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
     dense, codes = encoder.encode_table("item", table)
-    return Catalogue(dense, codes, ids.to_numpy().astype(np.int64))
+    return Catalogue(dense, codes, ids.to_numpy().astype(np.int64), table.select(names))
 
 
 def read_ids(path: Path) -> Array:

@@ -93,6 +93,59 @@ def write(
     return found
 
 
+def refresh(
+    source: Path, folder: Path, encoder: Encoder, keep: Array, added: Catalogue, item_ids: Array
+) -> Description:
+    """The same for a catalogue of which some items have left and to which others have come.
+
+    Args:
+        source: the folder of the release before.
+        keep: bool [N], which of its rows stay. added: the items behind those.
+        item_ids: of the new release.
+    """
+    old = Description.load(source, encoder.schema.hash)
+    arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
+    row, kept = np.cumsum(keep) - 1, int(keep.sum())
+    features: dict[str, tuple[int, int]] = {}
+    left_out = dict(old.left_out)
+    with _Writer(folder) as writer:
+        writer.add_ids(item_ids)
+        for name, (first, end) in tqdm(old.features.items(), desc="filters", leave=False):
+            feature = next(f for f in encoder.schema.ids("item") if f.name == name)
+            try:
+                new = pairs_of(added, feature, encoder)
+            except Unknown as error:
+                left_out[name] = f"of new items: {error}"
+                continue
+            before = _stored(arrays, first, end)
+            stays = keep[before.rows]
+            values = pa.concat_arrays([before.values, new.values]).dictionary_encode()
+            codes = np.concatenate((before.codes[stays], new.codes + len(before.values)))
+            rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
+            joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
+            features[name] = writer.add(joined, len(item_ids))
+    found = Description(encoder.schema.hash, writer.mapped, features, left_out)
+    found.save(folder)
+    return found
+
+
+def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
+    """What was written of one feature."""
+    starts, rows = (arrays[name][first : end + 1] for name in ("text_starts", "row_starts"))
+    buffers = (starts - starts[0], arrays["text"][starts[0] : starts[-1]])
+    contents = [None, *(pa.py_buffer(np.ascontiguousarray(part)) for part in buffers)]
+    values = pa.Array.from_buffers(pa.large_binary(), end - first, contents)
+    codes = np.repeat(np.arange(end - first), np.diff(rows))
+    return Pairs(values, codes, arrays["rows"][rows[0] : rows[-1]])
+
+
+def pairs_of(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
+    """Of items in the rows from 0 on. Raises `Unknown` where the values cannot be told."""
+    if items.raw is not None:
+        return raw_pairs(items.raw[feature.name], feature, np.arange(len(items)))
+    return decoded_pairs(items, feature, encoder)
+
+
 class _Source:
     """Where the values come from."""
 
@@ -101,41 +154,44 @@ class _Source:
         self._raw = set(pq.read_schema(catalogue).names)
         self._places = np.empty_like(order)
         self._places[order] = np.arange(len(order))
-        self._columns: dict[str, int] = {}
-        column = 0
-        for feature in encoder.schema.ids("item"):
-            self._columns[feature.name] = column
-            column += feature.length
 
     def pairs(self, feature: Feature) -> Pairs:
         """Raises `Unknown` where they cannot be told."""
-        return self._raw_pairs(feature) if feature.name in self._raw else self._decoded(feature)
+        if feature.name in self._raw:
+            table = pq.read_table(self._catalogue, columns=[feature.name])
+            return raw_pairs(table[feature.name], feature, self._places)
+        return decoded_pairs(self._items, feature, self._encoder)
 
-    def _raw_pairs(self, feature: Feature) -> Pairs:
-        """All members of a bag, more than a model reads of it."""
-        table = pq.read_table(self._catalogue, columns=[feature.name])
-        column = table[feature.name].cast(pa.large_string()).combine_chunks()
-        items: Any = pa.array(self._places)
-        if feature.kind == "bag":
-            members = pc.split_pattern(column, "|")
-            items, column = items.take(pc.list_parent_indices(members)), pc.list_flatten(members)
-        there = pc.fill_null(pc.not_equal(column, ""), False)
-        encoded = column.filter(there).cast(pa.large_binary()).dictionary_encode()
-        rows = items.filter(there).to_numpy(zero_copy_only=False)
-        return Pairs(encoded.dictionary, encoded.indices.to_numpy(), rows)
 
-    def _decoded(self, feature: Feature) -> Pairs:
-        first = self._columns[feature.name]
-        ids = self._items.ids[:, first : first + feature.length]
-        if feature.encoding == "hash":
-            raise Unknown("the catalogue holds hashes of its values alone")
-        if (ids == UNKNOWN).any():
-            raise Unknown("some items have a value that the vocabulary does not know")
-        if feature.kind == "bag" and (ids[:, -1] != MISSING).any():
-            raise Unknown(f"a bag of {feature.length} members or more was cut")
-        rows, columns = np.nonzero(ids >= FIRST)
-        values = pa.array(self._encoder.vocabulary(feature), pa.large_binary())
-        return Pairs(values, ids[rows, columns] - FIRST, rows)
+def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
+    """From raw values: all members of a bag, more than a model reads of it.
+
+    Args:
+        column: [n]. places: [n], the row of each.
+    """
+    values, items = column.cast(pa.large_string()).combine_chunks(), pa.array(places)
+    if feature.kind == "bag":
+        members = pc.split_pattern(values, "|")
+        items, values = items.take(pc.list_parent_indices(members)), pc.list_flatten(members)
+    there = pc.fill_null(pc.not_equal(values, ""), False)
+    encoded = values.filter(there).cast(pa.large_binary()).dictionary_encode()
+    rows = items.filter(there).to_numpy(zero_copy_only=False)
+    return Pairs(encoded.dictionary, encoded.indices.to_numpy(), rows)
+
+
+def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
+    """Back from encoded values, item i in row i. Raises `Unknown` where there is no way back."""
+    first = encoder.schema.first_column(feature)
+    ids = items.ids[:, first : first + feature.length]
+    if feature.encoding == "hash":
+        raise Unknown("the catalogue holds hashes of its values alone")
+    if (ids == UNKNOWN).any():
+        raise Unknown("some items have a value that the vocabulary does not know")
+    if feature.kind == "bag" and (ids[:, -1] != MISSING).any():
+        raise Unknown(f"a bag of {feature.length} members or more was cut")
+    rows, columns = np.nonzero(ids >= FIRST)
+    values = pa.array(encoder.vocabulary(feature), pa.large_binary())
+    return Pairs(values, ids[rows, columns] - FIRST, rows)
 
 
 class _Writer:

@@ -22,6 +22,7 @@ from cascade.index.refresh import RefreshError, refresh
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.serving import exact
+from cascade.serving.filters.items import DESCRIPTION
 from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
 from cascade.spec import (
@@ -36,7 +37,7 @@ from cascade.spec import (
     stage_path,
 )
 from cascade.training import checkpoint
-from export import config, surgery
+from export import config, filters, surgery
 from export.canary import Canary
 from export.manifest import seal
 from export.onnx_file import point_at
@@ -142,8 +143,12 @@ class Refresh:
         source = self._folder(RETRIEVE)
         retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
         vectors = _computed(retriever, changed.added, RETRIEVE)
-        own = {index.FILE, "index.json", exact.FILE, exact.FACTS}
+        described = filters.Description.load(source, self.schema.hash)
+        files = (mapped.file for mapped in described.mapped.values())
+        own = {index.FILE, index.FACTS, exact.FILE, exact.FACTS, DESCRIPTION, *files}
         _link_others(source, target, own)
+        ids = np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))
+        filters.refresh(source, target, self.encoder, changed.keep, changed.added, ids)
         if exact.present(source):
             kept = exact.vectors(source)[changed.keep]
             exact.save(np.concatenate((kept, vectors)), target, self.schema.hash)

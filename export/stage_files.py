@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -59,18 +60,21 @@ class Variant:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The items of a release: encoded dense [N, F_dense] and ids [N, C], item_ids [N]."""
+    """The items of a release: encoded dense [N, F_dense] and ids [N, C], item_ids [N]; and the
+    raw features by name, where they are at hand."""
 
     dense: np.ndarray
     ids: np.ndarray
     item_ids: np.ndarray
+    raw: pa.Table | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> Catalogue:
         """These rows, in this order."""
-        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows])
+        raw = None if self.raw is None else self.raw.take(rows)
+        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows], raw)
 
 
 def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cascade import index
+from cascade.encoding import Encoder
 from cascade.index.refresh import RefreshError, refresh
+from cascade.serving.filters.items import Items
 from cascade.serving.pipeline import Pipeline, read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import Serving
 from cascade.training import checkpoint
+from export import filters
 from export.catalogue import nothing, read_ids, read_items
 from export.manifest import verify
 from export.refresh import Change, Refresh, change
@@ -98,6 +102,45 @@ def test_a_refreshed_release_knows_the_new_items_and_forgets_the_old(
     # What does not know of items is not copied.
     twins = [folder / "rank" for folder in (small.repository, tmp_path / "next")]
     assert (twins[0] / "1" / "model.pt").samefile(twins[1] / "2" / "model.pt")
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_filters_are_those_of_a_full_export(seven: Cascade, tmp_path: Path, raw: bool) -> None:
+    """Values of hashed features can be told only where the raw ones are at hand."""
+    encoder = Encoder.load(seven.checkpoints)
+    random = np.random.default_rng(3)
+    table = table_of(seven.schema, "item", *raw_rows(seven.schema, "item", 60, random))
+    dense, ids = encoder.encode_table("item", table)
+    everything = Catalogue(dense, ids, np.arange(60) * 3, table)
+    keep = random.random(50) < 0.6
+    old, added = everything.take(np.arange(50)), everything.take(np.arange(50, 60))
+
+    def written(items: Catalogue, name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        columns = {c: items.raw[c] for c in table.column_names} if items.raw is not None else {}
+        catalogue = pa.table({"item_id": items.item_ids, **columns})
+        pq.write_table(catalogue, folder / "catalogue.parquet")
+        rows = np.arange(len(items))
+        filters.write(folder, encoder, items, rows, folder, None)
+        return folder
+
+    left = everything.take(np.append(np.flatnonzero(keep), np.arange(50, 60)))
+    expected = Items(written(left, "full"), seven.schema.hash)
+    (tmp_path / "next").mkdir()
+    new = added if raw else replace(added, raw=None)
+    source = written(old, "old")
+    found = filters.refresh(source, tmp_path / "next", encoder, keep, new, left.item_ids)
+    items = Items(tmp_path / "next", seven.schema.hash)
+    np.testing.assert_array_equal(items.rows(left.item_ids), np.arange(len(left)))
+    assert not len(items.rows(old.item_ids[~keep]))
+    features = {f.name for f in seven.schema.ids("item")}
+    assert (set(found.features) == features) is raw
+    for name in found.features:
+        words = {w for text in table[name].to_pylist() for w in text.split("|")}
+        for word in words:
+            values = {name: [word.encode()]}
+            np.testing.assert_array_equal(items.having(values), expected.having(values))
 
 
 def test_a_refresh_may_be_refreshed(small: Cascade, tmp_path: Path) -> None:
