@@ -48,7 +48,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
     wrong = count_wrong(small)
     items = 1_000_000 if thorough else 50_000
     export = QUICK if thorough else ("--index", "ivfsq8", *QUICK)
-    made = make(Wish(items, "small", export=export), work / "cost")
+    made = make(Wish(items, "criteo", export=export), work / "cost")
     times_ms = measure(made, requests=1000 if thorough else 250)
     plain_ms = float(np.median(times_ms["no filter"]))
     rows = [
