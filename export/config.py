@@ -15,6 +15,8 @@ from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
     PROCESSES,
+    PROPENSITIES,
+    RANK,
     RETRIEVE,
     TOPOLOGIES,
     Serving,
@@ -41,7 +43,10 @@ def process_config(
     """The stages `held` by one process, as a model of the Python backend."""
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
-    _tensors(config, stage.inputs, stage.outputs)
+    outputs = stage.outputs
+    if RANK in held and serving.explored:
+        outputs = (*outputs, Tensor(PROPENSITIES, "FP32", (sizes.results,)))
+    _tensors(config, stage.inputs, outputs)
     _instances(config, serving)
     batching = config.dynamic_batching
     batching.SetInParent()  # batch even where every knob has its default
