@@ -33,7 +33,6 @@ def mmr(relevances: Floats, vectors: Floats, count: int, diversity: float) -> Pl
         relevances: [P], from 0 to 1. vectors: [P, D], of length 1.
         diversity: 1 - lambda of the paper: 0 = by relevance alone, 1 = by unlikeness alone.
     """
-    likeness = vectors @ vectors.T
     gain = (1 - diversity) * np.asarray(relevances, np.float64)
     nearest = np.full(len(gain), -np.inf)  # the largest likeness to what has been taken
     taken = np.zeros(min(count, len(gain)), np.int64)
@@ -42,7 +41,8 @@ def mmr(relevances: Floats, vectors: Floats, count: int, diversity: float) -> Pl
         worth = gain - diversity * nearest if place else gain
         taken[place] = best = int(np.argmax(np.where(left, worth, -np.inf)))
         left[best] = False
-        nearest = np.maximum(nearest, likeness[best])
+        # Not by BLAS, which would wake its threads for a product of microseconds.
+        nearest = np.maximum(nearest, np.einsum("pd,d->p", vectors, vectors[best]))
     return taken
 
 
