@@ -25,8 +25,10 @@ Topology = Literal["ensemble", "paired", "fused"]
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
 EXCLUDE, ALLOW = "exclude", "allow"  # what a user is not to get, and what alone he may get
+PROPENSITIES = "propensities"  # with which the last places were drawn, where they are
 DENY_LIST = "deny.txt"  # in the root of a repository: what nobody is to get
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
+RERANK = "rerank.json"  # with the ranker, where the list is chosen from a pool
 SCORE = "score"  # prerank and rank in one process
 # By topology: every Python model and the stages that one of its processes runs. What clients call
 # is `recommend` in all of them: an ensemble over these models, or the one model itself.
@@ -133,6 +135,12 @@ class Serving:
             On a CPU large batches leave the cache; export finds the size that is fastest.
         deny_list: file of item ids that nobody is to get, one per line; read again when it changes.
             A relative path begins at the root of the repository. Empty: there is none.
+        pool: ranked items from which the list is chosen, more than it is long; 0 = it is the best
+            of them, as they come.
+        diversity: from 0 to 1, what unlikeness to the items in front of it counts against an item's
+            score (`cascade.serving.rerank`).
+        explored: last places of a list that are drawn by chance.
+        temperature: of these draws; the lower, the likelier the best.
     """
 
     instances: int = 1
@@ -150,6 +158,10 @@ class Serving:
     cuda_graphs: bool = False
     half: bool = False
     deny_list: str = DENY_LIST
+    pool: int = 0
+    diversity: float = 0.0
+    explored: int = 0
+    temperature: float = 1.0
 
     @property
     def queue(self) -> int:

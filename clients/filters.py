@@ -37,16 +37,19 @@ def exclude_bytes(ids: Exclude) -> bytes:
         return b""
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise _wrong("exclude", ids, "a list of item ids")
-    different = sorted({item if type(item) is int else _id(item) for item in ids})
+    ids = list(ids)
+    if set(map(type, ids)) - {int}:
+        ids = [_id(item) for item in ids]
+    try:
+        different = np.unique(np.array(ids, "<i8"))
+    except OverflowError as error:
+        raise _wrong("exclude", ids, "ids of 64 bits") from error
     if len(different) > MOST_EXCLUDED:
         raise InvalidInput(
             f"exclude: {len(different)} ids came; at most {MOST_EXCLUDED} are taken, so send those "
             "that were seen last"
         )
-    try:
-        return np.array(different, "<i8").tobytes()
-    except OverflowError as error:
-        raise _wrong("exclude", different, "ids of 64 bits") from error
+    return different.tobytes()
 
 
 def _id(value: object) -> int:

@@ -71,6 +71,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)
+    choice = parser.add_argument_group("choice among the ranked")
+    choice.add_argument("--pool", type=int, default=0, help="ranked items to choose from [off]")
+    choice.add_argument("--diversity", type=float, default=0.0, help="0 to 1 [%(default)s]")
+    choice.add_argument("--explored", type=int, default=0, help="last places drawn by chance")
+    choice.add_argument("--temperature", type=float, default=1.0, help="of the draws")
     parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")
     parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see export/surgery.py)")
     parser.add_argument("--preranker-onnx", type=Path, help="prerank with this flat ONNX file")
@@ -92,6 +97,8 @@ def export_of(
         parser.error("--preranker-onnx and --preranker-inputs go together")
     if (args.ranker_onnx or args.preranker_onnx) and args.runtime not in ("onnx", "tensorrt"):
         parser.error("a third-party ONNX file is served by --runtime onnx or tensorrt")
+    if message := _unfit(args):
+        parser.error(message)
     if args.batch_users is None:
         args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
     if args.index is None:
@@ -110,7 +117,24 @@ def export_of(
         half=args.half,
         users_per_run=args.users_per_run or 0,
         deny_list=args.deny_list,
+        pool=args.pool,
+        diversity=args.diversity,
+        explored=args.explored,
+        temperature=args.temperature,
     )
     sizes = Sizes(args.candidates, args.survivors, args.results)
     args = argparse.Namespace(**{**vars(args), "repository": repository, "version": version})
     return Export(args, sizes, serving)
+
+
+def _unfit(args: argparse.Namespace) -> str:
+    """What is wrong with the choice among the ranked."""
+    if not args.pool:
+        return "--diversity and --explored need a --pool" if args.diversity or args.explored else ""
+    if not args.results <= args.pool <= args.survivors:
+        return (
+            f"--pool {args.pool}: expected {args.results} (results) to {args.survivors} (survivors)"
+        )
+    if not (0 <= args.diversity <= 1 and 0 <= args.explored <= args.results):
+        return "--diversity is from 0 to 1, --explored from 0 to the results"
+    return "" if args.temperature > 0 else "--temperature is positive"

@@ -31,10 +31,16 @@ class Canary:
     scores: Array
 
     @classmethod
-    def ask(cls, pipeline: Pipeline, users: tuple[Array, Array]) -> Canary:
-        """Take the first few of these raw users, and what this pipeline answers them."""
+    def ask(cls, pipeline: Pipeline, users: tuple[Array, Array], drawn: int = 0) -> Canary:
+        """Take the first few of these raw users, and what this pipeline answers them.
+
+        Args:
+            drawn: places at the end of an answer that are left to chance.
+        """
         dense, categorical = (values[:USERS] for values in users)
-        return cls(dense, categorical, *pipeline(dense, categorical))
+        item_ids, scores = pipeline(dense, categorical)
+        known = slice(0, item_ids.shape[1] - drawn)
+        return cls(dense, categorical, item_ids[:, known], scores[:, known])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: a missing number is null."""
@@ -62,17 +68,19 @@ class Canary:
 
     def differences(self, item_ids: Array, scores: Array) -> Iterator[str]:
         """What is wrong with a server's answer, [B, R] each; equal items may change places."""
-        if item_ids.shape != self.item_ids.shape:
+        users, known = self.item_ids.shape
+        if len(item_ids) != users or item_ids.shape[1] < known:
             yield f"the answer has shape {item_ids.shape}; expected {self.item_ids.shape}"
             return
-        for row, (ids, got) in enumerate(zip(item_ids, _finite(scores), strict=True)):
+        answer = zip(item_ids[:, :known], _finite(scores[:, :known]), strict=True)
+        for row, (ids, got) in enumerate(answer):
             expected = _finite(self.scores[row])
             worst = float(np.abs(got - expected).max(initial=0))
             if worst > SLACK:
                 yield f"user {row}: a score differs by {worst:.2g}"
                 continue
             # The last place may be shared by more items than one; all others must be there.
-            above = self.item_ids[row][expected > expected.min() + SLACK]
+            above = self.item_ids[row][expected > expected.min(initial=1) + SLACK]
             if missing := sorted(set(above.tolist()) - set(ids.tolist())):
                 yield f"user {row}: items {missing} are missing"
 

@@ -16,6 +16,7 @@ from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
     PROCESSES,
+    PROPENSITIES,
     RANK,
     RELEASE,
     RETRIEVE,
@@ -44,7 +45,12 @@ def process_config(
     """The stages `held` by one process, as a model of the Python backend."""
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
-    _tensors(config, stage.inputs, (*stage.outputs, RELEASE) if RANK in held else stage.outputs)
+    outputs = stage.outputs
+    if RANK in held:
+        outputs = (*outputs, RELEASE)
+        if serving.explored:
+            outputs = (*outputs, Tensor(PROPENSITIES, "FP32", (sizes.results,)))
+    _tensors(config, stage.inputs, outputs)
     _instances(config, serving)
     batching = config.dynamic_batching
     batching.SetInParent()  # batch even where every knob has its default

@@ -33,7 +33,7 @@ def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
     """
     release = read_release(repository, version)
     serving = Serving(**{**release["serving"], "threads": 1})
-    canary = Canary.ask(Pipeline.load(repository, version, serving), users)
+    canary = Canary.ask(Pipeline.load(repository, version, serving), users, serving.explored)
     sealed = {
         **release,
         "format": FORMAT,

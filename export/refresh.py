@@ -21,7 +21,7 @@ from cascade.files import link, write_json
 from cascade.index.refresh import RefreshError, refresh
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.serving import exact
+from cascade.serving import exact, reranked
 from cascade.serving.filters.items import DESCRIPTION
 from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
@@ -30,6 +30,7 @@ from cascade.spec import (
     ENSEMBLE,
     PRERANK,
     RANK,
+    RERANK,
     RETRIEVE,
     STAGES,
     Serving,
@@ -147,8 +148,8 @@ class Refresh:
         files = (mapped.file for mapped in described.mapped.values())
         own = {index.FILE, index.FACTS, exact.FILE, exact.FACTS, DESCRIPTION, *files}
         _link_others(source, target, own)
-        ids = np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))
-        filters.refresh(source, target, self.encoder, changed.keep, changed.added, ids)
+        ids, keep = self._ids(changed), changed.keep
+        filters.refresh(source, target, self.encoder, keep, changed.added, ids)
         if exact.present(source):
             kept = exact.vectors(source)[changed.keep]
             exact.save(np.concatenate((kept, vectors)), target, self.schema.hash)
@@ -163,7 +164,9 @@ class Refresh:
         source = self._folder(stage)
         description = Description.load(source)
         own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
-        _link_others(source, target, own)
+        _link_others(source, target, {*own, *reranked.FILES})
+        if stage == RANK and (source / RERANK).exists():
+            self._rerank(source, target, changed)
         mapped = {}
         for name, value in description.mapped.items():
             mapped[name] = replace(value, shape=(changed.items, *value.shape[1:]))
@@ -174,6 +177,19 @@ class Refresh:
         for name, value in mapped.items():
             point_at(model, name, value)
         onnx.save(model, str(target / ONNX_FILE))
+
+    def _rerank(self, source: Path, target: Path, changed: Change) -> None:
+        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
+        vectors = (
+            reranked.vectors(source)[changed.keep],
+            _computed(retriever, changed.added, RETRIEVE),
+        )
+        results = self.release["sizes"]["results"]
+        serving = Serving(**self.release["serving"])
+        reranked.save(target, vectors, self._ids(changed), results, serving)
+
+    def _ids(self, changed: Change) -> Array:
+        return np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """[n, V]: what a mapped file holds of new items."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cascade.data.parts import matrix
 from cascade.encoding import Encoder
 from cascade.files import write_json
 from cascade.models.scorer import Scorer
-from cascade.serving import exact
+from cascade.serving import exact, reranked
 from cascade.serving.pipeline import RELEASE_FILE
 from cascade.serving.runtime import Array
 from cascade.spec import (
@@ -37,7 +38,7 @@ from export import batching, config, filters, parity, retrieval, surgery, varian
 from export.foreign import Foreign
 from export.guard import Verdict
 from export.manifest import seal
-from export.stage_files import Catalogue, Variant, write_scoring, write_tower
+from export.stage_files import Catalogue, Variant, item_states, write_scoring, write_tower
 from export.variants import GUARD_USERS
 
 TUNING_USERS = 512
@@ -80,10 +81,12 @@ class Export:
         config.write(repository, self.schema, self.sizes, self.serving, version)
         facts = {RETRIEVE: self._retrieve(self._folder(RETRIEVE))}
         chosen = self._judge()
-        for stage in stages(self.schema, self.sizes)[1:]:
+        pooled = replace(self.sizes, results=max(self.sizes.results, self.serving.pool))
+        for stage in stages(self.schema, pooled)[1:]:
             facts[stage.name] = self._scoring(
                 stage, self._folder(stage.name), chosen.get(stage.name, Variant())
             )
+        self._reranking(self._folder(RANK))
         print(parity.report(self.parities))
         titles = self.args.checkpoints / "titles.csv"
         if titles.exists():
@@ -178,6 +181,15 @@ class Export:
         if self.verdicts:
             print(variants.report(self.verdicts))
         return {v.stage: v.variant for v in self.verdicts if v.chosen}
+
+    def _reranking(self, folder: Path) -> None:
+        """What chooses the list from the pool, where there is one."""
+        reranked.remove(folder)
+        if self.serving.pool:
+            retriever = checkpoint.load(self.args.checkpoints / RETRIEVE, self.schema)
+            vectors = item_states(retriever, self.items, RETRIEVE)
+            item_ids, results = self.items.item_ids, self.sizes.results
+            reranked.save(folder, vectors, item_ids, results, self.serving)
 
     def _source(self, stage: str) -> str:
         return str(self.args.preranker) if stage == PRERANK else RANK

@@ -46,9 +46,10 @@ def among(
 def without(
     raw: Any, kind: Kind, parameters: dict[str, int], excluded: Ids, k: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The same for all but E rows. The best K of the others are among the best K + E of all."""
+    """The same for all but E rows. The best K of the others are among the best K + E of all; that
+    the whole E lie among those is rare, and half of the effort for it is spent."""
     selector = library.IDSelectorNot(library.IDSelectorBatch(excluded))
-    return _selecting(raw, kind, parameters, selector, k / (k + len(excluded)))
+    return _selecting(raw, kind, parameters, selector, k / (k + len(excluded) / 2))
 
 
 def _selecting(

@@ -87,7 +87,7 @@ class Pipeline:
 
     def rank(self, user_dense: Array, user_ids: Array, survivors: Array) -> tuple[Array, Array]:
         """-> item_ids [B, 10], scores [B, 10]."""
-        item_ids, scores = self._rank(user_dense, user_ids, survivors)
+        item_ids, scores, *_ = self._rank(user_dense, user_ids, survivors)
         return item_ids, scores
 
     def __call__(

@@ -19,7 +19,7 @@ from cascade import index
 from cascade.encoding import Encoder, InvalidInput
 from cascade.serving import exact, filters, marks
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import ALLOW, CATALOGUE_IDS, EXCLUDE, PRERANK, RANK, RETRIEVE, Serving
+from cascade.spec import ALLOW, CATALOGUE_IDS, EXCLUDE, PRERANK, RANK, RERANK, RETRIEVE, Serving
 
 
 class Stage(Protocol):
@@ -167,6 +167,10 @@ def load_stage(
         serving = replace(serving, threads=threads)
     if name == RETRIEVE:
         return Retrieve(folder, serving, candidates, deny_list)
+    if name == RANK and (folder / RERANK).exists():
+        from cascade.serving.reranked import Reranked  # which is a `Score`
+
+        return Reranked(folder, serving)
     if name in (PRERANK, RANK):
         return Score(folder, serving)
     raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")

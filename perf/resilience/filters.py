@@ -28,6 +28,7 @@ from cascade.training import checkpoint
 from clients import Recommendation, Recommender
 from export.release import read_catalogue
 from perf.artifacts import Artifacts, Wish, make
+from perf.resilience import diversity
 from perf.table import number, table
 
 ITEMS, CASES, ROUNDS = 400, 1000, 10
@@ -38,7 +39,7 @@ QUICK = ("--users-per-run", "8", "--state", "float32", "--weights", "float32")
 
 def run(work: Path, thorough: bool) -> dict[str, float]:
     """`filters_wrong`: answers of 1,000 that are not the filtered order; `exclude_p50_ratio`:
-    median latency with 500 excluded items over that without.
+    median latency with 500 excluded items over that without; and what `diversity.compare` finds.
 
     Args:
         thorough: measure at a million items and not at 50,000.
@@ -48,7 +49,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
     wrong = count_wrong(small)
     items = 1_000_000 if thorough else 50_000
     export = QUICK if thorough else ("--index", "ivfsq8", *QUICK)
-    made = make(Wish(items, "small", export=export), work / "cost")
+    made = make(Wish(items, "criteo", export=export), work / "cost")
     times_ms = measure(made, requests=1000 if thorough else 250)
     plain_ms = float(np.median(times_ms["no filter"]))
     rows = [
@@ -59,7 +60,8 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
     print(f"\n{wrong} of {CASES} random cases differ from the ranker's order, filtered\n")
     print(table([f"{items:,} items", "p50 ms", "p99 ms", "p50 over no filter"], rows))
     ratio = float(np.median(times_ms[f"exclude {EXCLUDED}"])) / plain_ms
-    return {"filters_wrong": float(wrong), "exclude_p50_ratio": ratio}
+    diverse = diversity.compare(made, work / "diverse", QUICK)
+    return {"filters_wrong": float(wrong), "exclude_p50_ratio": ratio, **diverse}
 
 
 @dataclass(frozen=True)

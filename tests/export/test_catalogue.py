@@ -16,9 +16,10 @@ import pytest
 from cascade import index
 from cascade.encoding import Encoder
 from cascade.index.refresh import RefreshError, refresh
+from cascade.serving import reranked
 from cascade.serving.filters.items import Items
 from cascade.serving.pipeline import Pipeline, read_release
-from cascade.serving.runtime import ArtifactError
+from cascade.serving.runtime import ArtifactError, Description
 from cascade.spec import Serving
 from cascade.training import checkpoint
 from export import filters
@@ -151,6 +152,24 @@ def test_a_refresh_may_be_refreshed(small: Cascade, tmp_path: Path) -> None:
     again.write(tmp_path / "last", 3, back)
     assert read_release(tmp_path / "last", 3)["items"] == ITEMS - 51 + 1
     verify(tmp_path / "last", 3)
+
+
+def test_a_list_chosen_from_a_pool_is_refreshed_with_it(
+    make_cascade: Callable[..., Cascade], tmp_path: Path
+) -> None:
+    serving = Serving(pool=30, diversity=0.5, explored=2, max_batch_size=8)
+    pooled = make_cascade(items=300, serving=serving)
+    started = Refresh(pooled.repository, 1, pooled.checkpoints)
+    items = read_catalogue(pooled.checkpoints)
+    twin = Catalogue(items.dense[:5], items.ids[:5], items.item_ids.max() + 1 + np.arange(5))
+    started.write(tmp_path / "next", 2, change(started.item_ids, twin, items.item_ids[5:20]))
+    verify(tmp_path / "next", 2)
+    folder = tmp_path / "next" / "rank" / "2"
+    ids = Description.load(folder).mapped["catalogue_ids"].open(folder)[:, 0]
+    place = {item: row for row, item in enumerate(ids.tolist())}
+    vectors = reranked.vectors(folder)
+    for item, other in zip(items.item_ids[:5].tolist(), twin.item_ids.tolist(), strict=True):
+        np.testing.assert_allclose(vectors[place[item]], vectors[place[other]], atol=2e-3)
 
 
 def test_other_checkpoints_are_refused(small: Cascade, criteo: Cascade, tmp_path: Path) -> None:

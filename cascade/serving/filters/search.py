@@ -138,6 +138,8 @@ class Filtered:
 
     def _kept(self, rows: Ids, denied: Denied) -> Ids:
         """Rows [B, >= K] -> [B, K], without the denied ones, -1 pads."""
+        if not denied.count:
+            return rows
         keep = (rows >= 0) & ~denied.mask[rows]
         found = np.full((len(rows), self._candidates), -1, np.int64)
         for mine, some, kept in zip(found, rows, keep, strict=True):

@@ -1,0 +1,74 @@
+"""What diversity changes in the lists, and what it costs in the rank stage."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cascade.serving.pipeline import Pipeline
+from cascade.serving.rerank import intra_list_similarity
+from cascade.spec import RETRIEVE, Serving
+from cascade.training import checkpoint
+from export.release import read_catalogue
+from perf.artifacts import Artifacts
+from perf.commands import run
+from perf.table import number, table
+
+POOL, DIVERSITY = 50, 0.3
+USERS, ROUNDS = 48, 6
+
+
+def compare(made: Artifacts, repository: Path, export: tuple[str, ...]) -> dict[str, float]:
+    """Export the same checkpoints once more, with diversity -> `diversity_rank_ratio`, the median
+    time of the rank stage over that without; `diversity_similarity`, how alike the items of a list
+    are over that without; `diversity_lost_score`, the share of the mean score that is lost."""
+    run(
+        "export",
+        *("--checkpoints", made.checkpoints, "--repository", repository, "--topology", "fused"),
+        *("--retrieve-from", made.repository, "--pool", POOL, "--diversity", DIVERSITY),
+        *export,
+    )
+    sent = made.users()
+    users = sent.dense[:USERS], sent.categorical[:USERS]
+    serving = Serving(threads=1)
+    ways = {
+        "by score": Pipeline.load(made.repository, serving=serving),
+        f"diversity {DIVERSITY} of {POOL}": Pipeline.load(repository, serving=serving),
+    }
+    pipeline = ways["by score"]
+    encoded = pipeline.retrieve(*users)
+    inputs = (*encoded[:2], pipeline.prerank(*encoded))
+    times_us: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(USERS * ROUNDS):
+        user = slice(turn % USERS, turn % USERS + 1)
+        for way, each in ways.items():
+            start = time.perf_counter_ns()
+            each.rank(*(x[user] for x in inputs))
+            times_us[way].append((time.perf_counter_ns() - start) / 1e3)
+    found = {way: (np.median(times_us[way]), *_lists(made, ways[way], inputs)) for way in ways}
+    header = ["rank, one user", "p50 µs", "similarity in a list", "mean score"]
+    print(table(header, [[way, *map(number, map(float, row))] for way, row in found.items()]))
+    (plain_us, alike, score), (diverse_us, less_alike, lower) = found.values()
+    return {
+        "diversity_rank_ratio": float(diverse_us / plain_us),
+        "diversity_similarity": float(less_alike / alike),
+        "diversity_lost_score": float(1 - lower / score),
+    }
+
+
+def _lists(made: Artifacts, pipeline: Pipeline, inputs: Any) -> tuple[float, float]:
+    """Mean similarity within the lists, and mean score."""
+    ids, scores = pipeline.rank(*inputs)
+    items = read_catalogue(made.checkpoints)
+    order = np.argsort(items.item_ids)
+    some = items.take(order[np.searchsorted(items.item_ids, ids.ravel(), sorter=order)])
+    retriever = checkpoint.load(made.checkpoints / RETRIEVE, pipeline.schema)
+    with torch.inference_mode():
+        found = retriever.item(torch.from_numpy(some.dense), torch.from_numpy(some.ids)).numpy()
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    lists = found.reshape(*ids.shape, -1)
+    return float(np.mean([intra_list_similarity(mine) for mine in lists])), float(scores.mean())
