@@ -113,7 +113,7 @@ class Serving:
             second beside waiting requests as soon as there is any policy, so a bound goes with
             two instances or more.
         timeout_us: longest time in a bounded queue before a request is refused; a request that
-            brings a shorter one of its own is held to that. A client's default deadline is a second:
+            brings a shorter one of its own is held to that. A client allows a second by default:
             a quarter for the queue of each of three models, one for the computing.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
