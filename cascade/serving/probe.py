@@ -70,18 +70,16 @@ def check(result: grpc.InferResult) -> None:
 
 
 def _check_ranking(model: str, item_ids: Any, scores: Any) -> None:
-    """Every item once, best first; pads, -1, at the end."""
+    """Every item once, best first, with a number for its score; pads, -1, do not count."""
     for ids, values in zip(item_ids, scores, strict=True):
-        items = ids >= 0
-        kept, values = ids[items], values[items]
-        if len(np.unique(kept)) < len(kept) or not (np.diff(values) <= 0).all():
+        kept, ranked = ids[ids >= 0], values[ids >= 0]
+        once = len(np.unique(kept)) == len(kept)
+        if not (once and np.isfinite(ranked).all() and (np.diff(ranked) <= 0).all()):
             raise ProbeError(
                 f"model {model!r} answers with item_ids {ids.tolist()} and scores "
                 f"{values.tolist()}; expected every item once, best first, and numbers. Are all "
                 "its files of one export?"
             )
-        if not np.isfinite(values).all():
-            raise ProbeError(f"model {model!r} answers with scores {values.tolist()}: not finite")
 
 
 def unknown_user(config: Any) -> list[grpc.InferInput]:

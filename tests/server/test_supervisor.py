@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 from tritonclient import grpc
+from tritonclient.grpc import service_pb2
 
-from cascade.serving import health, security, stubs
+from cascade.serving import health, probe, security, stubs
 from cascade.serving.stubs import Stub
 from clients import Recommender, RecommendError
 from export import config
@@ -157,6 +158,30 @@ def test_the_launcher_ends_where_reloading_does_not_help(
     assert served.launcher.wait(EXIT_S) == 1
     assert "error: a model cannot be loaded again" in log.read_text()
     assert "stage.json" in log.read_text()
+
+
+def answer(ids: list[int], scores: list[float]) -> grpc.InferResult:
+    made = service_pb2.ModelInferResponse(model_name="recommend")
+    for name, datatype, values in (
+        ("item_ids", "INT64", np.array([ids], np.int64)),
+        ("scores", "FP32", np.array([scores], np.float32)),
+    ):
+        made.outputs.add(name=name, datatype=datatype, shape=values.shape)
+        made.raw_output_contents.append(values.tobytes())
+    return grpc.InferResult(made)
+
+
+def test_an_answer_that_cannot_be_right_is_no_answer() -> None:
+    probe.check(answer([5, 7, 9], [0.9, 0.5, 0.5]))
+    probe.check(answer([5, -1, -1], [0.9, 0.0, 0.0]))
+    for ids, scores in (
+        ([5, 7, 9], [0.5, 0.9, 0.1]),
+        ([5, 5, 9], [0.9, 0.5, 0.1]),
+        ([5, 7, 9], [np.nan, np.nan, np.nan]),
+        ([5, 7, 9], [np.inf, 0.5, 0.1]),
+    ):
+        with pytest.raises(probe.ProbeError, match="expected every item once, best first"):
+            probe.check(answer(ids, scores))
 
 
 def test_health_of_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
