@@ -43,7 +43,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
         ("answers/s of 16 in flight", number(crowd.capacity)),
         ("overload: accepted, refused, lost", _counts(crowd.accepted, crowd.refused, crowd.lost)),
         ("overload: p99 of accepted, ms", number(1000 * crowd.accepted_p99_s)),
-        ("overload: p99 of refused, ms", number(1000 * crowd.refused_p99_s)),
+        ("overload: p50 of refused, ms", number(1000 * crowd.refused_p50_s)),
         ("overload: s until full speed", number(crowd.recovery_s)),
         ("overload: growth, MB", number(crowd.growth_mb)),
         ("malformed requests", str(storm.requests)),
