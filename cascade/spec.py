@@ -126,7 +126,8 @@ class Serving:
             second beside waiting requests as soon as there is any policy, so a bound goes with
             two instances or more.
         timeout_us: longest time in a bounded queue before a request is refused; a request that
-            brings a shorter one of its own is held to that.
+            brings a shorter one of its own is held to that. A client allows a second by default:
+            a quarter for the queue of each of three models, one for the computing.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
             that a run costs one launch. Elsewhere than on CUDA only the padding remains.
@@ -152,7 +153,7 @@ class Serving:
     queue_delay_us: int = 0
     batch_users: int = 0
     max_queue_size: int | None = None
-    timeout_us: int = 1_000_000
+    timeout_us: int = 250_000
     topology: Topology = "ensemble"
     users_per_run: int = 0
     cuda_graphs: bool = False

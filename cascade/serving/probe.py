@@ -70,11 +70,11 @@ def check(result: grpc.InferResult) -> None:
 
 
 def _check_ranking(model: str, item_ids: Any, scores: Any) -> None:
-    """Every item once, with a number; a release may choose another order than the scores'."""
+    """Every item once, with a number; a release may choose another order than the scores'. Pads,
+    -1, do not count."""
     for ids, values in zip(item_ids, scores, strict=True):
-        items = ids >= 0
-        kept, values = ids[items], values[items]
-        if len(np.unique(kept)) < len(kept) or not np.isfinite(values).all():
+        kept, ranked = ids[ids >= 0], values[ids >= 0]
+        if len(np.unique(kept)) < len(kept) or not np.isfinite(ranked).all():
             raise ProbeError(
                 f"model {model!r} answers with item_ids {ids.tolist()} and scores "
                 f"{values.tolist()}; expected every item once, and numbers. Are all its files of "

@@ -20,6 +20,8 @@ want of room is sent again, for a server that is busy is not broken.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Set
@@ -39,6 +41,7 @@ GLANCE_S = 0.2  # between looks at the processes
 CANARY_S = 1.0  # between canaries
 CANARY_TIMEOUT_S = 2.0
 PATIENCE = 3  # canaries in a row that may fail
+RETIREMENT_S = 5.0  # for what is under way in a process that others have replaced
 RELOADS = 2  # without an answer in between, then it gives up
 
 
@@ -61,6 +64,7 @@ class Supervisor:
         self._tell = tell
         self._known: set[Stub] = set()
         self._suspected: set[Stub] = set()
+        self._replaced: dict[Stub, float] = {}
         self._failures = self._reloads = 0
 
     def watch(self) -> int | None:
@@ -72,6 +76,7 @@ class Supervisor:
         next_canary, canary = 0.0, None
         with self._server.connect() as client, ThreadPoolExecutor(1) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
+                self._retire()
                 if self._bury(client):
                     canary = None  # it was sent before
                 if canary is not None and canary.done():
@@ -103,8 +108,20 @@ class Supervisor:
             models = {stub.model for stub in certain}
             pids = sorted(stub.pid for stub in certain)
             self._tell("process died", models=sorted(models), pids=pids)
-            self._reload(client, models, beside={s.model for s in self._known - dead})
+            others = {s for s in self._known - dead if s.model in models}
+            self._reload(client, models, beside={stub.model for stub in others})
+            self._replaced |= dict.fromkeys(others, time.monotonic() + RETIREMENT_S)
         return bool(certain)
+
+    def _retire(self) -> None:
+        """End processes that others have replaced. Server 2.51 does it by itself unless the dead
+        one has lost a request: then it waits for that request for ever."""
+        for stub, at in list(self._replaced.items()):
+            if stub.gone or time.monotonic() > at:
+                del self._replaced[stub]
+                self._known.discard(stub)
+                if not stub.gone:
+                    os.kill(stub.pid, signal.SIGKILL)
 
     def _judge(self, client: grpc.InferenceServerClient, canary: Future[None]) -> None:
         error = canary.exception()

@@ -25,7 +25,8 @@ def measure(repository: Path, users: Payload, work: Path, rounds: int) -> dict[s
         Traffic(served.url, users) as traffic,
     ):
         time.sleep(CALM_S)  # the supervisor has to have seen the stubs that it will miss
-        for model in sorted({stub.model for stub in stubs.alive(served.name)} * rounds):
+        models = sorted({stub.model for stub in stubs.alive(served.name)})
+        for model in models * rounds:
             victim = next(s for s in stubs.alive(served.name) if s.model == model)
             killed_s = time.monotonic()
             os.kill(victim.pid, signal.SIGKILL)

@@ -14,20 +14,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
+from tritonclient import grpc
+from tritonclient.grpc import service_pb2
 
-from cascade.serving import health, stubs
+from cascade.serving import health, probe, security, stubs
 from cascade.serving.stubs import Stub
 from clients import Recommender, RecommendError
+from export import config
 from perf.resilience.served import EXIT_S, Served, serve
 
 PATIENCE_S = 60.0
+KEY = "known-to-the-publisher"
 
 
 @pytest.fixture(scope="module")
 def repository(criteo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that may be damaged."""
+    """One that may be damaged; with two processes of prerank."""
     folder: Path = tmp_path_factory.mktemp("supervised") / "repository"
     shutil.copytree(criteo.repository, folder, copy_function=os.link)
+    path = folder / "prerank" / "config.pbtxt"
+    twice = config.read(path)
+    twice.instance_group[0].count = 2
+    path.unlink()  # it is the other repository's as well
+    path.write_text(text_format.MessageToString(twice))
     return folder
 
 
@@ -38,8 +48,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(repository: Path, log: Path) -> Iterator[Served]:
-    with serve(repository, log, "--exit-timeout-s=1") as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(security.KEY_VARIABLE, KEY)
+        with serve(repository, log, "--exit-timeout-s=1") as running:
+            yield running
 
 
 def events(log: Path) -> list[dict[str, Any]]:
@@ -54,8 +66,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 def stub_of(served: Served, model: str) -> Stub:
-    (found,) = (stub for stub in stubs.alive(served.name) if stub.model == model)
-    return found
+    return next(stub for stub in stubs.alive(served.name) if stub.model == model)
 
 
 def answers(url: str, users: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -83,17 +94,14 @@ def test_a_dead_stage_is_told_and_loaded_again(
     assert_same_answers: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert {(stub.model, stub.version) for stub in stubs.alive(served.name)} == {
-        ("retrieve", 1),
-        ("prerank", 1),
-        ("rank", 1),
-    }
+    found = sorted((stub.model, stub.version) for stub in stubs.alive(served.name))
+    assert found == [("prerank", 1), ("prerank", 1), ("rank", 1), ("retrieve", 1)]
     assert healthy(served)
     assert capsys.readouterr().out.startswith(f"healthy: recommend at {served.url} answered in ")
     time.sleep(2)  # the supervisor gets to know the stubs
     os.kill(served.launcher.pid, signal.SIGSTOP)  # nobody helps
     try:
-        victim = stub_of(served, "prerank")
+        victim = stub_of(served, "retrieve")
         os.kill(victim.pid, signal.SIGKILL)
         wait_until(lambda: victim.dead)
         assert not healthy(served)
@@ -104,10 +112,41 @@ def test_a_dead_stage_is_told_and_loaded_again(
         os.kill(served.launcher.pid, signal.SIGCONT)
     wait_until(lambda: any(event["event"] == "reloaded" for event in events(log)))
     died = next(event for event in events(log) if event["event"] == "process died")
-    assert (died["models"], died["pids"]) == (["prerank"], [victim.pid])
+    assert (died["models"], died["pids"]) == (["retrieve"], [victim.pid])
     assert healthy(served)
     expected = criteo.ask(criteo.pipeline(), 0, 40)
     assert_same_answers(answers(served.url, criteo.users[:40]), expected)
+
+
+def test_one_of_two_processes_is_replaced_while_the_other_answers(
+    criteo: Any, served: Served, log: Path
+) -> None:
+    before = events(log)
+    time.sleep(2)
+    os.kill(stub_of(served, "prerank").pid, signal.SIGKILL)
+    with grpc.InferenceServerClient(served.url) as client:
+        while len(events(log)) < len(before) + 2:
+            # The dead one fails what it is given, but the cascade never goes away.
+            assert client.is_model_ready("recommend")
+            time.sleep(0.02)
+    assert [event["event"] for event in events(log)[len(before) :]] == ["process died", "reloaded"]
+    wait_until(lambda: answered(served, criteo.users[0]))
+    wait_until(lambda: sum(s.model == "prerank" for s in stubs.alive(served.name)) == 2)
+    assert len(events(log)) == len(before) + 2  # the end of the other is nobody's death
+
+
+def test_a_publisher_is_left_alone(criteo: Any, served: Served, log: Path) -> None:
+    """It ends processes in order, and somebody who asks meanwhile is told to ask again."""
+    before = events(log)
+    headers = security.headers(KEY)
+    with grpc.InferenceServerClient(served.url) as client:
+        client.unload_model("rank", headers=headers)
+        time.sleep(1.5)
+        client.load_model("rank", headers=headers)
+    assert answered(served, criteo.users[0])
+    time.sleep(1.5)
+    assert "process died" not in [event["event"] for event in events(log)[len(before) :]]
+    assert "reloaded" not in [event["event"] for event in events(log)[len(before) :]]
 
 
 def test_the_launcher_ends_where_reloading_does_not_help(
@@ -119,6 +158,30 @@ def test_the_launcher_ends_where_reloading_does_not_help(
     assert served.launcher.wait(EXIT_S) == 1
     assert "error: a model cannot be loaded again" in log.read_text()
     assert "stage.json" in log.read_text()
+
+
+def answer(ids: list[int], scores: list[float]) -> grpc.InferResult:
+    made = service_pb2.ModelInferResponse(model_name="recommend")
+    for name, datatype, values in (
+        ("item_ids", "INT64", np.array([ids], np.int64)),
+        ("scores", "FP32", np.array([scores], np.float32)),
+    ):
+        made.outputs.add(name=name, datatype=datatype, shape=values.shape)
+        made.raw_output_contents.append(values.tobytes())
+    return grpc.InferResult(made)
+
+
+def test_an_answer_that_cannot_be_right_is_no_answer() -> None:
+    probe.check(answer([5, 7, 9], [0.9, 0.5, 0.5]))
+    probe.check(answer([5, -1, -1], [0.9, 0.0, 0.0]))
+    for ids, scores in (
+        ([5, 7, 9], [0.5, 0.9, 0.1]),
+        ([5, 5, 9], [0.9, 0.5, 0.1]),
+        ([5, 7, 9], [np.nan, np.nan, np.nan]),
+        ([5, 7, 9], [np.inf, 0.5, 0.1]),
+    ):
+        with pytest.raises(probe.ProbeError, match="expected every item once, best first"):
+            probe.check(answer(ids, scores))
 
 
 def test_health_of_a_server_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
