@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from cascade.schema import Schema
 
-DType = Literal["FP32", "INT64", "BYTES"]
+DType = Literal["FP32", "INT64", "BYTES", "BOOL"]
 Runtime = Literal["onnx", "tensorrt", "torchscript", "aoti"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Device = Literal["cpu", "cuda"]
@@ -24,6 +24,9 @@ Topology = Literal["ensemble", "paired", "fused"]
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
+# Users by id: what reads their features from a store, and the cascade with that in front.
+LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
+LOOKUP_VERSION = 1  # it knows no more than the layout of features, which no release changes
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 SCORE = "score"  # prerank and rank in one process
 # By topology: every Python model and the stages that one of its processes runs. What clients call
@@ -39,11 +42,16 @@ PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in mo
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor without its batch dimension."""
+    """A tensor without its batch dimension.
+
+    Args:
+        optional: a request may come without it.
+    """
 
     name: str
     dtype: DType
     dims: tuple[int, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ class Serving:
         half: let TensorRT compute in float16 where it finds that faster.
         users_per_run: most users that a process computes at once; a larger batch is cut. 0 = never.
             On a CPU large batches leave the cache; export finds the size that is fastest.
+        store: URL of the store that `lookup` reads users from (`cascade.store`); empty: users come
+            with their features, and there is no `lookup`.
     """
 
     instances: int = 1
@@ -129,6 +139,7 @@ class Serving:
     users_per_run: int = 0
     cuda_graphs: bool = False
     half: bool = False
+    store: str = ""
 
     def parameters(self) -> dict[str, str]:
         """The knobs that the Python process itself reads."""
@@ -156,6 +167,7 @@ class Serving:
             device="cpu" if device == "cpu" else "cuda",
             cuda_graphs=values.get("cuda_graphs", "0") == "1",
             half=values.get("half", "0") == "1",
+            store=values.get("store", ""),
         )
 
 
@@ -179,6 +191,21 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Stage(RETRIEVE, request, (*user, candidates)),
         Stage(PRERANK, (*user, candidates), (survivors,)),
         Stage(RANK, (*user, survivors), results),
+    )
+
+
+def lookup(schema: Schema) -> Stage:
+    """The stage in front of the others where users come by id: it makes their request.
+
+    `context` is a JSON object of raw feature values by name, one element whatever it holds:
+    requests of unequal shape would not batch.
+    """
+    retrieve = stages(schema, Sizes())[0]
+    user = tuple(t for t in retrieve.inputs if t.name in ("dense", "categorical"))
+    return Stage(
+        LOOKUP,
+        (Tensor("user_id", "BYTES", (1,)), Tensor("context", "BYTES", (1,), optional=True)),
+        (*user, Tensor("cold_start", "BOOL", (1,))),
     )
 
 

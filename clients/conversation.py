@@ -11,12 +11,22 @@ import random
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
 from clients import errors
-from clients.layout import Categorical, Dense, Layout, Recommendation, User, recommendations
+from clients.errors import InvalidInput
+from clients.layout import (
+    Categorical,
+    Dense,
+    Layout,
+    Recommendation,
+    User,
+    UserId,
+    recommendations,
+)
 
 Result = TypeVar("Result")
 
@@ -60,6 +70,21 @@ class AskItems:
     timeout_s: float
 
 
+@dataclass(frozen=True, eq=False)
+class AskUsers:
+    """Ask for the items of B users that the server knows; the outcome is (item_ids, scores,
+    cold_start), [B, 10], [B, 10] and [B, 1].
+
+    Args:
+        user_ids: object (bytes) [B, 1].
+        contexts: JSON, object (bytes) [B, 1]; None where no user has one.
+    """
+
+    user_ids: Categorical
+    contexts: Categorical | None
+    timeout_s: float
+
+
 @dataclass(frozen=True)
 class Wait:
     """Do nothing for a while."""
@@ -67,7 +92,7 @@ class Wait:
     seconds: float
 
 
-Step = AskConfig | AskItems | Wait
+Step = AskConfig | AskItems | AskUsers | Wait
 Dialogue = Generator[Step, Any, Result]
 
 
@@ -107,15 +132,39 @@ class Conversation:
         end = self._end(deadline_s)
         layout = yield from self._learn(end)
         dense, categorical = layout.arrays(users)
+
+        def ask(part: slice, timeout_s: float) -> Step:
+            return AskItems(dense[part], categorical[part], timeout_s)
+
+        return (yield from self._in_parts(len(users), layout, ask, end))
+
+    def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        deadline_s: float | None = None,
+    ) -> Dialogue[list[Recommendation]]:
+        """The same for users that the server knows by id."""
+        end = self._end(deadline_s)
+        layout = yield from self._learn(end)
+        if contexts is not None and len(contexts) != len(user_ids):
+            raise InvalidInput(f"{len(contexts)} contexts came for {len(user_ids)} users")
+        ids = layout.user_ids(user_ids)
+        said = layout.contexts(contexts) if contexts is not None and any(contexts) else None
+
+        def ask(part: slice, timeout_s: float) -> Step:
+            return AskUsers(ids[part], None if said is None else said[part], timeout_s)
+
+        return (yield from self._in_parts(len(ids), layout, ask, end))
+
+    def _in_parts(
+        self, users: int, layout: Layout, ask: Callable[[slice, float], Step], end: float
+    ) -> Dialogue[list[Recommendation]]:
         results: list[Recommendation] = []
-        for start in range(0, len(users), layout.max_batch_size):
-            part = slice(start, start + layout.max_batch_size)
-
-            def ask(timeout_s: float, part: slice = part) -> Step:
-                return AskItems(dense[part], categorical[part], timeout_s)
-
-            item_ids, scores = yield from self._insist(ask, end)
-            results += recommendations(item_ids, scores, len(dense[part]))
+        for start in range(0, users, layout.max_batch_size):
+            part = slice(start, min(start + layout.max_batch_size, users))
+            item_ids, scores, *rest = yield from self._insist(partial(ask, part), end)
+            results += recommendations(item_ids, scores, part.stop - start, *rest)
         return results
 
     def _end(self, deadline_s: float | None) -> float:

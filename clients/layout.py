@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clients import values
+from cascade import encoding, values
+from cascade.values import unknown_name
 from clients.errors import InvalidInput, RecommendError
 
 User = Mapping[str, Any]
 """Raw feature values by name: numbers, strings, lists of strings. Absent or None = missing."""
+
+UserId = str | int | bytes
+"""By which the server knows a user; an integer is its decimal text."""
 
 Dense = npt.NDArray[np.float32]
 Categorical = npt.NDArray[np.object_]
@@ -30,10 +33,12 @@ class Recommendation:
     Args:
         item_ids: int64 [<= 10]; fewer where the catalogue is smaller.
         scores: float32 of the same length, predicted click probabilities.
+        cold_start: nothing was known of the user but what the request said (`recommend_user`).
     """
 
     item_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
+    cold_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,33 @@ class Layout:
                     dense[row, column] = values.number(name, user.get(name))
                 for column, feature in enumerate(self.categorical):
                     categorical[row, column] = _id_value(feature, user.get(feature.name))
-            except InvalidInput as error:
+            except (InvalidInput, encoding.InvalidInput) as error:
                 raise InvalidInput(f"user {row}: {error}" if len(users) > 1 else str(error)) from (
                     error.__cause__
                 )
         return dense, categorical
+
+    def user_ids(self, ids: Sequence[UserId]) -> Categorical:
+        """Object (bytes) [B, 1].
+
+        Raises:
+            InvalidInput: neither text nor an integer.
+        """
+        try:
+            texts = [values.category("user_id", user_id) for user_id in ids]
+        except encoding.InvalidInput as error:
+            raise InvalidInput(str(error)) from error.__cause__
+        return np.array(texts, np.object_).reshape(-1, 1)
+
+    def contexts(self, contexts: Sequence[User | None]) -> Categorical:
+        """Feature values that override stored ones, as JSON: object (bytes) [B, 1], empty = none.
+
+        Raises:
+            InvalidInput: names the feature and, where there are several users, which of them.
+        """
+        self.arrays([context or {} for context in contexts])
+        texts = [json.dumps(c, default=_plain).encode() if c else b"" for c in contexts]
+        return np.array(texts, np.object_).reshape(-1, 1)
 
     def _check_names(self, user: object) -> None:
         if not isinstance(user, Mapping):
@@ -143,24 +170,31 @@ class Layout:
         return frozenset(self.names)
 
 
+def _plain(value: Any) -> Any:
+    """What JSON does not know of the values that a user may have."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(value)
+
+
 def _id_value(feature: IdFeature, value: object) -> bytes:
     if feature.bag:
         return values.bag(feature.name, value, feature.length)
     return values.category(feature.name, value)
 
 
-def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
-    """A message that suggests the name that was probably meant."""
-    known = tuple(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-    return f"unknown {what} {name!r}: {advice}"
-
-
 def recommendations(
-    item_ids: npt.NDArray[np.int64] | None, scores: npt.NDArray[np.float32] | None, users: int
+    item_ids: npt.NDArray[np.int64] | None,
+    scores: npt.NDArray[np.float32] | None,
+    users: int,
+    cold_start: npt.NDArray[np.bool_] | None = None,
 ) -> list[Recommendation]:
     """Split an answer, [B, 10] each, into one list per user without the pads.
+
+    Args:
+        cold_start: [B, 1], where the users came by id.
 
     Raises:
         RecommendError: the answer does not belong to a request of so many users.
@@ -171,7 +205,8 @@ def recommendations(
             f"the server answered item_ids and scores of shapes {shapes} to {users} users"
         )
     kept = item_ids != PAD
+    cold = [False] * users if cold_start is None else cold_start[:, 0].tolist()
     return [
-        Recommendation(ids[keep], score[keep])
-        for ids, score, keep in zip(item_ids, scores, kept, strict=True)
+        Recommendation(ids[keep], score[keep], is_cold)
+        for ids, score, keep, is_cold in zip(item_ids, scores, kept, cold, strict=True)
     ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,41 +12,24 @@ import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import InferenceServerException
 
-from cascade.spec import ENSEMBLE
-from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
-from clients.layout import Layout, Recommendation, User
+from cascade.spec import ENSEMBLE, RECOMMEND_USER
+from clients.conversation import (
+    AskConfig,
+    AskItems,
+    AskUsers,
+    Conversation,
+    Dialogue,
+    Result,
+    Retry,
+    Step,
+)
+from clients.layout import Layout, Recommendation, User, UserId
+from clients.tls import Tls, connection
 
 DEADLINE_S = 1.0
 URL = "127.0.0.1:8001"
-
-# After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
-# its default of a second and more, our retries would mostly hear that echo.
-_CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Encrypt the connection, and check the server.
-
-    Args:
-        root_ca: PEM file of the authority that signed the server's certificate; None takes the
-            roots that gRPC brings.
-        client_key, client_cert: PEM files, for a server that wants to know its clients.
-
-    Raises:
-        ValueError: a file is missing, or a key is without its certificate.
-    """
-
-    root_ca: Path | None = None
-    client_key: Path | None = None
-    client_cert: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.client_key is None) != (self.client_cert is None):
-            raise ValueError("TLS: a client key and its certificate come together; one is missing")
-        for path in (self.root_ca, self.client_key, self.client_cert):
-            if path is not None and not path.is_file():
-                raise ValueError(f"TLS: there is no file {path}")
+OUTPUTS = ("item_ids", "scores")
+BY_ID = ("cold_start",)
 
 
 class Recommender:
@@ -76,7 +57,7 @@ class Recommender:
     ) -> None:
         self._conversation = Conversation(deadline_s, retry or Retry())
         self._model = model
-        self._client = grpc.InferenceServerClient(url, **_connection(tls))
+        self._client = grpc.InferenceServerClient(url, **connection(tls))
 
     def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
         """The best items for one user, given as raw feature values by name."""
@@ -88,6 +69,27 @@ class Recommender:
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request."""
         return self._perform(self._conversation.recommend_many(users, deadline_s))
+
+    def recommend_user(
+        self, user_id: UserId, context: User | None = None, *, deadline_s: float | None = None
+    ) -> Recommendation:
+        """The best items for a user whose features the server looks up in its store.
+
+        Args:
+            context: raw feature values by name that override the stored ones for this request.
+        """
+        contexts = None if context is None else [context]
+        return self.recommend_users([user_id], contexts, deadline_s=deadline_s)[0]
+
+    def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> list[Recommendation]:
+        """One recommendation per user id, in their order; a context for each, or None."""
+        return self._perform(self._conversation.recommend_users(user_ids, contexts, deadline_s))
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -119,6 +121,8 @@ class Recommender:
     def _step(self, step: Step) -> Any:
         if isinstance(step, AskItems):
             return _outputs(self._client.infer(**_request(self._model, step)))
+        if isinstance(step, AskUsers):
+            return _outputs(self._client.infer(**_request_by_id(step)), *BY_ID)
         if isinstance(step, AskConfig):
             return self._client.get_model_config(self._model, client_timeout=step.timeout_s).config
         return time.sleep(step.seconds)
@@ -142,7 +146,7 @@ class AsyncRecommender:
         self._conversation = Conversation(deadline_s, retry or Retry())
         self._model = model
         self._url = url
-        self._connection = _connection(tls)
+        self._connection = connection(tls)
         self._opened: grpc_aio.InferenceServerClient | None = None
 
     async def recommend(self, user: User, *, deadline_s: float | None = None) -> Recommendation:
@@ -155,6 +159,29 @@ class AsyncRecommender:
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request."""
         return await self._perform(self._conversation.recommend_many(users, deadline_s))
+
+    async def recommend_user(
+        self, user_id: UserId, context: User | None = None, *, deadline_s: float | None = None
+    ) -> Recommendation:
+        """The best items for a user whose features the server looks up in its store.
+
+        Args:
+            context: raw feature values by name that override the stored ones for this request.
+        """
+        contexts = None if context is None else [context]
+        return (await self.recommend_users([user_id], contexts, deadline_s=deadline_s))[0]
+
+    async def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        *,
+        deadline_s: float | None = None,
+    ) -> list[Recommendation]:
+        """One recommendation per user id, in their order; a context for each, or None."""
+        return await self._perform(
+            self._conversation.recommend_users(user_ids, contexts, deadline_s)
+        )
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
@@ -199,22 +226,12 @@ class AsyncRecommender:
     async def _step(self, step: Step) -> Any:
         if isinstance(step, AskItems):
             return _outputs(await self._client.infer(**_request(self._model, step)))
+        if isinstance(step, AskUsers):
+            return _outputs(await self._client.infer(**_request_by_id(step)), *BY_ID)
         if isinstance(step, AskConfig):
             answer = await self._client.get_model_config(self._model, client_timeout=step.timeout_s)
             return answer.config
         return await asyncio.sleep(step.seconds)
-
-
-def _connection(tls: Tls | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"channel_args": _CHANNEL}
-    if tls is not None:
-        files = {
-            "root_certificates": tls.root_ca,
-            "private_key": tls.client_key,
-            "certificate_chain": tls.client_cert,
-        }
-        options |= {"ssl": True} | {name: str(path) for name, path in files.items() if path}
-    return options
 
 
 def _request(model: str, step: AskItems) -> dict[str, Any]:
@@ -222,15 +239,30 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
     dense.set_data_from_numpy(step.dense)
     categorical = grpc.InferInput("categorical", step.categorical.shape, "BYTES")
     categorical.set_data_from_numpy(step.categorical)
+    return _to(model, [dense, categorical], OUTPUTS, step.timeout_s)
+
+
+def _request_by_id(step: AskUsers) -> dict[str, Any]:
+    inputs = []
+    for name, values in (("user_id", step.user_ids), ("context", step.contexts)):
+        if values is not None:
+            inputs.append(grpc.InferInput(name, values.shape, "BYTES"))
+            inputs[-1].set_data_from_numpy(values)
+    return _to(RECOMMEND_USER, inputs, (*OUTPUTS, *BY_ID), step.timeout_s)
+
+
+def _to(
+    model: str, inputs: list[grpc.InferInput], outputs: Sequence[str], timeout_s: float
+) -> dict[str, Any]:
     return {
         "model_name": model,
-        "inputs": [dense, categorical],
-        "outputs": [grpc.InferRequestedOutput(name) for name in ("item_ids", "scores")],
-        "client_timeout": step.timeout_s,
+        "inputs": inputs,
+        "outputs": [grpc.InferRequestedOutput(name) for name in outputs],
+        "client_timeout": timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.
-        "timeout": max(1, int(step.timeout_s * 1e6)),
+        "timeout": max(1, int(timeout_s * 1e6)),
     }
 
 
-def _outputs(answer: grpc.InferResult) -> tuple[Any, Any]:
-    return answer.as_numpy("item_ids"), answer.as_numpy("scores")
+def _outputs(answer: grpc.InferResult, *more: str) -> tuple[Any, ...]:
+    return tuple(answer.as_numpy(name) for name in (*OUTPUTS, *more))

@@ -12,6 +12,7 @@ from cascade.schema import SchemaError
 from cascade.serving.runtime import ArtifactError
 from cascade.serving.threads import default_instances
 from cascade.spec import PRERANK, RUNTIMES, TOPOLOGIES, Precision, Serving, Sizes, Weights
+from cascade.store.backend import absolute
 from cascade.training.checkpoint import CheckpointError
 from export.foreign_inputs import ForeignError
 from export.parity import ParityError
@@ -65,6 +66,12 @@ def main() -> None:
     parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see export/surgery.py)")
     parser.add_argument("--preranker-onnx", type=Path, help="prerank with this flat ONNX file")
     parser.add_argument("--preranker-inputs", type=Path, help="its inputs, as JSON")
+    parser.add_argument(
+        "--store",
+        default=Serving.store,
+        metavar="URL",
+        help="add recommend_user, which reads users by id from here (see cascade/store)",
+    )
     args = parser.parse_args()
     if (args.ranker_onnx is None) != (args.inputs is None):
         parser.error("--ranker-onnx and --inputs go together")
@@ -74,6 +81,10 @@ def main() -> None:
         parser.error("a third-party ONNX file is served by --runtime onnx or tensorrt")
     if args.batch_users is None:
         args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
+    try:
+        store = absolute(args.store)
+    except ValueError as error:
+        parser.error(str(error))
     if args.index is None:
         args.index = "exact" if args.device == "cuda" else "auto"
     serving = Serving(
@@ -89,6 +100,7 @@ def main() -> None:
         cuda_graphs=args.cuda_graphs,
         half=args.half,
         users_per_run=args.users_per_run or 0,
+        store=store,
     )
     sizes = Sizes(args.candidates, args.survivors, args.results)
     Export(args, sizes, serving).run()

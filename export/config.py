@@ -11,18 +11,24 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.schema import Schema
+from cascade.serving.lookup import LAYOUT_FILE
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
+    LOOKUP,
+    LOOKUP_VERSION,
     PROCESSES,
+    RECOMMEND_USER,
     TOPOLOGIES,
     Serving,
     Sizes,
     Tensor,
     chain,
+    lookup,
     stages,
     wire_features,
 )
+from cascade.store import UserLayout
 
 MODEL_PY = '''"""All of it is in the library."""
 
@@ -32,6 +38,7 @@ __all__ = ["TritonPythonModel"]
 '''
 ON_CPU = pb.ModelInstanceGroup.KIND_CPU
 LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion to it
+BY_ID = (LOOKUP, RECOMMEND_USER)
 
 
 def process_config(
@@ -64,21 +71,44 @@ def process_config(
     return config
 
 
-def ensemble_config(
-    schema: Schema, sizes: Sizes, serving: Serving, version: int, members: Sequence[pb.ModelConfig]
-) -> pb.ModelConfig:
-    """The cascade: every step pinned to one release, every tensor under its own name."""
-    config = pb.ModelConfig(
-        name=ENSEMBLE, platform="ensemble", max_batch_size=serving.max_batch_size
+def lookup_config(schema: Schema, serving: Serving) -> pb.ModelConfig:
+    """The stage that reads users from a store: a process of its own, which computes nothing."""
+    stage = lookup(schema)
+    config = pb.ModelConfig(name=LOOKUP, backend="python", max_batch_size=serving.max_batch_size)
+    _tensors(config, stage.inputs, stage.outputs)
+    config.instance_group.add(count=1, kind=ON_CPU)
+    config.dynamic_batching.SetInParent()
+    _parameters(
+        config,
+        {"stages": LOOKUP, "store": serving.store, "layout_hash": schema.layout_hash},
     )
-    config.input.extend(members[0].input)
-    config.output.extend(members[-1].output)
-    for member in members:
+    return config
+
+
+def ensemble_config(
+    name: str,
+    schema: Schema,
+    serving: Serving,
+    steps: Sequence[tuple[pb.ModelConfig, int]],
+    more_outputs: Sequence[str] = (),
+) -> pb.ModelConfig:
+    """Models one after the other, each pinned to a version, every tensor under its own name.
+
+    Args:
+        more_outputs: what is returned beside the outputs of the last step.
+    """
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
+    made: set[str] = set()
+    for member, version in steps:
+        config.input.extend(t for t in member.input if t.name not in made)
+        config.output.extend(t for t in member.output if t.name in more_outputs)
+        made |= {tensor.name for tensor in (*member.input, *member.output)}
         step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
         for tensor in member.input:
             step.input_map[tensor.name] = tensor.name
         for tensor in member.output:
             step.output_map[tensor.name] = tensor.name
+    config.output.extend(steps[-1][0].output)
     _parameters(config, {"layout_hash": schema.layout_hash})
     return config
 
@@ -102,8 +132,18 @@ def configs(
         )
         for model, held in TOPOLOGIES[serving.topology].items()
     }
+    members = [(member, version) for member in found.values()]
     if ENSEMBLE not in found:
-        found[ENSEMBLE] = ensemble_config(schema, sizes, serving, version, [*found.values()])
+        found[ENSEMBLE] = ensemble_config(ENSEMBLE, schema, serving, members)
+    if serving.store:
+        found[LOOKUP] = lookup_config(schema, serving)
+        found[RECOMMEND_USER] = ensemble_config(
+            RECOMMEND_USER,
+            schema,
+            serving,
+            [(found[LOOKUP], LOOKUP_VERSION), *members],
+            more_outputs=["cold_start"],
+        )
     # What a client reads to build a request, whichever way the cascade is wired.
     _parameters(
         found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
@@ -122,7 +162,8 @@ def write(
     """Write config.pbtxt of every model, and model.py of every process's version.
 
     Raises:
-        ArtifactError: the repository holds models of another topology.
+        ArtifactError: the repository holds models of another topology, or users come by id there
+            and not here.
     """
     made = configs(schema, sizes, serving, version, users_per_run)
     if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
@@ -133,21 +174,26 @@ def write(
     others = sorted(
         path.parent.name
         for path in repository.glob("*/config.pbtxt")
-        if path.parent.name in PROCESSES and path.parent.name not in made
+        if path.parent.name in (*PROCESSES, *BY_ID) and path.parent.name not in made
     )
     if others:
         raise ArtifactError(
-            f"{repository} holds {', '.join(others)}, which topology {serving.topology} does not "
-            "have, and the server would load them as well: export into another folder"
+            f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
+            f"{'with' if serving.store else 'without'} a store does not have, and the server would "
+            "load them as well: export into another folder"
         )
     for name, config in made.items():
-        folder = repository / name / str(version)
+        folder = repository / name / str(LOOKUP_VERSION if name == LOOKUP else version)
         folder.mkdir(parents=True, exist_ok=True)
         (repository / name / "config.pbtxt").write_text(text_format.MessageToString(config))
         if config.backend == "python":
             (folder / "model.py").write_text(MODEL_PY)
         else:
             (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
+    if LOOKUP in made:
+        features = UserLayout.from_features(wire_features(schema), schema.layout_hash)
+        file = repository / LOOKUP / str(LOOKUP_VERSION) / LAYOUT_FILE
+        file.write_text(features.to_json() + "\n")
 
 
 def _kind(path: Path) -> str | None:
@@ -179,7 +225,10 @@ def _tensors(
     for target, tensors in ((config.input, inputs), (config.output, outputs)):
         for tensor in tensors:
             dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
-            target.add(name=tensor.name, data_type=pb.DataType.Value(dtype), dims=list(tensor.dims))
+            made = target.add(name=tensor.name, data_type=pb.DataType.Value(dtype))
+            made.dims.extend(tensor.dims)
+            if tensor.optional:
+                made.optional = True
 
 
 def _parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:

@@ -18,8 +18,10 @@ import numpy as np
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
 from cascade.serving import exact, marks
+from cascade.serving.lookup import Lookup
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import CATALOGUE_IDS, PRERANK, RANK, RETRIEVE, Serving
+from cascade.spec import CATALOGUE_IDS, LOOKUP, PRERANK, RANK, RETRIEVE, Serving
+from cascade.store import open_backend
 
 
 class Stage(Protocol):
@@ -132,7 +134,10 @@ def load_stage(name: str, folder: Path, serving: Serving, candidates: int) -> St
         return Retrieve(folder, serving, candidates)
     if name in (PRERANK, RANK):
         return Score(folder, serving)
-    raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
+    if name == LOOKUP:
+        return Lookup(folder, open_backend(serving.store))
+    known = ", ".join((LOOKUP, RETRIEVE, PRERANK, RANK))
+    raise ValueError(f"there is no stage {name!r}; expected one of {known}")
 
 
 def load_stages(names: Sequence[str], folder: Path, serving: Serving, candidates: int) -> Stage:

@@ -34,7 +34,7 @@ class TritonPythonModel:
         serving = replace(Serving.from_parameters(values), device_id=gpu)
         self.name = args["model_name"]
         names = values["stages"].split(",")
-        self.stage = load_stages(names, folder, serving, int(values["candidates"]))
+        self.stage = load_stages(names, folder, serving, int(values.get("candidates", "0")))
         self.users_per_run = serving.users_per_run
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -51,7 +51,13 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> tuple[Array, ...]:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        return tuple(tensors[name].as_numpy() for name in self.stage.inputs)
+        found = {name: tensor.as_numpy() for name, tensor in tensors.items()}
+        # Which inputs a request may leave out the server knows: texts, empty where there is none.
+        users = len(next(iter(found.values())))
+        return tuple(
+            found[name] if name in found else np.full((users, 1), b"", np.object_)
+            for name in self.stage.inputs
+        )
 
     def _answer_one(self, arrays: tuple[Array, ...]) -> Any:
         try:

@@ -1,0 +1,263 @@
+"""Users by id in a repository, and `python -m export.users`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.serving.lookup import LAYOUT_FILE
+from cascade.serving.runtime import ArtifactError
+from cascade.serving.threads import instances
+from cascade.spec import (
+    ENSEMBLE,
+    LOOKUP,
+    RECOMMEND_USER,
+    TOPOLOGIES,
+    Serving,
+    Sizes,
+    wire_features,
+)
+from cascade.store import OtherLayout, UserLayout, UserStore
+from export import __main__ as export_command
+from export import config, users
+from export.rewire import rewire, serving_of
+from tests.conftest import BAGS
+
+STORED = Serving(store="redis://host:6379/1", instances=2)
+LAYOUT = UserLayout.from_features(wire_features(BAGS), BAGS.layout_hash)
+
+
+def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {t.name: (pb.DataType.Name(t.data_type), tuple(t.dims)) for t in declared}
+
+
+# --- the repository
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) -> None:
+    serving = replace(STORED, topology=topology)
+    config.write(tmp_path, CRITEO, Sizes(), serving, version=4)
+    found = {p.parent.name: config.read(p) for p in tmp_path.glob("*/config.pbtxt")}
+    assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, LOOKUP, RECOMMEND_USER}
+    steps = found[RECOMMEND_USER].ensemble_scheduling.step
+    pinned = [(step.model_name, step.model_version) for step in steps]
+    assert pinned == [(LOOKUP, 1), *((model, 4) for model in TOPOLOGIES[topology])]
+    known = tensors(found[RECOMMEND_USER].input)
+    for step in steps:
+        member = found[step.model_name]
+        for name, source in step.input_map.items():
+            assert known[source] == tensors(member.input)[name]
+        for name, target in step.output_map.items():
+            known[target] = tensors(member.output)[name]
+    expected = {**tensors(found[ENSEMBLE].output), "cold_start": ("TYPE_BOOL", (1,))}
+    assert tensors(found[RECOMMEND_USER].output) == expected
+    asked = [(t.name, t.optional) for t in found[RECOMMEND_USER].input][:2]
+    assert asked == [("user_id", False), ("context", True)]
+    assert not any(t.name in ("dense", "categorical") for t in found[RECOMMEND_USER].input)
+    without = config.configs(CRITEO, Sizes(), replace(serving, store=""), 4)
+    assert {name: found[name] for name in without} == without  # the others are as they were
+
+
+def test_the_lookup_knows_its_store_and_nothing_of_a_release(tmp_path: Path) -> None:
+    config.write(tmp_path, CRITEO, Sizes(), STORED, version=4)
+    found = config.read(tmp_path / LOOKUP / "config.pbtxt")
+    parameters = {key: value.string_value for key, value in found.parameters.items()}
+    assert parameters == {
+        "stages": LOOKUP,
+        "store": STORED.store,
+        "layout_hash": CRITEO.layout_hash,
+    }
+    assert Serving.from_parameters(parameters).store == STORED.store
+    assert [p.name for p in (tmp_path / LOOKUP).iterdir() if p.is_dir()] == ["1"]
+    files = {p.name for p in (tmp_path / LOOKUP / "1").iterdir()}
+    assert files == {"model.py", LAYOUT_FILE}
+    layout = UserLayout.from_json((tmp_path / LOOKUP / "1" / LAYOUT_FILE).read_text())
+    assert layout == users.layout_of(tmp_path)
+    assert layout.hash == CRITEO.layout_hash
+    assert users.store_of(tmp_path) == STORED.store
+    assert instances(tmp_path) == 3 * STORED.instances  # it computes nothing
+
+
+def test_a_store_is_not_left_behind(tmp_path: Path) -> None:
+    config.write(tmp_path, CRITEO, Sizes(), STORED, version=1)
+    with pytest.raises(ArtifactError, match=r"lookup, recommend_user, which .* without a store"):
+        config.write(tmp_path, CRITEO, Sizes(), replace(STORED, store=""), version=2)
+
+
+def test_rewiring_carries_it_along(criteo: Any, tmp_path: Path) -> None:
+    stored = replace(serving_of(criteo.repository), topology="paired", store="lmdb:/somewhere")
+    rewire(criteo.repository, tmp_path / "a", stored)
+    again = replace(serving_of(tmp_path / "a"), topology="fused")
+    assert again.store == "lmdb:/somewhere"
+    rewire(tmp_path / "a", tmp_path / "b", again)
+    assert users.store_of(tmp_path / "b") == "lmdb:/somewhere"
+    with pytest.raises(ArtifactError, match="exported without --store"):
+        users.store_of(criteo.repository)
+
+
+def test_export_refuses_another_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--checkpoints", str(tmp_path), "--repository", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["export", *folders, "--store", "users.lmdb"])
+    with pytest.raises(SystemExit):
+        export_command.main()
+    assert "store 'users.lmdb': expected lmdb:PATH" in capsys.readouterr().err
+
+
+# --- the command
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    serving = Serving(store=f"lmdb:{tmp_path / 'users'}")
+    config.write(tmp_path / "repository", BAGS, Sizes(), serving, version=1)
+    return tmp_path / "repository"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["users", *map(str, arguments)])
+    users.main()
+
+
+def stored(tmp_path: Path, *ids: str) -> list[list[Any]]:
+    """The raw values of users in the order of their features; None for who is unknown."""
+    with UserStore.open(f"lmdb:{tmp_path / 'users'}") as store:
+        found = store.get([one.encode() for one in ids])
+    return [
+        [*(None if np.isnan(x) else x for x in dense.tolist()), *texts] if known else []
+        for dense, texts, known in zip(
+            found.dense, found.categorical.tolist(), found.known, strict=True
+        )
+    ]
+
+
+TABLE = {
+    "user_id": ["anna", "beno", "cleo"],
+    "age": pa.array([31, None, 4], pa.int64()),
+    "visits": pa.array([0.5, float("nan"), None], pa.float64()),
+    "city": pa.array(["Çà", None, ""]).dictionary_encode(),
+    "agent": pa.array([7, None, 8]),
+    "history": [["a", "b"], None, ["1", "2", "3", "4", "5", "6"]],
+    "tags": ["x|y|z", "", None],
+    "more": [1, 2, 3],
+}
+EXPECTED = [
+    [31, 0.5, "Çà".encode(), b"7", b"a|b", b"x|y"],
+    [None, None, b"", b"", b"", b""],
+    [4, None, b"", b"8", b"1|2|3|4", b""],
+]
+
+
+def test_a_table_goes_into_the_store_that_the_repository_reads(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pq.write_table(pa.table(TABLE), tmp_path / "users.parquet")
+    run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+    said = capsys.readouterr()
+    assert "3 users written, 0 removed" in said.out
+    assert "no such column" not in said.err
+    assert stored(tmp_path, "anna", "beno", "cleo", "more") == [*EXPECTED, []]
+
+
+def test_lines_are_the_same_as_a_table(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        {"id": "anna", "age": 31, "visits": 0.5, "city": "Çà", "agent": 7, "tags": "x|y|z"},
+        {"id": "beno", "city": None},
+        {"id": "cleo", "age": 4, "agent": "8", "history": [1, 2, 3, 4, 5, 6]},
+    ]
+    lines[0]["history"] = ["a", "b"]
+    path = tmp_path / "users.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, lines)))
+    run(monkeypatch, "--repository", repository, "--table", path, "--id-column", "id")
+    assert stored(tmp_path, "anna", "beno", "cleo") == EXPECTED
+    path.write_text('{"id": 1}\n{"id": 2, "aeg": 3}\n')
+    with pytest.raises(ValueError, match=r"line 2: unknown feature 'aeg': did you mean 'age'"):
+        run(monkeypatch, "--repository", repository, "--table", path, "--id-column", "id")
+
+
+def test_more_lines_than_a_chunk(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users, "CHUNK", 10)
+    path = tmp_path / "users.jsonl"
+    path.write_text("".join(json.dumps({"age": age}) + "\n" for age in range(25)))
+    run(monkeypatch, "--repository", repository, "--table", path, "--row-ids")
+    found = stored(tmp_path, *map(str, range(26)))
+    assert [user[0] for user in found[:25]] == [*range(25)]
+    assert found[25] == []
+    pq.write_table(pa.table({"age": [*range(100, 125)]}), tmp_path / "users.parquet")
+    table = tmp_path / "users.parquet"
+    run(monkeypatch, "--repository", repository, "--table", table, "--row-ids")
+    assert [user[0] for user in stored(tmp_path, *map(str, range(25)))] == [*range(100, 125)]
+
+
+def test_replacing_removes_the_others_and_takes_over_another_layout(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = UserLayout(("height",), (), {}, "0123456789abcdef")
+    with UserStore.create(f"lmdb:{tmp_path / 'users'}", other) as store:
+        store.put(["old", "anna"], *other.nobody(2))
+    pq.write_table(pa.table(TABLE), tmp_path / "users.parquet")
+    arguments = ("--repository", repository, "--table", tmp_path / "users.parquet")
+    with pytest.raises(OtherLayout, match="--replace"):
+        run(monkeypatch, *arguments)
+    run(monkeypatch, *arguments, "--replace")
+    assert "3 users written, 1 removed" in capsys.readouterr().out
+    assert stored(tmp_path, "anna", "old") == [EXPECTED[0], []]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a"], "age": [1]}, "unknown column 'user_id'.*--id-column.*--row-ids"),
+        ({"user_id": ["a"], "x": [1]}, "none of the features age, visits"),
+        ({"user_id": ["a"], "age": ["old"]}, "feature age: a column of string"),
+        ({"user_id": ["a"], "city": [1.5]}, "feature city: a column of double"),
+        ({"user_id": ["a"], "age": [float("inf")]}, "feature age: inf is not a finite"),
+        ({"user_id": ["a"], "history": [["a|b"]]}, "feature history: .*members without"),
+        ({"user_id": ["a", None], "age": [1, 2]}, "user id None"),
+        ({"user_id": [""], "age": [1]}, "user id ''"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: Any,
+    message: str,
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "users.parquet")
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+
+
+def test_absent_columns_are_told_of(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pq.write_table(pa.table({"user_id": [1], "age": [3]}), tmp_path / "users.parquet")
+    run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+    assert "stored as missing: visits, city, agent, history, tags" in capsys.readouterr().err
+    assert stored(tmp_path, "1") == [[3, None, b"", b"", b"", b""]]
