@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
@@ -24,9 +24,11 @@ Topology = Literal["ensemble", "paired", "fused"]
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
-# Users by id: what reads their features from a store, and the cascade with that in front.
+# Users by id: what reads their features from a store, in the process of the first stage, and the
+# cascade that is asked so.
 LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
-LOOKUP_VERSION = 1  # it knows no more than the layout of features, which no release changes
+USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
+FEATURES = ("dense", "categorical")
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 SCORE = "score"  # prerank and rank in one process
 # By topology: every Python model and the stages that one of its processes runs. What clients call
@@ -121,8 +123,8 @@ class Serving:
         half: let TensorRT compute in float16 where it finds that faster.
         users_per_run: most users that a process computes at once; a larger batch is cut. 0 = never.
             On a CPU large batches leave the cache; export finds the size that is fastest.
-        store: URL of the store that `lookup` reads users from (`cascade.store`); empty: users come
-            with their features, and there is no `lookup`.
+        store: URL of the store that users who come by id are looked up in (`cascade.store`); empty:
+            they come with their features, and there is no `recommend_user`.
     """
 
     instances: int = 1
@@ -194,18 +196,17 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
     )
 
 
-def lookup(schema: Schema) -> Stage:
-    """The stage in front of the others where users come by id: it makes their request.
-
-    `context` is a JSON object of raw feature values by name, one element whatever it holds:
+def by_id(process: Stage) -> Stage:
+    """The first process, where users may come by id: it looks up their features, and says of whom
+    it found none. A request has either `dense` and `categorical`, or `user_id` and, if it likes,
+    `context`: a JSON object of raw feature values by name, one element whatever it holds, because
     requests of unequal shape would not batch.
     """
-    retrieve = stages(schema, Sizes())[0]
-    user = tuple(t for t in retrieve.inputs if t.name in ("dense", "categorical"))
+    asked = (Tensor(USER_ID, "BYTES", (1,)), Tensor(CONTEXT, "BYTES", (1,)))
     return Stage(
-        LOOKUP,
-        (Tensor("user_id", "BYTES", (1,)), Tensor("context", "BYTES", (1,), optional=True)),
-        (*user, Tensor("cold_start", "BOOL", (1,))),
+        process.name,
+        tuple(replace(tensor, optional=True) for tensor in (*process.inputs, *asked)),
+        (*process.outputs, Tensor(COLD_START, "BOOL", (1,))),
     )
 
 

@@ -91,8 +91,8 @@ class Layout:
         return layout
 
     def _check_widths(self, config: Any) -> None:
-        came = {tensor.name: list(tensor.dims) for tensor in config.input}
         expected = {"dense": [self._dense_width], "categorical": [self._categorical_width]}
+        came = {t.name: list(t.dims) for t in config.input if t.name in expected}
         if came != expected or self.max_batch_size < 1:
             raise RecommendError(
                 f"model {config.name} takes {came} in batches of {self.max_batch_size}, but its "

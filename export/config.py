@@ -11,24 +11,26 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.schema import Schema
-from cascade.serving.lookup import LAYOUT_FILE
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
+    COLD_START,
+    CONTEXT,
     ENSEMBLE,
+    FEATURES,
     LOOKUP,
-    LOOKUP_VERSION,
     PROCESSES,
     RECOMMEND_USER,
+    RETRIEVE,
     TOPOLOGIES,
+    USER_ID,
     Serving,
     Sizes,
     Tensor,
+    by_id,
     chain,
-    lookup,
     stages,
     wire_features,
 )
-from cascade.store import UserLayout
 
 MODEL_PY = '''"""All of it is in the library."""
 
@@ -38,7 +40,6 @@ __all__ = ["TritonPythonModel"]
 '''
 ON_CPU = pb.ModelInstanceGroup.KIND_CPU
 LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion to it
-BY_ID = (LOOKUP, RECOMMEND_USER)
 
 
 def process_config(
@@ -46,6 +47,9 @@ def process_config(
 ) -> pb.ModelConfig:
     """The stages `held` by one process, as a model of the Python backend."""
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
+    store = {}
+    if serving.store and RETRIEVE in held:
+        stage, held, store = by_id(stage), (LOOKUP, *held), {"store": serving.store}
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
     _tensors(config, stage.inputs, stage.outputs)
     _instances(config, serving)
@@ -63,6 +67,7 @@ def process_config(
         config,
         {
             **serving.parameters(),
+            **store,
             "stages": ",".join(held),
             "candidates": str(sizes.candidates),
             "layout_hash": schema.layout_hash,
@@ -71,44 +76,36 @@ def process_config(
     return config
 
 
-def lookup_config(schema: Schema, serving: Serving) -> pb.ModelConfig:
-    """The stage that reads users from a store: a process of its own, which computes nothing."""
-    stage = lookup(schema)
-    config = pb.ModelConfig(name=LOOKUP, backend="python", max_batch_size=serving.max_batch_size)
-    _tensors(config, stage.inputs, stage.outputs)
-    config.instance_group.add(count=1, kind=ON_CPU)
-    config.dynamic_batching.SetInParent()
-    _parameters(
-        config,
-        {"stages": LOOKUP, "store": serving.store, "layout_hash": schema.layout_hash},
-    )
-    return config
-
-
 def ensemble_config(
     name: str,
     schema: Schema,
     serving: Serving,
-    steps: Sequence[tuple[pb.ModelConfig, int]],
-    more_outputs: Sequence[str] = (),
+    version: int,
+    members: Sequence[pb.ModelConfig],
+    without: Sequence[str] = (),
 ) -> pb.ModelConfig:
-    """Models one after the other, each pinned to a version, every tensor under its own name.
+    """The cascade: every step pinned to one release, every tensor under its own name.
 
     Args:
-        more_outputs: what is returned beside the outputs of the last step.
+        without: tensors of the members that these requests have nothing to do with.
     """
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
+    returned = {COLD_START, *(tensor.name for tensor in members[-1].output)}
     made: set[str] = set()
-    for member, version in steps:
-        config.input.extend(t for t in member.input if t.name not in made)
-        config.output.extend(t for t in member.output if t.name in more_outputs)
-        made |= {tensor.name for tensor in (*member.input, *member.output)}
+    for member in members:
         step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
-        for tensor in member.input:
+        inputs = [tensor for tensor in member.input if tensor.name not in without]
+        outputs = [tensor for tensor in member.output if tensor.name not in without]
+        config.input.extend(tensor for tensor in inputs if tensor.name not in made)
+        config.output.extend(tensor for tensor in outputs if tensor.name in returned)
+        for tensor in inputs:
             step.input_map[tensor.name] = tensor.name
-        for tensor in member.output:
+        for tensor in outputs:
             step.output_map[tensor.name] = tensor.name
-    config.output.extend(steps[-1][0].output)
+        made |= {*step.input_map, *step.output_map}
+    for tensor in config.input:
+        if tensor.name in (*FEATURES, USER_ID):
+            tensor.ClearField("optional")  # a member can do without; who asks here cannot
     _parameters(config, {"layout_hash": schema.layout_hash})
     return config
 
@@ -132,17 +129,14 @@ def configs(
         )
         for model, held in TOPOLOGIES[serving.topology].items()
     }
-    members = [(member, version) for member in found.values()]
+    members = [*found.values()]
     if ENSEMBLE not in found:
-        found[ENSEMBLE] = ensemble_config(ENSEMBLE, schema, serving, members)
+        found[ENSEMBLE] = ensemble_config(
+            ENSEMBLE, schema, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
+        )
     if serving.store:
-        found[LOOKUP] = lookup_config(schema, serving)
         found[RECOMMEND_USER] = ensemble_config(
-            RECOMMEND_USER,
-            schema,
-            serving,
-            [(found[LOOKUP], LOOKUP_VERSION), *members],
-            more_outputs=["cold_start"],
+            RECOMMEND_USER, schema, serving, version, members, without=FEATURES
         )
     # What a client reads to build a request, whichever way the cascade is wired.
     _parameters(
@@ -174,7 +168,7 @@ def write(
     others = sorted(
         path.parent.name
         for path in repository.glob("*/config.pbtxt")
-        if path.parent.name in (*PROCESSES, *BY_ID) and path.parent.name not in made
+        if path.parent.name in (*PROCESSES, RECOMMEND_USER) and path.parent.name not in made
     )
     if others:
         raise ArtifactError(
@@ -183,17 +177,13 @@ def write(
             "load them as well: export into another folder"
         )
     for name, config in made.items():
-        folder = repository / name / str(LOOKUP_VERSION if name == LOOKUP else version)
+        folder = repository / name / str(version)
         folder.mkdir(parents=True, exist_ok=True)
         (repository / name / "config.pbtxt").write_text(text_format.MessageToString(config))
         if config.backend == "python":
             (folder / "model.py").write_text(MODEL_PY)
         else:
             (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
-    if LOOKUP in made:
-        features = UserLayout.from_features(wire_features(schema), schema.layout_hash)
-        file = repository / LOOKUP / str(LOOKUP_VERSION) / LAYOUT_FILE
-        file.write_text(features.to_json() + "\n")
 
 
 def _kind(path: Path) -> str | None:

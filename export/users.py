@@ -27,7 +27,7 @@ from tqdm import tqdm
 from cascade import values
 from cascade.encoding import InvalidInput
 from cascade.serving.runtime import ArtifactError
-from cascade.spec import ENSEMBLE, LOOKUP
+from cascade.spec import ENSEMBLE
 from cascade.store import OtherLayout, StoreError, UserLayout, UserStore
 from cascade.store.layout import Categorical, Dense
 from cascade.store.users import key
@@ -198,15 +198,16 @@ def layout_of(repository: Path) -> UserLayout:
 
 
 def store_of(repository: Path) -> str:
-    """The store that a repository's `lookup` reads.
+    """The store that a repository reads users from.
 
     Raises:
         ArtifactError: it was exported without one.
     """
-    path = repository / LOOKUP / "config.pbtxt"
-    if not path.exists():
-        raise ArtifactError(f"{repository} was exported without --store; say which one to write")
-    return str(config.read(path).parameters["store"].string_value)
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        parameters = config.read(path).parameters
+        if "store" in parameters:
+            return str(parameters["store"].string_value)
+    raise ArtifactError(f"{repository} was exported without --store; say which one to write")
 
 
 def main() -> None:

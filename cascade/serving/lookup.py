@@ -1,8 +1,9 @@
-"""The stage before the others where users come by id: their raw features out of a store.
+"""Users by id: their raw features out of a store, in the process of the stage that needs them.
 
-What it hands on is what clients of `recommend` send, so the stages behind it are the same. It never
-fails for want of a user: who is unknown to the store, and everybody while the store is gone, is a
-user of whom nothing is known, and marked as one.
+What it hands on is what clients of `recommend` send, so the stages behind it are the same. A
+process of its own would cost every request a hop, several times as much as the lookup itself. It
+never fails for want of a user: who is unknown to the store, and everybody while the store is gone,
+is a user of whom nothing is known, and marked as one.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cascade.encoding import InvalidInput
 from cascade.serving import marks
-from cascade.serving.runtime import Array, ArtifactError
+from cascade.serving.runtime import Array
+from cascade.spec import COLD_START, CONTEXT, FEATURES, LOOKUP, USER_ID
 from cascade.store import Backend, StoreError, UserLayout, Users, UserStore
 from cascade.store.breaker import Breaker
 from cascade.store.users import check_layout
 
-LAYOUT_FILE = "layout.json"
+if TYPE_CHECKING:
+    from cascade.serving.stages import Stage
+
 LOG_PERIOD_S = 60.0
 MAX_CONTEXT_BYTES = 65_536
 log = logging.getLogger(__name__)
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LookupCounts:
-    """Users since the process started.
+    """Users who came by id since the process started.
 
     Args:
         found: they were in the store.
@@ -46,52 +49,62 @@ class LookupCounts:
 
 
 class Lookup:
-    """user_id [B, 1] and context [B, 1], empty = none -> dense [B, F_dense], categorical
-    [B, F_cat], cold_start bool [B, 1].
+    """dense [B, F_dense], categorical [B, F_cat], user_id [B, 1], context [B, 1] -> dense,
+    categorical, cold_start bool [B, 1]: nothing came from the store.
+
+    An empty id leaves the features as they came, an empty context overrides none.
 
     Args:
-        folder: its version folder, which says which features a user has.
+        layout: the features of a user.
         backend: where the users are.
         breaker: when to ask it.
         clock: seconds on a monotonic clock.
 
     Raises:
-        ArtifactError: the folder is damaged.
         OtherLayout: the store holds users of other features.
     """
 
-    inputs: tuple[str, ...] = ("user_id", "context")
-    outputs: tuple[str, ...] = ("dense", "categorical", "cold_start")
-    schema_hash = ""  # it serves every schema of its layout
-
     def __init__(
         self,
-        folder: Path,
+        layout: UserLayout,
         backend: Backend,
         breaker: Breaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.layout = read_layout(folder)
+        self.layout = layout
         self.counts = LookupCounts()
         self._backend = backend
-        self._users = UserStore(backend, self.layout)
+        self._users = UserStore(backend, layout)
         self._breaker = breaker or Breaker()
         self._clock, self._quiet_until = clock, float("-inf")
         try:
-            check_layout(backend, self.layout)
+            check_layout(backend, layout)
         except StoreError as error:
             self._breaker.failed()
             self._tell(str(error))
 
-    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
-        ids, contexts = (column[:, 0].tolist() for column in inputs)
+    def __call__(
+        self, dense: Array, categorical: Array, user_id: Array, context: Array
+    ) -> tuple[Array, Array, Array]:
         # Before anything is counted: a bad request makes the server run its batch one by one.
-        overrides = [(row, self._context(text)) for row, text in enumerate(contexts) if text]
-        users = self._fetch(ids)
-        marks.mark("lookup")
+        texts = enumerate(context[:, 0].tolist())
+        overrides = [(row, self._features(text)) for row, text in texts if text]
+        ids = user_id[:, 0].tolist()
+        rows = [row for row, user in enumerate(ids) if user]
+        known = np.zeros(len(ids), np.bool_)
+        if len(rows) < len(ids):
+            dense, categorical = dense.copy(), categorical.copy()
+        if rows:
+            users = self._fetch([ids[row] for row in rows])
+            known[rows] = users.known
+            if len(rows) == len(ids):
+                dense, categorical = users.dense, users.categorical
+            else:
+                dense[rows], categorical[rows] = users.dense, users.categorical
         for row, features in overrides:
-            self.layout.fill(features, users.dense[row], users.categorical[row])
-        return users.dense, users.categorical, ~users.known[:, None]
+            self.layout.fill(features, dense[row], categorical[row])
+        marks.mark(LOOKUP)
+        return dense, categorical, ~known[:, None]
 
     def _fetch(self, ids: Sequence[bytes]) -> Users:
         if not self._breaker.allows():
@@ -114,22 +127,22 @@ class Lookup:
         return users
 
     def _nobody(self, users: int) -> Users:
-        return Users(*self.layout.nobody(users), np.zeros(users, np.bool_), users)
+        return Users(*self.layout.nobody(users), np.zeros(users, np.bool_), 0)
 
-    def _context(self, text: bytes) -> dict[str, Any]:
+    def _features(self, context: bytes) -> dict[str, Any]:
         """The features that a request brings itself, checked.
 
         Raises:
             InvalidInput: not a JSON object, an unknown feature, or a value that cannot be read.
         """
-        if len(text) > MAX_CONTEXT_BYTES:
+        if len(context) > MAX_CONTEXT_BYTES:
             raise InvalidInput(
-                f"context: {len(text)} bytes came; at most {MAX_CONTEXT_BYTES} are read"
+                f"context: {len(context)} bytes came; at most {MAX_CONTEXT_BYTES} are read"
             )
         try:
-            features = json.loads(text)
+            features = json.loads(context)
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"context: {text[:40]!r} is not JSON: {error}") from error
+            raise InvalidInput(f"context: {context[:40]!r} is not JSON: {error}") from error
         if not isinstance(features, dict):
             raise InvalidInput(
                 f"context: a JSON {type(features).__name__} came; expected an object of feature "
@@ -154,14 +167,19 @@ class Lookup:
             )
 
 
-def read_layout(folder: Path) -> UserLayout:
-    """The features that a version folder of `lookup` is for.
+class ById:
+    """A stage, or several, whose users may come by id as well (`cascade.spec.by_id`)."""
 
-    Raises:
-        ArtifactError: the file is missing or damaged.
-    """
-    path = folder / LAYOUT_FILE
-    try:
-        return UserLayout.from_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: {error}. Export again with --store.") from error
+    def __init__(self, lookup: Lookup, stage: Stage) -> None:
+        self.inputs = (*stage.inputs, USER_ID, CONTEXT)
+        self.outputs = (*stage.outputs, COLD_START)
+        self.schema_hash = stage.schema_hash
+        self.lookup = lookup
+        self._stage = stage
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        values = dict(zip(self.inputs, inputs, strict=True))
+        asked = (values[name] for name in (*FEATURES, USER_ID, CONTEXT))
+        *found, cold = self.lookup(*asked)
+        values.update(zip(FEATURES, found, strict=True))
+        return (*self._stage(*(values[name] for name in self._stage.inputs)), cold)

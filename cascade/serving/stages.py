@@ -17,11 +17,20 @@ import numpy as np
 
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
+from cascade.schema import Schema
 from cascade.serving import exact, marks
-from cascade.serving.lookup import Lookup
+from cascade.serving.lookup import ById, Lookup
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import CATALOGUE_IDS, LOOKUP, PRERANK, RANK, RETRIEVE, Serving
-from cascade.store import open_backend
+from cascade.spec import (
+    CATALOGUE_IDS,
+    LOOKUP,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    Serving,
+    wire_features,
+)
+from cascade.store import UserLayout, open_backend
 
 
 class Stage(Protocol):
@@ -134,10 +143,7 @@ def load_stage(name: str, folder: Path, serving: Serving, candidates: int) -> St
         return Retrieve(folder, serving, candidates)
     if name in (PRERANK, RANK):
         return Score(folder, serving)
-    if name == LOOKUP:
-        return Lookup(folder, open_backend(serving.store))
-    known = ", ".join((LOOKUP, RETRIEVE, PRERANK, RANK))
-    raise ValueError(f"there is no stage {name!r}; expected one of {known}")
+    raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
 
 
 def load_stages(names: Sequence[str], folder: Path, serving: Serving, candidates: int) -> Stage:
@@ -145,7 +151,14 @@ def load_stages(names: Sequence[str], folder: Path, serving: Serving, candidates
 
     Raises:
         ArtifactError: a folder cannot be served, or they are of different exports.
+        OtherLayout: users are to come from a store that was written for other features.
     """
+    if names[0] == LOOKUP:
+        stage = load_stages(names[1:], folder, serving, candidates)
+        place = folder if len(names) == 2 else folder / RETRIEVE
+        schema = Schema.load(place / "schema.json")
+        layout = UserLayout.from_features(wire_features(schema), schema.layout_hash)
+        return ById(Lookup(layout, open_backend(serving.store)), stage)
     if len(names) == 1:
         return load_stage(names[0], folder, serving, candidates)
     stages = [load_stage(name, folder / name, serving, candidates) for name in names]

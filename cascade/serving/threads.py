@@ -12,7 +12,7 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
-from cascade.spec import LOOKUP, TOPOLOGIES, Topology
+from cascade.spec import TOPOLOGIES, Topology
 
 
 def cores() -> int:
@@ -28,8 +28,7 @@ def default_instances(topology: Topology) -> int:
 
 
 def instances(repository: Path) -> int:
-    """How many Python processes that compute the models of a repository start together. `lookup`
-    waits for a store and is not one of them.
+    """How many Python processes the models of a repository start together.
 
     Raises:
         ValueError: a config.pbtxt cannot be read.
@@ -42,7 +41,7 @@ def instances(repository: Path) -> int:
             text_format.Parse(path.read_text(), config, allow_unknown_field=True)
         except text_format.ParseError as error:
             raise ValueError(f"{path} is not a model configuration: {error}") from error
-        if config.backend == "python" and path.parent.name != LOOKUP:
+        if config.backend == "python":
             groups = [max(1, g.count) * max(1, len(g.gpus)) for g in config.instance_group]
             total += sum(groups) or 1
     return total

@@ -34,7 +34,15 @@ class TritonPythonModel:
         serving = replace(Serving.from_parameters(values), device_id=gpu)
         self.name = args["model_name"]
         names = values["stages"].split(",")
-        self.stage = load_stages(names, folder, serving, int(values.get("candidates", "0")))
+        self.stage = load_stages(names, folder, serving, int(values["candidates"]))
+        self.absent = {
+            tensor["name"]: (
+                [int(size) for size in tensor["dims"]],
+                np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])),
+            )
+            for tensor in config["input"]
+            if tensor.get("optional")
+        }
         self.users_per_run = serving.users_per_run
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
@@ -51,13 +59,16 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> tuple[Array, ...]:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        found = {name: tensor.as_numpy() for name, tensor in tensors.items()}
-        # Which inputs a request may leave out the server knows: texts, empty where there is none.
-        users = len(next(iter(found.values())))
+        users = tensors[next(iter(tensors))].shape()[0]
         return tuple(
-            found[name] if name in found else np.full((users, 1), b"", np.object_)
+            tensors[name].as_numpy() if name in tensors else self._nothing(name, users)
             for name in self.stage.inputs
         )
+
+    def _nothing(self, name: str, users: int) -> Array:
+        """Stands in for an optional input that a request left out: NaN, or empty texts."""
+        dims, dtype = self.absent[name]
+        return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
 
     def _answer_one(self, arrays: tuple[Array, ...]) -> Any:
         try:

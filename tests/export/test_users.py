@@ -15,13 +15,12 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.data.criteo import SCHEMA as CRITEO
-from cascade.serving.lookup import LAYOUT_FILE
 from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import instances
 from cascade.spec import (
     ENSEMBLE,
     LOOKUP,
     RECOMMEND_USER,
+    RETRIEVE,
     TOPOLOGIES,
     Serving,
     Sizes,
@@ -49,49 +48,61 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
     serving = replace(STORED, topology=topology)
     config.write(tmp_path, CRITEO, Sizes(), serving, version=4)
     found = {p.parent.name: config.read(p) for p in tmp_path.glob("*/config.pbtxt")}
-    assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, LOOKUP, RECOMMEND_USER}
-    steps = found[RECOMMEND_USER].ensemble_scheduling.step
-    pinned = [(step.model_name, step.model_version) for step in steps]
-    assert pinned == [(LOOKUP, 1), *((model, 4) for model in TOPOLOGIES[topology])]
-    known = tensors(found[RECOMMEND_USER].input)
-    for step in steps:
-        member = found[step.model_name]
-        for name, source in step.input_map.items():
-            assert known[source] == tensors(member.input)[name]
-        for name, target in step.output_map.items():
-            known[target] = tensors(member.output)[name]
-    expected = {**tensors(found[ENSEMBLE].output), "cold_start": ("TYPE_BOOL", (1,))}
-    assert tensors(found[RECOMMEND_USER].output) == expected
-    asked = [(t.name, t.optional) for t in found[RECOMMEND_USER].input][:2]
-    assert asked == [("user_id", False), ("context", True)]
-    assert not any(t.name in ("dense", "categorical") for t in found[RECOMMEND_USER].input)
-    without = config.configs(CRITEO, Sizes(), replace(serving, store=""), 4)
-    assert {name: found[name] for name in without} == without  # the others are as they were
+    assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, RECOMMEND_USER}
+    asked = {RECOMMEND_USER: {"user_id": False, "context": True}}
+    if topology != "fused":
+        asked[ENSEMBLE] = {"dense": False, "categorical": False}
+    for name, wanted in asked.items():
+        ensemble = found[name]
+        steps = ensemble.ensemble_scheduling.step
+        pinned = [(step.model_name, step.model_version) for step in steps]
+        assert pinned == [(model, 4) for model in TOPOLOGIES[topology]]
+        optional = {t.name: t.optional for t in ensemble.input}
+        assert optional.items() >= wanted.items()
+        assert not any(
+            name in optional for other in asked.values() for name in other - wanted.keys()
+        )
+        known = tensors(ensemble.input)
+        for step in steps:
+            member = found[step.model_name]
+            for target, source in step.input_map.items():
+                assert known[source] == tensors(member.input)[target]
+            needed = {t.name for t in member.input if not t.optional}
+            assert needed <= set(step.input_map)
+            for source, target in step.output_map.items():
+                known[target] = tensors(member.output)[source]
+        for name, tensor in tensors(ensemble.output).items():
+            assert known[name] == tensor
+    cold = {"cold_start": ("TYPE_BOOL", (1,))}
+    answer = tensors(
+        config.configs(CRITEO, Sizes(), replace(serving, store=""), 4)[ENSEMBLE].output
+    )
+    assert tensors(found[RECOMMEND_USER].output) == {**answer, **cold}
+    assert tensors(found[ENSEMBLE].output) == (
+        answer if topology != "fused" else {**answer, **cold}
+    )
 
 
-def test_the_lookup_knows_its_store_and_nothing_of_a_release(tmp_path: Path) -> None:
+def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None:
     config.write(tmp_path, CRITEO, Sizes(), STORED, version=4)
-    found = config.read(tmp_path / LOOKUP / "config.pbtxt")
-    parameters = {key: value.string_value for key, value in found.parameters.items()}
-    assert parameters == {
-        "stages": LOOKUP,
-        "store": STORED.store,
-        "layout_hash": CRITEO.layout_hash,
+    for name in (*TOPOLOGIES["ensemble"], ENSEMBLE, RECOMMEND_USER):
+        parameters = config.read(tmp_path / name / "config.pbtxt").parameters
+        assert ("store" in parameters) == (name == RETRIEVE)
+    values = {
+        k: v.string_value
+        for k, v in config.read(tmp_path / RETRIEVE / "config.pbtxt").parameters.items()
     }
-    assert Serving.from_parameters(parameters).store == STORED.store
-    assert [p.name for p in (tmp_path / LOOKUP).iterdir() if p.is_dir()] == ["1"]
-    files = {p.name for p in (tmp_path / LOOKUP / "1").iterdir()}
-    assert files == {"model.py", LAYOUT_FILE}
-    layout = UserLayout.from_json((tmp_path / LOOKUP / "1" / LAYOUT_FILE).read_text())
-    assert layout == users.layout_of(tmp_path)
-    assert layout.hash == CRITEO.layout_hash
+    assert Serving.from_parameters(values).store == STORED.store
+    assert values["stages"] == f"{LOOKUP},{RETRIEVE}"
     assert users.store_of(tmp_path) == STORED.store
-    assert instances(tmp_path) == 3 * STORED.instances  # it computes nothing
+    layout = users.layout_of(tmp_path)
+    assert layout.hash == CRITEO.layout_hash
+    assert layout.names == tuple(f.name for f in (*CRITEO.dense("user"), *CRITEO.ids("user")))
 
 
 def test_a_store_is_not_left_behind(tmp_path: Path) -> None:
     config.write(tmp_path, CRITEO, Sizes(), STORED, version=1)
-    with pytest.raises(ArtifactError, match=r"lookup, recommend_user, which .* without a store"):
+    with pytest.raises(ArtifactError, match=r"recommend_user, which .* without a store"):
         config.write(tmp_path, CRITEO, Sizes(), replace(STORED, store=""), version=2)
 
 

@@ -21,7 +21,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.serving.launcher import Server, ServerError
-from cascade.spec import LOOKUP, RECOMMEND_USER, Serving
+from cascade.spec import RECOMMEND_USER, RETRIEVE, Serving
 from cascade.store import UserLayout, UserStore
 from clients import AsyncRecommender, InvalidInput, Recommender, RecommendError
 from clients import recommend as command
@@ -219,10 +219,10 @@ def ask(client: grpc.InferenceServerClient, user_id: bytes, context: bytes | Non
 
 @pytest.fixture(scope="module")
 def patient(people: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server whose lookup waits for the batch to fill."""
+    """A server whose first stage waits for the batch to fill."""
     folder = tmp_path_factory.mktemp("patient")
     repository = wired(people, folder / "repository", "ensemble", f"lmdb:{folder / 'users'}")
-    path = repository / LOOKUP / "config.pbtxt"
+    path = repository / RETRIEVE / "config.pbtxt"
     slow = config.read(path)
     slow.dynamic_batching.max_queue_delay_microseconds = 300_000
     path.write_text(text_format.MessageToString(slow))
@@ -255,10 +255,10 @@ def test_a_bad_context_costs_its_neighbours_nothing(
     good = b'{"age": 50}'
     requests = [(b"0", good), (b"1", context), (b"nobody", good), (b"2", good)]
     with grpc.InferenceServerClient(patient.server.url) as client:
-        [before] = client.get_inference_statistics(LOOKUP).model_stats
+        [before] = client.get_inference_statistics(RETRIEVE).model_stats
         with ThreadPoolExecutor(len(requests)) as pool:
             outcomes = list(pool.map(lambda one: ask(client, *one), requests))
-        [after] = client.get_inference_statistics(LOOKUP).model_stats
+        [after] = client.get_inference_statistics(RETRIEVE).model_stats
     assert after.execution_count - before.execution_count < len(requests)  # they shared a batch
     error = outcomes[1]
     assert isinstance(error, InferenceServerException)
@@ -348,7 +348,7 @@ def test_a_store_of_other_features_is_refused_at_the_start(people: Any, tmp_path
 
 def test_without_a_store_there_is_no_such_model(people: Any, tmp_path: Path) -> None:
     repository = wired(people, tmp_path / "repository", "fused", "")
-    assert not (repository / LOOKUP).exists()
+    assert not (repository / RECOMMEND_USER).exists()
     with (
         Server(repository) as server,
         Recommender(server.url, deadline_s=30) as client,
