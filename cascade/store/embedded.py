@@ -8,6 +8,7 @@ one object among threads.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ MOST_READERS = 1024  # threads of all processes
 USER, LAYOUT = b"u", b"layout"
 SCANNED = 10_000  # ids in one transaction: an old one keeps old pages alive
 LONGEST_KEY = 511  # of LMDB
+LOOK_EVERY_S = 1.0
 
 
 class EmbeddedStore:
@@ -36,11 +38,15 @@ class EmbeddedStore:
         self._lmdb: Any = need("lmdb")
         self._environment: Any = None
         self._file: tuple[int, int] | None = None
+        self._look_at = 0.0
 
     def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
-        with self._transaction() as transaction:
-            get: Callable[[bytes], bytes | None] = transaction.get
-            return [get(USER + user) if len(user) < LONGEST_KEY else None for user in ids]
+        try:  # a request waits: a generator's `with` would cost as much as the reading
+            with self._opened().begin() as transaction:
+                get: Callable[[bytes], bytes | None] = transaction.get
+                return [get(USER + user) if len(user) < LONGEST_KEY else None for user in ids]
+        except (self._lmdb.Error, OSError) as error:
+            raise self._failed(error) from error
 
     def put(self, records: Sequence[tuple[bytes, bytes]]) -> None:
         with self._transaction(write=True) as transaction, transaction.cursor() as cursor:
@@ -90,11 +96,19 @@ class EmbeddedStore:
             with self._opened().begin(write=write) as transaction:
                 yield transaction
         except (self._lmdb.Error, OSError) as error:
-            self.close()
-            raise StoreError(f"{self.url}: {error}") from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> StoreError:
+        self.close()
+        return StoreError(f"{self.url}: {error}")
 
     def _opened(self) -> Any:
-        """The file that lies there now: one that was moved or deleted would answer for ever."""
+        """The file that lies there now: one that was moved or deleted would answer for ever. Not
+        every request looks, because that costs several times the reading."""
+        now = time.monotonic()
+        if self._environment is not None and now < self._look_at:
+            return self._environment
+        self._look_at = now + LOOK_EVERY_S
         if self._environment is not None and self._file == self._identity():
             return self._environment
         self.close()
