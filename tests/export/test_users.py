@@ -29,6 +29,7 @@ from cascade.spec import (
 from cascade.store import OtherLayout, UserLayout, UserStore
 from export import __main__ as export_command
 from export import config, users
+from export import rewire as rewire_command
 from export.rewire import rewire, serving_of
 from tests.conftest import BAGS
 
@@ -115,6 +116,30 @@ def test_rewiring_carries_it_along(criteo: Any, tmp_path: Path) -> None:
     assert users.store_of(tmp_path / "b") == "lmdb:/somewhere"
     with pytest.raises(ArtifactError, match="exported without --store"):
         users.store_of(criteo.repository)
+
+
+def test_the_commands_take_a_store(
+    criteo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path is made absolute, because the server runs elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    stored, plain, redis = (tmp_path / name for name in ("stored", "plain", "redis"))
+    folders = ("--checkpoints", criteo.checkpoints, "--repository", stored)
+    as_trained = ("--state", "float32", "--weights", "float32", "--users-per-run", "1")
+    arguments = (*folders, *as_trained, "--index", "ivf", "--store", "lmdb:users")
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    export_command.main()
+    assert users.store_of(stored) == f"lmdb:{tmp_path / 'users'}"
+    assert (stored / RECOMMEND_USER / "1").is_dir()
+    for source, target, options in (
+        (stored, plain, ("--store", "")),
+        (plain, redis, ("--store", "redis://h/1")),
+    ):
+        arguments = ("--repository", source, "--out", target, "--topology", "fused", *options)
+        monkeypatch.setattr(sys, "argv", ["rewire", *map(str, arguments)])
+        rewire_command.main()
+    assert not (plain / RECOMMEND_USER).exists()
+    assert users.store_of(redis) == "redis://h/1"
 
 
 def test_export_refuses_another_url(
