@@ -72,7 +72,7 @@ class Lookup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layout = layout
-        self.counts = LookupCounts()
+        self.counted = LookupCounts()
         self._backend = backend
         self._users = UserStore(backend, layout)
         self._breaker = breaker or Breaker()
@@ -106,22 +106,35 @@ class Lookup:
         marks.mark(LOOKUP)
         return dense, categorical, ~known[:, None]
 
+    def counts(self) -> dict[str, int]:
+        """Users since the process started, for its metrics."""
+        counted = self.counted
+        return {
+            "users_found": counted.found,
+            "cold_starts": counted.cold,
+            "store_failures": counted.failed,
+        }
+
+    def levels(self) -> dict[str, float]:
+        """Whether the store is asked now, or spared."""
+        return {"store_up": float(not self._breaker.open)}
+
     def _fetch(self, ids: Sequence[bytes]) -> Users:
         if not self._breaker.allows():
-            self.counts.failed += len(ids)
+            self.counted.failed += len(ids)
             return self._nobody(len(ids))
         try:
             users = self._users.get(ids)
         except StoreError as error:
             self._breaker.failed()
-            self.counts.failed += len(ids)
+            self.counted.failed += len(ids)
             self._tell(str(error))
             return self._nobody(len(ids))
         self._breaker.succeeded()
         found = int(users.known.sum())
-        self.counts.found += found
-        self.counts.cold += len(ids) - found - users.unreadable
-        self.counts.failed += users.unreadable
+        self.counted.found += found
+        self.counted.cold += len(ids) - found - users.unreadable
+        self.counted.failed += users.unreadable
         if users.unreadable:
             self._tell(f"{self._backend.url} holds users that are not of {self.layout.hash}")
         return users
@@ -163,7 +176,7 @@ class Lookup:
             log.warning(
                 "lookup: %s; %d users so far were answered as if nothing were known of them",
                 problem,
-                self.counts.failed,
+                self.counted.failed,
             )
 
 
@@ -175,6 +188,7 @@ class ById:
         self.outputs = (*stage.outputs, COLD_START)
         self.schema_hash = stage.schema_hash
         self.lookup = lookup
+        self.stages = (lookup, *getattr(stage, "stages", (stage,)))  # a chain has several
         self._stage = stage
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:

@@ -60,7 +60,7 @@ def test_it_hands_on_what_is_stored_with_what_the_request_says(redis: Any) -> No
     assert categorical[:, 2].tolist() == [b"", b"a|2", b"a|2", b""]
     assert (dense.dtype, cold.dtype) == (np.float32, np.bool_)
     assert cold.tolist() == [[False], [False], [True], [False]]
-    assert lookup.counts == LookupCounts(found=3, cold=1)
+    assert lookup.counted == LookupCounts(found=3, cold=1)
 
 
 def test_a_bad_context_is_not_counted(redis: Any) -> None:
@@ -68,7 +68,7 @@ def test_a_bad_context_is_not_counted(redis: Any) -> None:
     lookup = Lookup(LAYOUT, open_backend(redis.url()))
     with pytest.raises(InvalidInput, match="context: unknown feature 'town'"):
         ask(lookup, texts("0", "1"), texts("", '{"town": "x"}'))
-    assert lookup.counts == LookupCounts()
+    assert lookup.counted == LookupCounts()
 
 
 def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
@@ -94,7 +94,8 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
             assert cold.all()
             assert categorical[:, 0].tolist() == [b"", b"oslo"]
     assert asked == 3
-    assert lookup.counts == LookupCounts(failed=100)
+    assert lookup.counted == LookupCounts(failed=100)
+    assert lookup.levels() == {"store_up": 0}
     assert len(caplog.records) == 1
     now = 1.0
     ask(lookup, texts("0"))
@@ -107,7 +108,9 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
     now = 2.0
     assert not ask(lookup, texts("0"))[2].any()
     assert not ask(lookup, texts("1"))[2].any()
-    assert lookup.counts == LookupCounts(found=2, failed=103)
+    assert lookup.counted == LookupCounts(found=2, failed=103)
+    assert lookup.counts() == {"users_found": 2, "cold_starts": 0, "store_failures": 103}
+    assert lookup.levels() == {"store_up": 1}
 
 
 def test_records_of_another_layout_are_nobody(redis: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,7 +123,7 @@ def test_records_of_another_layout_are_nobody(redis: Any, caplog: pytest.LogCapt
         [False],
         [True],
     ]
-    assert lookup.counts == LookupCounts(found=1, cold=1, failed=1)
+    assert lookup.counted == LookupCounts(found=1, cold=1, failed=1)
     assert "holds users that are not of" in caplog.text
     with pytest.raises(OtherLayout, match="was written for layout 0123456789abcdef"):
         Lookup(LAYOUT, open_backend(redis.url()))
