@@ -38,7 +38,7 @@ resilience: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(FLAVOUR),server,train,batch,perf,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(FLAVOUR),server,store,train,batch,perf,dev]'
 	touch $@
 
 clean:

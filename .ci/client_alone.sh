@@ -24,9 +24,11 @@ import sys
 
 import clients
 import clients.batch
+import clients.events
 import clients.recommend
 
 heavy = ("torch", "onnx", "onnxruntime", "faiss", "pyarrow", "pandas", "tqdm", "pytriton")
+heavy += ("lmdb", "redis")
 present = [name for name in heavy if importlib.util.find_spec(name)]
 assert not present, f"installed beside the client: {present}"
 assert sys.prefix in clients.__file__, f"not the installed client: {clients.__file__}"
@@ -38,6 +40,7 @@ except clients.Unavailable as error:
     print(f"client works, and says of a server that is not there: {error}")
 recommender.close()
 assert clients.batch.main(["in.parquet", "out.parquet"]) == 1  # names pyarrow and its remedy
+assert clients.events.main(["--store", "lmdb:users"]) == 1  # likewise lmdb
 PYTHON
 "$work/venv/bin/python" -I -m clients.recommend --help >help.txt
 grep -q -- --random help.txt

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from cascade.schema import Schema
 
-DType = Literal["FP32", "INT64", "BYTES"]
+DType = Literal["FP32", "INT64", "BYTES", "BOOL"]
 Runtime = Literal["onnx", "tensorrt", "torchscript", "aoti"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Device = Literal["cpu", "cuda"]
@@ -27,6 +27,11 @@ STAGES = (RETRIEVE, PRERANK, RANK)
 EXCLUDE, ALLOW = "exclude", "allow"  # what a user is not to get, and what alone he may get
 PROPENSITIES = "propensities"  # with which the last places were drawn, where they are
 DENY_LIST = "deny.txt"  # in the root of a repository: what nobody is to get
+# Users by id: what reads their features from a store, in the process of the first stage, and the
+# cascade that is asked so.
+LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
+USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
+FEATURES = ("dense", "categorical")
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 RERANK = "rerank.json"  # with the ranker, where the list is chosen from a pool
 SCORE = "score"  # prerank and rank in one process
@@ -142,6 +147,8 @@ class Serving:
             score (`cascade.serving.rerank`).
         explored: last places of a list that are drawn by chance.
         temperature: of these draws; the lower, the likelier the best.
+        store: URL of the store that users who come by id are looked up in (`cascade.store`); empty:
+            they come with their features, and there is no `recommend_user`.
     """
 
     instances: int = 1
@@ -163,6 +170,7 @@ class Serving:
     diversity: float = 0.0
     explored: int = 0
     temperature: float = 1.0
+    store: str = ""
 
     @property
     def queue(self) -> int:
@@ -198,6 +206,7 @@ class Serving:
             cuda_graphs=values.get("cuda_graphs", "0") == "1",
             half=values.get("half", "0") == "1",
             deny_list=values.get("deny_list", DENY_LIST),
+            store=values.get("store", ""),
         )
 
 
@@ -223,6 +232,20 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Stage(RETRIEVE, (*request, *filters), (*user, candidates)),
         Stage(PRERANK, (*user, candidates), (survivors,)),
         Stage(RANK, (*user, survivors), results),
+    )
+
+
+def by_id(process: Stage) -> Stage:
+    """The first process, where users may come by id: it looks up their features, and says of whom
+    it found none. A request has either `dense` and `categorical`, or `user_id` and, if it likes,
+    `context`: a JSON object of raw feature values by name, one element whatever it holds, because
+    requests of unequal shape would not batch.
+    """
+    asked = (Tensor(USER_ID, "BYTES", (1,)), Tensor(CONTEXT, "BYTES", (1,)))
+    return Stage(
+        process.name,
+        tuple(replace(tensor, optional=True) for tensor in (*process.inputs, *asked)),
+        (*process.outputs, Tensor(COLD_START, "BOOL", (1,))),
     )
 
 

@@ -18,9 +18,11 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
+from cascade.spec import RECOMMEND_USER
 from clients import errors, filters
+from clients.errors import InvalidInput
 from clients.filters import Allow, Exclude
-from clients.layout import Layout, Recommendation, User, recommendations
+from clients.layout import Layout, Recommendation, User, UserId, recommendations
 
 Result = TypeVar("Result")
 
@@ -126,6 +128,27 @@ class Conversation:
             return {"dense": dense, "categorical": categorical, **columns}
 
         return (yield from self._ask_about(tensors, deadline_s, request_id))
+
+    def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
+    ) -> Dialogue[list[Recommendation]]:
+        """The same for users that the server knows by id."""
+
+        def tensors(layout: Layout) -> dict[str, npt.NDArray[Any]]:
+            if contexts is not None and len(contexts) != len(user_ids):
+                raise InvalidInput(f"{len(contexts)} contexts came for {len(user_ids)} users")
+            said = any(contexts or ())
+            context = {"context": layout.contexts(contexts)} if contexts and said else {}
+            columns = filters.columns(layout, len(user_ids), exclude, allow)
+            return {"user_id": layout.user_ids(user_ids), **context, **columns}
+
+        return (yield from self._ask_about(tensors, deadline_s, request_id, RECOMMEND_USER))
 
     def _ask_about(
         self,

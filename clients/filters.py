@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade.values import unknown_name
 from clients.errors import InvalidInput, RecommendError
-from clients.layout import Layout, unknown_name
+from clients.layout import Layout
 
 Exclude = Iterable[int] | None
 """Item ids, in any order. None, or none of them = nothing is excluded."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clients import values
+from cascade import encoding, values
+from cascade.values import unknown_name
 from clients.errors import InvalidInput, RecommendError
 
 User = Mapping[str, Any]
 """Raw feature values by name: numbers, strings, lists of strings. Absent or None = missing."""
+
+UserId = str | int | bytes
+"""By which the server knows a user; an integer is its decimal text."""
 
 Dense = npt.NDArray[np.float32]
 Categorical = npt.NDArray[np.object_]
@@ -34,22 +37,30 @@ class Recommendation:
         release: number of the release that answered, where the server says so.
         short: there are fewer than a full answer holds: no other item is in the catalogue, or none
             passes the filters.
+        cold_start: nothing was known of the user but what the request said (`recommend_user`).
     """
 
     item_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     release: int | None = None
     short: bool = False
+    cold_start: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the server sent for B users: the results, [B, 10] each, and [B, 1] the release that
-    each comes from; None for what it did not send."""
+    """What the server sent for B users; None for what it did not send.
+
+    Args:
+        item_ids, scores: the results, [B, 10] each.
+        release: int64 [B, 1], which release each comes from.
+        cold_start: bool [B, 1], where the users came by id.
+    """
 
     item_ids: npt.NDArray[np.int64] | None
     scores: npt.NDArray[np.float32] | None
     release: npt.NDArray[np.int64] | None = None
+    cold_start: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +119,8 @@ class Layout:
         return layout
 
     def _check_widths(self, config: Any) -> None:
-        came = {t.name: list(t.dims) for t in config.input if not t.optional}
         expected = {"dense": [self._dense_width], "categorical": [self._categorical_width]}
+        came = {t.name: list(t.dims) for t in config.input if t.name in expected}
         if came != expected or self.max_batch_size < 1:
             raise RecommendError(
                 f"model {config.name} takes {came} in batches of {self.max_batch_size}, but its "
@@ -145,11 +156,33 @@ class Layout:
                     dense[row, column] = values.number(name, user.get(name))
                 for column, feature in enumerate(self.categorical):
                     categorical[row, column] = _id_value(feature, user.get(feature.name))
-            except InvalidInput as error:
+            except (InvalidInput, encoding.InvalidInput) as error:
                 raise InvalidInput(f"user {row}: {error}" if len(users) > 1 else str(error)) from (
                     error.__cause__
                 )
         return dense, categorical
+
+    def user_ids(self, ids: Sequence[UserId]) -> Categorical:
+        """Object (bytes) [B, 1].
+
+        Raises:
+            InvalidInput: neither text nor an integer.
+        """
+        try:
+            texts = [values.category("user_id", user_id) for user_id in ids]
+        except encoding.InvalidInput as error:
+            raise InvalidInput(str(error)) from error.__cause__
+        return np.array(texts, np.object_).reshape(-1, 1)
+
+    def contexts(self, contexts: Sequence[User | None]) -> Categorical:
+        """Feature values that override stored ones, as JSON: object (bytes) [B, 1], empty = none.
+
+        Raises:
+            InvalidInput: names the feature and, where there are several users, which of them.
+        """
+        self.arrays([context or {} for context in contexts])
+        texts = [json.dumps(c, default=_plain).encode() if c else b"" for c in contexts]
+        return np.array(texts, np.object_).reshape(-1, 1)
 
     def _check_names(self, user: object) -> None:
         if not isinstance(user, Mapping):
@@ -165,18 +198,19 @@ class Layout:
         return frozenset(self.names)
 
 
+def _plain(value: Any) -> Any:
+    """What JSON does not know of the values that a user may have."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(value)
+
+
 def _id_value(feature: IdFeature, value: object) -> bytes:
     if feature.bag:
         return values.bag(feature.name, value, feature.length)
     return values.category(feature.name, value)
-
-
-def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
-    """A message that suggests the name that was probably meant."""
-    known = tuple(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-    return f"unknown {what} {name!r}: {advice}"
 
 
 def recommendations(answer: Answer, users: int) -> list[Recommendation]:
@@ -193,7 +227,10 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
         )
     kept = item_ids != PAD
     releases = [None] * users if answer.release is None else answer.release[:, 0].tolist()
+    cold = [False] * users if answer.cold_start is None else answer.cold_start[:, 0].tolist()
     return [
-        Recommendation(ids[keep], score[keep], release, short=not keep.all())
-        for ids, score, keep, release in zip(item_ids, scores, kept, releases, strict=True)
+        Recommendation(ids[keep], score[keep], release, not keep.all(), is_cold)
+        for ids, score, keep, release, is_cold in zip(
+            item_ids, scores, kept, releases, cold, strict=True
+        )
     ]

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clients.recommender import URL, Tls
+from clients.recommender import URL
+from clients.tls import Tls
 
 
 def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from clients.layout import Layout, Recommendation, unknown_name
+from cascade.values import unknown_name
+from clients.layout import Layout, Recommendation
 
 GROUP_ROWS = 16_384
 """Rows of the output that are held in memory before they are written as one row group."""

@@ -1,6 +1,7 @@
 """`python -m clients.recommend`: the ten best items for one or several users, as a table.
 
 python -m clients.recommend --user '{"I1": 3, "C1": "68fd1e64"}'
+python -m clients.recommend --user-id 17
 python -m clients.recommend --random 3 --users users.jsonl --titles titles.csv
 """
 
@@ -31,12 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         titles = read_titles(options.titles) if options.titles else None
         generator = random.Random(options.seed)
         with Recommender(**connection(options)) as recommender:
-            users = _users(options, recommender, generator)
-            answers = recommender.recommend_many(
-                users,
-                exclude=[options.exclude] * len(users),
-                allow=[options.allow] * len(users),
-            )
+            filters: dict[str, Any] = {"exclude": options.exclude, "allow": options.allow}
+            if options.user_id:
+                users, answers = _by_id(options, recommender, filters)
+            else:
+                users = _users(options, recommender, generator)
+                each = {name: [value] * len(users) for name, value in filters.items()}
+                answers = recommender.recommend_many(users, **each)
     except (RecommendError, ValueError, OSError) as error:
         print(f"error: {error}{_request(error)}", file=sys.stderr)
         return 1
@@ -65,12 +67,23 @@ def _parser() -> argparse.ArgumentParser:
         help="a user as a JSON object of raw feature values by name; may be repeated",
     )
     who.add_argument(
+        "--user-id",
+        action="append",
+        metavar="ID",
+        help="a user whose features the server has in its store; may be repeated",
+    )
+    who.add_argument(
         "--random",
         type=positive,
         nargs="?",
         const=1,
         metavar="N",
         help="N random users (1); made up unless --users is given",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="JSON",
+        help="feature values that override the stored ones (with --user-id)",
     )
     parser.add_argument(
         "--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines"
@@ -116,6 +129,17 @@ def _allow(text: str) -> dict[str, Any]:
             f"expected an object of lists by item feature; got {text!r}"
         )
     return value
+
+
+def _by_id(
+    options: argparse.Namespace, recommender: Recommender, filters: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[Recommendation]]:
+    """The users as asked for, and the answers."""
+    context = draw.parse(options.context, "--context") if options.context else {}
+    ids: list[str] = options.user_id
+    each = {name: [value] * len(ids) for name, value in filters.items()}
+    answers = recommender.recommend_users(ids, [context] * len(ids), **each)
+    return [{"user_id": user_id, **context} for user_id in ids], answers
 
 
 def _users(
@@ -175,7 +199,8 @@ def table(
         line(str(rank), item, title, f"{score:.4f}")
         for rank, (item, title, score) in enumerate(zip(ids, names, answer.scores, strict=True), 1)
     ]
-    heading = _cut(f"user {json.dumps(user, ensure_ascii=False)}", width)
+    who = "unknown user" if answer.cold_start else "user"
+    heading = _cut(f"{who} {json.dumps(user, ensure_ascii=False)}", width)
     note = [f"      no more than {len(rows)} are left"] if answer.short else []
     return [heading, line("rank", "item id", "title", "score"), *rows, *note, ""]
 
@@ -196,6 +221,8 @@ def as_json(
         "release": answer.release,
         "short": answer.short,
     }
+    if "user_id" in user:
+        value["cold_start"] = answer.cold_start
     if titles is not None:
         value["titles"] = [titles.get(item) for item in value["item_ids"]]
     return json.dumps(value)

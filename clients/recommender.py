@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,39 +15,11 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from cascade.spec import ENSEMBLE
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
 from clients.filters import Allow, Exclude
-from clients.layout import Answer, Layout, Recommendation, User
+from clients.layout import Answer, Layout, Recommendation, User, UserId
+from clients.tls import Tls, connection
 
 DEADLINE_S = 1.0
 URL = "127.0.0.1:8001"
-
-# After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
-# its default of a second and more, our retries would mostly hear that echo.
-_CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Encrypt the connection, and check the server.
-
-    Args:
-        root_ca: PEM file of the authority that signed the server's certificate; None takes the
-            roots that gRPC brings.
-        client_key, client_cert: PEM files, for a server that wants to know its clients.
-
-    Raises:
-        ValueError: a file is missing, or a key is without its certificate.
-    """
-
-    root_ca: Path | None = None
-    client_key: Path | None = None
-    client_cert: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.client_key is None) != (self.client_cert is None):
-            raise ValueError("TLS: a client key and its certificate come together; one is missing")
-        for path in (self.root_ca, self.client_key, self.client_cert):
-            if path is not None and not path.is_file():
-                raise ValueError(f"TLS: there is no file {path}")
 
 
 class Recommender:
@@ -79,7 +49,7 @@ class Recommender:
     ) -> None:
         self._conversation = Conversation(deadline_s, retry or Retry())
         self._model = model
-        self._client = grpc.InferenceServerClient(url, **_connection(tls))
+        self._client = grpc.InferenceServerClient(url, **connection(tls))
 
     def recommend(
         self,
@@ -118,6 +88,49 @@ class Recommender:
         """
         return self._perform(
             self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+        )
+
+    def recommend_user(
+        self,
+        user_id: UserId,
+        context: User | None = None,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Recommendation:
+        """The best items for a user whose features the server looks up in its store.
+
+        Args:
+            context: raw feature values by name that override the stored ones for this request.
+            exclude, allow: as of `recommend`.
+        """
+        found = self.recommend_users(
+            [user_id],
+            [context],
+            exclude=[exclude],
+            allow=[allow],
+            deadline_s=deadline_s,
+            request_id=request_id,
+        )
+        return found[0]
+
+    def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Recommendation]:
+        """One recommendation per user id, in their order; a context for each, or None."""
+        return self._perform(
+            self._conversation.recommend_users(
+                user_ids, contexts, deadline_s, request_id, exclude, allow
+            )
         )
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
@@ -173,7 +186,7 @@ class AsyncRecommender:
         self._conversation = Conversation(deadline_s, retry or Retry())
         self._model = model
         self._url = url
-        self._connection = _connection(tls)
+        self._connection = connection(tls)
         self._opened: grpc_aio.InferenceServerClient | None = None
 
     async def recommend(
@@ -213,6 +226,49 @@ class AsyncRecommender:
         """
         return await self._perform(
             self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+        )
+
+    async def recommend_user(
+        self,
+        user_id: UserId,
+        context: User | None = None,
+        *,
+        exclude: Exclude = None,
+        allow: Allow = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> Recommendation:
+        """The best items for a user whose features the server looks up in its store.
+
+        Args:
+            context: raw feature values by name that override the stored ones for this request.
+            exclude, allow: as of `recommend`.
+        """
+        found = await self.recommend_users(
+            [user_id],
+            [context],
+            exclude=[exclude],
+            allow=[allow],
+            deadline_s=deadline_s,
+            request_id=request_id,
+        )
+        return found[0]
+
+    async def recommend_users(
+        self,
+        user_ids: Sequence[UserId],
+        contexts: Sequence[User | None] | None = None,
+        *,
+        exclude: Sequence[Exclude] | None = None,
+        allow: Sequence[Allow] | None = None,
+        deadline_s: float | None = None,
+        request_id: str | None = None,
+    ) -> list[Recommendation]:
+        """One recommendation per user id, in their order; a context for each, or None."""
+        return await self._perform(
+            self._conversation.recommend_users(
+                user_ids, contexts, deadline_s, request_id, exclude, allow
+            )
         )
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
@@ -264,18 +320,6 @@ class AsyncRecommender:
         return await asyncio.sleep(step.seconds)
 
 
-def _connection(tls: Tls | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"channel_args": _CHANNEL}
-    if tls is not None:
-        files = {
-            "root_certificates": tls.root_ca,
-            "private_key": tls.client_key,
-            "certificate_chain": tls.client_cert,
-        }
-        options |= {"ssl": True} | {name: str(path) for name, path in files.items() if path}
-    return options
-
-
 def _request(model: str, step: AskItems) -> dict[str, Any]:
     inputs = []
     for name, values in step.tensors.items():
@@ -292,4 +336,5 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
 
 
 def _outputs(answer: grpc.InferResult) -> Answer:
-    return Answer(*(answer.as_numpy(name) for name in ("item_ids", "scores", "release")))
+    names = ("item_ids", "scores", "release", "cold_start")
+    return Answer(*(answer.as_numpy(name) for name in names))

@@ -11,6 +11,7 @@ from cascade.schema import SchemaError
 from cascade.serving.runtime import ArtifactError
 from cascade.serving.threads import default_instances
 from cascade.spec import PRERANK, RUNTIMES, TOPOLOGIES, Precision, Serving, Sizes, Weights
+from cascade.store.backend import absolute
 from cascade.training.checkpoint import CheckpointError
 from export.foreign_inputs import ForeignError
 from export.parity import ParityError
@@ -51,6 +52,12 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=Serving.deny_list,
         help="ids that nobody is to get, one per line, read again when it changes; a relative path "
         "begins at the repository [%(default)s]",
+    )
+    parser.add_argument(
+        "--store",
+        default=Serving.store,
+        metavar="URL",
+        help="add recommend_user, which reads users by id from here (see cascade/store)",
     )
     parser.add_argument("--recall", type=float, default=0.95, help="target at the candidates")
     parser.add_argument("--runtime", choices=RUNTIMES, default="onnx")
@@ -103,6 +110,10 @@ def export_of(
         args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
     if args.index is None:
         args.index = "exact" if args.device == "cuda" else "auto"
+    try:
+        store = absolute(args.store)
+    except ValueError as error:
+        parser.error(str(error))
     serving = Serving(
         instances=args.instances or default_instances(args.topology),
         runtime=args.runtime,
@@ -117,6 +128,7 @@ def export_of(
         half=args.half,
         users_per_run=args.users_per_run or 0,
         deny_list=args.deny_list,
+        store=store,
         pool=args.pool,
         diversity=args.diversity,
         explored=args.explored,

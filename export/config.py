@@ -14,16 +14,23 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cascade.schema import Schema
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
+    COLD_START,
+    CONTEXT,
     ENSEMBLE,
+    FEATURES,
+    LOOKUP,
     PROCESSES,
     PROPENSITIES,
     RANK,
+    RECOMMEND_USER,
     RELEASE,
     RETRIEVE,
     TOPOLOGIES,
+    USER_ID,
     Serving,
     Sizes,
     Tensor,
+    by_id,
     chain,
     stages,
     wire_features,
@@ -44,6 +51,9 @@ def process_config(
 ) -> pb.ModelConfig:
     """The stages `held` by one process, as a model of the Python backend."""
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
+    store = {}
+    if serving.store and RETRIEVE in held:
+        stage, held, store = by_id(stage), (LOOKUP, *held), {"store": serving.store}
     config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
     outputs = stage.outputs
     if RANK in held:
@@ -68,6 +78,7 @@ def process_config(
         {
             **serving.parameters(),
             **({"deny_list": serving.deny_list} if RETRIEVE in held else {}),
+            **store,
             "stages": ",".join(held),
             "candidates": str(sizes.candidates),
             "layout_hash": schema.layout_hash,
@@ -77,20 +88,35 @@ def process_config(
 
 
 def ensemble_config(
-    schema: Schema, sizes: Sizes, serving: Serving, version: int, members: Sequence[pb.ModelConfig]
+    name: str,
+    schema: Schema,
+    serving: Serving,
+    version: int,
+    members: Sequence[pb.ModelConfig],
+    without: Sequence[str] = (),
 ) -> pb.ModelConfig:
-    """The cascade: every step pinned to one release, every tensor under its own name."""
-    config = pb.ModelConfig(
-        name=ENSEMBLE, platform="ensemble", max_batch_size=serving.max_batch_size
-    )
-    config.input.extend(members[0].input)
-    config.output.extend(members[-1].output)
+    """The cascade: every step pinned to one release, every tensor under its own name.
+
+    Args:
+        without: tensors of the members that these requests have nothing to do with.
+    """
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
+    returned = {COLD_START, *(tensor.name for tensor in members[-1].output)}
+    made: set[str] = set()
     for member in members:
         step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
-        for tensor in member.input:
+        inputs = [tensor for tensor in member.input if tensor.name not in without]
+        outputs = [tensor for tensor in member.output if tensor.name not in without]
+        config.input.extend(tensor for tensor in inputs if tensor.name not in made)
+        config.output.extend(tensor for tensor in outputs if tensor.name in returned)
+        for tensor in inputs:
             step.input_map[tensor.name] = tensor.name
-        for tensor in member.output:
+        for tensor in outputs:
             step.output_map[tensor.name] = tensor.name
+        made |= {*step.input_map, *step.output_map}
+    for tensor in config.input:
+        if tensor.name in (*FEATURES, USER_ID):
+            tensor.ClearField("optional")  # a member can do without; who asks here cannot
     _parameters(config, {"layout_hash": schema.layout_hash})
     return config
 
@@ -114,8 +140,15 @@ def configs(
         )
         for model, held in TOPOLOGIES[serving.topology].items()
     }
+    members = [*found.values()]
     if ENSEMBLE not in found:
-        found[ENSEMBLE] = ensemble_config(schema, sizes, serving, version, [*found.values()])
+        found[ENSEMBLE] = ensemble_config(
+            ENSEMBLE, schema, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
+        )
+    if serving.store:
+        found[RECOMMEND_USER] = ensemble_config(
+            RECOMMEND_USER, schema, serving, version, members, without=FEATURES
+        )
     # What a client reads to build a request, whichever way the cascade is wired.
     _parameters(
         found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
@@ -141,7 +174,8 @@ def write(
     """Write config.pbtxt of every model, and model.py of every process's version.
 
     Raises:
-        ArtifactError: the repository holds models of another topology.
+        ArtifactError: the repository holds models of another topology, or users come by id there
+            and not here.
     """
     made = configs(schema, sizes, serving, version, users_per_run)
     if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
@@ -152,12 +186,13 @@ def write(
     others = sorted(
         path.parent.name
         for path in repository.glob("*/config.pbtxt")
-        if path.parent.name in PROCESSES and path.parent.name not in made
+        if path.parent.name in (*PROCESSES, RECOMMEND_USER) and path.parent.name not in made
     )
     if others:
         raise ArtifactError(
-            f"{repository} holds {', '.join(others)}, which topology {serving.topology} does not "
-            "have, and the server would load them as well: export into another folder"
+            f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
+            f"{'with' if serving.store else 'without'} a store does not have, and the server would "
+            "load them as well: export into another folder"
         )
     for name, config in made.items():
         folder = repository / name / str(version)

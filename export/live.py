@@ -23,6 +23,7 @@ from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
+    RECOMMEND_USER,
     RETRIEVE,
     TOPOLOGIES,
     Serving,
@@ -34,9 +35,10 @@ from export import config
 
 PENDING_FILE = "pending"  # beside release.json, until a release has been live
 STAGED = "staged-"  # not a number, so the server takes no notice of it
-CHALLENGER = "recommend_b"  # what a share of the users is sent to
+FRONTS = (ENSEMBLE, RECOMMEND_USER)
+CHALLENGER = "_b"  # `recommend_b` is what a share of the users is sent to
 SHARE = "challenger_share"  # parameter of `recommend` that tells the clients
-NEXT = "recommend_next"  # where one process is the whole cascade: the name it is tried under
+NEXT = "_next"  # where one process is the whole cascade, it is tried as `recommend_next`
 
 
 class BusyError(RuntimeError):
@@ -90,6 +92,10 @@ class Repository:
         with this release alone."""
         return self.root / ENSEMBLE / f"{STAGED}{number}"
 
+    def fronts(self) -> list[str]:
+        """What clients ask: `recommend`, and `recommend_user` where there is a store."""
+        return [name for name in FRONTS if (self.root / name / "config.pbtxt").exists()]
+
     def members(self) -> list[str]:
         """The Python models that hold the stages."""
         topology = self.topology
@@ -119,7 +125,7 @@ class Repository:
     def configure(self, number: int, loaded: Sequence[int]) -> None:
         """Tell the members which releases to keep loaded, and how they run: as `number` says."""
         for name, found in configs_of(self.root, number).items():
-            if name != ENSEMBLE:
+            if name not in FRONTS:
                 self._write(name, found, loaded)
 
     def pin(self, number: int, share: float | None = None) -> None:
@@ -128,10 +134,12 @@ class Repository:
         Args:
             share: of the users whom the clients send to the challenger.
         """
-        found = configs_of(self.root, number)[ENSEMBLE]
+        found = configs_of(self.root, number)
         if share is not None:
-            found.parameters[SHARE].string_value = f"{share:g}"
-        self._write(ENSEMBLE, found, [number])
+            found[ENSEMBLE].parameters[SHARE].string_value = f"{share:g}"
+        # `recommend` last: it is what counts (`live`).
+        for name in sorted({*FRONTS} & {*found}, key=lambda name: name == ENSEMBLE):
+            self._write(name, found[name], [number])
 
     @property
     def split(self) -> float:
@@ -140,16 +148,27 @@ class Repository:
         found = config.read(path).parameters if path.exists() else {}
         return float(found[SHARE].string_value) if SHARE in found else 0.0
 
-    def alias(self, name: str, number: int) -> None:
-        """Make `recommend` of some release a model of another name, with one process where it is
-        one itself."""
-        found = configs_of(self.root, number)[ENSEMBLE]
-        found.name = name
-        del found.instance_group[1:]
-        shutil.rmtree(self.root / name, ignore_errors=True)
-        (self.root / name).mkdir()
-        (self.root / name / str(number)).symlink_to(self.folder(number).resolve())
-        self._write(name, found, [number])
+    def alias(self, ending: str, number: int) -> list[str]:
+        """Make what clients ask, of some release, models of other names, with one process where it
+        is one itself -> these names, in the order in which they load."""
+        configs = configs_of(self.root, number)
+        for name in (fronts := [name for name in FRONTS if name in configs]):
+            found, folder = configs[name], self.root / f"{name}{ending}"
+            found.name = folder.name
+            del found.instance_group[1:]
+            for step in found.ensemble_scheduling.step:
+                if step.model_name == ENSEMBLE:
+                    step.model_name += ending
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            (folder / str(number)).symlink_to((self.root / name / str(number)).resolve())
+            self._write(folder.name, found, [number])
+        return [f"{name}{ending}" for name in fronts]
+
+    def aliases(self, ending: str) -> list[str]:
+        """The names that `alias` has made, in the order in which they unload."""
+        names = [f"{name}{ending}" for name in reversed(FRONTS)]
+        return [name for name in names if (self.root / name).exists()]
 
     def settle(self, number: int) -> None:
         """Note that a release has been live."""
@@ -165,12 +184,12 @@ class Repository:
         """Folders that a killed publisher left: staged, or installed without a manifest."""
         yield from (self.root / ENSEMBLE).glob(f"{STAGED}*")
         complete = {*self.releases()}
-        for member in self.members():
+        for member in (*self.members(), *FRONTS):
             for folder in (self.root / member).glob("[0-9]*"):
                 if int(folder.name) not in complete:
                     yield folder
-        unused = (NEXT,) if self.split else (NEXT, CHALLENGER)
-        yield from (self.root / name for name in unused if (self.root / name).exists())
+        for ending in (NEXT,) if self.split else (NEXT, CHALLENGER):
+            yield from (self.root / name for name in self.aliases(ending))
 
     @contextmanager
     def locked(self) -> Iterator[None]:

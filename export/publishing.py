@@ -8,7 +8,6 @@ switch had already been written down.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from cascade.files import sync
 from cascade.schema import Schema
 from cascade.serving.pipeline import read_release
 from cascade.serving.runtime import ArtifactError
-from cascade.spec import ENSEMBLE, RETRIEVE, stage_path
+from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
 from export import trial
 from export.canary import Canary
 from export.control import Control, ControlError
@@ -144,7 +143,7 @@ class Publisher:
         if self.control and self.control.release() != live:
             self._say(f"release {live} is written down as live: the server follows")
             self._load_members()
-            self.control.load(ENSEMBLE)
+            self._load_fronts()
 
     def _check(self, release: dict[str, Any], number: int) -> None:
         """Does it fit beside what is here?"""
@@ -156,6 +155,11 @@ class Publisher:
             raise ArtifactError(
                 f"the release is wired as {release['topology']}, and {self.repository.root} as "
                 f"{now['topology']}: export it with --topology {now['topology']}"
+            )
+        if RECOMMEND_USER in self.repository.fronts() and not release["serving"].get("store"):
+            raise ArtifactError(
+                "clients ask for users by id here, and the release has no store: export it with "
+                "--store"
             )
         staged = self.repository.staging(number)
         came, here = (
@@ -188,7 +192,7 @@ class Publisher:
         canary = self._load_beside(number)
         self._step("switch", f"{before} -> {number}")
         self.repository.pin(number)
-        switch_ms = self.control.load(ENSEMBLE) * 1e3 if self.control else None
+        switch_ms = self._load_fronts()
         self.repository.settle(number)
         self._step("confirm")
         try:
@@ -198,8 +202,7 @@ class Publisher:
             if before is not None:
                 self._say(f"back to release {before}")
                 self.repository.pin(before)
-                assert self.control
-                self.control.load(ENSEMBLE)
+                self._load_fronts()
             raise
         self._end_split()
         return Published(number, before, switch_ms)
@@ -220,15 +223,13 @@ class Publisher:
             )
         self._load_beside(number)
         self._step("switch", f"{live} and, for {share:.0%}, {number}")
-        self.repository.alias(CHALLENGER, number)
-        began = time.perf_counter()
-        if self.control:
-            self.control.load(CHALLENGER)
+        for name in self.repository.alias(CHALLENGER, number):
+            if self.control:
+                self.control.load(name)
         self.repository.pin(live, share)
-        if self.control:
-            self.control.load(ENSEMBLE)
+        switch_ms = self._load_fronts()
         self.repository.settle(number)
-        return Published(live, live, (time.perf_counter() - began) * 1e3)
+        return Published(live, live, switch_ms)
 
     def end_split(self) -> None:
         """Let all users have the live release."""
@@ -238,17 +239,22 @@ class Publisher:
             if live is None or not self.repository.split:
                 raise PublishError("no release has a share of the users: there is nothing to end")
             self.repository.pin(live)
-            if self.control:
-                self.control.load(ENSEMBLE)
+            self._load_fronts()
             self._end_split()
 
     def _end_split(self) -> None:
         """Nobody is sent to the challenger any more."""
-        folder = self.repository.root / CHALLENGER
-        if folder.exists():
+        for name in self.repository.aliases(CHALLENGER):
             if self.control:
-                self.control.unload(CHALLENGER)
-            shutil.rmtree(folder)
+                self.control.unload(name)
+            shutil.rmtree(self.repository.root / name)
+
+    def _load_fronts(self) -> float | None:
+        """Let the server answer as `pin` has written -> ms that the longest took."""
+        control = self.control
+        if control is None:
+            return None
+        return max(control.load(name) for name in self.repository.fronts()) * 1e3
 
     def _load_members(self) -> None:
         """One after the other: requests keep what processor there is."""

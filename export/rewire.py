@@ -17,6 +17,7 @@ from cascade.serving.pipeline import RELEASE_FILE, newest_version, read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.serving.threads import default_instances
 from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, Serving, sizes_from, stage_path
+from cascade.store.backend import absolute
 from export import config
 
 
@@ -68,10 +69,12 @@ def main() -> None:
     parser.add_argument("--topology", choices=TOPOLOGIES, required=True)
     parser.add_argument("--instances", type=int, help="of each process [by the cores here]")
     parser.add_argument("--threads", type=int, help="compute threads of each [as it is]")
+    parser.add_argument("--store", metavar="URL", help="of users by id; '' = none [as it is]")
     args = parser.parse_args()
     serving = serving_of(args.repository)
     serving = replace(serving, topology=args.topology, instances=default_instances(args.topology))
     changes = {key: getattr(args, key) for key in ("instances", "threads")}
+    changes["store"] = None if args.store is None else absolute(args.store)
     serving = replace(serving, **{k: v for k, v in changes.items() if v is not None})
     rewire(args.repository, args.out, serving)
     print(f"{args.out}: {args.topology}, {serving.instances} instances of each process")
@@ -80,5 +83,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ArtifactError as error:
+    except (ArtifactError, ValueError) as error:
         sys.exit(f"error: {error}")

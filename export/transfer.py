@@ -8,6 +8,7 @@ from pathlib import Path
 from cascade.files import write_json
 from cascade.serving.pipeline import RELEASE_FILE, newest_version, read_release
 from cascade.spec import ENSEMBLE, TOPOLOGIES
+from export.live import FRONTS
 from export.publishing import Make
 
 
@@ -17,7 +18,9 @@ def from_export(source: Path) -> Make:
     def make(target: Path, number: int) -> None:
         version = newest_version(source)
         release = read_release(source, version)
-        for model in {*TOPOLOGIES[release["topology"]], ENSEMBLE}:
+        for model in {*TOPOLOGIES[release["topology"]], *FRONTS}:
+            if not (source / model / str(version)).exists():
+                continue  # a release without users by id
             shutil.copytree(
                 source / model / str(version),
                 target / model / str(number),

@@ -51,13 +51,14 @@ def _alone(
     repository: Repository, control: Control, number: int, inputs: dict[str, Array]
 ) -> dict[str, Array]:
     """One process is the whole cascade, and loading it is the switch: try it under another name."""
-    repository.alias(NEXT, number)
+    name, *_ = repository.alias(NEXT, number)
     try:
-        control.load(NEXT)
-        answer = control.ask(NEXT, number, inputs)
-        control.unload(NEXT)
+        control.load(name)
+        answer = control.ask(name, number, inputs)
+        control.unload(name)
     finally:
-        shutil.rmtree(repository.root / NEXT)
+        for alias in repository.aliases(NEXT):
+            shutil.rmtree(repository.root / alias)
     return answer
 
 

@@ -83,11 +83,10 @@ def _check_ranking(model: str, item_ids: Any, scores: Any) -> None:
 
 
 def unknown_user(config: Any) -> list[grpc.InferInput]:
-    """A request of one row for the model with that ModelConfig. A free dimension gets length 1."""
+    """A request of one row for the model with that ModelConfig: what it must have, or everything
+    where it need not have any one thing. A free dimension gets length 1."""
     inputs = []
-    for declared in config.input:
-        if declared.optional:
-            continue
+    for declared in [d for d in config.input if not d.optional] or config.input:
         shape = [max(1, size) for size in declared.dims]
         if config.max_batch_size > 0:
             shape.insert(0, 1)

@@ -17,9 +17,23 @@ import numpy as np
 
 from cascade import index
 from cascade.encoding import Encoder, InvalidInput
+from cascade.schema import Schema
 from cascade.serving import exact, filters, marks
+from cascade.serving.lookup import ById, Lookup
 from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.spec import ALLOW, CATALOGUE_IDS, EXCLUDE, PRERANK, RANK, RERANK, RETRIEVE, Serving
+from cascade.spec import (
+    ALLOW,
+    CATALOGUE_IDS,
+    EXCLUDE,
+    LOOKUP,
+    PRERANK,
+    RANK,
+    RERANK,
+    RETRIEVE,
+    Serving,
+    wire_features,
+)
+from cascade.store import UserLayout, open_backend
 
 
 class Stage(Protocol):
@@ -187,7 +201,14 @@ def load_stages(
 
     Raises:
         ArtifactError: a folder cannot be served, or they are of different exports.
+        OtherLayout: users are to come from a store that was written for other features.
     """
+    if names[0] == LOOKUP:
+        stage = load_stages(names[1:], folder, serving, candidates, deny_list)
+        place = folder if len(names) == 2 else folder / RETRIEVE
+        schema = Schema.load(place / "schema.json")
+        layout = UserLayout.from_features(wire_features(schema), schema.layout_hash)
+        return ById(Lookup(layout, open_backend(serving.store)), stage)
     if len(names) == 1:
         return load_stage(names[0], folder, serving, candidates, deny_list)
     stages = [load_stage(name, folder / name, serving, candidates, deny_list) for name in names]

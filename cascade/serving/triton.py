@@ -43,6 +43,14 @@ class TritonPythonModel:
         deny_list = deny_list_of(Path(args["model_repository"]).parent, serving)
         candidates = int(values["candidates"])
         self.stage = load_stages(names, folder, serving, candidates, deny_list)
+        self.absent = {
+            tensor["name"]: (
+                [int(size) for size in tensor["dims"]],
+                np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])),
+            )
+            for tensor in config["input"]
+            if tensor.get("optional")
+        }
         self.users_per_run = serving.users_per_run
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
@@ -75,11 +83,20 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> Arrays:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        users = tensors[next(iter(tensors))].shape()[0]
         optional = (tensors.get(name) for name in self.stage.optional)
         return (
-            *(tensors[name].as_numpy() for name in self.stage.inputs),
+            *(
+                tensors[name].as_numpy() if name in tensors else self._nothing(name, users)
+                for name in self.stage.inputs
+            ),
             *(None if tensor is None else tensor.as_numpy() for tensor in optional),
         )
+
+    def _nothing(self, name: str, users: int) -> Array:
+        """Stands in for an optional input that a request left out: NaN, or empty texts."""
+        dims, dtype = self.absent[name]
+        return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
 
     def _answer_one(self, arrays: Arrays, request_id: str) -> Any:
         try:

@@ -21,7 +21,6 @@ from cascade.spec import ENSEMBLE
 from perf.payload import Payload
 
 Answer = tuple[Any, Any]  # item_ids [R], scores [R]
-INFER = f"/v2/models/{ENSEMBLE}/infer"
 
 
 class WireError(RuntimeError):
@@ -55,18 +54,25 @@ def _post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
 
 
 def _triton_request(dense: Any, categorical: Any) -> bytes:
-    inputs = [
-        http.InferInput("dense", dense.shape, "FP32"),
-        http.InferInput("categorical", categorical.shape, "BYTES"),
-    ]
-    inputs[0].set_data_from_numpy(dense, binary_data=True)
-    inputs[1].set_data_from_numpy(categorical, binary_data=True)
+    return triton_request(ENSEMBLE, dense=(dense, "FP32"), categorical=(categorical, "BYTES"))
+
+
+def triton_request(model: str, **tensors: tuple[Any, str]) -> bytes:
+    """A request to any model of Triton.
+
+    Args:
+        tensors: by name, the array [1, ...] and the type that Triton calls it by.
+    """
+    inputs = []
+    for name, (values, dtype) in tensors.items():
+        inputs.append(http.InferInput(name, values.shape, dtype))
+        inputs[-1].set_data_from_numpy(values, binary_data=True)
     body, length = InferenceServerClient.generate_request_body(inputs)
     headers = {
         "Content-Type": "application/octet-stream",
         "Inference-Header-Content-Length": str(length),
     }
-    return _post(INFER, body, headers)
+    return _post(f"/v2/models/{model}/infer", body, headers)
 
 
 def _triton_answer(headers: dict[str, str], body: bytes) -> Answer:

@@ -180,7 +180,7 @@ def test_an_answer_that_cannot_be_right_is_no_answer() -> None:
         ([5, 7, 9], [np.nan, np.nan, np.nan]),
         ([5, 7, 9], [np.inf, 0.5, 0.1]),
     ):
-        with pytest.raises(probe.ProbeError, match="expected every item once, best first"):
+        with pytest.raises(probe.ProbeError, match="expected every item once, and numbers"):
             probe.check(answer(ids, scores))
 
 

@@ -244,8 +244,10 @@ class World:
             return config_of(SCHEMA)
         if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
             raise outcome
-        ids = step.tensors["dense"][:, :1].astype(np.int64) + np.arange(10)
-        return Answer(ids, np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0))
+        first = step.tensors["user_id" if "user_id" in step.tensors else "dense"][:, :1]
+        ids = first.astype(np.int64) + np.arange(10)
+        scores = np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0)
+        return Answer(ids, scores, None, ids[:, :1] > 4 if step.model else None)
 
 
 def failure(status: str, message: str = "no") -> InferenceServerException:
@@ -260,6 +262,40 @@ def test_users_beyond_the_largest_batch_go_out_in_several_requests() -> None:
     asked = [step for step in world.steps if isinstance(step, AskItems)]
     assert [len(step.tensors["dense"]) for step in asked] == [3, 3, 1]
     assert [len(step.tensors["categorical"]) for step in asked] == [3, 3, 1]
+
+
+def test_users_by_id_go_out_likewise() -> None:
+    world = World()
+    contexts = [None, {"age": np.float32(3), "history": ["a", 7]}, {}, *[None] * 4]
+    found = world.play(world.conversation().recommend_users([*range(6), "6"], contexts))
+    assert [one.item_ids[0] for one in found] == list(range(7))
+    assert [one.cold_start for one in found] == [False] * 5 + [True] * 2
+    asked = [step.tensors for step in world.steps if isinstance(step, AskItems)]
+    assert [tensors["user_id"][:, 0].tolist() for tensors in asked] == [
+        [b"0", b"1", b"2"],
+        [b"3", b"4", b"5"],
+        [b"6"],
+    ]
+    assert asked[0]["context"][:, 0].tolist() == [b"", b'{"age": 3.0, "history": ["a", 7]}', b""]
+    world.play(world.conversation().recommend_users([1], [None]))
+    assert "context" not in world.steps[-1].tensors  # nothing is sent
+
+
+@pytest.mark.parametrize(
+    ("ids", "contexts", "message"),
+    [
+        ([1, 2], [None], "1 contexts came for 2 users"),
+        ([1, 2], [None, {"contry": "fr"}], "user 1: unknown feature 'contry'"),
+        ([1], [{"age": "old"}], "feature age: 'old'"),
+        ([1], ["age"], "a user is a dict"),
+        ([True], None, "user_id: True"),
+        ([1.5], None, "user_id: 1.5"),
+    ],
+)
+def test_ids_and_contexts_are_checked(ids: Any, contexts: Any, message: str) -> None:
+    world = World()
+    with pytest.raises(InvalidInput, match=message):
+        world.play(world.conversation().recommend_users(ids, contexts))
 
 
 def test_the_layout_is_asked_for_once() -> None:

@@ -1,4 +1,5 @@
-"""One raw feature value to its form on the wire, checked.
+"""One raw feature value to its form on the wire, checked: in the clients, in the store, and in the
+server where a request overrides what is stored.
 
 A value is refused here, by the name of its feature, when no trained model could read it: that is
 sooner than in the server, and the message can speak of Python types.
@@ -6,13 +7,15 @@ sooner than in the server, and the message can speak of Python types.
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
 
-from clients.errors import InvalidInput
+from cascade.encoding import InvalidInput
 
 SEPARATOR = "|"
 _LARGEST = float(np.finfo(np.float32).max)
@@ -103,3 +106,11 @@ def _wrong(feature: str, value: object, expected: str) -> InvalidInput:
         f"feature {feature}: {reprlib.repr(value)} ({type(value).__name__}) came; "
         f"expected {expected}"
     )
+
+
+def unknown_name(what: str, name: object, known: Iterable[str]) -> str:
+    """A message that suggests the name that was probably meant."""
+    known = tuple(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"unknown {what} {name!r}: {advice}"

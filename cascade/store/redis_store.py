@@ -1,0 +1,93 @@
+"""Users in a Redis that several machines share: an MGET for a batch, changes by compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cascade.store.backend import Change, StoreError, batches, need, without_password
+
+USER, LAYOUT = b"cascade:user:", b"cascade:layout"
+AT_ONCE = 1000  # users of one command: Redis serves nobody else meanwhile
+
+# Keeps the new record only where the old one still stands; an empty one stands for none.
+COMPARE_AND_SET = """
+if (redis.call('GET', KEYS[1]) or '') == ARGV[1] then
+  redis.call('SET', KEYS[1], ARGV[2])
+  return 1
+end
+return 0
+"""
+
+
+class RedisStore:
+    """See `Backend`.
+
+    Args:
+        url: as redis-py reads it.
+        timeout_s: longest time for a connection, and for an answer.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self.url = without_password(url)
+        self._redis: Any = need("redis")
+        retry = need("redis.retry").Retry(need("redis.backoff").NoBackoff(), 0)
+        self._client = self._redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=retry,  # none: what waits is a request
+        )
+
+    def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
+        with self._errors():
+            found: list[bytes | None] = self._client.mget([USER + user for user in ids])
+            return found
+
+    def put(self, records: Sequence[tuple[bytes, bytes]]) -> None:
+        with self._errors():
+            for start in range(0, len(records), AT_ONCE):
+                part = records[start : start + AT_ONCE]
+                self._client.mset({USER + user: record for user, record in part})
+
+    def update(self, changes: Mapping[bytes, Change]) -> None:
+        waiting = list(changes)
+        with self._errors():
+            while waiting:
+                olds = self._client.mget([USER + user for user in waiting])
+                pipeline = self._client.pipeline(transaction=False)
+                for user, old in zip(waiting, olds, strict=True):
+                    new = changes[user](old)
+                    pipeline.eval(COMPARE_AND_SET, 1, USER + user, old or b"", new)
+                kept = pipeline.execute()
+                waiting = [user for user, done in zip(waiting, kept, strict=True) if not done]
+
+    def ids(self) -> Iterable[bytes]:
+        with self._errors():
+            for key in self._client.scan_iter(match=USER + b"*", count=AT_ONCE):
+                yield key[len(USER) :]
+
+    def remove(self, ids: Sequence[bytes]) -> None:
+        with self._errors():
+            for batch in batches(ids, AT_ONCE):
+                self._client.unlink(*(USER + user for user in batch))
+
+    def layout(self) -> bytes | None:
+        with self._errors():
+            found: bytes | None = self._client.get(LAYOUT)
+            return found
+
+    def set_layout(self, layout: bytes) -> None:
+        with self._errors():
+            self._client.set(LAYOUT, layout)
+
+    def close(self) -> None:
+        self._client.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._redis.RedisError, OSError) as error:
+            raise StoreError(f"{self.url}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,210 @@
+"""A store as its users see it: raw features by id, written, read and appended to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from numbers import Integral
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade.encoding import InvalidInput
+from cascade.store.backend import Backend, Change, StoreError, batches, open_backend
+from cascade.store.layout import Categorical, Dense, UserLayout
+from cascade.store.records import Records
+
+LONGEST_ID = 480  # bytes; LMDB's keys are little longer
+REMOVED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Users:
+    """What a store knows of B users.
+
+    Args:
+        dense, categorical: as clients send them, [B, F_dense] and [B, F_cat]; all missing where
+            the user is unknown.
+        known: bool [B].
+        unreadable: of those not known, how many have a record of another layout, or a damaged one.
+    """
+
+    dense: Dense
+    categorical: Categorical
+    known: npt.NDArray[np.bool_]
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a user did: `values` are new members of the bag `feature`, the latest last."""
+
+    user_id: str | int | bytes
+    feature: str
+    values: Sequence[Any]
+
+
+class UserStore:
+    """Users of one layout in a backend.
+
+    Every call raises StoreError where the store cannot be asked, and InvalidInput where a value
+    is at fault.
+    """
+
+    def __init__(self, backend: Backend, layout: UserLayout) -> None:
+        self.layout = layout
+        self._backend = backend
+        self._records = Records(layout)
+
+    @property
+    def url(self) -> str:
+        """Which store it is, without its password."""
+        return self._backend.url
+
+    @classmethod
+    def open(cls, url: str) -> UserStore:
+        """The store of that URL, to append to it; what its users look like it says itself.
+
+        Raises:
+            StoreError: it cannot be reached, or nothing was written yet.
+            ValueError: no such kind of store.
+        """
+        backend = open_backend(url, writable=True)
+        with _closed_on_failure(backend):
+            text = backend.layout()
+            if text is None:
+                raise StoreError(f"{backend.url} is empty: write users with python -m export.users")
+            return cls(backend, UserLayout.from_json(text))
+
+    @classmethod
+    def create(cls, url: str, layout: UserLayout, replace: bool = False) -> UserStore:
+        """The store of that URL, to write users of that layout into it.
+
+        Args:
+            replace: take it over from another layout.
+
+        Raises:
+            OtherLayout: it holds users of another one, and is not to be replaced.
+            StoreError: it cannot be reached.
+            ValueError: no such kind of store.
+        """
+        backend = open_backend(url, writable=True)
+        with _closed_on_failure(backend):
+            if not replace:
+                check_layout(backend, layout)
+            backend.set_layout(layout.to_json().encode())
+            return cls(backend, layout)
+
+    def get(self, ids: Sequence[bytes]) -> Users:
+        """What is stored of these users, in their order."""
+        if not ids:
+            return Users(*self.layout.nobody(0), np.zeros(0, np.bool_), 0)
+        found = self._backend.get(ids)
+        readable = [record is not None and self._records.readable(record) for record in found]
+        records = [
+            record if record is not None and good else self._records.nobody
+            for record, good in zip(found, readable, strict=True)
+        ]
+        unreadable = len(found) - found.count(None) - sum(readable)
+        dense, categorical = self._records.decode(records)
+        return Users(dense, categorical, np.array(readable, np.bool_), unreadable)
+
+    def put(self, ids: Sequence[Any], dense: Dense, categorical: Categorical) -> None:
+        """Write users, whatever was known of them; all of the call at once for every reader of an
+        embedded store, each user by himself in Redis."""
+        records = self._records.encode(dense, categorical)
+        self._backend.put([*zip(map(key, ids), records, strict=True)])
+
+    def append(self, user_id: str | int | bytes, feature: str, values: Sequence[Any]) -> None:
+        """Put new members, the latest last, in front of a user's bag."""
+        self.append_many([Event(user_id, feature, values)])
+
+    def append_many(self, events: Iterable[Event]) -> None:
+        """The same for many events. A user who was not stored is from now on.
+
+        Raises:
+            InvalidInput: one of them is at fault; then none of them is written.
+        """
+        by_user: dict[bytes, list[Event]] = {}
+        for event in events:
+            self.check(event)
+            by_user.setdefault(key(event.user_id), []).append(event)
+        self._backend.update({user: self._change(some) for user, some in by_user.items()})
+
+    def check(self, event: Event) -> None:
+        """Raises InvalidInput where an event cannot be written, whatever the user has."""
+        key(event.user_id)
+        self._records.prepend(None, event.feature, event.values)
+
+    def _change(self, events: Sequence[Event]) -> Change:
+        def change(record: bytes | None) -> bytes:
+            made = reduce(
+                lambda old, event: self._records.prepend(old, event.feature, event.values),
+                events,
+                record,
+            )
+            assert made is not None  # there is no user without an event
+            return made
+
+        return change
+
+    def keep_only(self, ids: Collection[bytes]) -> int:
+        """Remove all users but these; returns how many were removed."""
+        removed = 0
+        gone = (user for user in self._backend.ids() if user not in ids)
+        for batch in batches(gone, REMOVED_AT_ONCE):
+            self._backend.remove(batch)
+            removed += len(batch)
+        return removed
+
+    def close(self) -> None:
+        self._backend.close()
+
+    def __enter__(self) -> UserStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _closed_on_failure(backend: Backend) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        backend.close()
+        raise
+
+
+def check_layout(backend: Backend, layout: UserLayout) -> None:
+    """Raises OtherLayout where the store holds users of another one; an empty store does not."""
+    text = backend.layout()
+    if text is not None:
+        layout.check_same(UserLayout.from_json(text), backend.url)
+
+
+def key(user_id: object) -> bytes:
+    """A user's id as the store knows it: the bytes that clients send.
+
+    Raises:
+        InvalidInput: neither text nor an integer, or too long.
+    """
+    text: object = user_id
+    if isinstance(text, Integral) and not isinstance(text, bool | np.bool_):
+        text = str(int(text))
+    if isinstance(text, str):
+        text = text.encode()
+    if not isinstance(text, bytes) or not 0 < len(text) <= LONGEST_ID:
+        raise InvalidInput(
+            f"user id {user_id!r:.60}: expected a text of 1 to {LONGEST_ID} bytes, or an integer"
+        )
+    return text

@@ -1,0 +1,241 @@
+"""`python -m export.users --repository DIR --table users.parquet`: raw users into a store.
+
+The table has one user per row, columns named by feature, in the form of the training data; a file
+of JSON lines has them as clients send them. A user is replaced as a whole, and of a chunk of rows
+an embedded store shows either nothing or all: readers go on meanwhile, and whoever is stopped
+half-way runs it again. `--replace` then removes the users that are not in the table, and takes over
+a store that was written for other features: until a user is rewritten, he is a cold start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from cascade import values
+from cascade.encoding import InvalidInput
+from cascade.serving.runtime import ArtifactError
+from cascade.spec import ENSEMBLE
+from cascade.store import OtherLayout, StoreError, UserLayout, UserStore
+from cascade.store.layout import Categorical, Dense
+from cascade.store.users import key
+from export import config
+
+CHUNK = 10_000  # users of one transaction
+EXPECTED = (ArtifactError, InvalidInput, OtherLayout, StoreError, ValueError, OSError)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """B users: their ids, dense [B, F_dense] and categorical [B, F_cat] as clients send them."""
+
+    ids: list[Any]
+    dense: Dense
+    categorical: Categorical
+
+
+class Table:
+    """A Parquet file of users.
+
+    Args:
+        id_column: holds their ids; None numbers the rows from 0 on.
+
+    Raises:
+        InvalidInput: no such column, none of a feature, or one of a type that no feature has.
+    """
+
+    def __init__(self, path: Path, layout: UserLayout, id_column: str | None) -> None:
+        try:
+            self._file = pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise InvalidInput(f"{path} is not a Parquet file: {error}") from error
+        names = self._file.schema_arrow.names
+        if id_column is not None and id_column not in names:
+            raise InvalidInput(
+                f"{path}: {values.unknown_name('column', id_column, names)}; --id-column names the "
+                "one with the ids, --row-ids numbers the rows"
+            )
+        self._layout, self._id_column = layout, id_column
+        self._present = [name for name in layout.names if name in names]
+        self.absent = [name for name in layout.names if name not in names]
+        if not self._present:
+            raise InvalidInput(
+                f"{path} has none of the features {', '.join(layout.names)} as a column; its "
+                f"columns are {', '.join(names)}"
+            )
+        self.rows: int = self._file.metadata.num_rows
+
+    def chunks(self) -> Iterator[Chunk]:
+        """In the order of the file."""
+        columns = [*self._present, *([self._id_column] if self._id_column else [])]
+        first = 0
+        for batch in self._file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns))):
+            rows = range(first, first + len(batch))
+            ids = batch[self._id_column].to_pylist() if self._id_column else [*rows]
+            dense, categorical = self._layout.nobody(len(batch))
+            for name in self._present:
+                self._read(name, batch[name], dense, categorical)
+            yield Chunk(ids, dense, categorical)
+            first = rows.stop
+
+    def _read(self, name: str, column: Any, dense: Dense, categorical: Categorical) -> None:
+        layout = self._layout
+        if name in layout.dense:
+            dense[:, layout.dense.index(name)] = _numbers(name, column)
+        elif name in layout.bags:
+            length, place = layout.bags[name], layout.categorical.index(name)
+            categorical[:, place] = [values.bag(name, v, length) for v in column.to_pylist()]
+        else:
+            categorical[:, layout.categorical.index(name)] = _texts(name, column)
+
+
+class Lines:
+    """A file of JSON lines: one object of raw feature values by name each, the id among them."""
+
+    absent: tuple[str, ...] = ()
+
+    def __init__(self, path: Path, layout: UserLayout, id_column: str | None) -> None:
+        self._path, self._layout, self._id_column = path, layout, id_column
+        with path.open("rb") as file:
+            self.rows = sum(1 for line in file if line.strip())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """In the order of the file.
+
+        Raises:
+            InvalidInput: says in which line which value is at fault.
+        """
+        with self._path.open("rb") as file:
+            lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+            first = 0
+            while some := [*islice(lines, CHUNK)]:
+                yield self._chunk(some, first)
+                first += len(some)
+
+    def _chunk(self, lines: list[tuple[int, bytes]], first: int) -> Chunk:
+        dense, categorical = self._layout.nobody(len(lines))
+        ids = []
+        for row, (number, line) in enumerate(lines):
+            try:
+                user = json.loads(line)
+                if not isinstance(user, dict):
+                    raise ValueError("a user is a JSON object of feature values by name")
+                if self._id_column is not None and self._id_column not in user:
+                    raise ValueError(f"there is no {self._id_column!r}, which holds the id")
+                ids.append(first + row if self._id_column is None else user.pop(self._id_column))
+                self._layout.fill(user, dense[row], categorical[row])
+            except ValueError as error:
+                raise InvalidInput(f"{self._path}, line {number}: {error}") from error
+        return Chunk(ids, dense, categorical)
+
+
+def _numbers(name: str, column: Any) -> Any:
+    """float32 [B], NaN = missing."""
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise InvalidInput(f"feature {name}: a column of {column.type} came; expected numbers")
+    return pc.fill_null(column.cast(pa.float32(), safe=False), np.nan).to_numpy()
+
+
+def _texts(name: str, column: Any) -> Any:
+    """bytes [B], empty = missing."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (
+        pa.types.is_string(column.type)
+        or pa.types.is_large_string(column.type)
+        or pa.types.is_integer(column.type)
+    ):
+        raise InvalidInput(
+            f"feature {name}: a column of {column.type} came; expected texts or integers"
+        )
+    texts = pc.fill_null(column.cast(pa.string()), "")
+    return texts.cast(pa.binary()).to_numpy(zero_copy_only=False)
+
+
+def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tuple[int, int]:
+    """Write all users of a table; returns how many, and how many others were removed.
+
+    Args:
+        replace: remove whom the table does not have. The ids are kept in memory for that, about
+            100 bytes each.
+    """
+    written, seen = 0, set()
+    with tqdm(total=table.rows, unit=" users", unit_scale=True) as bar:
+        for chunk in table.chunks():
+            store.put(chunk.ids, chunk.dense, chunk.categorical)
+            if replace:
+                seen.update(map(key, chunk.ids))
+            written += len(chunk.ids)
+            bar.update(len(chunk.ids))
+    return written, store.keep_only(seen) if replace else 0
+
+
+def layout_of(repository: Path) -> UserLayout:
+    """The features of the users of a repository.
+
+    Raises:
+        ArtifactError: nothing was exported there.
+    """
+    path = repository / ENSEMBLE / "config.pbtxt"
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: run python -m export first")
+    parameters = config.read(path).parameters
+    return UserLayout.from_features(
+        parameters["features"].string_value, parameters["layout_hash"].string_value
+    )
+
+
+def store_of(repository: Path) -> str:
+    """The store that a repository reads users from.
+
+    Raises:
+        ArtifactError: it was exported without one.
+    """
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        parameters = config.read(path).parameters
+        if "store" in parameters:
+            return str(parameters["store"].string_value)
+    raise ArtifactError(f"{repository} was exported without --store; say which one to write")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m export.users", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--repository", type=Path, required=True, help="says the features")
+    parser.add_argument("--store", metavar="URL", help="[the one that the repository reads]")
+    parser.add_argument("--table", type=Path, required=True, help="users.parquet or users.jsonl")
+    parser.add_argument("--id-column", default="user_id", help="[%(default)s]")
+    parser.add_argument("--row-ids", action="store_true", help="number the rows: a table without")
+    parser.add_argument("--replace", action="store_true", help="remove the users not in it")
+    args = parser.parse_args()
+    if not args.table.is_file():
+        parser.error(f"there is no file {args.table}")
+    layout = layout_of(args.repository)
+    kind = Lines if args.table.suffix == ".jsonl" else Table
+    table = kind(args.table, layout, None if args.row_ids else args.id_column)
+    if table.absent:
+        print(f"no such column, stored as missing: {', '.join(table.absent)}", file=sys.stderr)
+    url = args.store or store_of(args.repository)
+    with UserStore.create(url, layout, args.replace) as store:
+        written, removed = write(table, store, args.replace)
+        print(f"{store.url}: {written:,} users written, {removed:,} removed")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EXPECTED as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,516 @@
+"""One contract for every store of users, on a real file and a real redis-server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cascade.encoding import Encoder, InvalidInput
+from cascade.schema import Feature, Schema
+from cascade.spec import wire_features
+from cascade.store import (
+    Event,
+    OtherLayout,
+    StoreError,
+    UserLayout,
+    UserStore,
+    open_backend,
+)
+from cascade.store.backend import absolute, without_password
+from cascade.store.breaker import Breaker
+from cascade.store.records import Records
+from clients import events
+from perf.resilience.redis_server import RedisServer
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = Schema(
+    "shop",
+    (
+        Feature("age", "user", "dense", "identity"),
+        Feature("visits", "user", "dense", "log1p"),
+        Feature("country", "user", "categorical", "hash", buckets=50),
+        Feature("history", "user", "bag", "hash", length=4, buckets=1000),
+        Feature("seen", "user", "bag", "hash", length=200, buckets=1000),
+        Feature("price", "item", "dense", "identity"),
+    ),
+)
+LAYOUT = UserLayout.from_features(wire_features(SCHEMA), SCHEMA.layout_hash)
+OTHER = UserLayout(("age", "height"), (), {}, "0123456789abcdef")
+KINDS = ("lmdb", "redis")
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def new_url(
+    redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], str]:
+    """An empty store of a kind."""
+    databases = count(1)
+
+    def make(kind: str) -> str:
+        if kind == "lmdb":
+            return f"lmdb:{tmp_path_factory.mktemp('store') / 'users'}"
+        return redis_server.url(next(databases) % 16)
+
+    return make
+
+
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest, new_url: Callable[[str], str]) -> str:
+    found = new_url(request.param)
+    if request.param == "redis":
+        backend: Any = open_backend(found, writable=True)
+        backend._client.flushdb()
+    return found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[UserStore]:
+    with UserStore.create(url, LAYOUT) as opened:
+        yield opened
+
+
+def rows(*users: dict[str, Any]) -> tuple[Any, Any]:
+    """dense and categorical of users given by name."""
+    dense, categorical = LAYOUT.nobody(len(users))
+    for row, user in enumerate(users):
+        LAYOUT.fill(user, dense[row], categorical[row])
+    return dense, categorical
+
+
+ANNA = {"age": 31.5, "visits": 4, "country": "fr", "history": ["a", "b"]}
+BENO = {"visits": 0.0, "country": "Çà ✓\0", "seen": ["x"]}
+
+
+# --- what every store does
+
+
+def test_what_was_written_is_read(store: UserStore) -> None:
+    dense, categorical = rows(ANNA, BENO, {})
+    store.put(["anna", 7, b"nobody"], dense, categorical)
+    found = store.get([b"nobody", b"7", b"anna", b"7"])
+    order = [2, 1, 0, 1]
+    np.testing.assert_array_equal(found.dense, dense[order])
+    np.testing.assert_array_equal(found.categorical, categorical[order])
+    assert found.known.tolist() == [True] * 4
+    assert found.dense.dtype == np.float32
+    found.dense[0] = 1  # whoever asked may change it
+    assert np.isnan(store.get([b"nobody"]).dense).all()
+
+
+def test_unknown_users_have_nothing(store: UserStore) -> None:
+    store.put(["anna"], *rows(ANNA))
+    found = store.get([b"", b"x" * 10_000, b"anna", b"ann", b"annaa", b"\xff\0"])
+    assert found.known.tolist() == [False, False, True, False, False, False]
+    assert found.unreadable == 0
+    for row in (0, 1, 3, 4, 5):
+        assert np.isnan(found.dense[row]).all()
+        assert found.categorical[row].tolist() == [b""] * 3
+
+
+def test_no_users_are_no_work(store: UserStore) -> None:
+    store.put([], *rows())
+    assert len(store.get([]).known) == 0
+
+
+def test_a_user_is_replaced_as_a_whole(store: UserStore) -> None:
+    store.put(["anna"], *rows(ANNA))
+    store.put(["anna"], *rows(BENO))
+    expected = rows(BENO)
+    found = store.get([b"anna"])
+    np.testing.assert_array_equal(found.dense, expected[0])
+    np.testing.assert_array_equal(found.categorical, expected[1])
+
+
+def test_new_members_come_first_and_no_more_are_kept_than_are_read(store: UserStore) -> None:
+    store.put(["anna", "beno"], *rows(ANNA, BENO))
+    store.append("anna", "history", ["c"])
+    store.append("anna", "history", ["d", "e"])
+    store.append("new", "history", [1, 2, 3, 4, 5, 6])
+    store.append_many([Event("beno", "seen", ["y"]), Event("beno", "seen", ["z"])])
+    found = store.get([b"anna", b"new", b"beno"])
+    assert found.categorical[:, 1].tolist() == [b"e|d|c|a", b"6|5|4|3", b""]
+    assert found.categorical[:, 2].tolist() == [b"", b"", b"z|y|x"]
+    assert found.known.all()
+    untouched = rows(ANNA, {}, BENO)
+    np.testing.assert_array_equal(found.dense, untouched[0])
+    np.testing.assert_array_equal(found.categorical[:, 0], untouched[1][:, 0])
+    encoder = Encoder(SCHEMA, {})
+    history = SCHEMA.ids("user")[1]
+    _, ids = encoder.encode("user", found.dense, found.categorical)
+    read = ids[0, 1 : 1 + history.length]
+    np.testing.assert_array_equal(read, encoder.ids(history, [b"e|d|c|a"])[0])
+
+
+def test_a_bag_stays_as_short_as_the_server_reads(store: UserStore) -> None:
+    long = [f"{number:04d}" + "x" * 396 for number in range(40)]
+    store.append("anna", "seen", long)
+    (text,) = store.get([b"anna"]).categorical[:, 2]
+    members = text.decode().split("|")
+    assert members == long[::-1][: len(members)]
+    assert 8192 - 401 < len(text) <= 8192
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (Event("a", "histori", ["x"]), "unknown feature 'histori': did you mean 'history'"),
+        (Event("a", "country", ["x"]), "feature country is not a bag"),
+        (Event("a", "age", ["x"]), "feature age is not a bag"),
+        (Event("a", "history", "x"), "'x' came; expected a list"),
+        (Event("a", "history", ["x|y"]), "members without"),
+        (Event("a", "history", [None]), "None"),
+        (Event("a", "history", ["x" * 9000]), "more than 8192 bytes"),
+        (Event("", "history", ["x"]), "user id"),
+        (Event("a" * 500, "history", ["x"]), "user id"),
+        (Event(1.5, "history", ["x"]), "user id 1.5"),  # type: ignore[arg-type]
+        (Event(True, "history", ["x"]), "user id True"),
+    ],
+)
+def test_an_event_at_fault_is_named_and_nothing_is_written(
+    store: UserStore, event: Event, message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message.replace("|", r"\|")):
+        store.append_many([Event("good", "history", ["x"]), event])
+    assert not store.get([b"good"]).known[0]
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"age": np.inf}, "feature age: inf is not a finite number"),
+        ({"country": b"\xff"}, r"feature country: .* is not UTF-8"),
+        ({"country": b"\xc3"}, r"feature country: .* is not UTF-8"),
+        ({"history": b"x" * 9000}, "feature history: a value of 9000 bytes"),
+    ],
+)
+def test_what_no_model_reads_is_not_stored(
+    store: UserStore, user: dict[str, Any], message: str
+) -> None:
+    dense, categorical = rows(ANNA, {})
+    for name, value in user.items():
+        if name == "age":
+            dense[1, 0] = value
+        else:
+            categorical[1, LAYOUT.categorical.index(name)] = value
+    with pytest.raises(InvalidInput, match=message):
+        store.put(["anna", "bad"], dense, categorical)
+    assert not store.get([b"anna"]).known[0]
+
+
+def test_users_of_other_features_are_refused_by_name(url: str) -> None:
+    with UserStore.create(url, LAYOUT) as store:
+        store.put(["anna"], *rows(ANNA))
+    with pytest.raises(OtherLayout, match=r"only one of the two has country, .*--replace"):
+        UserStore.create(url, OTHER)
+    with UserStore.open(url) as store:
+        assert store.layout == LAYOUT
+        assert store.get([b"anna"]).known[0]
+    with UserStore.create(url, OTHER, replace=True) as store:
+        found = store.get([b"anna", b"beno"])  # a record says itself what it is
+        assert found.known.tolist() == [False, False]
+        assert found.unreadable == 1
+        store.put(["anna"], *OTHER.nobody())
+        assert store.get([b"anna"]).known[0]
+
+
+def test_those_who_are_not_kept_are_gone(store: UserStore) -> None:
+    many = 25_000
+    store.put(range(many), *LAYOUT.nobody(many))
+    kept = {b"3", b"77", b"24999", b"unknown"}
+    assert store.keep_only(kept) == many - 3
+    found = store.get([b"3", b"77", b"24999", b"0", b"12345"])
+    assert found.known.tolist() == [True, True, True, False, False]
+    with UserStore(store._backend, LAYOUT) as same:
+        assert sorted(set(same._backend.ids())) == [b"24999", b"3", b"77"]
+
+
+# --- several processes
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def event_lines(user: str, feature: str, members: list[str]) -> str:
+    return "".join(
+        json.dumps({"user_id": user, "feature": feature, "values": [member]}) + "\n"
+        for member in members
+    )
+
+
+def test_concurrent_writers_lose_nothing_and_readers_see_it(
+    store: UserStore, url: str, tmp_path: Path
+) -> None:
+    """Four commands append to the same two users, one event at a time, while this process reads."""
+    writers, each = 4, 25
+    program = (
+        "import sys; from cascade.store import UserStore\n"
+        "with UserStore.open(sys.argv[1]) as store:\n"
+        "    for line in range(int(sys.argv[3])):\n"
+        "        for user in ('anna', 'beno'):\n"
+        "            store.append(user, 'seen', [f'{sys.argv[2]}-{line}'])\n"
+    )
+    store.put(["anna"], *rows(ANNA))
+    running = [start(program, url, str(writer), str(each)) for writer in range(writers)]
+    seen = 0
+    while any(process.poll() is None for process in running):
+        found = store.get([b"anna"]).categorical[0, 2]
+        members = found.split(b"|") if found else []
+        assert len(members) >= seen  # what was there once stays
+        seen = len(members)
+    assert [process.returncode for process in running] == [0] * writers
+    expected = {f"{writer}-{line}".encode() for writer in range(writers) for line in range(each)}
+    for user in (b"anna", b"beno"):
+        assert set(store.get([user]).categorical[0, 2].split(b"|")) == expected
+
+
+ALTERNATE = """
+import sys
+import numpy as np
+from cascade.store import UserStore
+
+with UserStore.open(sys.argv[1]) as store:
+    print("ready", flush=True)
+    for turn in range(10**9):
+        dense, categorical = store.layout.nobody(2)
+        dense[:] = turn
+        categorical[:, 0] = str(turn).encode() * 300
+        store.put(["anna", "beno"], dense, categorical)
+"""
+
+
+def test_no_reader_sees_half_a_user_even_if_the_writer_is_killed(
+    store: UserStore, url: str
+) -> None:
+    writer = start(ALTERNATE, url)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"
+    turns: set[float] = set()
+
+    def check() -> None:
+        found = store.get([b"anna", b"beno"])
+        for dense, texts, known in zip(found.dense, found.categorical, found.known, strict=True):
+            if known:
+                assert dense[0] == dense[1]
+                assert texts[0] == str(int(dense[0])).encode() * 300
+                turns.add(dense[0])
+        if url.startswith("lmdb"):  # a call is one transaction
+            assert len({*found.dense[found.known, 0].tolist()}) <= 1
+
+    deadline = time.monotonic() + 30
+    while len(turns) < 50 and time.monotonic() < deadline:
+        check()
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    check()
+    assert len(turns) > 1
+    store.put(["anna"], *rows(ANNA))  # nobody holds a lock
+    assert store.get([b"anna"]).categorical[0, 0] == b"fr"
+
+
+# --- what each has of its own
+
+
+def test_an_embedded_store_that_is_made_again_is_read_again(tmp_path: Path) -> None:
+    path, moved = tmp_path / "users", tmp_path / "moved"
+    reader = open_backend(f"lmdb:{path}")
+    with pytest.raises(StoreError, match="No such file"):
+        reader.get([b"anna"])
+    for user in (ANNA, BENO):
+        program = (
+            "import sys, json; from cascade.store import UserLayout, UserStore\n"
+            "layout = UserLayout.from_json(sys.argv[2])\n"
+            "dense, categorical = layout.nobody()\n"
+            "layout.fill(json.loads(sys.argv[3]), dense[0], categorical[0])\n"
+            "UserStore.create(sys.argv[1], layout).put(['anna'], dense, categorical)\n"
+        )
+        writer = start(program, f"lmdb:{path}", LAYOUT.to_json(), json.dumps(user))
+        assert writer.wait() == 0
+        assert reader.get([b"anna"]) == Records(LAYOUT).encode(*rows(user))
+        path.rename(moved)
+        with pytest.raises(StoreError, match="No such file"):
+            _ask_until_it_fails(reader)
+        moved.rename(tmp_path / f"old-{user['visits']}")
+
+
+def _ask_until_it_fails(reader: Any) -> None:
+    """It looks for the file once in a while."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        reader.get([b"anna"])
+
+
+def test_a_redis_that_is_gone_or_silent_is_an_error_and_may_come_back(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        store = UserStore.create(server.url(), LAYOUT)
+        store.put(["anna"], *rows(ANNA))
+        server.kill()
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1"):
+            store.get([b"anna"])
+        server.start()
+        assert store.get([b"anna"]).known[0]
+        store.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        reader = open_backend(f"redis://user:secret@127.0.0.1:{port}/0?timeout_ms=5")
+        with pytest.raises(StoreError, match="Timeout") as caught:
+            reader.get([b"anna"])
+    assert "secret" not in str(caught.value) + reader.url
+
+
+# --- names of stores
+
+
+@pytest.mark.parametrize("url", ["", "lmdb:", "users.lmdb", "http://host/1", "redis:"])
+def test_another_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"expected lmdb:PATH or one of redis, rediss, unix"):
+        open_backend(url)
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "soon", "inf", "nan"])
+def test_a_timeout_is_a_time(timeout: str) -> None:
+    with pytest.raises(ValueError, match="timeout_ms is a number above 0"):
+        open_backend(f"redis://h/0?timeout_ms={timeout}")
+
+
+def test_a_url_may_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USERS_OF_A_TEST", str(tmp_path))
+    assert open_backend("lmdb:$USERS_OF_A_TEST/x").url == f"lmdb:{tmp_path}/x"
+    assert absolute("lmdb:$USERS/x") == "lmdb:$USERS/x"
+    monkeypatch.chdir(tmp_path)
+    assert absolute("lmdb:x") == f"lmdb:{tmp_path}/x"
+    assert absolute("") == ""
+    assert without_password("redis://:pw@host:1/2?password=pw") == "redis://...@host:1/2"
+
+
+def test_an_empty_store_is_not_opened_or_made(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"is empty: .*export\.users"):
+        UserStore.open(f"lmdb:{tmp_path / 'typo'}")
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("package", ["lmdb", "redis"])
+def test_a_missing_package_is_named_with_its_remedy(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    url = "lmdb:x" if package == "lmdb" else "redis://h/0"
+    with pytest.raises(StoreError, match=rf"needs {package}, .*pip install 'cascade\[store\]'"):
+        open_backend(url)
+
+
+def test_the_store_needs_no_torch() -> None:
+    program = (
+        "import sys, cascade.store.embedded, cascade.store.redis_store\n"
+        "import clients.events\n"
+        "print({'torch', 'pyarrow', 'onnxruntime', 'faiss', 'lmdb', 'redis'} & set(sys.modules))"
+    )
+    done = start(program)
+    assert done.communicate()[0] == "set()\n"
+
+
+# --- the breaker
+
+
+def test_the_breaker_spares_and_tries_again() -> None:
+    now = 0.0
+    breaker = Breaker(failures=3, pause_s=2.0, clock=lambda: now)
+    for _ in range(3):
+        assert breaker.allows()
+        breaker.failed()
+    assert breaker.open
+    assert not breaker.allows()
+    now = 2.0
+    assert breaker.allows()  # one tries
+    breaker.failed()
+    assert not breaker.allows()
+    now = 4.0
+    assert breaker.allows()
+    breaker.succeeded()
+    assert not breaker.open
+    breaker.failed()  # one failure is none
+    assert breaker.allows()
+    with pytest.raises(ValueError, match="no breaker"):
+        Breaker(failures=0)
+
+
+# --- the command
+
+
+def test_events_from_a_file_and_from_a_pipe(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with UserStore.create(url, LAYOUT) as store:
+        store.put(["anna"], *rows(ANNA))
+    file = tmp_path / "events.jsonl"
+    bad = '{"user_id": 1}\nnot json\n\n{"user_id": "x", "feature": "age", "values": [1]}\n'
+    file.write_text(event_lines("anna", "history", ["c"]) + bad + event_lines("7", "seen", ["q"]))
+    assert events.main(["--store", url, str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "line 2: an event is an object of user_id, feature, values; ['user_id'] came" in said
+    assert "line 3: not JSON" in said
+    assert "line 5: feature age is not a bag" in said
+    assert "2 events written, 3 refused" in said
+    lines = event_lines("anna", "history", ["d", "e"]).rstrip("\n")  # the last one unfinished
+    command = [sys.executable, "-m", "clients.events", "--store", url]
+    subprocess.run(command, input=lines, text=True, check=True, cwd=ROOT)
+    with UserStore.open(url) as store:
+        found = store.get([b"anna", b"7"])
+    assert found.categorical[0, 1] == b"e|d|c|a"
+    assert found.categorical[1, 2] == b"q"
+
+
+def test_events_that_are_in_a_pipe_are_written_while_it_is_open(url: str) -> None:
+    with UserStore.create(url, LAYOUT) as store:
+        store.put(["anna"], *rows(ANNA))
+    command = [sys.executable, "-m", "clients.events", "--store", url]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT)
+    assert writer.stdin is not None
+    writer.stdin.write(event_lines("anna", "history", ["c"]).encode())
+    writer.stdin.flush()
+    reader = open_backend(url, writable=True)  # which may wait longer
+    records = Records(LAYOUT)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        (record,) = reader.get([b"anna"])
+        assert record is not None
+        if records.decode([record])[1][0, 1] == b"c|a|b":
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("the event was not written")
+    writer.stdin.close()
+    assert writer.wait() == 0
+    reader.close()
+
+
+def test_the_command_says_in_one_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert events.main(["--store", "nonsense"]) == 1
+    assert "error: store 'nonsense': expected lmdb:PATH" in capsys.readouterr().err
+    assert events.main(["--store", f"lmdb:{tmp_path / 'no'}"]) == 1
+    assert "is empty" in capsys.readouterr().err
