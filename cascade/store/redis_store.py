@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 from cascade.store.backend import Change, StoreError, batches, need, without_password
@@ -32,13 +33,23 @@ class RedisStore:
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = without_password(url)
         self._redis: Any = need("redis")
-        retry = need("redis.retry").Retry(need("redis.backoff").NoBackoff(), 0)
-        self._client = self._redis.Redis.from_url(
+        # Once again only where Redis hung up: what waits is a request.
+        retry = need("redis.retry").Retry(
+            need("redis.backoff").NoBackoff(), 1, supported_errors=(self._redis.ConnectionError,)
+        )
+        self._open = partial(
+            self._redis.Redis.from_url,
             url,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            retry=retry,  # none: what waits is a request
+            retry=retry,
+            single_connection_client=True,  # a pool looks after each one before it lends it
         )
+
+    @cached_property
+    def _client(self) -> Any:
+        """Connected by the first call."""
+        return self._open()
 
     def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
         with self._errors():
@@ -83,7 +94,8 @@ class RedisStore:
             self._client.set(LAYOUT, layout)
 
     def close(self) -> None:
-        self._client.close()
+        if "_client" in vars(self):
+            self._client.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
