@@ -7,6 +7,7 @@ client differ only in how they perform a step, and the retries can be tested wit
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import uuid
@@ -19,12 +20,14 @@ import numpy.typing as npt
 from tritonclient.utils import InferenceServerException
 
 from cascade.spec import RECOMMEND_USER
-from clients import errors, filters
+from clients import errors, filters, split
 from clients.errors import InvalidInput
 from clients.filters import Allow, Exclude
-from clients.layout import Layout, Recommendation, User, UserId, recommendations
+from clients.layout import Answer, Layout, Recommendation, User, UserId, recommendations
+from clients.split import Key
 
 Result = TypeVar("Result")
+LAYOUT_AGE_S = 30.0  # after which the server is asked again
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class AskItems:
     Args:
         tensors: the inputs by name, [B, ...] each: float32, or object for bytes.
         model: which one; None: what the client was made for.
+        ending: of the model's name, where a share of the users has another release.
     """
 
     tensors: Mapping[str, npt.NDArray[Any]]
     timeout_s: float
     request_id: str = ""
     model: str | None = None
+    ending: str = split.LIVE
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Conversation:
         self._clock = clock
         self._jitter = jitter
         self._layout: Layout | None = None
+        self._learnt_s = -math.inf
 
     def layout(self, deadline_s: float | None = None) -> Dialogue[Layout]:
         """The layout of a request; the server is asked for it once."""
@@ -118,6 +124,7 @@ class Conversation:
         request_id: str | None = None,
         exclude: Sequence[Exclude] | None = None,
         allow: Sequence[Allow] | None = None,
+        keys: Sequence[Key] | None = None,
     ) -> Dialogue[list[Recommendation]]:
         """One recommendation per user. What does not fit in one request goes out in several, one
         after the other; the deadline and the id are for all of them."""
@@ -127,7 +134,7 @@ class Conversation:
             columns = filters.columns(layout, len(users), exclude, allow)
             return {"dense": dense, "categorical": categorical, **columns}
 
-        return (yield from self._ask_about(tensors, deadline_s, request_id))
+        return (yield from self._ask_about(tensors, deadline_s, request_id, keys))
 
     def recommend_users(
         self,
@@ -148,33 +155,49 @@ class Conversation:
             columns = filters.columns(layout, len(user_ids), exclude, allow)
             return {"user_id": layout.user_ids(user_ids), **context, **columns}
 
-        return (yield from self._ask_about(tensors, deadline_s, request_id, RECOMMEND_USER))
+        ask = self._ask_about(tensors, deadline_s, request_id, user_ids, RECOMMEND_USER)
+        return (yield from ask)
 
     def _ask_about(
         self,
         tensors: Callable[[Layout], dict[str, npt.NDArray[Any]]],
         deadline_s: float | None,
         request_id: str | None,
+        keys: Sequence[Key] | None,
         model: str | None = None,
     ) -> Dialogue[list[Recommendation]]:
         """What the users of these tensors get, in as many requests as it takes."""
         request_id = uuid.uuid4().hex if request_id is None else request_id
-        results: list[Recommendation] = []
+        results: dict[int, Recommendation] = {}
         try:
             end = self._end(deadline_s)
             layout = yield from self._learn(end)
             whole = tensors(layout)
             users = min(map(len, whole.values()))
-            for start in range(0, users, layout.max_batch_size):
-                stop = min(start + layout.max_batch_size, users)
-                part = {name: values[start:stop] for name, values in whole.items()}
-                ask = partial(AskItems, part, request_id=request_id, model=model)
-                answer = yield from self._insist(ask, end)
-                results += recommendations(answer, stop - start)
+            for ending, places in split.arms(keys, users, layout.share):
+                for start in range(0, len(places), layout.max_batch_size):
+                    some = places[start : start + layout.max_batch_size]
+                    part = {name: values[some] for name, values in whole.items()}
+                    ask = partial(AskItems, part, request_id=request_id, model=model)
+                    answer = yield from self._insist_on_one(ask, ending, end)
+                    found = recommendations(answer, len(some))
+                    results.update(zip(some.tolist(), found, strict=True))
         except errors.RecommendError as error:
             error.request_id = request_id
             raise
-        return results
+        return [results[user] for user in range(users)]
+
+    def _insist_on_one(
+        self, ask: Callable[..., AskItems], ending: str, end: float
+    ) -> Dialogue[Answer]:
+        """Ask the model of that ending; the live one where there is no other any more."""
+        try:
+            return (yield from self._insist(partial(ask, ending=ending), end))
+        except errors.RecommendError as error:
+            if type(error) is not errors.RecommendError or ending == split.LIVE:
+                raise
+            self._learnt_s = -math.inf
+            return (yield from self._insist(ask, end))
 
     def _end(self, deadline_s: float | None) -> float:
         if deadline_s is not None:
@@ -184,6 +207,16 @@ class Conversation:
     def _learn(self, end: float) -> Dialogue[Layout]:
         if self._layout is None:
             self._layout = Layout.from_config((yield from self._insist(AskConfig, end)))
+            self._learnt_s = self._clock()
+        elif self._clock() >= self._learnt_s + LAYOUT_AGE_S:
+            # Has the split of the users changed? That it could not be told now does no harm.
+            self._learnt_s = self._clock()
+            try:
+                self._layout = Layout.from_config(
+                    (yield AskConfig(max(0.001, end - self._clock())))
+                )
+            except (InferenceServerException, errors.RecommendError):
+                return self._layout
         return self._layout
 
     def _insist(self, ask: Callable[[float], Step], end: float) -> Dialogue[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade import encoding, values
+from cascade.spec import CHALLENGER_SHARE
 from cascade.values import unknown_name
 from clients.errors import InvalidInput, RecommendError
 
@@ -83,6 +84,7 @@ class Layout:
         layout_hash: the server's name for this layout.
         items: features of the items that a user may ask for by value.
         filters: whether the server takes filters at all; one of an older export does not.
+        share: of the users who get the challenger, `clients.split`.
     """
 
     dense: tuple[str, ...]
@@ -91,6 +93,7 @@ class Layout:
     layout_hash: str
     items: tuple[str, ...] = ()
     filters: bool = False
+    share: float = 0.0
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
@@ -109,6 +112,7 @@ class Layout:
                 config.parameters["layout_hash"].string_value,
                 tuple(features.get("items", ())),
                 {tensor.name for tensor in config.input} >= FILTERS,
+                _share(config),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecommendError(
@@ -205,6 +209,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return float(value)
+
+
+def _share(config: Any) -> float:
+    """The parameter that a split of the users leaves with `recommend`."""
+    if CHALLENGER_SHARE not in config.parameters:
+        return 0.0
+    return float(config.parameters[CHALLENGER_SHARE].string_value)
 
 
 def _id_value(feature: IdFeature, value: object) -> bytes:

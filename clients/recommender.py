@@ -16,6 +16,7 @@ from cascade.spec import ENSEMBLE
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
 from clients.filters import Allow, Exclude
 from clients.layout import Answer, Layout, Recommendation, User, UserId
+from clients.split import Key
 from clients.tls import Tls, connection
 
 DEADLINE_S = 1.0
@@ -57,6 +58,7 @@ class Recommender:
         *,
         exclude: Exclude = None,
         allow: Allow = None,
+        key: Key | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Recommendation:
@@ -65,9 +67,16 @@ class Recommender:
         Args:
             exclude: ids of items that are not wanted, because he has seen them.
             allow: values by item feature; other items are not wanted.
+            key: what stays the same of a user, for a split of the users between two releases; who
+                has none gets the live one.
         """
         found = self.recommend_many(
-            [user], exclude=[exclude], allow=[allow], deadline_s=deadline_s, request_id=request_id
+            [user],
+            exclude=[exclude],
+            allow=[allow],
+            keys=None if key is None else [key],
+            deadline_s=deadline_s,
+            request_id=request_id,
         )
         return found[0]
 
@@ -77,6 +86,7 @@ class Recommender:
         *,
         exclude: Sequence[Exclude] | None = None,
         allow: Sequence[Allow] | None = None,
+        keys: Sequence[Key] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Recommendation]:
@@ -84,10 +94,10 @@ class Recommender:
         takes in one request.
 
         Args:
-            exclude, allow: as of `recommend`, one entry for each user.
+            exclude, allow, keys: as of `recommend`, one entry for each user.
         """
         return self._perform(
-            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow, keys)
         )
 
     def recommend_user(
@@ -100,7 +110,8 @@ class Recommender:
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Recommendation:
-        """The best items for a user whose features the server looks up in its store.
+        """The best items for a user whose features the server looks up in its store. The id is
+        his key as well (`recommend`).
 
         Args:
             context: raw feature values by name that override the stored ones for this request.
@@ -195,6 +206,7 @@ class AsyncRecommender:
         *,
         exclude: Exclude = None,
         allow: Allow = None,
+        key: Key | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Recommendation:
@@ -203,9 +215,16 @@ class AsyncRecommender:
         Args:
             exclude: ids of items that are not wanted, because he has seen them.
             allow: values by item feature; other items are not wanted.
+            key: what stays the same of a user, for a split of the users between two releases; who
+                has none gets the live one.
         """
         found = await self.recommend_many(
-            [user], exclude=[exclude], allow=[allow], deadline_s=deadline_s, request_id=request_id
+            [user],
+            exclude=[exclude],
+            allow=[allow],
+            keys=None if key is None else [key],
+            deadline_s=deadline_s,
+            request_id=request_id,
         )
         return found[0]
 
@@ -215,6 +234,7 @@ class AsyncRecommender:
         *,
         exclude: Sequence[Exclude] | None = None,
         allow: Sequence[Allow] | None = None,
+        keys: Sequence[Key] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> list[Recommendation]:
@@ -222,10 +242,10 @@ class AsyncRecommender:
         takes in one request.
 
         Args:
-            exclude, allow: as of `recommend`, one entry for each user.
+            exclude, allow, keys: as of `recommend`, one entry for each user.
         """
         return await self._perform(
-            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow)
+            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow, keys)
         )
 
     async def recommend_user(
@@ -238,7 +258,8 @@ class AsyncRecommender:
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Recommendation:
-        """The best items for a user whose features the server looks up in its store.
+        """The best items for a user whose features the server looks up in its store. The id is
+        his key as well (`recommend`).
 
         Args:
             context: raw feature values by name that override the stored ones for this request.
@@ -326,7 +347,7 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
         inputs.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
         inputs[-1].set_data_from_numpy(values)
     return {
-        "model_name": step.model or model,
+        "model_name": f"{step.model or model}{step.ending}",
         "inputs": inputs,
         "client_timeout": step.timeout_s,
         # The server also drops it from its queues then: nobody would read the answer.

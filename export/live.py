@@ -22,6 +22,7 @@ from cascade.schema import Schema
 from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
+    CHALLENGER_SHARE,
     ENSEMBLE,
     RECOMMEND_USER,
     RETRIEVE,
@@ -31,13 +32,12 @@ from cascade.spec import (
     sizes_from,
     stage_path,
 )
+from clients.split import CHALLENGER
 from export import config
 
 PENDING_FILE = "pending"  # beside release.json, until a release has been live
 STAGED = "staged-"  # not a number, so the server takes no notice of it
 FRONTS = (ENSEMBLE, RECOMMEND_USER)
-CHALLENGER = "_b"  # `recommend_b` is what a share of the users is sent to
-SHARE = "challenger_share"  # parameter of `recommend` that tells the clients
 NEXT = "_next"  # where one process is the whole cascade, it is tried as `recommend_next`
 
 
@@ -136,7 +136,7 @@ class Repository:
         """
         found = configs_of(self.root, number)
         if share is not None:
-            found[ENSEMBLE].parameters[SHARE].string_value = f"{share:g}"
+            found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"
         # `recommend` last: it is what counts (`live`).
         for name in sorted({*FRONTS} & {*found}, key=lambda name: name == ENSEMBLE):
             self._write(name, found[name], [number])
@@ -146,7 +146,7 @@ class Repository:
         """The challenger's share of the users; 0 where there is none."""
         path = self.root / ENSEMBLE / "config.pbtxt"
         found = config.read(path).parameters if path.exists() else {}
-        return float(found[SHARE].string_value) if SHARE in found else 0.0
+        return float(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else 0.0
 
     def alias(self, ending: str, number: int) -> list[str]:
         """Make what clients ask, of some release, models of other names, with one process where it

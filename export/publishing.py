@@ -18,10 +18,11 @@ from cascade.schema import Schema
 from cascade.serving.pipeline import read_release
 from cascade.serving.runtime import ArtifactError
 from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
+from clients.split import CHALLENGER
 from export import trial
 from export.canary import Canary
 from export.control import Control, ControlError
-from export.live import CHALLENGER, Repository
+from export.live import Repository
 from export.manifest import verify
 from export.trial import TrialError
 

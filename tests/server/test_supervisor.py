@@ -175,7 +175,6 @@ def test_an_answer_that_cannot_be_right_is_no_answer() -> None:
     probe.check(answer([5, 7, 9], [0.9, 0.5, 0.5]))
     probe.check(answer([5, -1, -1], [0.9, 0.0, 0.0]))
     for ids, scores in (
-        ([5, 7, 9], [0.5, 0.9, 0.1]),
         ([5, 5, 9], [0.9, 0.5, 0.1]),
         ([5, 7, 9], [np.nan, np.nan, np.nan]),
         ([5, 7, 9], [np.inf, 0.5, 0.1]),

@@ -37,8 +37,9 @@ from clients import (
     draw,
     filters,
     recommend,
+    split,
 )
-from clients.conversation import AskConfig, AskItems, Conversation, Wait
+from clients.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
 from clients.layout import Answer, IdFeature, Layout, recommendations
 from clients.parquet import AnswerFile, UserFile
 
@@ -215,6 +216,7 @@ class World:
         self.ask_s = ask_s
         self.now = 100.0
         self.steps: list[Any] = []
+        self.config = config_of(SCHEMA)
 
     def conversation(self, deadline_s: float = 10.0, retry: Retry | None = None) -> Conversation:
         return Conversation(
@@ -241,7 +243,7 @@ class World:
             return None
         self.now += self.ask_s
         if isinstance(step, AskConfig):
-            return config_of(SCHEMA)
+            return self.config
         if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
             raise outcome
         first = step.tensors["user_id" if "user_id" in step.tensors else "dense"][:, :1]
@@ -797,3 +799,62 @@ def test_a_short_answer_says_so() -> None:
     assert [one.short for one in found] == [False, True, True]
     lines = recommend.table({}, found[1], None, 80)
     assert lines[-2:] == ["      no more than 2 are left", ""]
+
+
+# --- two releases at once
+
+
+def split_world(share: str) -> World:
+    world = World()
+    config = config_of(SCHEMA)
+    config.parameters[spec.CHALLENGER_SHARE].string_value = share
+    world.config = config
+    return world
+
+
+def test_a_user_always_gets_the_same_release() -> None:
+    keys = [f"user-{number}" for number in range(4000)]
+    (_, live), (_, challenged) = split.arms(keys, len(keys), 0.25)
+    assert len(live) + len(challenged) == len(keys)
+    assert 0.22 < len(challenged) / len(keys) < 0.28
+    assert split.arms(keys, len(keys), 0.25)[1][1].tolist() == challenged.tolist()
+    # A larger share takes more users, and none away.
+    assert {*challenged} < {*split.arms(keys, len(keys), 0.5)[1][1]}
+    assert split.arms(None, 3, 0.5)[0][1].tolist() == [0, 1, 2]
+
+
+def test_users_go_out_to_both_releases_and_come_back_in_order() -> None:
+    world = split_world("0.5")
+    users = [{"age": age} for age in range(20)]
+    found = world.play(world.conversation().recommend_many(users, keys=[*range(20)]))
+    assert [one.item_ids[0] for one in found] == list(range(20))
+    endings = [step.ending for step in world.steps if isinstance(step, AskItems)]
+    assert {*endings} == {"", "_b"}
+    found = world.play(world.conversation().recommend_users([*range(20)]))
+    assert [one.item_ids[0] for one in found] == list(range(20))
+    with pytest.raises(ValueError, match="1 keys came for 2 users"):
+        world.play(world.conversation().recommend_many(users[:2], keys=["a"]))
+
+
+def test_a_challenger_that_is_gone_costs_nothing() -> None:
+    world = split_world("0.999")
+    world.outcomes = [failure("NOT_FOUND")]
+    conversation = world.conversation()
+    assert world.play(conversation.recommend_many([{"age": 7}], keys=["a"]))[0].item_ids[0] == 7
+    assert [step.ending for step in world.steps[1:]] == ["_b", ""]
+    world.config = config_of(SCHEMA)
+    world.play(conversation.recommend_many([{"age": 7}], keys=["a"]))
+    assert [type(step) for step in world.steps[3:]] == [AskConfig, AskItems]
+    assert world.steps[-1].ending == ""
+
+
+def test_the_layout_is_asked_for_again_after_a_while() -> None:
+    world = World()
+    conversation = world.conversation()
+    world.play(conversation.recommend_many([{"age": 1}]))
+    world.now += LAYOUT_AGE_S + 1
+    world.outcomes = []
+    world.play(conversation.recommend_many([{"age": 1}]))
+    world.play(conversation.recommend_many([{"age": 1}]))
+    kinds = [type(step) for step in world.steps]
+    assert kinds == [AskConfig, AskItems, AskConfig, AskItems, AskItems]
