@@ -14,9 +14,15 @@ from pathlib import Path
 
 from perf.claims import RESILIENCE, verdicts
 from perf.commands import heading
-from perf.resilience import catalogue, releases
+from perf.resilience import catalogue, faults, filters, releases, users
 
-CASES = {"releases": releases.run, "catalogue": catalogue.run}
+CASES = {
+    "releases": releases.run,
+    "catalogue": catalogue.run,
+    "users": users.run,
+    "filters": filters.run,
+    "faults": faults.run,
+}
 MUST_HOLD = ("=",)  # what is lost or wrong; a time may have an excuse
 
 
