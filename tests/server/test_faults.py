@@ -19,8 +19,8 @@ def users(criteo: Any) -> Payload:
 
 
 def test_malformed_requests_do_no_harm(criteo: Any, users: Payload, tmp_path: Path) -> None:
-    found = fuzz.measure(criteo.repository, users, tmp_path, requests=1000)
-    assert found.requests >= 1000
+    found = fuzz.measure(criteo.repository, users, tmp_path, requests=500)
+    assert found.requests >= 500
     assert found.crashes == found.wrong == 0
     assert found.good > 0
 
