@@ -108,20 +108,18 @@ class Supervisor:
             models = {stub.model for stub in certain}
             pids = sorted(stub.pid for stub in certain)
             self._tell("process died", models=sorted(models), pids=pids)
-            others = {s for s in self._known - dead if s.model in models}
-            self._reload(client, models, beside={stub.model for stub in others})
-            self._replaced |= dict.fromkeys(others, time.monotonic() + RETIREMENT_S)
+            self._reload(client, models, beside={stub.model for stub in self._known - dead})
         return bool(certain)
 
     def _retire(self) -> None:
-        """End processes that others have replaced. Server 2.51 does it by itself unless the dead
-        one has lost a request: then it waits for that request for ever."""
+        """End processes that others have replaced. Server 2.51 does it by itself, unless one of
+        the model's processes hangs or has lost a request: then it waits for ever."""
         for stub, at in list(self._replaced.items()):
             if stub.gone or time.monotonic() > at:
                 del self._replaced[stub]
                 self._known.discard(stub)
                 if not stub.gone:
-                    os.kill(stub.pid, signal.SIGKILL)
+                    os.kill(stub.pid, signal.SIGKILL)  # at worst a zombie, whom it does nothing
 
     def _judge(self, client: grpc.InferenceServerClient, canary: Future[None]) -> None:
         error = canary.exception()
@@ -138,14 +136,13 @@ class Supervisor:
                 f"{RELOADS} times did not help:\n{self._server.log_excerpt()}"
             )
         self._reloads += 1
-        limits = {"headers": self._server.control_headers}
-        index = client.get_model_repository_index(**limits).models
-        self._reload(client, {model.name for model in index if model.state}, beside=set())
+        self._reload(client, None, beside=set())
 
     def _reload(
-        self, client: grpc.InferenceServerClient, models: Set[str], beside: Set[str]
+        self, client: grpc.InferenceServerClient, models: Set[str] | None, beside: Set[str]
     ) -> None:
-        """Load models with what is on disk now.
+        """Load models with what is on disk now; None = all that are loaded, and the one that does
+        not answer.
 
         Server 2.51 takes a model whose process died for loaded: it is unloaded first, or, where
         others of its processes live (`beside`), given a configuration that differs.
@@ -159,6 +156,10 @@ class Supervisor:
         }
         start = time.monotonic()
         try:
+            if models is None:
+                index = client.get_model_repository_index(**limits).models
+                models = {m.name for m in index if m.state == "READY"} | {str(self._server.probe)}
+            old = {stub for stub in self._known if stub.model in models}
             for model in models - beside:
                 client.unload_model(model, **limits)
             # What is made of others comes after them.
@@ -170,6 +171,7 @@ class Supervisor:
                 f"a model cannot be loaded again: {error.message()}\n{self._server.log_excerpt()}"
             ) from error
         self._failures = 0
+        self._replaced |= dict.fromkeys(old, time.monotonic() + RETIREMENT_S)
         self._tell("reloaded", models=sorted(models), seconds=round(time.monotonic() - start, 3))
 
     def _differing(self, model: str) -> str:

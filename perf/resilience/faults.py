@@ -50,7 +50,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
         ("processes that ended", str(storm.crashes)),
         ("good beside them: all, refused, wrong", _counts(storm.good, storm.refused, storm.wrong)),
         ("growth, MB", number(storm.growth_mb)),
-        ("stop under load: under way, lost", _counts(stop.under_way, stop.lost)),
+        ("stop under load: under way, lost", _counts(stop.under_way, len(stop.lost))),
         ("stop under load: s", number(stop.seconds)),
         ("stop under load: exit code, left over", _counts(stop.code, stop.left)),
         ("mutual TLS", "yes" if tls_ok else "no"),
@@ -63,7 +63,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
         "fuzz_requests": float(storm.requests),
         "fuzz_crashes": float(storm.crashes + storm.wrong),
         "fuzz_rss_growth_mb": storm.growth_mb,
-        "sigterm_lost": float(stop.lost),
+        "sigterm_lost": float(len(stop.lost)),
         "tls_ok": float(tls_ok),
     }
 

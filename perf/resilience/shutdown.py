@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.serving import reaper
+from clients.errors import NO_VERSIONS
 from perf.payload import Payload
 from perf.resilience.served import EXIT_S, serve
 from perf.resilience.traffic import OK, Traffic
@@ -21,14 +22,15 @@ class Shutdown:
 
     Args:
         under_way: requests that had been sent and not answered at the signal.
-        lost: of them, and of those that were still let in after it; not those that were refused.
+        lost: what became of those of them that were not answered, and of others that were still
+            let in. Who is refused at the door has lost nothing: he asks elsewhere.
         late: requests sent after the signal that got an answer.
         seconds: until the process had ended. code: with which it did.
         left: processes and shared-memory segments that remained.
     """
 
     under_way: int
-    lost: int
+    lost: tuple[str, ...]
     late: int
     seconds: float
     code: int
@@ -49,7 +51,11 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
     caught = [o for o in traffic.outcomes if o.sent_s < signal_s < o.done_s]
     return Shutdown(
         under_way=len(caught),
-        lost=sum(o.error != OK for o in caught) + sum(LOST in o.error for o in traffic.outcomes),
+        lost=tuple(
+            o.error
+            for o in traffic.outcomes
+            if LOST in o.error or (o in caught and o.error != OK and NO_VERSIONS not in o.error)
+        ),
         late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
         seconds=seconds,
         code=code,

@@ -19,8 +19,8 @@ def users(criteo: Any) -> Payload:
 
 
 def test_malformed_requests_do_no_harm(criteo: Any, users: Payload, tmp_path: Path) -> None:
-    found = fuzz.measure(criteo.repository, users, tmp_path, requests=1000)
-    assert found.requests >= 1000
+    found = fuzz.measure(criteo.repository, users, tmp_path, requests=500)
+    assert found.requests >= 500
     assert found.crashes == found.wrong == 0
     assert found.good > 0
 
@@ -28,7 +28,7 @@ def test_malformed_requests_do_no_harm(criteo: Any, users: Payload, tmp_path: Pa
 def test_a_stop_under_load_loses_nothing(criteo: Any, users: Payload, tmp_path: Path) -> None:
     found = shutdown.measure(criteo.repository, users, tmp_path)
     assert found.under_way > 0
-    assert (found.lost, found.code, found.left) == (0, 0, 0)
+    assert (found.lost, found.code, found.left) == ((), 0, 0)
 
 
 def test_too_many_requests_are_refused(criteo: Any, users: Payload, tmp_path: Path) -> None:

@@ -149,6 +149,18 @@ def test_a_publisher_is_left_alone(criteo: Any, served: Served, log: Path) -> No
     assert "reloaded" not in [event["event"] for event in events(log)[len(before) :]]
 
 
+def test_a_stage_that_hangs_is_replaced(criteo: Any, served: Served, log: Path) -> None:
+    """It is alive, so only the canaries tell."""
+    before = events(log)
+    hanging = stub_of(served, "rank")
+    os.kill(hanging.pid, signal.SIGSTOP)
+    wait_until(lambda: "reloaded" in [event["event"] for event in events(log)[len(before) :]])
+    failed = [event for event in events(log)[len(before) :] if event["event"] == "canary failed"]
+    assert [event["in_a_row"] for event in failed] == [1, 2, 3]
+    assert answered(served, criteo.users[0])
+    wait_until(lambda: hanging.dead or hanging.gone)
+
+
 def test_the_launcher_ends_where_reloading_does_not_help(
     served: Served, repository: Path, log: Path
 ) -> None:
