@@ -514,6 +514,7 @@ def test_the_command_prints_a_table_with_titles(url: str, tmp_path: Path) -> Non
         "rank  item id  title                        score",
         "   1      300  Heat (1995)                 1.0000",
         "   2      301  City of Lost Children, The  0.5000",
+        "      no more than 2 are left",
         "",
     ]
 

@@ -132,6 +132,8 @@ class Filtered:
             rows = self._index.search_without(queries[bound], fetched, excluded)
             found[bound] = self._kept(rows, denied)
         for user in np.flatnonzero(found[:, -1] < 0):
+            if user in free and not denied.count:
+                continue  # has what the search without filters finds
             left = self._left(wishes[user], denied)
             found[user] = self._among(queries[user : user + 1], left)
         return found
