@@ -17,7 +17,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from cascade.files import move, replace_text
+from cascade.files import content, move, replace_text
 from cascade.schema import Schema
 from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ArtifactError
@@ -38,6 +38,7 @@ from export import config
 PENDING_FILE = "pending"  # beside release.json, until a release has been live
 STAGED = "staged-"  # not a number, so the server takes no notice of it
 FRONTS = (ENSEMBLE, RECOMMEND_USER)
+READ_ONLY = 0o444  # what is installed is never written again
 NEXT = "_next"  # where one process is the whole cascade, it is tried as `recommend_next`
 
 
@@ -117,6 +118,8 @@ class Repository:
             # In the way of Python's bytecode: the server would take a version that gets a file
             # after it was loaded for a changed one, and load it again in the middle of the switch.
             (program.parent / "__pycache__").touch()
+        for file in content(staged):
+            file.chmod(READ_ONLY)
         (staged / ENSEMBLE / str(number) / PENDING_FILE).touch()
         for folder in sorted(staged.glob(f"*/{number}"), key=lambda f: f.parent.name == ENSEMBLE):
             move(folder, self.root / folder.parent.name / str(number))
