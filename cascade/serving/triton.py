@@ -21,7 +21,7 @@ from cascade.serving import marks, request_log
 from cascade.serving.metrics import Metrics
 from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
-from cascade.serving.stages import Chain, deny_list_of, load_stages
+from cascade.serving.stages import deny_list_of, load_stages
 from cascade.spec import RELEASE, Serving
 
 Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
@@ -55,7 +55,7 @@ class TritonPythonModel:
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
         self.log = RequestLog(name, release, request_log.wanted(values))
-        held = self.stage.stages if isinstance(self.stage, Chain) else (self.stage,)
+        held = getattr(self.stage, "stages", (self.stage,))
         self.metrics = Metrics(pb_utils, name, release, dict(zip(names, held, strict=True)))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

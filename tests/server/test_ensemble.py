@@ -146,6 +146,7 @@ def test_the_stages_answer_alone_and_say_what_they_take(criteo: Any, criteo_serv
     assert {t.name: (t.datatype, list(t.shape)) for t in metadata.outputs} == {
         "item_ids": ("INT64", [-1, 10]),
         "scores": ("FP32", [-1, 10]),
+        "release": ("INT64", [-1, 1]),
     }
 
 
