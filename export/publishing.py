@@ -126,25 +126,32 @@ class Publisher:
         self._step("recover")
         repository = self.repository
         live = repository.live
-        for number in repository.releases():
-            if number == live:
-                repository.settle(number)
-            elif repository.pending(number):
-                self._say(f"release {number} was never live: removed")
-                repository.remove(number)
-        for folder in [*repository.leftovers()]:
-            shutil.rmtree(folder)
+        if live is not None:
+            repository.settle(live)
+        pending = [number for number in repository.releases() if repository.pending(number)]
         if live is None:
+            self._clean(pending)
             return
         loaded = repository.loaded()
-        kept = [number for number in loaded if repository.complete(number)]
-        if loaded and kept != loaded:
+        kept = [n for n in loaded if repository.complete(n) and n not in pending]
+        if kept != loaded:
+            # Before the files go: the server may still be loading them, and server 2.51 waits for
+            # ever for a process that does not find its model.
             repository.configure(live, kept)
             self._load_members()
+        self._clean(pending)
         if self.control and self.control.release() != live:
             self._say(f"release {live} is written down as live: the server follows")
             self._load_members()
             self._load_fronts()
+
+    def _clean(self, numbers: list[int]) -> None:
+        """Remove releases that were never live, and what is left of others."""
+        for number in numbers:
+            self._say(f"release {number} was never live: removed")
+            self.repository.remove(number)
+        for folder in [*self.repository.leftovers()]:
+            shutil.rmtree(folder)
 
     def _check(self, release: dict[str, Any], number: int) -> None:
         """Does it fit beside what is here?"""

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from cascade import index
 from cascade.index.kinds import base
 from cascade.serving.pipeline import newest_version, read_release
+from cascade.serving.retrieve import Retrieve
 from cascade.serving.runtime import Array, Description
-from cascade.serving.stages import Retrieve, Stage, load_stage
+from cascade.serving.stages import Stage, load_stage
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, sizes_from, stage_path
 from export.stage_files import ITEM_STATE
 from perf import work

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 
 from cascade import index
 from cascade.encoding import Encoder
+from cascade.serving.retrieve import Retrieve
 from cascade.serving.runtime import ONNX_FILE, Array, Description
-from cascade.serving.stages import Retrieve
 from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE
 from cascade.training import checkpoint
 from export.release import read_catalogue

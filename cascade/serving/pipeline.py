@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cascade.serving.retrieve import Retrieve
 from cascade.serving.runtime import Array, ArtifactError
-from cascade.serving.stages import Retrieve, Score, deny_list_of, load_stage
+from cascade.serving.stages import Score, deny_list_of, load_stage
 from cascade.spec import (
     ENSEMBLE,
     PRERANK,

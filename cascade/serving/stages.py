@@ -15,16 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cascade import index
-from cascade.encoding import Encoder, InvalidInput
+from cascade.encoding import InvalidInput
 from cascade.schema import Schema
-from cascade.serving import exact, filters, marks
-from cascade.serving.lookup import ById, Lookup
+from cascade.serving import marks
 from cascade.serving.runtime import Array, ArtifactError, load_graph
 from cascade.spec import (
-    ALLOW,
     CATALOGUE_IDS,
-    EXCLUDE,
     LOOKUP,
     PRERANK,
     RANK,
@@ -33,7 +29,6 @@ from cascade.spec import (
     Serving,
     wire_features,
 )
-from cascade.store import UserLayout, open_backend
 
 
 class Stage(Protocol):
@@ -54,54 +49,6 @@ class Stage(Protocol):
         Raises:
             InvalidInput: a value of the request is at fault, not the stage.
         """
-
-
-class Retrieve:
-    """Raw user -> encoded user and candidates.
-
-    dense [B, F_dense], categorical [B, F_cat] -> user_dense [B, F_dense], user_ids [B, C],
-    candidates [B, K]: catalogue rows, best first, -1 pads.
-
-    Args:
-        deny_list: file of the items that nobody is to get; None = there is none.
-    """
-
-    inputs: tuple[str, ...] = ("dense", "categorical")
-    optional: tuple[str, ...] = (EXCLUDE, ALLOW)
-    outputs: tuple[str, ...] = ("user_dense", "user_ids", "candidates")
-
-    def __init__(
-        self, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
-    ) -> None:
-        self.candidates = candidates
-        self.encoder = Encoder.load(folder, sides=("user",))
-        self.schema_hash = self.encoder.schema.hash
-        _, tower = load_graph(folder, self.encoder.schema, serving)
-        self._tower = marks.after("tower", tower)
-        index.set_threads(max(1, serving.threads))
-        self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
-        items = filters.Items(folder, self.encoder.schema.hash)
-        deny = filters.DenyList(deny_list, items) if deny_list else None
-        search = exact.searcher(self.index, self._tower, candidates)
-        self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
-        self._kept = 0
-
-    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
-        dense, categorical, *wanted = inputs
-        user_dense, user_ids = self.encoder.encode("user", dense, categorical)
-        marks.mark("encode")
-        if not len(user_ids):
-            return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
-        rows = self._search(user_dense, user_ids, *wanted)
-        marks.mark("search")
-        self._kept += int(np.count_nonzero(rows >= 0))
-        return user_dense, user_ids, rows
-
-    def counts(self) -> Mapping[str, int]:
-        return {"kept": self._kept}
-
-    def levels(self) -> Mapping[str, float]:
-        return {"items": len(self.index)}
 
 
 class Score:
@@ -175,11 +122,16 @@ class Chain:
 def load_stage(
     name: str, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
 ) -> Stage:
-    """Open a version folder as the stage of that name."""
+    """Open a version folder as the stage of that name.
+
+    What a stage needs is imported with it: a process that ranks starts without an index's library.
+    """
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
         serving = replace(serving, threads=threads)
     if name == RETRIEVE:
+        from cascade.serving.retrieve import Retrieve
+
         return Retrieve(folder, serving, candidates, deny_list)
     if name == RANK and (folder / RERANK).exists():
         from cascade.serving.reranked import Reranked  # which is a `Score`
@@ -204,6 +156,9 @@ def load_stages(
         OtherLayout: users are to come from a store that was written for other features.
     """
     if names[0] == LOOKUP:
+        from cascade.serving.lookup import ById, Lookup
+        from cascade.store import UserLayout, open_backend
+
         stage = load_stages(names[1:], folder, serving, candidates, deny_list)
         place = folder if len(names) == 2 else folder / RETRIEVE
         schema = Schema.load(place / "schema.json")

@@ -23,7 +23,7 @@ from perf.commands import heading
 from perf.commands import run as command
 from perf.table import table
 
-ITEMS, THOROUGH_ITEMS, NEW = 100_000, 1_000_000, 1_000
+ITEMS, THOROUGH_ITEMS, NEW = 30_000, 1_000_000, 1_000
 USERS, BATCH = 256, 32
 EXPORT = [
     "--index",

@@ -35,7 +35,7 @@ from perf.resilience.audience import Audience
 from perf.table import table
 
 RELEASES, ROLLBACKS = 20, 4
-ITEMS, THOROUGH_ITEMS = 20_000, 200_000
+ITEMS, THOROUGH_ITEMS = 5_000, 200_000
 EXPORT = [
     "--index",
     "ivfsq8",
@@ -49,7 +49,7 @@ EXPORT = [
     "1",
 ]
 USERS = 512
-QUIET_S = 6.0  # of load before anything is published
+QUIET_S = 5.0  # of load before anything is published
 KEY = secrets.token_urlsafe(32)
 DRIVER = """
 import os, sys
@@ -89,7 +89,7 @@ class Exports:
         sources = work / "even" / "repository", work / "odd" / "repository"
         for seed, source in enumerate(sources):
             checkpoints = source.parent / "checkpoints"
-            size = ("--items", items, "--ranker", "small", "--users", USERS, "--seed", seed)
+            size = ("--items", items, "--ranker", "tiny", "--users", USERS, "--seed", seed)
             command("perf.fixture", *size, "--out", checkpoints)
             command("export", "--checkpoints", checkpoints, "--repository", source, *EXPORT)
         users = sources[0].parent / "checkpoints" / "users.jsonl"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +170,7 @@ def test_a_killed_publisher_costs_nothing(site: Site, step: str) -> None:
             assert publisher.stdout is not None
             for line in publisher.stdout:
                 if line.split()[1] == step:
+                    time.sleep(0.1)  # into the step
                     os.kill(publisher.pid, signal.SIGKILL)
         assert publisher.returncode == -signal.SIGKILL
         now = site.repository.live

@@ -19,8 +19,9 @@ from cascade.encoding import InvalidInput
 from cascade.index import IndexFileError
 from cascade.schema import SchemaError
 from cascade.serving.pipeline import Pipeline, newest_version, read_sizes
+from cascade.serving.retrieve import Retrieve
 from cascade.serving.runtime import ArtifactError
-from cascade.serving.stages import Retrieve, load_stage
+from cascade.serving.stages import load_stage
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
 from cascade.training import checkpoint
 from export.release import read_catalogue
