@@ -6,13 +6,17 @@ A block `<!-- name -->` … `<!-- /name -->` is replaced by what the function of
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from perf.claims import RESILIENCE, verdicts
+
 DEMO_OUTPUT = Path("build/demo/output.txt")
 TEST_OUTPUT = Path("build/test.txt")
 REPORT = Path("perf/report.md")
+RESILIENCE_LINES = Path("perf/results/resilience-cpu.jsonl")
 
 
 def demo() -> str:
@@ -41,7 +45,18 @@ def results() -> str:
     return str([*claims, *tables][0].strip())
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "tests": tests, "results": results}
+def resilience() -> str:
+    """The claims of the latest whole run of `perf.resilience`."""
+    *_, last = RESILIENCE_LINES.read_text().splitlines()
+    return verdicts(json.loads(last)["resilience"], RESILIENCE)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "tests": tests,
+    "results": results,
+    "resilience": resilience,
+}
 
 
 def fill(text: str, blocks: dict[str, Callable[[], str]]) -> str:

@@ -11,7 +11,9 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+from perf import record
 from perf.claims import RESILIENCE, verdicts
 from perf.commands import heading
 from perf.resilience import catalogue, faults, filters, releases, users
@@ -23,6 +25,7 @@ CASES = {
     "filters": filters.run,
     "faults": faults.run,
 }
+RESULTS_FILE = "resilience-cpu.jsonl"
 MUST_HOLD = ("=",)  # what is lost or wrong; a time may have an excuse
 
 
@@ -45,6 +48,8 @@ def main() -> None:
         shutil.rmtree(work)
         summary[f"{name}_s"] = round(time.monotonic() - began, 1)
         path.write_text(json.dumps(summary, indent=1) + "\n")
+    if {*args.cases} == {*CASES}:
+        keep(summary)
     heading(f"summary ({path})")
     print(verdicts(summary, RESILIENCE))
     wrong = [
@@ -56,6 +61,16 @@ def main() -> None:
     ]
     if wrong:
         raise SystemExit(f"something was lost or wrong: {', '.join(wrong)}")
+
+
+def keep(summary: dict[str, Any], results: Path = record.RESULTS) -> None:
+    """Add the line of a whole run to the results."""
+    circumstances = record.environment(
+        configuration="resilience", repository=None, payload={"source": "drawn"}, versions={}
+    )
+    line = {"time": record.now(), **circumstances, "resilience": summary}
+    with (results / RESULTS_FILE).open("a") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
