@@ -25,26 +25,24 @@ from perf.table import table
 
 ITEMS, THOROUGH_ITEMS, NEW = 30_000, 1_000_000, 1_000
 USERS, BATCH = 256, 32
-EXPORT = [
-    "--index",
-    "pcaivfsq8",
-    "--state",
-    "float16",
-    "--weights",
-    "float32",
-    "--users-per-run",
-    "8",
-]
+UNTUNED = (
+    *("--index", "pcaivfsq8", "--state", "float16", "--weights", "float32"),
+    *("--users-per-run", "8"),
+)
 
 
 def run(work: Path, thorough: bool) -> dict[str, float]:
-    """-> the keys of the summary."""
-    items = THOROUGH_ITEMS if thorough else ITEMS
+    """-> the keys of the summary.
+
+    Args:
+        thorough: a million items, and the export as anybody would call it, tuning included.
+    """
+    items, how = (THOROUGH_ITEMS, ()) if thorough else (ITEMS, UNTUNED)
     heading(f"{NEW:,} new items in a catalogue of {items:,}")
     checkpoints, exported = work / "checkpoints", work / "exported"
     command("perf.fixture", "--items", items, "--ranker", "small", "--out", checkpoints)
     began = time.monotonic()
-    command("export", "--checkpoints", checkpoints, "--repository", exported, *EXPORT)
+    command("export", "--checkpoints", checkpoints, "--repository", exported, *how)
     full_s = time.monotonic() - began
     repository = Repository(work / "live")
     Publisher(repository, say=lambda line: None).publish(from_export(exported))

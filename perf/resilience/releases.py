@@ -36,18 +36,10 @@ from perf.table import table
 
 RELEASES, ROLLBACKS = 20, 4
 ITEMS, THOROUGH_ITEMS = 5_000, 200_000
-EXPORT = [
-    "--index",
-    "ivfsq8",
-    "--state",
-    "float16",
-    "--weights",
-    "float32",
-    "--users-per-run",
-    "8",
-    "--instances",
-    "1",
-]
+EXPORT = (
+    *("--index", "ivfsq8", "--state", "float16", "--weights", "float32"),
+    *("--users-per-run", "8", "--instances", "1"),
+)
 USERS = 512
 QUIET_S = 5.0  # of load before anything is published
 KEY = secrets.token_urlsafe(32)
