@@ -11,6 +11,8 @@ What it does:
   processes, where it has others, and in its place where not. An ensemble leaves and comes back with
   its members by itself;
 - several canaries in a row fail: all models are unloaded and loaded again;
+- the server itself has crashed, as it does when a process dies that holds one of its locks: it is
+  started again, on the same ports;
 - that does not help: it gives up, and whoever runs the server starts another.
 
 One failed canary is nothing: a publisher may be switching releases. A canary that is refused for
@@ -41,8 +43,10 @@ GLANCE_S = 0.2  # between looks at the processes
 CANARY_S = 1.0  # between canaries
 CANARY_TIMEOUT_S = 2.0
 PATIENCE = 3  # canaries in a row that may fail
+CRASH_S = 5.0  # it may take, and to write about it
 RETIREMENT_S = 5.0  # for what is under way in a process that others have replaced
 RELOADS = 2  # without an answer in between, then it gives up
+RESTARTS = 3  # in its life
 
 
 def say(event: str, **facts: object) -> None:
@@ -65,14 +69,29 @@ class Supervisor:
         self._known: set[Stub] = set()
         self._suspected: set[Stub] = set()
         self._replaced: dict[Stub, float] = {}
-        self._failures = self._reloads = 0
+        self._failures = self._reloads = self._restarts = 0
 
     def watch(self) -> int | None:
         """Until the server ends by itself: its exit code; None when it was cancelled.
 
         Raises:
-            ServerError: it does not answer, and reloading did not help.
+            ServerError: it does not answer, and neither reloading nor another start helped.
         """
+        while (code := self._watch()) is not None and code < 0 and self._restarts < RESTARTS:
+            self._restarts += 1
+            self._restart(code)
+        return code
+
+    def _restart(self, code: int) -> None:
+        self._tell("server died", signal=-code, log=self._server.log_excerpt())
+        start = time.monotonic()
+        self._known, self._suspected, self._replaced = set(), set(), {}
+        self._failures = self._reloads = 0
+        self._server.stop()
+        self._server.start()
+        self._tell("restarted", pid=self._server.pid, seconds=round(time.monotonic() - start, 3))
+
+    def _watch(self) -> int | None:
         next_canary, canary = 0.0, None
         with self._server.connect() as client, ThreadPoolExecutor(1) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
@@ -167,12 +186,21 @@ class Supervisor:
                 config = self._differing(model) if model in beside else None
                 client.load_model(model, config=config, **limits)
         except InferenceServerException as error:
+            if error.status() == "StatusCode.UNAVAILABLE" and self._crashes():
+                return
             raise ServerError(
                 f"a model cannot be loaded again: {error.message()}\n{self._server.log_excerpt()}"
             ) from error
         self._failures = 0
         self._replaced |= dict.fromkeys(old, time.monotonic() + RETIREMENT_S)
         self._tell("reloaded", models=sorted(models), seconds=round(time.monotonic() - start, 3))
+
+    def _crashes(self) -> bool:
+        """Whether the server is about to end: it closes its connections first."""
+        deadline = time.monotonic() + CRASH_S
+        while time.monotonic() < deadline and self._server.poll() is None:
+            time.sleep(GLANCE_S)
+        return self._server.poll() is not None
 
     def _differing(self, model: str) -> str:
         """The configuration on disk, as JSON, with a parameter that nobody reads."""

@@ -98,10 +98,11 @@ def _storm(served: Served, sender: Sender, requests: int, seconds: float) -> tup
     """Requests sent, growth in MB, processes that ended."""
     start, sent, crashes = time.monotonic(), 0, 0
     warm_mb = None
-    alive = stubs.alive(served.name)
+    name = served.name
+    alive = stubs.alive(name)
     while sent < requests and served.running and time.monotonic() < start + seconds:
         sent += _round(sender, sent)
-        now = stubs.alive(served.name)
+        now = stubs.alive(name)  # none of another server, where the launcher had to start one
         crashes += len(alive - now)
         alive = now
         spent = max(sent / requests, (time.monotonic() - start) / seconds)

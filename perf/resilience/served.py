@@ -14,7 +14,7 @@ from cascade.serving import reaper
 from perf import memory
 from perf.record import ROOT
 
-_READY = re.compile(r"ready: .*\(pid (\d+),.* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
+_READY = re.compile(r"ready: .* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
 FREE_PORTS = tuple(f"--{service}-port=0" for service in ("http", "grpc", "metrics"))
 EXIT_S = 60.0
 
@@ -24,17 +24,31 @@ class Served:
     """What runs.
 
     Args:
-        launcher: `python -m cascade.serving`. pid: tritonserver.
-        name: of the server, `cascade.serving.reaper`.
+        launcher: `python -m cascade.serving`.
         url, http_url, metrics_url: its services.
     """
 
     launcher: subprocess.Popen[str]
-    pid: int
-    name: str
     url: str
     http_url: str
     metrics_url: str
+
+    @property
+    def pid(self) -> int:
+        """Of tritonserver; another one where the launcher had to start it again.
+
+        Raises:
+            ValueError: there is none now.
+        """
+        launcher = self.launcher.pid
+        return int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())
+
+    @property
+    def name(self) -> str:
+        """Of the server, `cascade.serving.reaper`."""
+        variables = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
+        (name,) = (v for v in variables if v.startswith(f"{reaper.VARIABLE}=".encode()))
+        return name.partition(b"=")[2].decode()
 
     @property
     def running(self) -> bool:
@@ -71,14 +85,7 @@ def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
             found = _READY.match(line)
             if found is None:
                 raise SystemExit(f"the server did not start: {log.read_text()}{line}")
-            pid = int(found[1])
-            yield Served(launcher, pid, _name(pid), found[2], found[3] or "", found[4])
+            yield Served(launcher, found[1], found[2] or "", found[3])
         finally:
             launcher.terminate()  # does nothing to one that has ended
             launcher.wait(EXIT_S)
-
-
-def _name(pid: int) -> str:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    (name,) = (v.split(b"=")[1] for v in variables if v.startswith(f"{reaper.VARIABLE}=".encode()))
-    return name.decode()

@@ -44,6 +44,7 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
         Traffic(served.url, users, at_once=16, timeout_s=10.0) as traffic,
     ):
         time.sleep(LOAD_S)
+        name = served.name
         signal_s = time.monotonic()
         served.launcher.terminate()
         code = served.launcher.wait(EXIT_S)
@@ -59,5 +60,5 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
         late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
         seconds=seconds,
         code=code,
-        left=len(reaper.processes(served.name)) + len(reaper.segments(served.name)),
+        left=len(reaper.processes(name)) + len(reaper.segments(name)),
     )
