@@ -42,6 +42,8 @@ def lifetime(name: str, repository: Path, exit_timeout_s: int) -> Iterator[str]:
     yield "--rate-limit=execution_count"  # the ranks of instances count
     yield f"--backend-config=python,shm-region-prefix-name={name}"
     yield f"--exit-timeout-secs={exit_timeout_s}"
+    # Else the Python backend starts every model once more, to ask what its config.pbtxt leaves out.
+    yield "--disable-auto-complete-config"
     yield f"--allow-gpu-metrics={'true' if GPU_DEVICE.exists() else 'false'}"
     yield from ("--strict-readiness=true", "--exit-on-error=true", "--log-verbose=0")
 
