@@ -45,8 +45,8 @@ TOPOLOGIES: dict[Topology, dict[str, tuple[str, ...]]] = {
 }
 # Requests that may wait for a model unless told otherwise. A process answers a user in about a
 # millisecond (`users_per_run` of release.json has the measured times), so the last of a full queue
-# waits for less than a tenth of a second, which a caller of recommendations has; and batches of any
-# size that pays can be made of so many.
+# waits for a tenth of a second, which a caller of recommendations has; and batches of any size that
+# pays can be made of so many.
 QUEUE = 64
 # Every process that there can be.
 PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in models.items()}
@@ -126,14 +126,8 @@ class Serving:
         batch_users: the size at which the server closes a batch of waiting requests, though more
             wait; 0 = at `max_batch_size`. All of a batch are answered together, so on a CPU a large
             one makes its first users wait for the last.
-        max_queue_size: requests that may wait before the next is refused as UNAVAILABLE; None takes
-            `QUEUE` where there are two instances or more and no bound for a single one; 0 sets
-            no queue policy at all. Server 2.51 lets a single instance sleep for up to half a
-            second beside waiting requests as soon as there is any policy, so a bound goes with
-            two instances or more.
-        timeout_us: longest time in a bounded queue before a request is refused; a request that
-            brings a shorter one of its own is held to that. A client allows a second by default:
-            a quarter for the queue of each of three models, one for the computing.
+        max_queue_size: requests that may wait for a model before some are refused as UNAVAILABLE
+            (`cascade.serving.waiting`); 0 = as many as come.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
             that a run costs one launch. Elsewhere than on CUDA only the padding remains.
@@ -160,8 +154,7 @@ class Serving:
     max_batch_size: int = 64
     queue_delay_us: int = 0
     batch_users: int = 0
-    max_queue_size: int | None = None
-    timeout_us: int = 250_000
+    max_queue_size: int = QUEUE
     topology: Topology = "ensemble"
     users_per_run: int = 0
     cuda_graphs: bool = False
@@ -173,13 +166,6 @@ class Serving:
     temperature: float = 1.0
     store: str = ""
 
-    @property
-    def queue(self) -> int:
-        """Requests that may wait; 0 = as many as come."""
-        if self.max_queue_size is None:
-            return QUEUE if self.instances > 1 else 0
-        return self.max_queue_size
-
     def parameters(self) -> dict[str, str]:
         """The knobs that the Python process itself reads."""
         return {
@@ -187,6 +173,7 @@ class Serving:
             "device": self.device,
             "threads": str(self.threads),
             "users_per_run": str(self.users_per_run),
+            "max_queue_size": str(self.max_queue_size),
             "cuda_graphs": str(int(self.cuda_graphs)),
             "half": str(int(self.half)),
         }
@@ -202,6 +189,7 @@ class Serving:
         return cls(
             threads=int(values.get("threads", "0")),
             users_per_run=int(values.get("users_per_run", "0")),
+            max_queue_size=int(values.get("max_queue_size", QUEUE)),
             runtime=runtime,
             device="cpu" if device == "cpu" else "cuda",
             cuda_graphs=values.get("cuda_graphs", "0") == "1",

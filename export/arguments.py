@@ -74,7 +74,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
     parser.add_argument("--batch-users", type=int, help="that close a batch [8; any on cuda]")
     parser.add_argument(
-        "--max-queue-size", type=int, help="requests that may wait [64 with two instances or more]"
+        "--max-queue-size",
+        type=int,
+        default=Serving.max_queue_size,
+        help="requests that may wait for a model [%(default)s; 0 = any number]",
     )
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)

@@ -67,12 +67,6 @@ def process_config(
     batching.max_queue_delay_microseconds = serving.queue_delay_us
     if serving.batch_users:
         batching.preferred_batch_size.append(serving.batch_users)
-    if serving.queue:
-        policy = batching.default_queue_policy
-        policy.timeout_action = pb.ModelQueuePolicy.REJECT
-        policy.default_timeout_microseconds = serving.timeout_us
-        policy.allow_timeout_override = True
-        policy.max_queue_size = serving.queue
     _parameters(
         config,
         {

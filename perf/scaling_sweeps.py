@@ -26,7 +26,6 @@ Point = dict[str, Any]
 
 EFFORT = Effort("scaling", window_requests=500, stability_percent=50, trials=4)
 IN_FLIGHT = 16
-PATIENCE_US = 10_000_000
 
 
 def items(made: Sequence[Artifacts], rounds: int = costs.ROUNDS) -> list[Point]:
@@ -90,13 +89,7 @@ def instances(made: Artifacts, sizes: Sequence[int], work: Path) -> list[Point]:
         rewire(
             made.repository,
             repository,
-            # What waits is measured, not refused.
-            replace(
-                serving_of(made.repository),
-                instances=count,
-                topology="fused",
-                timeout_us=PATIENCE_US,
-            ),
+            replace(serving_of(made.repository), instances=count, topology="fused"),
         )
         points.append({**_point("instances", count), **_served(repository, made.users())})
     return points

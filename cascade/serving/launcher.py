@@ -189,7 +189,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=process.environment(binary, self.name, self.threads),
+                env=process.environment(binary, self.name, self.threads, self.metrics_url),
                 start_new_session=True,  # a Ctrl-C is for the launcher, which then stops it
             )
 

@@ -6,7 +6,7 @@ Every family has the labels `model` and `release`; what is so for a stage, `stag
 |---|---|---|
 | cascade_batch_seconds_bucket, _sum, _count | le | time of a batch in a process: a histogram |
 | cascade_batch_users_total | | users in those batches |
-| cascade_errors_total | kind | requests refused (`input`) or failed (`stage`) |
+| cascade_errors_total | kind | refused: the `input`, a full `queue`; failed: the `stage` |
 | cascade_<count>_total | stage | what a stage counts itself, see `Counting` |
 | cascade_<level> | stage | what a stage has now: `items` |
 | cascade_release | | the release that the model serves |
@@ -65,7 +65,7 @@ class Metrics:
         self._published: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._seconds, self._users = 0.0, 0
-        self._errors = {"input": 0, "stage": 0}
+        self._errors = {"input": 0, "queue": 0, "stage": 0}
         self._metric("release", {}, backend.MetricFamily.GAUGE).set(release)
         self.publish()
         self._ended = threading.Event()
@@ -78,9 +78,9 @@ class Metrics:
         self._seconds += seconds
         self._users += users
 
-    def error(self, kind: str) -> None:
-        """A request got no answer: its `input` is at fault, or the `stage`."""
-        self._errors[kind] += 1
+    def error(self, kind: str, requests: int = 1) -> None:
+        """They got no answer: their `input` is at fault, a full `queue`, or the `stage`."""
+        self._errors[kind] += requests
 
     def publish(self) -> None:
         """Hand the server what is new since the last time."""

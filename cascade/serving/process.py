@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import cascade
-from cascade.serving import binaries, reaper, security
+from cascade.serving import binaries, reaper, security, waiting
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
 STOP_MARGIN_S = 5.0  # what tritonserver may take beyond its own exit timeout
@@ -34,12 +34,15 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-def environment(binary: binaries.ServerBinary, name: str, threads: int) -> dict[str, str]:
+def environment(
+    binary: binaries.ServerBinary, name: str, threads: int, metrics_url: str
+) -> dict[str, str]:
     """What the server called `name` and its stubs find in their environment.
 
     Args:
         threads: bound on the compute threads of each process, for the numerical libraries and, as
             CASCADE_THREADS, for the stages.
+        metrics_url: where the stages see how many requests wait for them.
     """
     variables = binaries.loader_environment(binary.libraries)
     variables[reaper.VARIABLE] = name
@@ -55,6 +58,7 @@ def environment(binary: binaries.ServerBinary, name: str, threads: int) -> dict[
     for library in ("OMP", "OPENBLAS", "MKL"):
         variables[f"{library}_NUM_THREADS"] = str(threads)
     variables["CASCADE_THREADS"] = str(threads)
+    variables[waiting.VARIABLE] = metrics_url
     variables.pop(security.KEY_VARIABLE, None)  # not for the code of models
     return variables
 

@@ -22,6 +22,7 @@ from cascade.serving.metrics import Metrics
 from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
 from cascade.serving.stages import deny_list_of, load_stages
+from cascade.serving.waiting import Waiting
 from cascade.spec import RELEASE, Serving
 
 Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
@@ -52,6 +53,14 @@ class TritonPythonModel:
             if tensor.get("optional")
         }
         self.users_per_run = serving.users_per_run
+        batching, groups = config["dynamic_batching"], config["instance_group"]
+        self.waiting = Waiting(
+            name,
+            release,
+            serving.max_queue_size,
+            processes=sum(int(group["count"]) for group in groups),
+            full=min(map(int, batching.get("preferred_batch_size") or [config["max_batch_size"]])),
+        )
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
         self.log = RequestLog(name, release, request_log.wanted(values))
@@ -59,6 +68,8 @@ class TritonPythonModel:
         self.metrics = Metrics(pb_utils, name, release, dict(zip(names, held, strict=True)))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
+        if self.waiting.refuses(len(requests)):
+            return self._refuse(len(requests))
         marks.mark(marks.START)
         start = time.perf_counter()
         inputs = [self._read(request) for request in requests]
@@ -75,7 +86,13 @@ class TritonPythonModel:
         if self.log.every_request:
             ids = (request.request_id() for request in requests)
             self.log.answered([*zip(ids, users, strict=True)], seconds)
+        self.waiting.look(sum(users))
         return answers
+
+    def _refuse(self, requests: int) -> list[Any]:
+        self.metrics.error("queue", requests)
+        message = f"more than {self.waiting.most} requests wait for {self.name}: ask again later"
+        return [_refusal(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
 
     def finalize(self) -> None:
         self.metrics.close()

@@ -15,7 +15,6 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
 from cascade.spec import (
     ENSEMBLE,
-    QUEUE,
     RANK,
     RELEASE,
     STAGES,
@@ -46,7 +45,6 @@ BUSY = Serving(
     queue_delay_us=250,
     batch_users=4,
     max_queue_size=128,
-    timeout_us=40_000,
 )
 
 Configs = dict[str, Any]
@@ -161,13 +159,10 @@ def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
         assert (group.count, group.kind) == (3, pb.ModelInstanceGroup.KIND_GPU)
         assert message.dynamic_batching.max_queue_delay_microseconds == 250
         assert message.dynamic_batching.preferred_batch_size == [4]
-        policy = message.dynamic_batching.default_queue_policy
-        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
-        assert policy.max_queue_size == 128
-        assert policy.default_timeout_microseconds == 40_000
         parameters = {k: v.string_value for k, v in message.parameters.items()}
         read = Serving.from_parameters(parameters)
         assert (read.runtime, read.device, read.threads) == ("torchscript", "cuda", 2)
+        assert read.max_queue_size == 128
         assert parameters["candidates"] == "90"
         assert parameters["layout_hash"] == CRITEO.layout_hash
     parameters = {k: v.string_value for k, v in found[ENSEMBLE].parameters.items()}
@@ -186,18 +181,8 @@ def test_instances_on_a_cpu_are_ranked(instances: int) -> None:
     assert all(later > earlier for earlier, later in pairwise(ranks))
 
 
-def test_two_instances_bring_a_bounded_queue() -> None:
-    for bound, expected in ((None, QUEUE), (7, 7), (0, 0)):
-        serving = Serving(instances=2, max_queue_size=bound)
-        for name in STAGES:
-            batching = config.configs(CRITEO, Sizes(), serving, 1)[name].dynamic_batching
-            assert batching.HasField("default_queue_policy") == bool(expected)
-            assert batching.default_queue_policy.max_queue_size == expected
-            assert batching.default_queue_policy.allow_timeout_override == bool(expected)
-
-
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
-    """Server 2.51 stalls a single instance that has any policy."""
+    """With one, server 2.51 lets requests lie."""
     for name, message in config.configs(CRITEO, Sizes(), Serving(), 1).items():
         assert message.HasField("dynamic_batching") == (name != ENSEMBLE)
         assert not message.dynamic_batching.HasField("default_queue_policy")

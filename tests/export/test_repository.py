@@ -119,7 +119,7 @@ def test_a_second_release_beside_the_first(
     before = {name: files(repository / name / "1") for name in (*STAGES, ENSEMBLE)}
     where = ("--checkpoints", with_logistic, "--repository", repository, "--version", 2)
     which = ("--preranker", "prerank_logistic", "--index", "flat", "--runtime", "torchscript")
-    how = ("--instances", 2, "--max-queue-size", 64, "--max-batch-size", 16, *AS_TRAINED)
+    how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, *AS_TRAINED)
     sizes = ("--candidates", 500, "--survivors", 100, "--results", 5)
     run(monkeypatch, *where, *which, *how, *sizes)
     printed = capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_a_second_release_beside_the_first(
     member = config.read(repository / PRERANK / "config.pbtxt")
     assert [group.count for group in member.instance_group] == [1, 1]
     assert list(member.dynamic_batching.preferred_batch_size) == [8]
-    assert member.dynamic_batching.default_queue_policy.max_queue_size == 64
+    assert member.parameters["max_queue_size"].string_value == "32"
     assert member.max_batch_size == 16
     assert member.parameters["runtime"].string_value == "torchscript"
     release = json.loads((repository / ENSEMBLE / "2" / "release.json").read_text())

@@ -1,0 +1,72 @@
+"""Refuses requests where too many wait.
+
+Triton's queue policies are for that; but where a model has one, server 2.51 does not wake its
+batcher for a request that comes while all processes are busy, and leaves it for up to half a second
+when nobody else comes. So it is the process that computes which asks the server how many requests
+wait, a few times a second and only while there is more to do than it can do at once. It refuses
+what is too much from the head of the queue: who has waited longest is the likeliest to have gone.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import time
+from urllib.parse import urlsplit
+
+VARIABLE = "CASCADE_METRICS_URL"
+LOOK_S = 0.05
+TIMEOUT_S = 0.5
+BLIND_S = 10.0  # until the next try where the server did not answer
+
+
+class Waiting:
+    """The requests that wait for one version of a model.
+
+    Args:
+        most: requests that may wait; 0 = any number.
+        processes: of the model, which share what there is to refuse.
+        full: users of a batch beside which more may be waiting.
+        url: of the server's metrics; empty: nobody can tell, and nothing is refused.
+    """
+
+    def __init__(
+        self, model: str, version: int, most: int, processes: int, full: int, url: str | None = None
+    ) -> None:
+        url = os.environ.get(VARIABLE, "") if url is None else url
+        where = urlsplit(url)
+        self.most = most
+        self._gauge = b'nv_inference_pending_request_count{model="%s",version="%d"} ' % (
+            model.encode(),
+            version,
+        )
+        self._processes, self._full, self._path = processes, full, where.path
+        self._server = None
+        if most and where.hostname:
+            self._server = http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
+        self._next_s, self._surplus = 0.0, 0
+
+    def refuses(self, requests: int) -> bool:
+        """Whether so many that the server hands over are too many."""
+        if self._surplus <= 0:
+            return False
+        self._surplus -= requests
+        return True
+
+    def look(self, users: int) -> None:
+        """After a batch of so many users: find out how many requests wait."""
+        now = time.monotonic()
+        if self._server is not None and users >= self._full and now >= self._next_s:
+            self._next_s = now + LOOK_S
+            self._surplus = (self._count(self._server) - self.most) // self._processes
+
+    def _count(self, server: http.client.HTTPConnection) -> int:
+        try:
+            server.request("GET", self._path)
+            page = server.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            server.close()
+            self._next_s += BLIND_S
+            return 0
+        start = page.find(self._gauge) + len(self._gauge)
+        return int(page[start : page.find(b"\n", start)]) if start >= len(self._gauge) else 0

@@ -1,0 +1,70 @@
+"""What waits is counted at the server's metrics; the server itself is in tests/server."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from cascade.serving.waiting import Waiting
+
+PAGE = """# TYPE nv_inference_pending_request_count gauge
+nv_inference_pending_request_count{model="recommend",version="11"} 7
+nv_inference_pending_request_count{model="recommend",version="1"} 100
+"""
+
+
+class Metrics(BaseHTTPRequestHandler):
+    """A page as tritonserver's."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PAGE)))
+        self.end_headers()
+        self.wfile.write(PAGE.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Metrics) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()
+
+
+def refused(waiting: Waiting, batch: int) -> int:
+    """Requests that are refused before the next batch is computed."""
+    count = 0
+    while waiting.refuses(batch):
+        count += batch
+    return count
+
+
+def test_what_is_too_much_is_refused_once(url: str) -> None:
+    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    assert refused(waiting, 8) == 0
+    waiting.look(7)  # not a full batch: nobody waits
+    assert refused(waiting, 8) == 0
+    waiting.look(8)
+    assert refused(waiting, 8) == 24  # half of the 40 is this process's, in whole batches
+    waiting.look(8)  # too soon
+    assert refused(waiting, 8) == 0
+
+
+def test_few_enough_are_answered(url: str) -> None:
+    for version, most in ((11, 7), (1, 0), (1, 100), (2, 5)):
+        waiting = Waiting("recommend", version, most, processes=1, full=1, url=url)
+        waiting.look(64)
+        assert not waiting.refuses(1)
+
+
+def test_where_nobody_can_tell_nothing_is_refused() -> None:
+    for nowhere in ("http://127.0.0.1:9/metrics", ""):
+        waiting = Waiting("recommend", 1, most=1, processes=1, full=1, url=nowhere)
+        waiting.look(64)
+        assert not waiting.refuses(1)
