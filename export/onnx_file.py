@@ -87,17 +87,20 @@ def _quantise(path: Path) -> None:
 
     model = onnx.load(str(path))
     del model.graph.value_info[:]  # the exporter's do not all agree with what is inferred here
-    logging.getLogger().setLevel(logging.ERROR)  # it recommends a preparation that fails on TopK
-    quantize_dynamic(
-        model,
-        path,
-        op_types_to_quantize=["MatMul", "Gemm"],  # it makes the former of the latter first
-        # What is no layer, but a product over all pairs of a row, does not bear one scale for all
-        # of its inputs: in trials it cost 2 % of the ten best items.
-        nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
+    logging.disable(logging.WARNING)  # it recommends a preparation that fails on TopK
+    try:
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],  # it makes the former of the latter first
+            # What is no layer, but a product over all pairs of a row, does not bear one scale for
+            # all of its inputs: in trials it cost 2 % of the ten best items.
+            nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     weights = path.parent / WEIGHTS_FILE
     if weights.exists():  # what was outside has come into the protobuf: out with it again
         weights.unlink()
