@@ -45,9 +45,9 @@ TOPOLOGIES: dict[Topology, dict[str, tuple[str, ...]]] = {
 }
 # Requests that may wait for a model unless told otherwise. A process answers a user in about a
 # millisecond (`users_per_run` of release.json has the measured times), so the last of a full queue
-# waits for a tenth of a second, which a caller of recommendations has; and batches of any size that
-# pays can be made of so many.
-QUEUE = 64
+# waits for a quarter of a second, which a client allows by default; and a moment in which a shared
+# machine does nothing costs nobody an answer.
+QUEUE = 256
 # Every process that there can be.
 PROCESSES = {model: held for models in TOPOLOGIES.values() for model, held in models.items()}
 
