@@ -39,6 +39,8 @@ class Recommendation:
         short: there are fewer than a full answer holds: no other item is in the catalogue, or none
             passes the filters.
         cold_start: nothing was known of the user but what the request said (`recommend_user`).
+        propensities: float32 of the same length, with which the items came into their places;
+            where the server explores (`export --explored`).
     """
 
     item_ids: npt.NDArray[np.int64]
@@ -46,6 +48,7 @@ class Recommendation:
     release: int | None = None
     short: bool = False
     cold_start: bool = False
+    propensities: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +59,14 @@ class Answer:
         item_ids, scores: the results, [B, 10] each.
         release: int64 [B, 1], which release each comes from.
         cold_start: bool [B, 1], where the users came by id.
+        propensities: float32 [B, 10], where places are drawn by chance.
     """
 
     item_ids: npt.NDArray[np.int64] | None
     scores: npt.NDArray[np.float32] | None
     release: npt.NDArray[np.int64] | None = None
     cold_start: npt.NDArray[np.bool_] | None = None
+    propensities: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -239,9 +244,17 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
     kept = item_ids != PAD
     releases = [None] * users if answer.release is None else answer.release[:, 0].tolist()
     cold = [False] * users if answer.cold_start is None else answer.cold_start[:, 0].tolist()
+    drawn = [None] * users if answer.propensities is None else answer.propensities
     return [
-        Recommendation(ids[keep], score[keep], release, not keep.all(), is_cold)
-        for ids, score, keep, release, is_cold in zip(
-            item_ids, scores, kept, releases, cold, strict=True
+        Recommendation(
+            ids[keep],
+            score[keep],
+            release,
+            not keep.all(),
+            is_cold,
+            None if chance is None else chance[keep],
+        )
+        for ids, score, keep, release, is_cold, chance in zip(
+            item_ids, scores, kept, releases, cold, drawn, strict=True
         )
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from types import TracebackType
 from typing import Any
 
@@ -350,12 +351,11 @@ def _request(model: str, step: AskItems) -> dict[str, Any]:
         "model_name": f"{step.model or model}{step.ending}",
         "inputs": inputs,
         "client_timeout": step.timeout_s,
-        # The server also drops it from its queues then: nobody would read the answer.
+        # Where a model's queue policy allows it, the server drops it then: nobody would read it.
         "timeout": max(1, int(step.timeout_s * 1e6)),
         "request_id": step.request_id,
     }
 
 
 def _outputs(answer: grpc.InferResult) -> Answer:
-    names = ("item_ids", "scores", "release", "cold_start")
-    return Answer(*(answer.as_numpy(name) for name in names))
+    return Answer(*(answer.as_numpy(field.name) for field in fields(Answer)))

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tritonclient import grpc
 
 from cascade.serving import rerank
 from cascade.serving.launcher import Server
 from cascade.serving.reranked import Reranked
 from cascade.serving.runtime import ArtifactError
 from cascade.serving.stages import Score, load_stage
-from cascade.spec import ENSEMBLE, RANK, RERANK, RETRIEVE, Serving, Sizes
+from cascade.spec import RANK, RERANK, RETRIEVE, Serving, Sizes
 from cascade.training import checkpoint
+from clients import Recommender
 from export.release import read_catalogue
 from tests.conftest import BAGS
 
@@ -206,18 +206,11 @@ def test_a_damaged_description_is_named(explored: Any, tmp_path: Any) -> None:
 
 
 def test_the_server_hands_out_propensities(explored: Any) -> None:
-    inputs = []
-    for name, values, dtype in (
-        ("dense", explored.dense[:3], "FP32"),
-        ("categorical", explored.categorical[:3], "BYTES"),
-    ):
-        inputs.append(grpc.InferInput(name, values.shape, dtype))
-        inputs[-1].set_data_from_numpy(values)
-    with Server(explored.repository) as server, grpc.InferenceServerClient(server.url) as client:
-        answer = client.infer(ENSEMBLE, inputs, client_timeout=30)
+    with Server(explored.repository) as server, Recommender(server.url, deadline_s=30) as client:
+        found = client.recommend_many(explored.users[:3])
     _, pool, _ = pooled(explored)
-    np.testing.assert_array_equal(answer.as_numpy("item_ids")[:, :7], pool[:3, :7])
-    propensities = answer.as_numpy("propensities")
-    assert propensities.shape == (3, RESULTS)
-    assert (propensities[:, :7] == 1).all()
-    assert (propensities[:, 7:] < 1).all()
+    np.testing.assert_array_equal([one.item_ids[:7] for one in found], pool[:3, :7])
+    for one in found:
+        assert len(one.propensities) == len(one.item_ids) == RESULTS
+        assert (one.propensities[:7] == 1).all()
+        assert (one.propensities[7:] < 1).all()
