@@ -21,6 +21,7 @@ from cascade.serving.launcher import Server
 from cascade.serving.pipeline import read_release
 from cascade.spec import Serving
 from clients import Recommender
+from clients.split import place
 from export.control import Control, ControlError
 from export.live import Repository
 from export.publishing import STEPS, Publisher
@@ -204,6 +205,12 @@ def share_is_served(site: Site) -> None:
     assert load.wrong == []
     assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, number)
     assert site.repository.split == 0.25
+    with Recommender(site.server.url, deadline_s=20) as client:
+        keys = range(USERS)
+        found = client.recommend_many(site.exports[0].users[:USERS], keys=keys)
+    expected = [number if place(key) < 0.25 else live for key in keys]
+    assert [answer.release for answer in found] == expected
+    assert {*expected} == {live, number}
     site.publisher().end_split()
     assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, 0)
     assert site.repository.split == 0

@@ -25,8 +25,13 @@ from cascade.spec import RECOMMEND_USER, RETRIEVE, Serving
 from cascade.store import UserLayout, UserStore
 from clients import AsyncRecommender, InvalidInput, Recommender, RecommendError
 from clients import recommend as command
+from clients.split import place
 from export import config
+from export.control import Control
+from export.live import Repository
+from export.publishing import Publisher
 from export.rewire import rewire, serving_of
+from export.transfer import from_export
 from export.users import layout_of
 from perf.resilience.redis_server import RedisServer
 from tests.conftest import BAGS
@@ -90,6 +95,36 @@ def served(
 def same(got: Any, expected: Any) -> None:
     assert got.item_ids.tolist() == expected.item_ids.tolist()
     np.testing.assert_allclose(got.scores, expected.scores, atol=SLACK)
+
+
+def test_a_share_of_the_users_by_id_with_filters(
+    people: Any, make_cascade: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By id, a user gets the release and the items that he gets with his features."""
+    other = make_cascade(schema=BAGS, items=300, serving=Serving(max_batch_size=8), seed=1)
+    store = f"lmdb:{tmp_path / 'users'}"
+    exports = [
+        wired(cascade, tmp_path / name, "ensemble", store)
+        for name, cascade in (("one", people), ("other", other))
+    ]
+    repository = Repository(tmp_path / "repository")
+    Publisher(repository, say=lambda line: None).publish(from_export(exports[0]))
+    with UserStore.create(store, layout_of(repository.root)) as users:
+        users.put(range(USERS), people.dense[:USERS], people.categorical[:USERS])
+    with Server(repository.root) as server:
+        control = Control(server.url, server.control_headers)
+        publisher = Publisher(repository, control, say=lambda line: None)
+        publisher.publish(from_export(exports[1]), share=0.5)
+        with Recommender(server.url, deadline_s=30) as client:
+            ids, some = [*range(USERS)], people.users[:USERS]
+            seen = [one.item_ids[:3].tolist() for one in client.recommend_many(some, keys=ids)]
+            by_features = client.recommend_many(some, keys=ids, exclude=seen)
+            by_id = client.recommend_users(ids, exclude=seen)
+    for user, (got, expected) in enumerate(zip(by_id, by_features, strict=True)):
+        same(got, expected)
+        assert got.release == expected.release == (2 if place(user) < 0.5 else 1)
+        assert not {*got.item_ids.tolist()} & {*seen[user]}
+    assert {one.release for one in by_id} == {1, 2}
 
 
 # --- whatever the store and the topology
