@@ -17,6 +17,7 @@ from perf import record
 from perf.claims import RESILIENCE, verdicts
 from perf.commands import heading
 from perf.resilience import catalogue, faults, filters, releases, users
+from perf.resilience.stock import Stock
 
 CASES = {
     "releases": releases.run,
@@ -39,15 +40,18 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
+    folder = args.out / "work"
+    shutil.rmtree(folder, ignore_errors=True)
+    stock = Stock(folder / "stock", args.thorough)
     for name in args.cases:
         began = time.monotonic()
-        work = args.out / "work" / name
-        shutil.rmtree(work, ignore_errors=True)
+        work = folder / name
         work.mkdir(parents=True)
-        summary |= CASES[name](work, args.thorough)
+        summary |= CASES[name](work, stock)
         shutil.rmtree(work)
         summary[f"{name}_s"] = round(time.monotonic() - began, 1)
         path.write_text(json.dumps(summary, indent=1) + "\n")
+    shutil.rmtree(folder)
     if {*args.cases} == {*CASES}:
         keep(summary)
     heading(f"summary ({path})")

@@ -20,32 +20,19 @@ from export.transfer import from_export
 from perf import payload
 from perf.artifacts import features_of
 from perf.commands import heading
-from perf.commands import run as command
+from perf.resilience.stock import Stock
 from perf.table import table
 
-ITEMS, THOROUGH_ITEMS, NEW = 30_000, 1_000_000, 1_000
+NEW = 1_000
 USERS, BATCH = 256, 32
-UNTUNED = (
-    *("--index", "pcaivfsq8", "--state", "float16", "--weights", "float32"),
-    *("--users-per-run", "8"),
-)
 
 
-def run(work: Path, thorough: bool) -> dict[str, float]:
-    """-> the keys of the summary.
-
-    Args:
-        thorough: a million items, and the export as anybody would call it, tuning included.
-    """
-    items, how = (THOROUGH_ITEMS, ()) if thorough else (ITEMS, UNTUNED)
-    heading(f"{NEW:,} new items in a catalogue of {items:,}")
-    checkpoints, exported = work / "checkpoints", work / "exported"
-    command("perf.fixture", "--items", items, "--ranker", "small", "--out", checkpoints)
-    began = time.monotonic()
-    command("export", "--checkpoints", checkpoints, "--repository", exported, *how)
-    full_s = time.monotonic() - began
-    repository = Repository(work / "live")
-    Publisher(repository, say=lambda line: None).publish(from_export(exported))
+def run(work: Path, stock: Stock) -> dict[str, float]:
+    """-> the keys of the summary."""
+    made, ensemble = stock.fused, stock.ensemble
+    heading(f"{NEW:,} new items in a catalogue of {made.items:,}")
+    repository, checkpoints = Repository(work / "live"), made.checkpoints
+    Publisher(repository, say=lambda line: None).publish(from_export(ensemble))
     with Server(repository.root) as server:
         began = time.monotonic()
         publisher = Publisher(repository, Control(server.url, server.control_headers))
@@ -60,15 +47,15 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
         refresh_s = time.monotonic() - began
         retrieved = _retrieved(publisher.control, repository, checkpoints, new, twins)
     rows = [
-        ["full export, s", f"{full_s:.1f}"],
+        ["full export, s", f"{made.export_s:.1f}"],
         ["new items published, s", f"{refresh_s:.1f}"],
         ["retrieved where an item like it is", f"{retrieved:.3f}"],
     ]
     print(table(["catalogue", "found"], rows))
     return {
-        "refresh_items": items,
+        "refresh_items": made.items,
         "refresh_s": refresh_s,
-        "refresh_ratio": refresh_s / full_s,
+        "refresh_ratio": refresh_s / made.export_s,
         "refresh_retrieved": retrieved,
     }
 

@@ -7,30 +7,19 @@ from pathlib import Path
 
 from cascade.serving.launcher import reap
 from clients.recommender import DEADLINE_S
-from export.rewire import rewire, serving_of
-from perf.artifacts import Artifacts, Wish, make
+from perf.artifacts import Artifacts
 from perf.payload import Payload
 from perf.resilience import encrypted, fuzz, overload, shutdown, stub_kills
+from perf.resilience.stock import Stock
 from perf.table import number, table
 
-ITEMS = 20_000
 USERS = 256
-# What an export tunes by measurement is not what is measured here.
-UNTUNED = ("--index", "ivf", "--state", "float32", "--weights", "float32", "--users-per-run", "4")
 
 
-def run(work: Path, thorough: bool) -> dict[str, float]:
-    """Do all of it on a small cascade -> figures.
-
-    Args:
-        thorough: every stage is killed several times, and 100,000 malformed requests are sent.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    fused = make(Wish(ITEMS, "small", export=UNTUNED), work / "faults", keep=True)
-    ensemble = work / "faults" / "ensemble"
-    if not ensemble.exists():
-        wiring = replace(serving_of(fused.repository), topology="ensemble", instances=1)
-        rewire(fused.repository, ensemble, wiring)
+def run(work: Path, stock: Stock) -> dict[str, float]:
+    """Do all of it -> figures. Where the stock is thorough, every stage is killed several times,
+    and 100,000 malformed requests are sent."""
+    fused, ensemble, thorough = stock.fused, stock.ensemble, stock.thorough
     users = _some(fused)
     kills = stub_kills.measure(ensemble, users, work, rounds=5 if thorough else 1)
     crowd = overload.measure(fused.repository, users, work, seconds=20 if thorough else 3)

@@ -29,29 +29,25 @@ from clients import Recommendation, Recommender
 from export.release import read_catalogue
 from perf.artifacts import Artifacts, Wish, make
 from perf.resilience import diversity
+from perf.resilience.stock import UNTUNED, Stock
 from perf.table import number, table
 
 ITEMS, CASES, ROUNDS = 400, 1000, 10
 SLACK = 1e-4  # the models are served by another runtime than the reference uses
 EXCLUDED, USERS = 500, 48
-PLAIN = ("--users-per-run", "8", "--state", "float32", "--weights", "float32")
-QUICK = (*PLAIN, "--max-batch-size", "8")  # what an export proves and tries takes less time
 
 
-def run(work: Path, thorough: bool) -> dict[str, float]:
+def run(work: Path, stock: Stock) -> dict[str, float]:
     """`filters_wrong`: answers of 1,000 that are not the filtered order; `exclude_p50_ratio`:
-    median latency with 500 excluded items over that without.
-
-    Args:
-        thorough: measure at a million items and not at 50,000, and add what `diversity.compare`
-            finds, which takes another export.
+    median latency with 500 excluded items over that without. A thorough stock adds what
+    `diversity.compare` finds, which takes another export.
     """
     covering = ("--candidates", str(ITEMS), "--survivors", str(ITEMS))
-    small = make(Wish(ITEMS, "tiny", export=(*covering, *QUICK)), work / "order")
+    small = make(
+        Wish(ITEMS, "tiny", export=(*UNTUNED, "--index", "flat", *covering)), work / "order"
+    )
     wrong = count_wrong(small)
-    items = 1_000_000 if thorough else 50_000
-    export = QUICK if thorough else ("--index", "ivfsq8", *QUICK)
-    made = make(Wish(items, "criteo", export=export), work / "cost")
+    made, thorough = stock.fused, stock.thorough
     times_ms = measure(made, requests=1000 if thorough else 250)
     plain_ms = float(np.median(times_ms["no filter"]))
     rows = [
@@ -60,9 +56,9 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
         for p50 in [float(np.median(ms))]
     ]
     print(f"\n{wrong} of {CASES} random cases differ from the ranker's order, filtered\n")
-    print(table([f"{items:,} items", "p50 ms", "p99 ms", "p50 over no filter"], rows))
+    print(table([f"{made.items:,} items", "p50 ms", "p99 ms", "p50 over no filter"], rows))
     ratio = float(np.median(times_ms[f"exclude {EXCLUDED}"])) / plain_ms
-    diverse = diversity.compare(made, work / "diverse", QUICK) if thorough else {}
+    diverse = diversity.compare(made, work / "diverse", UNTUNED) if thorough else {}
     return {"filters_wrong": float(wrong), "exclude_p50_ratio": ratio, **diverse}
 
 

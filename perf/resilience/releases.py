@@ -17,30 +17,20 @@ import numpy as np
 from tqdm import tqdm
 
 from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline, read_release
-from cascade.serving.runtime import Array
+from cascade.serving.pipeline import read_release
 from cascade.serving.security import KEY_VARIABLE
-from cascade.spec import Serving
 from export.canary import Canary
 from export.control import Control
 from export.live import Repository
 from export.manifest import verify
 from export.publishing import STEPS, Publisher
 from export.transfer import from_export
-from perf import payload
-from perf.artifacts import features_of
 from perf.commands import heading
-from perf.commands import run as command
 from perf.resilience.audience import Audience
+from perf.resilience.stock import Pair, Stock
 from perf.table import table
 
 RELEASES, ROLLBACKS = 20, 4
-ITEMS, THOROUGH_ITEMS = 5_000, 200_000
-EXPORT = (
-    *("--index", "ivfsq8", "--state", "float16", "--weights", "float32"),
-    *("--users-per-run", "8", "--instances", "1"),
-)
-USERS = 512
 QUIET_S = 5.0  # of load before anything is published
 KEY = secrets.token_urlsafe(32)
 DRIVER = """
@@ -60,52 +50,12 @@ Publisher(Repository(Path(root)), control, say=say).publish(from_export(Path(sou
 
 
 @dataclass(frozen=True)
-class Exports:
-    """Two exports of different models for the same requests.
-
-    Args:
-        sources: their repositories; release n comes from the one at n modulo 2.
-        users: JSON lines. expected: what both say in process, for `audience`.
-    """
-
-    sources: tuple[Path, Path]
-    users: Path
-    expected: Path
-
-    def source(self, number: int) -> Path:
-        return self.sources[number % 2]
-
-    @classmethod
-    def make(cls, work: Path, items: int) -> Exports:
-        """Draw and export them."""
-        sources = work / "even" / "repository", work / "odd" / "repository"
-        for seed, source in enumerate(sources):
-            checkpoints = source.parent / "checkpoints"
-            size = ("--items", items, "--ranker", "tiny", "--users", USERS, "--seed", seed)
-            command("perf.fixture", *size, "--out", checkpoints)
-            command("export", "--checkpoints", checkpoints, "--repository", source, *EXPORT)
-        users = sources[0].parent / "checkpoints" / "users.jsonl"
-        sent = payload.load(users, features_of(sources[0]))
-        answers = [_answers(source, sent.dense, sent.categorical) for source in sources]
-        ids, scores = (np.stack(part) for part in zip(*answers, strict=True))
-        np.savez(work / "expected.npz", item_ids=ids, scores=scores)
-        return cls(sources, users, work / "expected.npz")
-
-
-def _answers(repository: Path, dense: Array, categorical: Array) -> tuple[Array, Array]:
-    pipeline = Pipeline.load(repository, serving=Serving(threads=1))
-    parts = [pipeline(dense[i : i + 8], categorical[i : i + 8]) for i in range(0, len(dense), 8)]
-    ids, scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return ids, scores
-
-
-@dataclass(frozen=True)
 class Site:
     """A repository and the server on it."""
 
     repository: Repository
     server: Server
-    exports: Exports
+    exports: Pair
 
     def publisher(self) -> Publisher:
         return Publisher(
@@ -121,7 +71,7 @@ class Site:
 
 
 @contextmanager
-def site(work: Path, exports: Exports) -> Iterator[Site]:
+def site(work: Path, exports: Pair) -> Iterator[Site]:
     """The first release, served."""
     repository = Repository(work / "live")
     Publisher(repository, say=lambda line: None).publish(from_export(exports.source(1)))
@@ -129,10 +79,9 @@ def site(work: Path, exports: Exports) -> Iterator[Site]:
         yield Site(repository, server, exports)
 
 
-def run(work: Path, thorough: bool) -> dict[str, float]:
+def run(work: Path, stock: Stock) -> dict[str, float]:
     """All of it -> the keys of the summary."""
-    exports = Exports.make(work, THOROUGH_ITEMS if thorough else ITEMS)
-    with site(work, exports) as place:
+    with site(work, stock.pair) as place:
         return {**_in_a_row(place, work), **_killed(place)}
 
 

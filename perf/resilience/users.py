@@ -23,11 +23,13 @@ from cascade.store import UserStore
 from clients import Recommender
 from export.rewire import rewire, serving_of
 from export.users import CHUNK, layout_of
-from perf import artifacts, load
+from perf import load
+from perf.artifacts import Artifacts
 from perf.contenders.wire import TRITON, triton_request
 from perf.measurement import Load
 from perf.payload import Payload
 from perf.resilience.redis_server import RedisServer
+from perf.resilience.stock import Stock
 from perf.table import number, table
 from perf.trace import OK, Trace
 
@@ -36,7 +38,6 @@ REQUESTS = 2000  # different ones
 CHECKED = 32
 WARM_UP_S = 1.0
 KILLED_AFTER_S = 1.0
-FAST = ("--index", "ivf", "--state", "float32", "--weights", "float32", "--users-per-run", "4")
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,17 @@ class Plan:
     """How much of everything.
 
     Args:
-        users: in the store. items: in the catalogue.
+        users: in the store.
         rounds: blocks of each kind of request at each load. seconds: of a block.
-        export: arguments of the export; those of the small plan spare it what it would measure.
     """
 
     users: int
-    items: int
     rounds: int
     seconds: float
-    export: tuple[str, ...] = ()
 
 
-SMALL = Plan(users=50_000, items=10_000, rounds=6, seconds=0.25, export=FAST)
-THOROUGH = Plan(users=1_000_000, items=200_000, rounds=30, seconds=0.6)
+SMALL = Plan(users=50_000, rounds=6, seconds=0.25)
+THOROUGH = Plan(users=1_000_000, rounds=30, seconds=0.6)
 
 
 @dataclass(frozen=True)
@@ -78,16 +76,14 @@ class Line:
     ratio: float
 
 
-def run(work: Path, thorough: bool) -> dict[str, float]:
+def run(work: Path, stock: Stock) -> dict[str, float]:
     """Measure both stores and kill one; prints a table.
 
     Returns:
         store_p50_ratio, redis_p50_ratio: median latency by id over that by features, of the worst
         load. redis_down_failed: requests that failed while Redis was killed.
     """
-    plan = THOROUGH if thorough else SMALL
-    wish = artifacts.Wish(plan.items, "criteo", export=plan.export)
-    made = artifacts.make(wish, work / f"cascade-{plan.items}", keep=True)
+    plan, made = THOROUGH if stock.thorough else SMALL, stock.fused
     people = made.users()
     requests = _requests(people, plan.users)
     rows: list[tuple[str, ...]] = []
@@ -102,7 +98,7 @@ def run(work: Path, thorough: bool) -> dict[str, float]:
                 rows += [_row(name, line) for line in lines]
                 if name == "redis":
                     found["redis_down_failed"] = float(_kill(server.http_url, requests, redis))
-    print(f"{plan.users:,} users, {plan.items:,} items, fused; p50 in ms")
+    print(f"{plan.users:,} users, {made.items:,} items, fused; p50 in ms")
     print(table(("store", "in flight", "by features", "by id", "ratio"), rows))
     print(f"Redis killed under load: {found['redis_down_failed']:.0f} requests failed")
     return found
@@ -137,7 +133,7 @@ def _requests(people: Payload, users: int) -> Requests:
     )
 
 
-def _fill(made: artifacts.Artifacts, target: Path, url: str, people: Payload, users: int) -> Path:
+def _fill(made: Artifacts, target: Path, url: str, people: Payload, users: int) -> Path:
     """A repository that reads users from that store, and the users in it."""
     rewire(made.repository, target, replace(serving_of(made.repository), store=url))
     with UserStore.create(url, layout_of(target), replace=True) as store:
