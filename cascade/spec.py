@@ -43,7 +43,7 @@ TOPOLOGIES: dict[Topology, dict[str, tuple[str, ...]]] = {
     "paired": {RETRIEVE: (RETRIEVE,), SCORE: (PRERANK, RANK)},
     "fused": {ENSEMBLE: STAGES},
 }
-# Requests that may wait for a model unless told otherwise. A process answers a user in about a
+# Users that may wait for a model unless told otherwise. A process answers a user in about a
 # millisecond (`users_per_run` of release.json has the measured times), so the last of a full queue
 # waits for a quarter of a second, which a client allows by default; and a moment in which a shared
 # machine does nothing costs nobody an answer.
@@ -126,7 +126,7 @@ class Serving:
         batch_users: the size at which the server closes a batch of waiting requests, though more
             wait; 0 = at `max_batch_size`. All of a batch are answered together, so on a CPU a large
             one makes its first users wait for the last.
-        max_queue_size: requests that may wait for a model before some are refused as UNAVAILABLE
+        max_queue_size: users that may wait for a model before requests are refused as UNAVAILABLE
             (`cascade.serving.waiting`); 0 = as many as come.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so

@@ -77,7 +77,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--max-queue-size",
         type=int,
         default=Serving.max_queue_size,
-        help="requests that may wait for a model [%(default)s; 0 = any number]",
+        help="users that may wait for a model [%(default)s; 0 = any number]",
     )
     for name, size in vars(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=size)

@@ -86,12 +86,12 @@ class TritonPythonModel:
         if self.log.every_request:
             ids = (request.request_id() for request in requests)
             self.log.answered([*zip(ids, users, strict=True)], seconds)
-        self.waiting.look(sum(users))
+        self.waiting.look(sum(users), len(requests))
         return answers
 
     def _refuse(self, requests: int) -> list[Any]:
         self.metrics.error("queue", requests)
-        message = f"more than {self.waiting.most} requests wait for {self.name}: ask again later"
+        message = f"more than {self.waiting.most} users wait for {self.name}: ask again later"
         return [_refusal(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
 
     def finalize(self) -> None:

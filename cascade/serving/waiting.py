@@ -24,7 +24,7 @@ class Waiting:
     """The requests that wait for one version of a model.
 
     Args:
-        most: requests that may wait; 0 = any number.
+        most: users that may wait; 0 = any number.
         processes: of the model, which share what there is to refuse.
         full: users of a batch beside which more may be waiting.
         url: of the server's metrics; empty: nobody can tell, and nothing is refused.
@@ -53,12 +53,14 @@ class Waiting:
         self._surplus -= requests
         return True
 
-    def look(self, users: int) -> None:
-        """After a batch of so many users: find out how many requests wait."""
+    def look(self, users: int, requests: int) -> None:
+        """After a batch of so many users in so many requests: find out how many wait. The server
+        counts requests; they are taken to have as many users each as those of the batch."""
         now = time.monotonic()
         if self._server is not None and users >= self._full and now >= self._next_s:
             self._next_s = now + LOOK_S
-            self._surplus = (self._count(self._server) - self.most) // self._processes
+            most = max(1, self.most * requests // users)
+            self._surplus = (self._count(self._server) - most) // self._processes
 
     def _count(self, server: http.client.HTTPConnection) -> int:
         try:

@@ -48,23 +48,30 @@ def refused(waiting: Waiting, batch: int) -> int:
 def test_what_is_too_much_is_refused_once(url: str) -> None:
     waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
     assert refused(waiting, 8) == 0
-    waiting.look(7)  # not a full batch: nobody waits
+    waiting.look(7, 7)  # not a full batch: nobody waits
     assert refused(waiting, 8) == 0
-    waiting.look(8)
+    waiting.look(8, 8)
     assert refused(waiting, 8) == 24  # half of the 40 is this process's, in whole batches
-    waiting.look(8)  # too soon
+    waiting.look(8, 8)  # too soon
     assert refused(waiting, 8) == 0
+
+
+def test_a_request_may_have_several_users(url: str) -> None:
+    waiting = Waiting("recommend", 1, most=60, processes=1, full=8, url=url)
+    waiting.look(12, 3)
+    assert refused(waiting, 5) == 85  # 15 requests of four users may wait
+    assert not waiting.refuses(1)
 
 
 def test_few_enough_are_answered(url: str) -> None:
     for version, most in ((11, 7), (1, 0), (1, 100), (2, 5)):
         waiting = Waiting("recommend", version, most, processes=1, full=1, url=url)
-        waiting.look(64)
+        waiting.look(64, 64)
         assert not waiting.refuses(1)
 
 
 def test_where_nobody_can_tell_nothing_is_refused() -> None:
     for nowhere in ("http://127.0.0.1:9/metrics", ""):
         waiting = Waiting("recommend", 1, most=1, processes=1, full=1, url=nowhere)
-        waiting.look(64)
+        waiting.look(64, 64)
         assert not waiting.refuses(1)
