@@ -67,6 +67,8 @@ RESILIENCE = (
     Claim("overload_recovery_s", "<=", 2, "until full speed is back after an overload"),
     Claim("fuzz_crashes", "=", 0, "crashes under malformed requests"),
     Claim("fuzz_rss_growth_mb", "<=", 50, "memory that they leave behind"),
+    Claim("soak_failed", "=", 0, "requests that failed at half load while releases came"),
+    Claim("soak_growth_mb", "<=", 50, "memory that grew meanwhile"),
     Claim("sigterm_lost", "=", 0, "requests in flight that a stop lost"),
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 from perf import record
 from perf.claims import RESILIENCE, verdicts
 from perf.commands import heading
-from perf.resilience import catalogue, faults, filters, releases, users
+from perf.resilience import catalogue, faults, filters, releases, soak, users
 from perf.resilience.stock import Stock
 
 CASES = {
@@ -25,6 +25,7 @@ CASES = {
     "users": users.run,
     "filters": filters.run,
     "faults": faults.run,
+    "soak": soak.run,
 }
 RESULTS_FILE = "resilience-cpu.jsonl"
 MUST_HOLD = ("=",)  # what is lost or wrong; a time may have an excuse
@@ -35,14 +36,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.resilience", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/resilience"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
-    parser.add_argument("--thorough", action="store_true", help="large catalogues, long runs")
+    parser.add_argument("--thorough", action="store_true", help="a large catalogue, long runs")
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="of malformed requests, and of the soak [20]"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "summary.json"
     summary = json.loads(path.read_text()) if path.exists() else {}
     folder = args.out / "work"
     shutil.rmtree(folder, ignore_errors=True)
-    stock = Stock(folder / "stock", args.thorough)
+    stock = Stock(folder / "stock", args.thorough, args.seconds)
     for name in args.cases:
         began = time.monotonic()
         work = folder / name

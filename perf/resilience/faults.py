@@ -22,8 +22,9 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     fused, ensemble, thorough = stock.fused, stock.ensemble, stock.thorough
     users = _some(fused)
     kills = stub_kills.measure(ensemble, users, work, rounds=5 if thorough else 1)
-    crowd = overload.measure(fused.repository, users, work, seconds=20 if thorough else 3)
-    storm = fuzz.measure(ensemble, users, work, 100_000, seconds=float("inf") if thorough else 20)
+    crowd = overload.measure(fused.repository, users, work, seconds=60 if thorough else 3)
+    seconds = float("inf") if thorough else stock.seconds
+    storm = fuzz.measure(ensemble, users, work, 100_000, seconds)
     stop = shutdown.measure(ensemble, users, work)
     tls_ok = encrypted.measure(ensemble, fused.users_file, work)
     reap()

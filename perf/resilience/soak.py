@@ -1,21 +1,17 @@
-"""`python -m perf.resilience.soak --releases DIR DIR --minutes 30`: half of what a server can do,
-for as long as you like, and a release every minute, of the two exports in turn; no request may
-fail, and no memory may grow.
+"""Half of what a server can do, for long, while releases come and go: no request may fail, and no
+memory may grow.
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
-import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from cascade.serving import security
 from export.control import Control
@@ -24,16 +20,20 @@ from export.publishing import Publisher
 from export.transfer import from_export
 from perf import payload
 from perf.artifacts import features_of
+from perf.commands import heading
 from perf.contenders.wire import TRITON
 from perf.load import Generator, Plan
 from perf.payload import Payload
 from perf.resilience.served import serve
+from perf.resilience.stock import Stock
 from perf.table import number, table
 from perf.trace import OK
 
-PIECE_S = 15.0  # between looks at the memory
+THOROUGH_S = 30 * 60.0
+PIECES = 24  # of that time; the memory is looked at after each
 WARM_UP = 8  # pieces that may grow: two releases stay loaded, so the first ones add processes
-RELEASE_S = 60.0  # between releases
+RELEASES = 6  # at least
+RELEASE_S = 60.0  # between releases, at most
 
 
 @dataclass(frozen=True)
@@ -47,30 +47,32 @@ class Soak:
     memory_mb: tuple[float, ...]
 
     @property
-    def growth_mb_per_hour(self) -> float:
-        """Slope of a line through all pieces after the first ones."""
+    def growth_mb(self) -> float:
+        """Since the warm-up: the rise of a line through all pieces after it."""
         kept = np.array(self.memory_mb[WARM_UP:])
-        if len(kept) < 2:
-            return 0.0
-        return float(np.polyfit(np.arange(len(kept)) * PIECE_S / 3600, kept, 1)[0])
+        return float(np.polyfit(np.arange(len(kept)), kept, 1)[0]) * (len(kept) - 1)
 
 
 class Publishing(threading.Thread):
-    """A release every minute, in a `with` block.
+    """One release after the other, in a `with` block.
 
     Args:
         repository: has the first of `exports` as its first release.
+        period_s: between them.
     """
 
-    def __init__(self, repository: Repository, url: str, key: str, exports: Sequence[Path]) -> None:
+    def __init__(
+        self, repository: Repository, url: str, key: str, exports: Sequence[Path], period_s: float
+    ) -> None:
         super().__init__()
+        self._period_s = period_s
         control = Control(url, security.headers(key))
         self.publisher = Publisher(repository, control, say=lambda line: None)
         self._turns, self._over = cycle([*exports[1:], exports[0]]), threading.Event()
 
     def run(self) -> None:
         """Until it is over."""
-        while not self._over.wait(RELEASE_S):
+        while not self._over.wait(self._period_s):
             self.publisher.publish(from_export(next(self._turns)))
 
     def __enter__(self) -> Publishing:
@@ -82,62 +84,49 @@ class Publishing(threading.Thread):
         self.join()
 
 
-def measure(exports: Sequence[Path], users: Payload, work: Path, minutes: float) -> Soak:
-    """Load it with half of what it can."""
-    requests = TRITON.requests(users)
-    count = failed = 0
-    took_ms, memory_mb = [], []
-    live, key = Repository(work / "live"), security.control_key()
-    (work / "key").write_text(key)
-    shutil.rmtree(live.root, ignore_errors=True)
-    Publisher(live, say=lambda line: None).publish(from_export(exports[0]))
-    key_file = ("--control-key-file", str(work / "key"))
-    with (
-        serve(live.root, work / "soak.log", *key_file) as served,
-        Publishing(live, served.url, key, exports),
-    ):
-        host, _, port = served.http_url.rpartition(":")
-        full = Generator((host, int(port)), requests, Plan("concurrency", 16, 4.0)).run()
-        half = (full.status == OK).sum() / full.seconds / 2
-        end = time.monotonic() + 60 * minutes
-        for piece in range(sys.maxsize):
-            plan = Plan("rate", half, min(PIECE_S, max(1.0, end - time.monotonic())), seed=piece)
-            trace = Generator((host, int(port)), requests, plan).run()
-            count += len(trace.status)
-            failed += int((trace.status != OK).sum())
-            took_ms.append((trace.done_ns - trace.due_ns)[trace.status == OK] / 1e6)
-            memory_mb.append(served.anonymous_mb())
-            if time.monotonic() >= end:
-                break
-    p99_ms = float(np.percentile(np.concatenate(took_ms), 99))
-    return Soak(count, failed, live.live or 0, p99_ms, tuple(memory_mb))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 1 if a request failed."""
-    parser = argparse.ArgumentParser(prog="python -m perf.resilience.soak", description=__doc__)
-    parser.add_argument(
-        "--releases", type=Path, nargs=2, required=True, help="exports for the same requests"
-    )
-    parser.add_argument("--users", type=Path, required=True, help="users.jsonl")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--work", type=Path, default=Path("build/resilience"))
-    options = parser.parse_args(arguments)
-    options.work.mkdir(parents=True, exist_ok=True)
-    users = payload.load(options.users, features_of(options.releases[0]))
-    found = measure(options.releases, users, options.work, options.minutes)
+def run(work: Path, stock: Stock) -> dict[str, float]:
+    """`soak_failed`: requests; `soak_growth_mb`: of the server."""
+    seconds = THOROUGH_S if stock.thorough else stock.seconds
+    heading(f"{seconds:.0f} s at half load while releases come")
+    users = payload.load(stock.pair.users, features_of(stock.pair.sources[0]))
+    found = measure(stock.pair.sources, users, work, seconds)
     rows = [
         ("requests", f"{found.requests:,}"),
         ("failed", f"{found.failed:,}"),
         ("live in the end: release", str(found.release)),
         ("p99 ms", number(found.p99_ms)),
         ("memory at first, MB", number(found.memory_mb[0])),
+        ("memory after the warm-up, MB", number(found.memory_mb[WARM_UP])),
         ("memory in the end, MB", number(found.memory_mb[-1])),
-        ("growth, MB per hour", number(found.growth_mb_per_hour)),
+        ("growth since the warm-up, MB", number(found.growth_mb)),
     ]
     print(table(["soak", "found"], rows))
-    return int(found.failed > 0)
+    return {"soak_failed": found.failed, "soak_growth_mb": found.growth_mb}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(exports: Sequence[Path], users: Payload, work: Path, seconds: float) -> Soak:
+    """Load it with half of what it can."""
+    requests = TRITON.requests(users)
+    count = failed = 0
+    took_ms, memory_mb = [], []
+    live, key = Repository(work / "live"), security.control_key()
+    (work / "key").write_text(key)
+    Publisher(live, say=lambda line: None).publish(from_export(exports[0]))
+    key_file = ("--control-key-file", str(work / "key"))
+    period_s = min(RELEASE_S, seconds / RELEASES)
+    with (
+        serve(live.root, work / "soak.log", *key_file) as served,
+        Publishing(live, served.url, key, exports, period_s),
+    ):
+        host, _, port = served.http_url.rpartition(":")
+        full = Generator((host, int(port)), requests, Plan("concurrency", 16, 4.0)).run()
+        half = (full.status == OK).sum() / full.seconds / 2
+        for piece in tqdm(range(PIECES), desc="soak"):
+            plan = Plan("rate", half, seconds / PIECES, warm_up_s=0, seed=piece)
+            trace = Generator((host, int(port)), requests, plan).run()
+            count += len(trace.status)
+            failed += int((trace.status != OK).sum())
+            took_ms.append((trace.done_ns - trace.due_ns)[trace.status == OK] / 1e6)
+            memory_mb.append(served.anonymous_mb())
+    p99_ms = float(np.percentile(np.concatenate(took_ms), 99))
+    return Soak(count, failed, live.live or 0, p99_ms, tuple(memory_mb))

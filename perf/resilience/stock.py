@@ -50,10 +50,11 @@ class Stock:
 
     Args:
         thorough: a large catalogue, exported as anybody would, tuning included.
+        seconds: for which malformed requests are sent, and a server is soaked.
     """
 
-    def __init__(self, folder: Path, thorough: bool) -> None:
-        self._folder, self.thorough = folder, thorough
+    def __init__(self, folder: Path, thorough: bool, seconds: float) -> None:
+        self._folder, self.thorough, self.seconds = folder, thorough, seconds
 
     @cached_property
     def fused(self) -> Artifacts:
