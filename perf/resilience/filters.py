@@ -29,7 +29,7 @@ from clients import Recommendation, Recommender
 from export.release import read_catalogue
 from perf.artifacts import Artifacts, Wish, make
 from perf.resilience import diversity
-from perf.resilience.stock import UNTUNED, Stock
+from perf.resilience.stock import QUICK, Stock
 from perf.table import number, table
 
 ITEMS, CASES, ROUNDS = 400, 1000, 10
@@ -43,9 +43,7 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     `diversity.compare` finds, which takes another export.
     """
     covering = ("--candidates", str(ITEMS), "--survivors", str(ITEMS))
-    small = make(
-        Wish(ITEMS, "tiny", export=(*UNTUNED, "--index", "flat", *covering)), work / "order"
-    )
+    small = make(Wish(ITEMS, "tiny", export=(*QUICK, "--index", "flat", *covering)), work / "order")
     wrong = count_wrong(small)
     made, thorough = stock.fused, stock.thorough
     times_ms = measure(made, requests=1000 if thorough else 250)
@@ -58,7 +56,7 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     print(f"\n{wrong} of {CASES} random cases differ from the ranker's order, filtered\n")
     print(table([f"{made.items:,} items", "p50 ms", "p99 ms", "p50 over no filter"], rows))
     ratio = float(np.median(times_ms[f"exclude {EXCLUDED}"])) / plain_ms
-    diverse = diversity.compare(made, work / "diverse", UNTUNED) if thorough else {}
+    diverse = diversity.compare(made, work / "diverse", QUICK) if thorough else {}
     return {"filters_wrong": float(wrong), "exclude_p50_ratio": ratio, **diverse}
 
 

@@ -25,7 +25,7 @@ class RedisServer:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.resolve()  # redis goes there, and reads its arguments there
         self._port = Ports.free().resolve("127.0.0.1").http
         self._process: subprocess.Popen[bytes] | None = None
 
