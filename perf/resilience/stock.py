@@ -17,7 +17,7 @@ from perf import payload
 from perf.artifacts import Artifacts, Wish, features_of, make
 from perf.commands import run
 
-ITEMS, THOROUGH_ITEMS = 60_000, 1_000_000
+ITEMS, THOROUGH_ITEMS = 30_000, 1_000_000
 SMALL_ITEMS, SMALL_USERS = 5_000, 512
 # What an export tunes by measurement is not what is measured here.
 UNTUNED = (
