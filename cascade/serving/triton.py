@@ -53,14 +53,7 @@ class TritonPythonModel:
             if tensor.get("optional")
         }
         self.users_per_run = serving.users_per_run
-        batching, groups = config["dynamic_batching"], config["instance_group"]
-        self.waiting = Waiting(
-            name,
-            release,
-            serving.max_queue_size,
-            processes=sum(int(group["count"]) for group in groups),
-            full=min(map(int, batching.get("preferred_batch_size") or [config["max_batch_size"]])),
-        )
+        self.waiting = Waiting.of(config, release, serving.max_queue_size)
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
         self.log = RequestLog(name, release, request_log.wanted(values))

@@ -12,6 +12,8 @@ from __future__ import annotations
 import http.client
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 VARIABLE = "CASCADE_METRICS_URL"
@@ -46,6 +48,14 @@ class Waiting:
             self._server = http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
         self._next_s, self._surplus = 0.0, 0
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], release: int, most: int) -> Waiting:
+        """For the model of this configuration, as Triton hands it to a process."""
+        preferred = config.get("dynamic_batching", {}).get("preferred_batch_size")
+        processes = sum(int(group["count"]) for group in config.get("instance_group", ()))
+        full = min(map(int, preferred or [config["max_batch_size"]]))
+        return cls(config["name"], release, most, max(1, processes), full)
+
     def refuses(self, requests: int) -> bool:
         """Whether so many that the server hands over are too many."""
         if self._surplus <= 0:
@@ -63,12 +73,14 @@ class Waiting:
             self._surplus = (self._count(self._server) - most) // self._processes
 
     def _count(self, server: http.client.HTTPConnection) -> int:
-        try:
-            server.request("GET", self._path)
-            page = server.getresponse().read()
-        except (OSError, http.client.HTTPException):
-            server.close()
-            self._next_s += BLIND_S
-            return 0
-        start = page.find(self._gauge) + len(self._gauge)
-        return int(page[start : page.find(b"\n", start)]) if start >= len(self._gauge) else 0
+        for _ in range(2):  # the server may have closed the connection since the last look
+            try:
+                server.request("GET", self._path)
+                page = server.getresponse().read()
+            except (OSError, http.client.HTTPException):
+                server.close()
+                continue
+            start = page.find(self._gauge) + len(self._gauge)
+            return int(page[start : page.find(b"\n", start)]) if start >= len(self._gauge) else 0
+        self._next_s += BLIND_S
+        return 0
