@@ -86,6 +86,7 @@ def test_figures_are_medians_of_rounds_with_their_spread() -> None:
         "late": 3,
         "late_percent": 1.0,
         "failed": 3,
+        "failed_beyond_half": 0,
     }
     assert spread["vs_fastapi_16"] == [1.9, 2.5]
     assert spread["tuned_vs_split"] == [2.0, 2.0]
@@ -96,11 +97,16 @@ def test_what_was_not_measured_is_absent() -> None:
     found = key_figures(without)
     assert not {"vs_flat", "tuned_vs_split", "vs_fastapi_16", "p50_vs_fastapi_1"} & set(found)
     assert found["vs_bound"] == 0.8
-    assert key_figures([]) == {"failed": 0, "spread": {}}
+    assert key_figures([]) == {"failed": 0, "failed_beyond_half": 0, "spread": {}}
 
 
 def test_failures_of_runs_without_any_answer_count() -> None:
     assert key_figures([*LINES, line("flat", 16, 0, requests=0, failed=7)])["failed"] == 10
+
+
+def test_failures_beyond_half_are_told_apart() -> None:
+    found = key_figures([*LINES, line("fused", 700, 600, mode="rate", share=0.9, failed=5)])
+    assert (found["failed"], found["failed_beyond_half"]) == (3, 5)
 
 
 def test_tables_and_plots_take_what_there_is(tmp_path: Path) -> None:
