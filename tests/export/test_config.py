@@ -15,6 +15,7 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
 from cascade.spec import (
     ENSEMBLE,
+    QUEUE,
     RANK,
     RELEASE,
     STAGES,
@@ -179,6 +180,18 @@ def test_instances_on_a_cpu_are_ranked(instances: int) -> None:
     ranks = [group.rate_limiter.priority for group in message.instance_group]
     assert ranks[0] == 1
     assert all(later > earlier for earlier, later in pairwise(ranks))
+
+
+def test_the_bound_on_what_waits_is_the_processes() -> None:
+    for serving, expected in (
+        (Serving(), QUEUE),
+        (Serving(max_queue_size=7), 7),
+        (Serving(instances=2, max_queue_size=0), 0),
+    ):
+        for name in STAGES:
+            message = config.configs(CRITEO, Sizes(), serving, 1)[name]
+            assert message.parameters["max_queue_size"].string_value == str(expected)
+            assert not message.dynamic_batching.HasField("default_queue_policy")
 
 
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:

@@ -18,7 +18,7 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving import binaries, probe, reaper, server_log, threads
+from cascade.serving import binaries, probe, reaper, server_log, supervisor, threads
 from cascade.serving.binaries import BinaryError
 from cascade.serving.launcher import Ports, Server, ServerError, reap
 
@@ -206,7 +206,7 @@ def test_an_unknown_folder_and_an_unknown_argument(
 
 
 @contextmanager
-def launched(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def launched(folder: Path, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """`python -m cascade.serving` as a process of its own."""
     ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "cascade.serving", "--repository", str(folder)]
@@ -214,6 +214,7 @@ def launched(folder: Path) -> Iterator[subprocess.Popen[str]]:
         [*command, *ports, "--probe=echo", "--", "--metrics-interval-ms=5000"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     with child:
@@ -257,6 +258,22 @@ def test_the_launcher_ends_when_the_server_does(repository: Callable[[str], Path
         (server,) = [p for p in reaper.processes(name) if _parent(p) == child.pid]
         os.kill(server, signal.SIGTERM)
         assert child.wait(PATIENCE_S) == 0
+    assert_nothing_left(name)
+
+
+def test_the_launcher_ends_when_the_server_is_killed_again_and_again(
+    repository: Callable[[str], Path],
+) -> None:
+    with launched(repository(ECHO), stderr=subprocess.PIPE) as child:
+        wait_until_ready(child)
+        assert child.stderr is not None
+        for restarts in range(supervisor.RESTARTS + 1):
+            (name,) = registered()
+            (server,) = [p for p in reaper.processes(name) if _parent(p) == child.pid]
+            os.kill(server, signal.SIGKILL)
+            if restarts < supervisor.RESTARTS:
+                next(line for line in child.stderr if '"event": "restarted"' in line)
+        assert child.wait(PATIENCE_S) == 128 + signal.SIGKILL
     assert_nothing_left(name)
 
 
