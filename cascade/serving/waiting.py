@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -38,10 +39,8 @@ class Waiting:
         url = os.environ.get(VARIABLE, "") if url is None else url
         where = urlsplit(url)
         self.most = most
-        self._gauge = b'nv_inference_pending_request_count{model="%s",version="%d"} ' % (
-            model.encode(),
-            version,
-        )
+        gauge = f'nv_inference_pending_request_count{{model="{model}",version="{version}"}} '
+        self._gauge = re.compile(re.escape(gauge).encode() + rb"(\d+)")
         self._processes, self._full, self._path = processes, full, where.path
         self._server = None
         if most and where.hostname:
@@ -80,7 +79,7 @@ class Waiting:
             except (OSError, http.client.HTTPException):
                 server.close()
                 continue
-            start = page.find(self._gauge) + len(self._gauge)
-            return int(page[start : page.find(b"\n", start)]) if start >= len(self._gauge) else 0
+            found = self._gauge.search(page)
+            return int(found[1]) if found else 0
         self._next_s += BLIND_S
         return 0
