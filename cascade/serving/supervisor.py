@@ -66,10 +66,15 @@ class Supervisor:
     def __init__(self, server: Server, tell: Callable[..., None] = say) -> None:
         self._server = server
         self._tell = tell
+        self._restarts = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known is of a server that is gone."""
         self._known: set[Stub] = set()
         self._suspected: set[Stub] = set()
         self._replaced: dict[Stub, float] = {}
-        self._failures = self._reloads = self._restarts = 0
+        self._failures = self._reloads = 0
 
     def watch(self) -> int | None:
         """Until the server ends by itself: its exit code; None when it was cancelled.
@@ -85,8 +90,7 @@ class Supervisor:
     def _restart(self, code: int) -> None:
         self._tell("server died", signal=-code, log=self._server.log_excerpt())
         start = time.monotonic()
-        self._known, self._suspected, self._replaced = set(), set(), {}
-        self._failures = self._reloads = 0
+        self._forget()
         self._server.stop()
         self._server.start()
         self._tell("restarted", pid=self._server.pid, seconds=round(time.monotonic() - start, 3))
