@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cascade.serving.pipeline import newest_version, read_release
 from cascade.spec import ENSEMBLE
@@ -16,8 +14,6 @@ from perf.bound import configs
 from perf.commands import heading
 from perf.memory import run_watched
 from perf.payload import Features, Payload
-
-FACTS = "made.json"
 
 
 @dataclass(frozen=True)
@@ -70,19 +66,13 @@ class Wish:
     export: Sequence[str] = ()
 
 
-def make(wish: Wish, folder: Path, keep: bool = False) -> Artifacts:
+def make(wish: Wish, folder: Path) -> Artifacts:
     """Make checkpoints and a fused repository, with the tuned index.
-
-    Args:
-        keep: use what an earlier run left in the folder.
 
     Raises:
         SystemExit: one of the two commands failed.
     """
     checkpoints, repository = folder / "checkpoints", folder / "repository"
-    if keep and (folder / FACTS).exists():
-        heading(f"{folder} was made before, and is used again")
-        return Artifacts(checkpoints, repository, **json.loads((folder / FACTS).read_text()))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     heading(f"{wish.items:,} items, ranker {wish.ranker}: {folder}")
@@ -97,16 +87,16 @@ def make(wish: Wish, folder: Path, keep: bool = False) -> Artifacts:
         *("--index", "auto" if wish.device == "cpu" else "exact", "--device", wish.device),
         *("--topology", "fused", *wish.export),
     )
-    facts: dict[str, Any] = {
-        "items": wish.items,
-        "ranker": wish.ranker,
-        "fixture_s": fixture_s,
-        "fixture_peak_mb": fixture_peak_mb,
-        "export_s": export_s,
-        "export_peak_mb": export_peak_mb,
-    }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    return Artifacts(checkpoints, repository, **facts)
+    return Artifacts(
+        checkpoints,
+        repository,
+        wish.items,
+        wish.ranker,
+        fixture_s,
+        fixture_peak_mb,
+        export_s,
+        export_peak_mb,
+    )
 
 
 def features_of(repository: Path) -> Features:
