@@ -9,6 +9,10 @@ Closed loop: every connection has one request in flight. Open loop: requests lea
 drawn beforehand, whatever comes back, each on a connection that is free; a latency counts from the
 time at which the request was due. A request that is refused, cut off or not answered is counted as
 failed. Nothing is sent twice.
+
+Connections are opened one after the other while requests are under way. Worker processes that share
+a listening socket are given a connection when they are free to take it: of many that came at once,
+the first to wake would take nearly all.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from perf.trace import LOST, UNANSWERED, Trace, read_requests
 
 NICE = -20
 MOST_CONNECTIONS = 1024
-FIRST_CONNECTIONS = 32  # open loop: more are opened when all are busy
+CONNECTIONS_APART_NS = 5_000_000  # closed loop; an open one opens more when all are busy
 MOST_PER_SECOND = 50_000  # answers that there is room for in a closed loop
 MOST_LOST = 100  # in a row: then nobody listens any more
 DRAIN_S = 10.0
@@ -112,8 +116,6 @@ class Generator:
     def run(self) -> Trace:
         """Do it. Raises LoadError; see there."""
         closed = self._plan.mode == "concurrency"
-        for _ in range(int(self._plan.value) if closed else FIRST_CONNECTIONS):
-            self._free.append(self._connect())
         cpu_s, start = time.process_time(), now()
         if closed:
             self._closed_loop(start)
@@ -136,13 +138,18 @@ class Generator:
         )
 
     def _closed_loop(self, start: int) -> None:
-        stop = start + int(self._plan.duration_s * 1e9)
+        for number in range(1, int(self._plan.value) + 1):
+            self._free.append(self._connect())
+            self._keep_busy(until=start + number * CONNECTIONS_APART_NS)
+        self._keep_busy(until=start + int(self._plan.duration_s * 1e9))
+        self._drain()
+
+    def _keep_busy(self, until: int) -> None:
         free = self._free
-        while now() < stop and self._next < len(self._sent):
+        while now() < until and self._next < len(self._sent):
             while free and self._next < len(self._sent):
                 self._send(free.popleft())
-            self._receive(0.05)
-        self._drain()
+            self._receive(min(0.05, max(0.0, (until - now()) / 1e9)))
 
     def _open_loop(self, start: int) -> None:
         due, free = self._due, self._free

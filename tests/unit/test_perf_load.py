@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perf.load import Generator, LoadError, Plan, main, status
+from perf.load import Connection, Generator, LoadError, Plan, main, status
 from perf.measurement import Load
 from perf.trace import LOST, OK, Trace, read_requests, summarise, write_requests
 
@@ -98,6 +98,25 @@ def test_a_closed_loop_keeps_so_many_under_way(server: Scripted) -> None:
     trace = run(server, Plan("concurrency", 4, 0.1, warm_up_s=0))
     assert len(trace.sent_ns) >= 4
     assert (trace.status == OK).all()
+
+
+@pytest.mark.parametrize(("mode", "value"), [("concurrency", 4), ("rate", 200)])
+def test_a_connection_is_opened_when_the_one_before_is_in_use(
+    mode: str, value: float, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    connect = Generator._connect
+
+    def noted(generator: Generator) -> Connection:
+        sent.append(generator._next)
+        return connect(generator)
+
+    all_in = threading.Barrier(4, timeout=20)
+    server.answer = lambda request: [OKAY] if len(server.seen) > 4 or all_in.wait() >= 0 else []
+    monkeypatch.setattr(Generator, "_connect", noted)
+    monkeypatch.setattr("perf.load.CONNECTIONS_APART_NS", 100 * MS)
+    run(server, Plan(mode, value, 1, warm_up_s=0))
+    assert sent[:4] == [0, 1, 2, 3]
 
 
 def test_an_open_loop_sends_when_a_request_is_due(server: Scripted) -> None:
