@@ -14,7 +14,8 @@ for a look, `python -m clients.batch` for a Parquet file of users.
 from clients.conversation import Retry
 from clients.errors import DeadlineExceeded, InvalidInput, RecommendError, Unavailable
 from clients.layout import Layout, Recommendation
-from clients.recommender import AsyncRecommender, Recommender
+from clients.recommender import Recommender
+from clients.recommender_async import AsyncRecommender
 from clients.tls import Tls
 
 __all__ = [

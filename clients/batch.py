@@ -19,7 +19,7 @@ from clients.errors import InvalidInput, RecommendError
 from clients.layout import Recommendation, User
 from clients.options import add_connection, connection, positive
 from clients.parquet import AnswerFile, MissingPackage, UserFile, need
-from clients.recommender import AsyncRecommender
+from clients.recommender_async import AsyncRecommender
 
 Answer = Recommendation | str
 """What the server recommends, or why it refused the row."""

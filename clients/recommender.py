@@ -1,22 +1,19 @@
-"""The sync client and its asyncio twin: they perform the steps that `conversation` decides."""
+"""The sync client: it performs the steps that `conversation` decides."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import fields
-from types import TracebackType
 from typing import Any
 
 import tritonclient.grpc as grpc
-import tritonclient.grpc.aio as grpc_aio
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from cascade.spec import ENSEMBLE
+from clients import wire
 from clients.conversation import AskConfig, AskItems, Conversation, Dialogue, Result, Retry, Step
 from clients.filters import Allow, Exclude
-from clients.layout import Answer, Layout, Recommendation, User, UserId
+from clients.layout import Layout, Recommendation, User, UserId
 from clients.split import Key
 from clients.tls import Tls, connection
 
@@ -174,188 +171,7 @@ class Recommender:
 
     def _step(self, step: Step) -> Any:
         if isinstance(step, AskItems):
-            return _outputs(self._client.infer(**_request(self._model, step)))
+            return wire.answer(self._client.infer(**wire.request(self._model, step)))
         if isinstance(step, AskConfig):
             return self._client.get_model_config(self._model, client_timeout=step.timeout_s).config
         return time.sleep(step.seconds)
-
-
-class AsyncRecommender:
-    """`Recommender` for asyncio: the same arguments, calls and errors, awaited.
-
-    Belongs to one event loop. Calls may overlap; a cancelled call cancels its request.
-    """
-
-    def __init__(
-        self,
-        url: str = URL,
-        *,
-        deadline_s: float = DEADLINE_S,
-        retry: Retry | None = None,
-        tls: Tls | None = None,
-        model: str = ENSEMBLE,
-    ) -> None:
-        self._conversation = Conversation(deadline_s, retry or Retry())
-        self._model = model
-        self._url = url
-        self._connection = connection(tls)
-        self._opened: grpc_aio.InferenceServerClient | None = None
-
-    async def recommend(
-        self,
-        user: User,
-        *,
-        exclude: Exclude = None,
-        allow: Allow = None,
-        key: Key | None = None,
-        deadline_s: float | None = None,
-        request_id: str | None = None,
-    ) -> Recommendation:
-        """The best items for one user, given as raw feature values by name.
-
-        Args:
-            exclude: ids of items that are not wanted, because he has seen them.
-            allow: values by item feature; other items are not wanted.
-            key: what stays the same of a user, for a split of the users between two releases; who
-                has none gets the live one.
-        """
-        found = await self.recommend_many(
-            [user],
-            exclude=[exclude],
-            allow=[allow],
-            keys=None if key is None else [key],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
-
-    async def recommend_many(
-        self,
-        users: Sequence[User],
-        *,
-        exclude: Sequence[Exclude] | None = None,
-        allow: Sequence[Allow] | None = None,
-        keys: Sequence[Key] | None = None,
-        deadline_s: float | None = None,
-        request_id: str | None = None,
-    ) -> list[Recommendation]:
-        """One recommendation per user, in their order. The users may be more than the server
-        takes in one request.
-
-        Args:
-            exclude, allow, keys: as of `recommend`, one entry for each user.
-        """
-        return await self._perform(
-            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow, keys)
-        )
-
-    async def recommend_user(
-        self,
-        user_id: UserId,
-        context: User | None = None,
-        *,
-        exclude: Exclude = None,
-        allow: Allow = None,
-        deadline_s: float | None = None,
-        request_id: str | None = None,
-    ) -> Recommendation:
-        """The best items for a user whose features the server looks up in its store. The id is
-        his key as well (`recommend`).
-
-        Args:
-            context: raw feature values by name that override the stored ones for this request.
-            exclude, allow: as of `recommend`.
-        """
-        found = await self.recommend_users(
-            [user_id],
-            [context],
-            exclude=[exclude],
-            allow=[allow],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
-
-    async def recommend_users(
-        self,
-        user_ids: Sequence[UserId],
-        contexts: Sequence[User | None] | None = None,
-        *,
-        exclude: Sequence[Exclude] | None = None,
-        allow: Sequence[Allow] | None = None,
-        deadline_s: float | None = None,
-        request_id: str | None = None,
-    ) -> list[Recommendation]:
-        """One recommendation per user id, in their order; a context for each, or None."""
-        return await self._perform(
-            self._conversation.recommend_users(
-                user_ids, contexts, deadline_s, request_id, exclude, allow
-            )
-        )
-
-    async def layout(self, *, deadline_s: float | None = None) -> Layout:
-        """The features of a user, as the server names them."""
-        return await self._perform(self._conversation.layout(deadline_s))
-
-    async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
-
-    async def __aenter__(self) -> AsyncRecommender:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    @property
-    def _client(self) -> grpc_aio.InferenceServerClient:
-        """Opened by the first call, because a channel belongs to the loop that runs then."""
-        if self._opened is None:
-            self._opened = grpc_aio.InferenceServerClient(self._url, **self._connection)
-        return self._opened
-
-    async def _perform(self, dialogue: Dialogue[Result]) -> Result:
-        try:
-            step = next(dialogue)
-            while True:
-                try:
-                    outcome = await self._step(step)
-                except InferenceServerException as error:
-                    step = dialogue.throw(error)
-                else:
-                    step = dialogue.send(outcome)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-    async def _step(self, step: Step) -> Any:
-        if isinstance(step, AskItems):
-            return _outputs(await self._client.infer(**_request(self._model, step)))
-        if isinstance(step, AskConfig):
-            answer = await self._client.get_model_config(self._model, client_timeout=step.timeout_s)
-            return answer.config
-        return await asyncio.sleep(step.seconds)
-
-
-def _request(model: str, step: AskItems) -> dict[str, Any]:
-    inputs = []
-    for name, values in step.tensors.items():
-        inputs.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
-        inputs[-1].set_data_from_numpy(values)
-    return {
-        "model_name": f"{step.model or model}{step.ending}",
-        "inputs": inputs,
-        "client_timeout": step.timeout_s,
-        # Where a model's queue policy allows it, the server drops it then: nobody would read it.
-        "timeout": max(1, int(step.timeout_s * 1e6)),
-        "request_id": step.request_id,
-    }
-
-
-def _outputs(answer: grpc.InferResult) -> Answer:
-    return Answer(*(answer.as_numpy(field.name) for field in fields(Answer)))
