@@ -219,7 +219,6 @@ def main(arguments: list[str] | None = None) -> None:
             name: make(
                 Wish(args.items, ranker, args.device, export=args.export),
                 work / f"{name}-tables",
-                args.keep,
             )
             for name, ranker in RANKERS.items()
         }
@@ -239,7 +238,6 @@ def _parser() -> argparse.ArgumentParser:
     add: Callable[..., Any] = parser.add_argument
     add("--out", type=Path, default=Path("build/perf/large_tables"))
     add("--work", type=Path, help="folder for what is made [a temporary one]")
-    add("--keep", action="store_true", help="use what an earlier run left in --work")
     add("--items", type=int, default=100_000, help="of both catalogues [%(default)s]")
     add("--requests", type=int, default=8000, help="before a server is looked at [%(default)s]")
     add("--rounds", type=int, default=5, help="turns that each server gets [%(default)s]")

@@ -106,8 +106,7 @@ class Scaling:
         key = (ranker, items)
         if key not in self._made:  # sweeps share what this run has made
             wish = Wish(items, ranker, self.args.device, self.args.rows, self.args.export)
-            folder = self.work / f"{ranker}-{items}"
-            self._made[key] = make(wish, folder, self.args.keep)
+            self._made[key] = make(wish, self.work / f"{ranker}-{items}")
         return self._made[key]
 
     def _keep(self, points: Sequence[Point]) -> None:
@@ -205,7 +204,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--export", type=str.split, default=[], help="further arguments of export, in one word")
     add("--work", type=Path, help="folder for what is made [a temporary one]")
-    add("--keep", action="store_true", help="use what an earlier run left in --work")
     add("--results", type=Path, help="file of lines to append to")
     return parser
 
