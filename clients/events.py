@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with UserStore.open(options.store) as store:
             if options.file is None:
-                written, refused = write(store, arrivals(sys.stdin.buffer.raw))
+                written, refused = write(store, arrivals(sys.stdin.buffer.raw))  # type: ignore[union-attr]
             else:
                 with options.file.open("rb", buffering=0) as file:
                     written, refused = write(store, arrivals(file))

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 users, answers = _by_id(options, recommender, filters)
             else:
                 users = _users(options, recommender, generator)
-                each = {name: [value] * len(users) for name, value in filters.items()}
+                each: Any = {name: [value] * len(users) for name, value in filters.items()}
                 answers = recommender.recommend_many(users, **each)
     except (RecommendError, ValueError, OSError) as error:
         print(f"error: {error}{_request(error)}", file=sys.stderr)
@@ -137,7 +137,7 @@ def _by_id(
     """The users as asked for, and the answers."""
     context = draw.parse(options.context, "--context") if options.context else {}
     ids: list[str] = options.user_id
-    each = {name: [value] * len(ids) for name, value in filters.items()}
+    each: Any = {name: [value] * len(ids) for name, value in filters.items()}
     answers = recommender.recommend_users(ids, [context] * len(ids), **each)
     return [{"user_id": user_id, **context} for user_id in ids], answers
 

@@ -86,7 +86,7 @@ class TopCandidates(CandidateLogits):
         if with_ids:
             self.register_buffer("catalogue_ids", torch.zeros(SURROGATE_ROWS, 1, dtype=torch.long))
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
         logits = super().forward(user_dense, user_ids, candidates)

@@ -113,10 +113,10 @@ def _scoring(
 ) -> tuple[float, float]:
     """Judge the graph's choice, place by place, by the eager logits: a tie may fall either way."""
     assert isinstance(module, TopCandidates)
-    users, rows = tuple(map(torch.from_numpy, case[:2])), torch.from_numpy(case[2])
+    dense, ids, rows = map(torch.from_numpy, case)
     with torch.inference_mode():
-        logits = CandidateLogits.forward(module, *users, rows).numpy()
-        expected = [t.numpy() for t in _as_tuple(module(*users, rows))]
+        logits = CandidateLogits.forward(module, dense, ids, rows).numpy()
+        expected = [t.numpy() for t in _as_tuple(module(dense, ids, rows))]
     names = module.catalogue_ids.numpy()[:, 0][case[2]] if module.with_ids else case[2]
     outputs = graph(*case)
     differences, shared = [0.0], 0

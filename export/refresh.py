@@ -23,6 +23,7 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.serving import exact, reranked
 from cascade.serving.filters.items import DESCRIPTION
+from cascade.serving.filters.items import Description as FilterDescription
 from cascade.serving.pipeline import RELEASE_FILE, read_release
 from cascade.serving.runtime import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
 from cascade.spec import (
@@ -144,7 +145,7 @@ class Refresh:
         source = self._folder(RETRIEVE)
         retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
         vectors = _computed(retriever, changed.added, RETRIEVE)
-        described = filters.Description.load(source, self.schema.hash)
+        described = FilterDescription.load(source, self.schema.hash)
         files = (mapped.file for mapped in described.mapped.values())
         own = {index.FILE, index.FACTS, exact.FILE, exact.FACTS, DESCRIPTION, *files}
         _link_others(source, target, own)

@@ -18,7 +18,7 @@ HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 def table(repository: Repository) -> list[tuple[str, ...]]:
     """A row for each release, the oldest first, below `HEADER`."""
     live, loaded = repository.live, repository.loaded()
-    rows = [HEADER]
+    rows: list[tuple[str, ...]] = [HEADER]
     for number in repository.releases():
         release = read_release(repository.root, number)
         pending = "unfinished" if repository.pending(number) else "kept"

@@ -224,6 +224,8 @@ def _write(
         device.package(module, example, description, folder, packaged_for)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; Triton's PyTorch backend is not
-        traced = torch.jit.trace(module, tuple(example.values()), check_trace=False)
+        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+            module, tuple(example.values()), check_trace=False
+        )
         traced.save(str(folder / TORCH_FILE))
     description.save(folder)

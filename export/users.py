@@ -171,7 +171,8 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
         replace: remove whom the table does not have. The ids are kept in memory for that, about
             100 bytes each.
     """
-    written, seen = 0, set()
+    written = 0
+    seen: set[bytes] = set()
     with tqdm(total=table.rows, unit=" users", unit_scale=True) as bar:
         for chunk in table.chunks():
             store.put(chunk.ids, chunk.dense, chunk.categorical)

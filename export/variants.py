@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
@@ -15,6 +16,7 @@ from export.stage_files import Catalogue, Variant
 
 GUARD_USERS = 100
 NO_SLOWER = 1.03  # of two that differ by less, the smaller one is taken
+AUTO: Any = "auto"  # in place of a precision
 STATES: tuple[Precision, ...] = ("float32", "float16", "int8")
 
 
@@ -48,7 +50,7 @@ def choose(
     Raises:
         GuardError: what was asked for loses too much, or cannot be judged.
     """
-    auto = "auto" in (asked.state, asked.weights)
+    auto = AUTO in (asked.state, asked.weights)
     if asked == Variant():
         return []
     if not held_out.exists():
@@ -79,8 +81,10 @@ def choose(
 
 def _variants(asked: Variant, device: Device) -> list[Variant]:
     cheaper: Weights = "float16" if device == "cuda" else "int8"
-    states = STATES if asked.state == "auto" else (asked.state,)
-    weights = ("float32", cheaper) if asked.weights == "auto" else (asked.weights,)
+    states = STATES if asked.state == AUTO else (asked.state,)
+    weights: tuple[Weights, ...] = (
+        ("float32", cheaper) if asked.weights == AUTO else (asked.weights,)
+    )
     return [Variant(s, w) for w in weights for s in states if Variant(s, w) != Variant()]
 
 

@@ -93,8 +93,8 @@ class Comparison:
         if len(self.users) < FEWEST_USERS:
             _say(f"only {len(self.users)} different users: the caches will flatter everybody")
         self.configuration = configuration_name("compare", stages)
-        self.topologies = {
-            **{name: name for name in TOPOLOGIES},
+        self.topologies: dict[str, str] = {
+            **dict(zip(TOPOLOGIES, TOPOLOGIES, strict=True)),
             FLAT: _topology_of_flat(serving_of(options.repository).topology, plan.names),
         }
         self.results = options.results or record.RESULTS / f"{self.configuration}.jsonl"
@@ -109,7 +109,7 @@ class Comparison:
 
     def start(self, stack: ExitStack) -> list[Contender]:
         """Start every server and hold its answers against the pipeline's."""
-        contenders = []
+        contenders: list[Contender] = []
         tuned = open_pipeline(self.options.repository)
         for name, repository, start in self._servers():
             _say(f"starting {name}")

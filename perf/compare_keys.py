@@ -93,7 +93,7 @@ class Runs:
             return None
         top = max(line["value"] for line in served)
         ways = sorted({(line["contender"], line["protocol"]) for line in served})
-        return max(ways, key=lambda way: self.rate(*way, top) or 0.0)
+        return max(ways, key=lambda way: self.rate(way[0], way[1], top) or 0.0)
 
 
 def key_figures(lines: Sequence[Line]) -> dict[str, Any]:

@@ -63,10 +63,11 @@ def fill(text: str, blocks: dict[str, Callable[[], str]]) -> str:
     """README text with every block replaced; a block whose marks are missing is an error."""
     for name, content in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if not found:
             raise SystemExit(f"README.md has no block {name!r}")
-        new = content()
-        text = pattern.sub(lambda m, new=new: f"{m[1]}{new}\n{m[2]}", text)
+        new = f"{found[1]}{content()}\n{found[2]}"
+        text = text[: found.start()] + new + text[found.end() :]
     return text
 
 

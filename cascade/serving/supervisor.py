@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
+from google.protobuf import json_format, text_format
 from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException

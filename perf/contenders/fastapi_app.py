@@ -29,8 +29,8 @@ from cascade.encoding import InvalidInput
 from perf.bound import open_pipeline
 
 REPOSITORY = "CASCADE_REPOSITORY"
-NUMBERS = {int, float, type(None)}
-TEXTS = {str, type(None)}
+NUMBERS: set[type] = {int, float, type(None)}
+TEXTS: set[type] = {str, type(None)}
 
 
 @asynccontextmanager

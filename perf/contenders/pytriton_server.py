@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _function(pipeline: Any) -> Any:
     from pytriton.decorators import batch
 
-    @batch
+    @batch  # type: ignore[untyped-decorator]
     def recommend(dense: Any, categorical: Any) -> dict[str, Any]:
         item_ids, scores = pipeline(dense, categorical.astype(object))
         return {"item_ids": item_ids, "scores": scores}

@@ -51,7 +51,8 @@ def compare(made: Artifacts, repository: Path, export: tuple[str, ...]) -> dict[
             times_us[way].append((time.perf_counter_ns() - start) / 1e3)
     found = {way: (np.median(times_us[way]), *_lists(made, ways[way], inputs)) for way in ways}
     header = ["rank, one user", "p50 µs", "similarity in a list", "mean score"]
-    print(table(header, [[way, *map(number, map(float, row))] for way, row in found.items()]))
+    rows = [[way, *(number(float(value)) for value in row)] for way, row in found.items()]
+    print(table(header, rows))
     (plain_us, alike, score), (diverse_us, less_alike, lower) = found.values()
     return {
         "diversity_rank_ratio": float(diverse_us / plain_us),

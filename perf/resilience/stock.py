@@ -74,14 +74,14 @@ class Stock:
         """Both drawn and exported at once."""
         folders = self._folder / "even", self._folder / "odd"
         with ThreadPoolExecutor(len(folders)) as pool:
-            sources = (*pool.map(_small, folders, range(len(folders))),)
+            even, odd = pool.map(_small, folders, range(len(folders)))
         users = folders[0] / "checkpoints" / "users.jsonl"
-        sent = payload.load(users, features_of(sources[0]))
-        answers = [_answers(source, sent.dense, sent.categorical) for source in sources]
+        sent = payload.load(users, features_of(even))
+        answers = [_answers(source, sent.dense, sent.categorical) for source in (even, odd)]
         ids, scores = (np.stack(part) for part in zip(*answers, strict=True))
         expected = self._folder / "expected.npz"
         np.savez(expected, item_ids=ids, scores=scores)
-        return Pair(sources, users, expected)
+        return Pair((even, odd), users, expected)
 
 
 def _small(folder: Path, seed: int) -> Path:

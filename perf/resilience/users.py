@@ -153,12 +153,13 @@ def _compare(address: str, requests: Requests, plan: Plan) -> list[Line]:
     for in_flight in IN_FLIGHT:
         p50_ms = np.zeros((plan.rounds, len(kinds)))
         for turn in range(plan.rounds):
-            for kind in (0, 1) if turn % 2 else (1, 0):
+            for which in (0, 1) if turn % 2 else (1, 0):
                 first = turn * REQUESTS // plan.rounds
-                trace = _ask(address, kinds[kind], in_flight, plan.seconds, first)
-                p50_ms[turn, kind] = np.median(trace.latency_ms(Load("concurrency", in_flight)))
+                trace = _ask(address, kinds[which], in_flight, plan.seconds, first)
+                p50_ms[turn, which] = np.median(trace.latency_ms(Load("concurrency", in_flight)))
         ratio = float(np.median(p50_ms[:, 1] / p50_ms[:, 0]))
-        lines.append(Line(in_flight, *np.median(p50_ms, axis=0).tolist(), ratio))
+        by_features_ms, by_id_ms = np.median(p50_ms, axis=0).tolist()
+        lines.append(Line(in_flight, by_features_ms, by_id_ms, ratio))
     return lines
 
 
