@@ -5,6 +5,9 @@ batcher for a request that comes while all processes are busy, and leaves it for
 when nobody else comes. So it is the process that computes which asks the server how many requests
 wait, a few times a second and only while there is more to do than it can do at once. It refuses
 what is too much from the head of the queue: who has waited longest is the likeliest to have gone.
+
+What a pause of the machine leaves behind is worked off, not refused: too much is what was so at two
+looks, with full batches in between.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Waiting:
         self._server = None
         if most and where.hostname:
             self._server = http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
-        self._next_s, self._surplus = 0.0, 0
+        self._next_s, self._seen, self._surplus = 0.0, 0, 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], release: int, most: int) -> Waiting:
@@ -65,11 +68,15 @@ class Waiting:
     def look(self, users: int, requests: int) -> None:
         """After a batch of so many users in so many requests: find out how many wait. The server
         counts requests; they are taken to have as many users each as those of the batch."""
+        if users < self._full:
+            self._seen = 0
+            return
         now = time.monotonic()
-        if self._server is not None and users >= self._full and now >= self._next_s:
+        if self._server is not None and now >= self._next_s:
             self._next_s = now + LOOK_S
             most = max(1, self.most * requests // users)
-            self._surplus = (self._count(self._server) - most) // self._processes
+            before, self._seen = self._seen, self._count(self._server) - most
+            self._surplus = min(before, self._seen) // self._processes
 
     def _count(self, server: http.client.HTTPConnection) -> int:
         for _ in range(2):  # the server may have closed the connection since the last look

@@ -5,6 +5,7 @@ memory may grow.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -38,10 +39,14 @@ RELEASE_S = 60.0  # between releases, at most
 
 @dataclass(frozen=True)
 class Soak:
-    """What came of it: the release that was live in the end, memory in MB after each piece."""
+    """What came of it: the release that was live in the end, memory in MB after each piece.
+
+    Args:
+        failed: requests by HTTP status, or as of `perf.trace`.
+    """
 
     requests: int
-    failed: int
+    failed: Counter[int]
     release: int
     p99_ms: float
     memory_mb: tuple[float, ...]
@@ -92,7 +97,8 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     found = measure(stock.pair.sources, users, work, seconds)
     rows = [
         ("requests", f"{found.requests:,}"),
-        ("failed", f"{found.failed:,}"),
+        ("failed", f"{found.failed.total():,}"),
+        *((f"failed with status {status}", f"{n:,}") for status, n in found.failed.items()),
         ("live in the end: release", str(found.release)),
         ("p99 ms", number(found.p99_ms)),
         ("memory at first, MB", number(found.memory_mb[0])),
@@ -101,13 +107,13 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
         ("growth since the warm-up, MB", number(found.growth_mb)),
     ]
     print(table(["soak", "found"], rows))
-    return {"soak_failed": found.failed, "soak_growth_mb": found.growth_mb}
+    return {"soak_failed": found.failed.total(), "soak_growth_mb": found.growth_mb}
 
 
 def measure(exports: Sequence[Path], users: Payload, work: Path, seconds: float) -> Soak:
     """Load it with half of what it can."""
     requests = TRITON.requests(users)
-    count = failed = 0
+    count, failed = 0, Counter[int]()
     took_ms, memory_mb = [], []
     live, key = Repository(work / "live"), security.control_key()
     (work / "key").write_text(key)
@@ -125,7 +131,7 @@ def measure(exports: Sequence[Path], users: Payload, work: Path, seconds: float)
             plan = Plan("rate", half, seconds / PIECES, warm_up_s=0, seed=piece)
             trace = Generator((host, int(port)), requests, plan).run()
             count += len(trace.status)
-            failed += int((trace.status != OK).sum())
+            failed.update(trace.status[trace.status != OK].tolist())
             took_ms.append((trace.done_ns - trace.due_ns)[trace.status == OK] / 1e6)
             memory_mb.append(served.anonymous_mb())
     p99_ms = float(np.percentile(np.concatenate(took_ms), 99))

@@ -37,6 +37,11 @@ def url() -> Iterator[str]:
         server.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def _at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.serving.waiting.LOOK_S", 0.0)
+
+
 def refused(waiting: Waiting, batch: int) -> int:
     """Requests that are refused before the next batch is computed."""
     count = 0
@@ -48,16 +53,34 @@ def refused(waiting: Waiting, batch: int) -> int:
 def test_what_is_too_much_is_refused_once(url: str) -> None:
     waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
     assert refused(waiting, 8) == 0
-    waiting.look(7, 7)  # not a full batch: nobody waits
-    assert refused(waiting, 8) == 0
+    waiting.look(8, 8)
+    assert refused(waiting, 8) == 0  # may be gone in a moment
     waiting.look(8, 8)
     assert refused(waiting, 8) == 24  # half of the 40 is this process's, in whole batches
-    waiting.look(8, 8)  # too soon
+    assert refused(waiting, 8) == 0
+
+
+def test_what_a_pause_left_behind_is_worked_off(url: str) -> None:
+    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    for _ in range(3):
+        waiting.look(8, 8)
+        waiting.look(7, 7)  # not a full batch: nobody waits
+        assert refused(waiting, 8) == 0
+
+
+def test_the_server_is_not_asked_after_every_batch(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.serving.waiting.LOOK_S", 60.0)
+    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    for _ in range(3):
+        waiting.look(8, 8)
     assert refused(waiting, 8) == 0
 
 
 def test_a_request_may_have_several_users(url: str) -> None:
     waiting = Waiting("recommend", 1, most=60, processes=1, full=8, url=url)
+    waiting.look(12, 3)
     waiting.look(12, 3)
     assert refused(waiting, 5) == 85  # 15 requests of four users may wait
     assert not waiting.refuses(1)
@@ -66,7 +89,8 @@ def test_a_request_may_have_several_users(url: str) -> None:
 def test_few_enough_are_answered(url: str) -> None:
     for version, most in ((11, 7), (1, 0), (1, 100), (2, 5)):
         waiting = Waiting("recommend", version, most, processes=1, full=1, url=url)
-        waiting.look(64, 64)
+        for _ in range(2):
+            waiting.look(64, 64)
         assert not waiting.refuses(1)
 
 
