@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cascade.serving.arguments import HTTP_THREADS
 from cascade.serving.pipeline import newest_version, read_sizes
 from cascade.serving.threads import cores
 from cascade.spec import stages
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     server = TritonConfig(
         http_address="127.0.0.1",
         http_port=options.http_port,
-        http_thread_count=min(8, cores()),
+        http_thread_count=HTTP_THREADS,
         grpc_address="127.0.0.1",
         grpc_port=options.grpc_port,
         allow_metrics=False,
