@@ -21,6 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 HNSW_LEAST_SHARE = 1 / 8  # a graph computes what it walks past, allowed or not: scan below this
 MOST_FETCHED = 2048  # FAISS finds no more on a GPU
+_ALL_BUT = ~(1 << np.arange(8)).astype(np.uint8)  # bits of a byte
 library: Any = faiss  # FAISS's type stubs leave most of this out
 
 
@@ -47,8 +48,13 @@ def without(
     raw: Any, kind: Kind, parameters: dict[str, int], excluded: Ids, k: int
 ) -> tuple[Any, dict[str, Any]]:
     """The same for all but E rows. The best K of the others are among the best K + E of all; that
-    the whole E lie among those is rare, and half of the effort for it is spent."""
-    selector = library.IDSelectorNot(library.IDSelectorBatch(excluded))
+    the whole E lie among those is rare, and half of the effort for it is spent.
+
+    A bit for every item is made and asked faster than FAISS's set of ids.
+    """
+    left = np.full(-(-raw.ntotal // 8), 255, np.uint8)
+    np.bitwise_and.at(left, excluded >> 3, _ALL_BUT[excluded & 7])
+    selector = library.IDSelectorBitmap(left)
     return _selecting(raw, kind, parameters, selector, k / (k + len(excluded) / 2))
 
 
