@@ -25,6 +25,7 @@ from cascade.serving.runtime import Array, ArtifactError, Mapped
 from export.stage_files import Catalogue
 
 FILES = {
+    "row_ids": ("filter_row_ids.bin", "int64"),
     "ids": ("filter_ids.bin", "int64"),
     "id_rows": ("filter_id_rows.bin", "int32"),
     "text": ("filter_text.bin", "uint8"),
@@ -229,6 +230,7 @@ class _Writer:
         twice = ids[1:][ids[1:] == ids[:-1]]
         if len(twice):
             raise ArtifactError(f"item {twice[0]} is in the catalogue more than once")
+        self._append("row_ids", item_ids)
         self._append("ids", ids)
         self._append("id_rows", rows)
 

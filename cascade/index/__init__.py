@@ -10,7 +10,7 @@ items only, `tuning` sets the effort, `clock` times it, `screen` and `choice` fi
 `ordering` brings near items together, `files` saves and maps.
 """
 
-from cascade.index.among import Mask, fetch_more
+from cascade.index.among import Mask, fetched
 from cascade.index.candidates import Candidate, save_frontier
 from cascade.index.choice import auto
 from cascade.index.clock import exact_us, timing
@@ -37,7 +37,7 @@ __all__ = [
     "auto",
     "build",
     "exact_us",
-    "fetch_more",
+    "fetched",
     "load",
     "order",
     "recall_at",

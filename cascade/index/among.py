@@ -8,20 +8,18 @@ whether an item is allowed; the number of inner products stays about the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from cascade.index.kinds import RECIPES, Floats, Ids, Kind
+from cascade.index.kinds import RECIPES, Kind
 
 Mask = npt.NDArray[np.bool_]
 
 HNSW_LEAST_SHARE = 1 / 8  # a graph computes what it walks past, allowed or not: scan below this
 MOST_FETCHED = 2048  # FAISS finds no more on a GPU
-_ALL_BUT = ~(1 << np.arange(8)).astype(np.uint8)  # bits of a byte
 library: Any = faiss  # FAISS's type stubs leave most of this out
 
 
@@ -44,18 +42,13 @@ def among(
     return _selecting(raw, kind, parameters, selector, share)
 
 
-def without(
-    raw: Any, kind: Kind, parameters: dict[str, int], excluded: Ids, k: int
+def deeper(
+    raw: Any, kind: Kind, parameters: dict[str, int], k: int, spares: int
 ) -> tuple[Any, dict[str, Any]]:
-    """The same for all but E rows. The best K of the others are among the best K + E of all; that
-    the whole E lie among those is rare, and half of the effort for it is spent.
-
-    A bit for every item is made and asked faster than FAISS's set of ids.
-    """
-    left = np.full(-(-raw.ntotal // 8), 255, np.uint8)
-    np.bitwise_and.at(left, excluded >> 3, _ALL_BUT[excluded & 7])
-    selector = library.IDSelectorBitmap(left)
-    return _selecting(raw, kind, parameters, selector, k / (k + len(excluded) / 2))
+    """The same for the best K of all items but E, where nobody knows yet which these are. They are
+    among the best K + E of all; that the whole E lie among those is rare, and half of the effort
+    for it is spent."""
+    return _selecting(raw, kind, parameters, None, k / (k + spares / 2))
 
 
 def _selecting(
@@ -78,15 +71,7 @@ def _selecting(
     return scanned, {"params": library.SearchParameters(sel=selector)}
 
 
-def fetch_more(
-    search: Callable[[Floats, int], Ids], queries: Floats, k: int, excluded: Sequence[Ids]
-) -> Ids:
-    """Where nothing can be selected: fetch more, and drop what is excluded. In few steps, for a
-    recorded search is one of a fixed k."""
-    most = max(map(len, excluded))
-    fetched = max(k, min(MOST_FETCHED, k + (1 << (most - 1).bit_length() if most else 0)))
-    found = np.full((len(queries), k), -1, np.int64)
-    for mine, rows, some in zip(found, search(queries, fetched), excluded, strict=True):
-        kept = rows[(rows >= 0) & ~np.isin(rows, some)][:k]
-        mine[: len(kept)] = kept
-    return found
+def fetched(k: int, spares: int) -> int:
+    """How many to ask for where FAISS takes no parameters, or a search was recorded for a fixed
+    number: in few steps."""
+    return max(k, min(MOST_FETCHED, k + (1 << (spares - 1).bit_length() if spares else 0)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import faiss
 import numpy as np
 
-from cascade.index.among import Mask, among, can_select, fetch_more, without
+from cascade.index.among import Mask, among, can_select, deeper, fetched
 from cascade.index.kinds import (
     EFFORT,
     KINDS,
@@ -84,16 +83,14 @@ class Index:
         found: Ids = raw.search(queries, k, **options)[1]
         return found
 
-    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
-        """[B, D] -> the best rows int64 [B, k] that are not among those `excluded` for the user,
-        int64 [E] each, -1 where the index finds no more."""
+    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+        """[B, D] -> the best rows int64 [B, >= k], where so many of them may be left out later and
+        k are to remain, -1 where the index finds no more."""
         queries = self._checked(queries, k)
         if not can_select(self.raw):
-            return fetch_more(self.search, queries, k, excluded)
-        found = np.empty((len(queries), k), np.int64)
-        for user, rows in enumerate(excluded):
-            raw, options = without(self.raw, self.facts.kind, self.facts.parameters, rows, k)
-            found[user] = raw.search(queries[user : user + 1], k, **options)[1][0]
+            return self.search(queries, fetched(k, spares))
+        raw, options = deeper(self.raw, self.facts.kind, self.facts.parameters, k, spares)
+        found: Ids = raw.search(queries, k + spares, **options)[1]
         return found
 
     def search_with_scores(self, queries: Floats, k: int) -> tuple[Ids, Floats]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +113,10 @@ class ExactIndex:
                 found[:, :wanted] = self.rows(vectors, wanted, mask).cpu().numpy()
         return found
 
-    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
-        """[B, D] -> the best rows int64 [B, k] that are not among those `excluded` for the user,
-        int64 [E] each, best first, -1 where there are no more."""
-        return index.fetch_more(self.search, queries, k, excluded)
+    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+        """[B, D] -> the best rows int64 [B, >= k], where so many of them may be left out later,
+        best first, -1 where there are no more."""
+        return self.search(queries, index.fetched(k, spares))
 
     def rows(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for.

@@ -70,7 +70,11 @@ def test_raw_values_are_exact_whatever_their_encoding(tmp_path: Path) -> None:
     assert ids_having(items, {"studio": [b"", b"a", b"AA", b"Z"]}) == []
     assert ids_having(items, {"studio": []}) == []
     assert ids_having(items, {}) == [10, 20, 30, 40]
-    assert set(items.rows(np.array([20, 99, 40, 20, -5]))) == {1, 2}
+    ids = np.array([20, 99, 40, 20, -5])
+    assert set(items.rows(ids)) == {1, 2}
+    assert items.named(np.array([0, 2, 3, 1]), ids).tolist() == [False, True, False, True]
+    assert items.named(np.array([0, 3]), ids).tolist() == [False, False]
+    assert items.named(np.array([], np.int64), ids).tolist() == []
 
 
 def test_encoded_values_are_decoded_where_that_is_exact(tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def test_every_kind_searches_among_what_is_allowed(kind: Any, share: float, vect
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "exact"])
-def test_every_kind_passes_over_what_is_excluded(kind: Any, vectors: Any) -> None:
-    """Even if these are the best of all."""
+def test_every_kind_finds_enough_for_some_to_be_left_out(kind: Any, vectors: Any) -> None:
+    """Even the best of all."""
     k, queries = 50, vectors[:20]
     built: Any
     if kind == "exact":
@@ -215,14 +215,14 @@ def test_every_kind_passes_over_what_is_excluded(kind: Any, vectors: Any) -> Non
         built = index.build(vectors, kind)
         recall = index.tune(built, vectors, queries, k, 0.95)
     order = np.argsort(-queries @ vectors.T, axis=1)
-    excluded = [rows[: number % 3 * 30] for number, rows in enumerate(order)]
-    found = built.search_without(queries, k, excluded)
-    hits = 0
-    for mine, rows, some in zip(found, order, excluded, strict=True):
-        assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
-        assert not set(mine) & set(some)
-        hits += len(set(mine) & set(rows[len(some) : len(some) + k]))
-    assert hits / found.size >= recall - 0.05
+    hits, counts = 0, (0, 30, 60)
+    for spares in counts:
+        found = built.search_with_spares(queries, k, spares)
+        for mine, right in zip(found, order, strict=True):
+            assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
+            left = mine[~np.isin(mine, right[:spares])][:k]
+            hits += len(set(left) & set(right[spares : spares + k]))
+    assert hits / (len(counts) * len(queries) * k) >= recall - 0.07  # half of the effort
 
 
 def test_exact_search_pads_where_too_few_are_allowed(vectors: Any) -> None:

@@ -21,7 +21,7 @@ from cascade.serving.runtime import ArtifactError, Mapped
 from cascade.spec import ALLOW
 
 DESCRIPTION = "filters.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Description:
     """filters.json.
 
     Args:
-        mapped: `ids` int64 [N], sorted, and `id_rows` int32 [N], the row of each; `text` uint8 and
-            `text_starts` int64 [V + 1], the values of all features; `rows` int32 and `row_starts`
-            int64 [V + 1], the rows that have each value, ascending.
+        mapped: `row_ids` int64 [N], the id of each row; `ids` int64 [N], sorted, and `id_rows`
+            int32 [N], the row of each; `text` uint8 and `text_starts` int64 [V + 1], the values of
+            all features; `rows` int32 and `row_starts` int64 [V + 1], the rows that have each
+            value, ascending.
         features: where the values of each feature begin and end among the V.
         left_out: features that cannot be asked for, and why.
     """
@@ -92,6 +93,7 @@ class Items:
             name: np.asarray(mapped.open(folder))
             for name, mapped in described.mapped.items()
         }
+        self._row_ids = arrays["row_ids"]
         self._ids, self._id_rows = arrays["ids"], arrays["id_rows"]
         self._text, self._text_starts = arrays["text"], arrays["text_starts"]
         self._rows, self._row_starts = arrays["rows"], arrays["row_starts"]
@@ -107,6 +109,18 @@ class Items:
         places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
         rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)
         return rows
+
+    def named(self, rows: Ids, ids: Ids) -> Mask:
+        """Which of these rows [n], each once, have one of these ids: a bool each. Much faster than
+        to look for the rows of the ids."""
+        own = self._row_ids[rows]
+        order = np.argsort(own)
+        own, ids = own[order], np.sort(ids)
+        places = np.searchsorted(own, ids)
+        places = places[places < len(own)]
+        found = np.zeros(len(rows), bool)
+        found[order[places[own[places] == ids[: len(places)]]]] = True
+        return found
 
     def having(self, allow: Mapping[str, Sequence[bytes]]) -> Mask:
         """[N]: whether an item has one of the values, of each feature that is named.

@@ -1,7 +1,7 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
-The index passes over what is excluded while it searches (`cascade.index.among`). Of the denied
-items so many more are fetched as may be among the best, and dropped. Where `allow` leaves at most K
+So many more are fetched as are excluded or denied and may be among the best, and these are dropped
+(`cascade.index.among`). Where `allow` leaves at most K
 items, these are the candidates and nothing is searched; else the index searches among them, and
 what it does not find is filled up with other allowed items.
 
@@ -35,8 +35,8 @@ class Searchable(Protocol):
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
         """The same among the `allowed` ones [N]."""
 
-    def search_without(self, queries: Floats, k: int, excluded: Sequence[Ids]) -> Ids:
-        """The same without those that are `excluded` for each user."""
+    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+        """At least k [B, >= k], so that k remain when so many are left out."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Wish:
     """What one user asks for.
 
     Args:
-        excluded: rows int64 [E], in any order.
+        excluded: ids int64 [E], in any order.
         allowed: bool [N]; None = every item.
     """
 
@@ -117,20 +117,20 @@ class Filtered:
     def _wish(self, exclude: bytes, allow: bytes) -> Wish:
         values = allowed_values(allow)
         allowed = self._items.having(values) if values else None
-        return Wish(self._items.rows(excluded_ids(exclude)) if exclude else _NONE.excluded, allowed)
+        return Wish(excluded_ids(exclude), allowed)
 
     def _filter(self, queries: Floats, wishes: Sequence[Wish], denied: Denied) -> Ids:
         found = np.full((len(wishes), self._candidates), -1, np.int64)
         fetched = self._candidates + min(DENIED_AT_ONCE, denied.count)
         free = [user for user, wish in enumerate(wishes) if not wish]
-        bound = [u for u, wish in enumerate(wishes) if wish and wish.allowed is None]
         if free:
-            rows = self._index.search(queries[free], fetched)
-            found[free] = self._kept(rows, denied)
-        if bound:
-            excluded = [wishes[user].excluded for user in bound]
-            rows = self._index.search_without(queries[bound], fetched, excluded)
-            found[bound] = self._kept(rows, denied)
+            for user, rows in zip(free, self._index.search(queries[free], fetched), strict=True):
+                self._keep(found[user], rows, wishes[user], denied)
+        for user, wish in enumerate(wishes):
+            if len(wish.excluded) and wish.allowed is None:
+                query = queries[user : user + 1]
+                rows = self._index.search_with_spares(query, fetched, len(wish.excluded))[0]
+                self._keep(found[user], rows, wish, denied)
         for user in np.flatnonzero(found[:, -1] < 0):
             if user in free and not denied.count:
                 continue  # has what the search without filters finds
@@ -138,21 +138,20 @@ class Filtered:
             found[user] = self._among(queries[user : user + 1], left)
         return found
 
-    def _kept(self, rows: Ids, denied: Denied) -> Ids:
-        """Rows [B, >= K] -> [B, K], without the denied ones, -1 pads."""
-        if not denied.count:
-            return rows
-        keep = (rows >= 0) & ~denied.mask[rows]
-        found = np.full((len(rows), self._candidates), -1, np.int64)
-        for mine, some, kept in zip(found, rows, keep, strict=True):
-            some = some[kept][: self._candidates]
-            mine[: len(some)] = some
-        return found
+    def _keep(self, found: Ids, rows: Ids, wish: Wish, denied: Denied) -> None:
+        """Rows [>= K] -> found [K]: those that are neither denied nor excluded."""
+        rows = rows[rows >= 0]
+        if denied.count:
+            rows = rows[~denied.mask[rows]]
+        if len(wish.excluded):
+            rows = rows[~self._items.named(rows, wish.excluded)]
+        rows = rows[: len(found)]
+        found[: len(rows)] = rows
 
     def _left(self, wish: Wish, denied: Denied) -> Mask:
         """[N]: what the user may get."""
         left = ~denied.mask if wish.allowed is None else wish.allowed & ~denied.mask
-        left[wish.excluded] = False
+        left[self._items.rows(wish.excluded)] = False
         return left
 
     def _among(self, query: Floats, left: Mask) -> Ids:
