@@ -63,6 +63,7 @@ RESILIENCE = (
     Claim("redis_down_failed", "=", 0, "requests that failed while Redis was gone"),
     Claim("filters_wrong", "=", 0, "filtered answers that are not the filtered full order"),
     Claim("exclude_p50_ratio", "<=", 1.2, "p50 with 500 excluded ids over p50 without"),
+    Claim("overload_lost", "=", 0, "requests that an overload lost: neither answered nor refused"),
     Claim("overload_accepted_p99_ratio", "<=", 1, "p99 of accepted requests over their deadline"),
     Claim("overload_recovery_s", "<=", 2, "until full speed is back after an overload"),
     Claim("fuzz_crashes", "=", 0, "crashes under malformed requests"),

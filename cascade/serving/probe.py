@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 ITEM_IDS, SCORES = "item_ids", "scores"
 AGAIN_S = 0.02
-UNAVAILABLE = "StatusCode.UNAVAILABLE"
+UNAVAILABLE, DEADLINE_EXCEEDED = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
 LOADING = "has no available versions"  # Triton says NOT_FOUND then
 
 
@@ -26,17 +26,22 @@ def insist(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> 
     are full, or loads the model, for so long in all.
 
     Raises:
-        tritonclient.utils.InferenceServerException, ProbeError: as `send`.
+        tritonclient.utils.InferenceServerException, ProbeError: as `send`; where time ran out after
+            the server had been unavailable, what it said then.
     """
     deadline = time.monotonic() + timeout_s
+    refusal: InferenceServerException | None = None
     while True:
         left_s = deadline - time.monotonic()
         try:
             return send(client, model, max(left_s, AGAIN_S))
         except InferenceServerException as error:
-            passes = error.status() == UNAVAILABLE or LOADING in error.message()
-            if not passes or left_s <= AGAIN_S:
+            if error.status() == UNAVAILABLE or LOADING in error.message():
+                refusal = error
+            elif error.status() != DEADLINE_EXCEEDED or refusal is None:
                 raise
+            if left_s <= AGAIN_S or refusal is not error:
+                raise refusal from None
         time.sleep(AGAIN_S)
 
 

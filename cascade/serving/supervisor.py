@@ -16,7 +16,8 @@ What it does:
 - that does not help: it gives up, and whoever runs the server starts another.
 
 One failed canary is nothing: a publisher may be switching releases. A canary that is refused for
-want of room is sent again, for a server that is busy is not broken.
+want of room is sent again, and does not count if it is refused to the end: who refuses is busy, not
+broken, and to reload a model that is overloaded loses what it could have answered.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tritonclient.utils import InferenceServerException
 from cascade.serving import probe, stubs
 from cascade.serving.launcher import Server, ServerError
 from cascade.serving.stubs import Stub
+from cascade.serving.waiting import AGAIN
 from cascade.spec import ENSEMBLE
 
 GLANCE_S = 0.2  # between looks at the processes
@@ -148,6 +150,8 @@ class Supervisor:
         error = canary.exception()
         if error is None:
             self._failures = self._reloads = 0
+            return
+        if AGAIN in str(error):
             return
         self._failures += 1
         self._tell("canary failed", error=str(error), in_a_row=self._failures)

@@ -22,7 +22,7 @@ from cascade.serving.metrics import Metrics
 from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
 from cascade.serving.stages import deny_list_of, load_stages
-from cascade.serving.waiting import Waiting
+from cascade.serving.waiting import AGAIN, Waiting
 from cascade.spec import RELEASE, Serving
 
 Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
@@ -84,7 +84,7 @@ class TritonPythonModel:
 
     def _refuse(self, requests: int) -> list[Any]:
         self.metrics.error("queue", requests)
-        message = f"more than {self.waiting.most} users wait for {self.name}: ask again later"
+        message = f"more than {self.waiting.most} users wait for {self.name}: {AGAIN}"
         return [_refusal(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
 
     def finalize(self) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+AGAIN = "ask again later"  # what somebody who is refused is told
 VARIABLE = "CASCADE_METRICS_URL"
 LOOK_S = 0.05
 TIMEOUT_S = 0.5

@@ -31,7 +31,9 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     rows = [
         *((f"{m} killed: s until all is well", number(s)) for m, s in kills.items()),
         ("answers/s of 16 in flight", number(crowd.capacity)),
-        ("overload: accepted, refused, lost", _counts(crowd.accepted, crowd.refused, crowd.lost)),
+        ("overload: accepted, refused", _counts(crowd.accepted, crowd.refused)),
+        ("overload: lost", _counts(crowd.lost.total())),
+        *((f"overload: lost with status {s}", _counts(n)) for s, n in crowd.lost.items()),
         ("overload: p99 of accepted, ms", number(1000 * crowd.accepted_p99_s)),
         ("overload: p50 of refused, ms", number(1000 * crowd.refused_p50_s)),
         ("overload: s until full speed", number(crowd.recovery_s)),
@@ -48,6 +50,7 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     print(table(["faults", "found"], rows))
     return {
         "stub_recovery_s_max": max(kills.values()),
+        "overload_lost": float(crowd.lost.total()),
         "overload_accepted_p99_ratio": crowd.accepted_p99_s / DEADLINE_S,
         "overload_recovery_s": crowd.recovery_s,
         "fuzz_requests": float(storm.requests),

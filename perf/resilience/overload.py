@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ class Overload:
 
     Args:
         capacity: answers per second before, of `FULL` in flight.
-        accepted, refused, lost: requests of the overload.
+        accepted, refused: requests of the overload.
+        lost: the others, by HTTP status, or as of `perf.trace`.
         accepted_p99_s, refused_p50_s: how long they took. A full queue refuses at once; of those
             that it had let in, it refuses some when they have waited too long.
         recovery_s: from the last request of the overload to the first quarter of a second at full
@@ -42,7 +44,7 @@ class Overload:
     capacity: float
     accepted: int
     refused: int
-    lost: int
+    lost: Counter[int]
     accepted_p99_s: float
     refused_p50_s: float
     recovery_s: float
@@ -70,7 +72,7 @@ def measure(repository: Path, users: Payload, work: Path, seconds: float) -> Ove
         capacity=capacity,
         accepted=int(good.sum()),
         refused=int(refused.sum()),
-        lost=int((~good & ~refused).sum()),
+        lost=Counter(crowd.status[~good & ~refused].tolist()),
         accepted_p99_s=_percentile(took_s[good], 99),
         refused_p50_s=_percentile(took_s[refused], 50),
         recovery_s=_recovery_s(after, int(crowd.sent_ns.max()), capacity),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from tritonclient.utils import InferenceServerException
 from cascade.serving import binaries, probe, reaper, server_log, supervisor, threads
 from cascade.serving.binaries import BinaryError
 from cascade.serving.launcher import Ports, Server, ServerError, reap
+from cascade.serving.supervisor import Supervisor
+from cascade.serving.waiting import AGAIN
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -57,6 +60,18 @@ BROKEN = """
 class TritonPythonModel:
     def initialize(self, args):
         raise ValueError("the item state is missing:\\nexport the model again")
+"""
+FULL = f"""
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    answered = False
+    def execute(self, requests):
+        if self.answered:
+            full = pb_utils.TritonError("{AGAIN}", pb_utils.TritonError.UNAVAILABLE)
+            return [pb_utils.InferenceResponse(error=full) for _ in requests]
+        self.answered = True
+        x = pb_utils.get_input_tensor_by_name(requests[0], "x")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())])]
 """
 SLOW = """
 import time
@@ -515,3 +530,20 @@ def test_free_ports_are_three_different_ones() -> None:
     assert ports.resolve("127.0.0.1") == ports
     with pytest.raises(ServerError, match="cannot listen on"):
         Ports(ports.http, ports.http, 0).resolve("127.0.0.1")
+
+
+def test_a_server_that_refuses_for_want_of_room_is_not_reloaded(
+    repository: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "CANARY_S", 0.1)
+    monkeypatch.setattr(supervisor, "CANARY_TIMEOUT_S", 0.1)
+    told: list[str] = []
+    with Server(repository(FULL), probe="echo") as server:
+        watching = threading.Thread(target=Supervisor(server, lambda e, **_: told.append(e)).watch)
+        watching.start()
+        time.sleep(3)
+        with pytest.raises(InferenceServerException, match=AGAIN):
+            ask(server.url, [[1, 2]])
+        server.cancel()
+        watching.join(PATIENCE_S)
+    assert told == []
