@@ -215,14 +215,14 @@ def test_every_kind_finds_enough_for_some_to_be_left_out(kind: Any, vectors: Any
         built = index.build(vectors, kind)
         recall = index.tune(built, vectors, queries, k, 0.95)
     order = np.argsort(-queries @ vectors.T, axis=1)
-    hits, counts = 0, (0, 30, 60)
-    for spares in counts:
-        found = built.search_with_spares(queries, k, spares)
-        for mine, right in zip(found, order, strict=True):
-            assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
-            left = mine[~np.isin(mine, right[:spares])][:k]
-            hits += len(set(left) & set(right[spares : spares + k]))
-    assert hits / (len(counts) * len(queries) * k) >= recall - 0.07  # half of the effort
+    hits = 0
+    for number, right in enumerate(order):
+        spares = number % 3 * 30
+        [mine] = built.search_with_spares(queries[number : number + 1], k, spares)
+        assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
+        left = mine[~np.isin(mine, right[:spares])][:k]
+        hits += len(set(left) & set(right[spares : spares + k]))
+    assert hits / (len(queries) * k) >= recall - 0.05
 
 
 def test_exact_search_pads_where_too_few_are_allowed(vectors: Any) -> None:

@@ -1,9 +1,9 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
 So many more are fetched as are excluded or denied and may be among the best, and these are dropped
-(`cascade.index.among`). Where `allow` leaves at most K
-items, these are the candidates and nothing is searched; else the index searches among them, and
-what it does not find is filled up with other allowed items.
+(`cascade.index.among`). Where `allow` leaves at most K items, these are the candidates and nothing
+is searched; else the index searches among them, and what it does not find is filled up with other
+allowed items.
 
 What a user gets depends on his own filters and the deny list alone, not on who shares his batch.
 """
