@@ -124,8 +124,8 @@ class Supervisor:
         return pool.submit(probe.insist, client, self._server.probe, CANARY_TIMEOUT_S)
 
     def _bury(self, client: grpc.InferenceServerClient) -> bool:
-        """Reload the models of processes that were dead at the last look and still are: one that
-        ends in order is a zombie for an instant. Returns whether there were any."""
+        """Reload the models of processes that were dead at the last look and still are: one whose
+        model is being unloaded may fail in the end. Returns whether there were any."""
         dead = {stub for stub in self._known if stub.dead}
         certain, self._suspected = dead & self._suspected, dead - self._suspected
         self._known = {s for s in self._known if not s.gone} - certain
