@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,9 @@ class Served:
 
     def anonymous_mb(self) -> float:
         """Memory of tritonserver and its stubs that is in no file."""
-        return memory.of([self.pid, *memory.stubs(self.name)]).anonymous_mb
+        while True:
+            with suppress(FileNotFoundError, ProcessLookupError):  # a release has just been retired
+                return memory.of([self.pid, *memory.stubs(self.name)]).anonymous_mb
 
 
 @contextmanager
@@ -87,5 +89,7 @@ def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
                 raise SystemExit(f"the server did not start: {log.read_text()}{line}")
             yield Served(launcher, found[1], found[2] or "", found[3])
         finally:
+            if code := launcher.poll():
+                print(f"the launcher ended with {code}: {log.read_text()}", file=sys.stderr)
             launcher.terminate()  # does nothing to one that has ended
             launcher.wait(EXIT_S)
