@@ -32,6 +32,8 @@ DENY_LIST = "deny.txt"  # in the root of a repository: what nobody is to get
 LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
 USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
 FEATURES = ("dense", "categorical")
+# A parameter of a request: microseconds since 1970 after which nobody waits for its answer.
+DEADLINE = "deadline_us"
 CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, for its clients
 CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
 RERANK = "rerank.json"  # with the ranker, where the list is chosen from a pool

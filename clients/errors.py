@@ -59,7 +59,7 @@ def from_server(error: InferenceServerException) -> RecommendError:
     match error.status():
         case "StatusCode.INVALID_ARGUMENT":
             return InvalidInput(message)
-        case "StatusCode.DEADLINE_EXCEEDED":
+        case "StatusCode.DEADLINE_EXCEEDED" | "StatusCode.CANCELLED":
             return DeadlineExceeded(f"no answer within the deadline: {message}")
         case _:
             return RecommendError(message)

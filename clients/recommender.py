@@ -30,6 +30,8 @@ class Recommender:
         retry: how to ask again when the server is unavailable.
         tls: None sends in clear, which is for loopback and private networks.
         model: name of the ensemble.
+        send_deadline: let the server drop what has not been computed by then. Its clock and that of
+            this machine must agree, within far less than a deadline.
 
     A call may bring a `request_id`; otherwise it gets one. The stages repeat it in their log.
 
@@ -45,9 +47,10 @@ class Recommender:
         retry: Retry | None = None,
         tls: Tls | None = None,
         model: str = ENSEMBLE,
+        send_deadline: bool = False,
     ) -> None:
         self._conversation = Conversation(deadline_s, retry or Retry())
-        self._model = model
+        self._model, self._send_deadline = model, send_deadline
         self._client = grpc.InferenceServerClient(url, **connection(tls))
 
     def recommend(
@@ -171,7 +174,8 @@ class Recommender:
 
     def _step(self, step: Step) -> Any:
         if isinstance(step, AskItems):
-            return wire.answer(self._client.infer(**wire.request(self._model, step)))
+            request = wire.request(self._model, step, self._send_deadline)
+            return wire.answer(self._client.infer(**request))
         if isinstance(step, AskConfig):
             return self._client.get_model_config(self._model, client_timeout=step.timeout_s).config
         return time.sleep(step.seconds)

@@ -34,9 +34,10 @@ class AsyncRecommender:
         retry: Retry | None = None,
         tls: Tls | None = None,
         model: str = ENSEMBLE,
+        send_deadline: bool = False,
     ) -> None:
         self._conversation = Conversation(deadline_s, retry or Retry())
-        self._model = model
+        self._model, self._send_deadline = model, send_deadline
         self._url = url
         self._connection = connection(tls)
         self._opened: grpc_aio.InferenceServerClient | None = None
@@ -157,7 +158,8 @@ class AsyncRecommender:
 
     async def _step(self, step: Step) -> Any:
         if isinstance(step, AskItems):
-            return wire.answer(await self._client.infer(**wire.request(self._model, step)))
+            request = wire.request(self._model, step, self._send_deadline)
+            return wire.answer(await self._client.infer(**request))
         if isinstance(step, AskConfig):
             answer = await self._client.get_model_config(self._model, client_timeout=step.timeout_s)
             return answer.config

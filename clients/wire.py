@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import fields
 from typing import Any
 
 import tritonclient.grpc as grpc
 from tritonclient.utils import np_to_triton_dtype
 
+from cascade.spec import DEADLINE
 from clients.conversation import AskItems
 from clients.layout import Answer
 
 
-def request(model: str, step: AskItems) -> dict[str, Any]:
+def request(model: str, step: AskItems, send_deadline: bool) -> dict[str, Any]:
     """The arguments of `infer`, of the sync and of the asyncio client."""
+    timeout_us = max(1, int(step.timeout_s * 1e6))
     inputs = []
     for name, values in step.tensors.items():
         inputs.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
@@ -23,7 +26,8 @@ def request(model: str, step: AskItems) -> dict[str, Any]:
         "inputs": inputs,
         "client_timeout": step.timeout_s,
         # Where a model's queue policy allows it, the server drops it then: nobody would read it.
-        "timeout": max(1, int(step.timeout_s * 1e6)),
+        "timeout": timeout_us,
+        "parameters": {DEADLINE: time.time_ns() // 1000 + timeout_us} if send_deadline else None,
         "request_id": step.request_id,
     }
 

@@ -6,7 +6,7 @@ Every family has the labels `model` and `release`; what is so for a stage, `stag
 |---|---|---|
 | cascade_batch_seconds_bucket, _sum, _count | le | time of a batch in a process: a histogram |
 | cascade_batch_users_total | | users in those batches |
-| cascade_errors_total | kind | refused: the `input`, a full `queue`; failed: the `stage` |
+| cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
 | cascade_<count>_total | stage | what a stage counts itself, see `Counting` |
 | cascade_<level> | stage | what a stage has now: `items` |
 | cascade_release | | the release that the model serves |
@@ -66,7 +66,7 @@ class Metrics:
         self._published: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._seconds, self._users = 0.0, 0
-        self._errors = {"input": 0, "queue": 0, "stage": 0}
+        self._errors = {"input": 0, "late": 0, "queue": 0, "stage": 0}
         self._metric("release", {}, backend.MetricFamily.GAUGE).set(release)
         self.publish()
         self._ended = threading.Event()
@@ -80,7 +80,8 @@ class Metrics:
         self._users += users
 
     def error(self, kind: str, requests: int = 1) -> None:
-        """They got no answer: their `input` is at fault, a full `queue`, or the `stage`."""
+        """They got no answer: their `input` is at fault, a full `queue`, or the `stage`; or nobody
+        waited for it any more, as it was `late`."""
         self._errors[kind] += requests
 
     def publish(self) -> None:

@@ -6,6 +6,7 @@ A model.py in the repository is `from cascade.serving.triton import TritonPython
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from cascade.serving.request_log import RequestLog
 from cascade.serving.runtime import Array
 from cascade.serving.stages import deny_list_of, load_stages
 from cascade.serving.waiting import AGAIN, Waiting
-from cascade.spec import RELEASE, Serving
+from cascade.spec import DEADLINE, RELEASE, Serving
 
 Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
 
@@ -63,6 +64,29 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         if self.waiting.refuses(len(requests)):
             return self._refuse(len(requests))
+        refusals = [self._refusal_of(request) for request in requests]
+        if not any(refusals):
+            return self._compute(requests)
+        left = [r for r, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        answers = iter(self._compute(left) if left else ())
+        return [next(answers) if refusal is None else refusal for refusal in refusals]
+
+    def _refusal_of(self, request: Any) -> Any | None:
+        """What a request gets whose answer nobody waits for any more; None for all others."""
+        deadline = _parameter(request, DEADLINE)
+        if deadline is None:
+            return None
+        if type(deadline) is not int:
+            self.metrics.error("input")
+            message = f"parameter {DEADLINE}: {deadline!r} came; send whole microseconds since 1970"
+            return _refusal(message, pb_utils.TritonError.INVALID_ARG)
+        if time.time_ns() // 1000 <= deadline:
+            return None
+        self.metrics.error("late")
+        message = f"its deadline passed before {self.name} began: allow more time"
+        return _refusal(message, pb_utils.TritonError.CANCELLED)
+
+    def _compute(self, requests: Sequence[Any]) -> list[Any]:
         marks.mark(marks.START)
         start = time.perf_counter()
         inputs = [self._read(request) for request in requests]
@@ -171,6 +195,17 @@ def _column(parts: Arrays, requests: Sequence[Arrays]) -> Array | None:
         ]
     joined: Array = np.concatenate(brought)
     return joined
+
+
+def _parameter(request: Any, name: str) -> Any:
+    """None where the request has none of that name."""
+    text: str = request.parameters()
+    if name not in text:
+        return None
+    try:
+        return json.loads(text).get(name)
+    except ValueError:  # a number that is not finite: the server has no JSON for it
+        return math.nan
 
 
 def _refusal(message: str, code: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from cascade.spec import ENSEMBLE, STAGES
+from cascade.spec import DEADLINE, ENSEMBLE, STAGES
 
 NAMES = ("dense", "categorical", "user_dense", "user_ids", "candidates", "x", "", "item_ids")
 DTYPES = ("FP32", "FP64", "INT64", "INT8", "BYTES", "BOOL", "FP16", "", "TYPE_FP32", "no")
@@ -20,6 +20,11 @@ HUGE = 2**62
 # Lengths that lie: of a string in a tensor, of a tensor in a body, of a body.
 LENGTHS = st.sampled_from((0, 1, 7, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1))
 DIMS = st.one_of(st.integers(0, 70), st.sampled_from((-1, -HUGE, 2**31, HUGE)))
+PARAMETERS = st.one_of(
+    st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1)),
+    st.builds(pb.InferParameter, string_param=st.text(max_size=50)),
+    st.builds(pb.InferParameter, double_param=st.floats()),
+)
 SHAPES = st.one_of(st.sampled_from(([1, 13], [1, 6], [2, 13])), st.lists(DIMS, max_size=5))
 
 
@@ -68,6 +73,8 @@ def _messages(draw: Any) -> pb.ModelInferRequest:
     if draw(st.booleans()):
         key = draw(st.sampled_from(("timeout", "priority", "sequence_id", "binary_data_output")))
         message.parameters[key].int64_param = draw(LENGTHS)
+    if draw(st.booleans()):
+        message.parameters[DEADLINE].CopyFrom(draw(PARAMETERS))
     return message
 
 
@@ -79,7 +86,7 @@ def _good_but_for(draw: Any) -> pb.ModelInferRequest:
     message.inputs.add(name="categorical", datatype="BYTES", shape=[1, 6])
     message.raw_input_contents.extend([b"\0" * 52, b"\0" * 24])
     tensor = message.inputs[draw(st.integers(0, 1))]
-    match draw(st.sampled_from(("name", "datatype", "shape", "raw", "fewer"))):
+    match draw(st.sampled_from(("name", "datatype", "shape", "raw", "fewer", "deadline"))):
         case "name":
             tensor.name = draw(st.text(max_size=50))
         case "datatype":
@@ -91,6 +98,8 @@ def _good_but_for(draw: Any) -> pb.ModelInferRequest:
             message.raw_input_contents[draw(st.integers(0, 1))] = draw(RAW)
         case "fewer":
             del message.raw_input_contents[1]
+        case "deadline":
+            message.parameters[DEADLINE].CopyFrom(draw(PARAMETERS))
     return message
 
 

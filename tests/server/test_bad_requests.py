@@ -6,6 +6,7 @@ the statistics of the first stage say so.
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import struct
 import time
@@ -20,7 +21,8 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.serving.launcher import Server
-from cascade.spec import ENSEMBLE
+from cascade.spec import DEADLINE, ENSEMBLE
+from clients import AsyncRecommender, DeadlineExceeded, Recommendation, Recommender, wire
 
 FULL = 4  # the server's max_batch_size
 TIMEOUT_S = 30.0
@@ -47,15 +49,20 @@ class Traffic:
 
     client: grpc.InferenceServerClient
 
-    def send(self, requests: list[Inputs], model: str = ENSEMBLE) -> list[Any]:
-        """An answer or an error for each request, in their order."""
+    def send(
+        self, requests: list[Inputs], model: str = ENSEMBLE, of_last: dict[str, Any] | None = None
+    ) -> list[Any]:
+        """An answer or an error for each request, in their order. The last has parameters."""
         done: queue.Queue[tuple[int, Any]] = queue.Queue()
         for number, inputs in enumerate(requests):
 
             def note(result: Any, error: Any, number: int = number) -> None:
                 done.put((number, error or result))
 
-            self.client.async_infer(model, inputs, note, client_timeout=TIMEOUT_S)
+            parameters = of_last if inputs is requests[-1] else None
+            self.client.async_infer(
+                model, inputs, note, client_timeout=TIMEOUT_S, parameters=parameters
+            )
         outcomes = dict(done.get(timeout=2 * TIMEOUT_S) for _ in requests)
         return [outcomes[number] for number in range(len(requests))]
 
@@ -90,11 +97,11 @@ def among_good(
 ) -> Callable[..., Any]:
     """Sends a request with three good ones; checks those and returns what became of it."""
 
-    def send(bad: Inputs, reaches_the_stage: bool) -> Any:
+    def send(bad: Inputs, reaches_the_stage: bool, parameters: dict[str, Any] | None = None) -> Any:
         dense, categorical = seven.dense[:3], seven.categorical[:3]
         good = [request(dense[i : i + 1], categorical[i : i + 1]) for i in range(3)]
         before = traffic.batches()
-        *answers, outcome = traffic.send([*good, bad])
+        *answers, outcome = traffic.send([*good, bad], of_last=parameters)
         assert traffic.ran_since(before) == {3 + reaches_the_stage: 1}
         got = tuple(
             np.concatenate([answer.as_numpy(name) for answer in answers])
@@ -178,6 +185,65 @@ def test_what_is_missing_or_unknown_is_no_mistake(
     assert not isinstance(answer, InferenceServerException)
     got = answer.as_numpy("item_ids"), answer.as_numpy("scores")
     assert_same_answers(got, pipeline(*changed(both, **as_if)))
+
+
+@pytest.mark.parametrize("deadline", ["soon", True, 1.5, "", float("nan")])
+def test_a_deadline_that_is_none(
+    seven: Any, among_good: Callable[..., Any], deadline: object
+) -> None:
+    users = seven.dense[3:4], seven.categorical[3:4]
+    outcome = among_good(request(*users), True, {DEADLINE: deadline})
+    refused(outcome, "deadline_us", "send whole microseconds since 1970")
+
+
+@pytest.mark.parametrize("deadline", [0, -1, 10**9])
+def test_what_nobody_waits_for_is_not_computed(
+    seven: Any, among_good: Callable[..., Any], deadline: int
+) -> None:
+    users = seven.dense[3:4], seven.categorical[3:4]
+    outcome = among_good(request(*users), True, {DEADLINE: deadline})
+    assert isinstance(outcome, InferenceServerException)
+    assert outcome.status() == "StatusCode.CANCELLED"
+    assert "its deadline passed before retrieve began" in outcome.message()
+
+
+@pytest.mark.parametrize("parameters", [{DEADLINE: 2**62}, {"of": DEADLINE}])
+def test_a_deadline_to_come_changes_nothing(
+    seven: Any, pipeline: Any, among_good: Callable[..., Any], parameters: dict[str, Any]
+) -> None:
+    users = seven.dense[3:4], seven.categorical[3:4]
+    answer = among_good(request(*users), True, parameters)
+    assert not isinstance(answer, InferenceServerException)
+    np.testing.assert_array_equal(answer.as_numpy("item_ids"), pipeline(*users)[0])
+
+
+def test_a_whole_batch_that_is_too_late(seven: Any, traffic: Traffic) -> None:
+    late = request(seven.dense[:FULL], seven.categorical[:FULL])
+    (outcome,) = traffic.send([late], of_last={DEADLINE: 1})
+    assert isinstance(outcome, InferenceServerException)
+    assert outcome.status() == "StatusCode.CANCELLED"
+
+
+def test_a_client_says_by_when_it_wants_its_answer(
+    seven: Any, patient_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = seven.users[0]
+
+    def sync(deadline_s: float) -> Recommendation:
+        with Recommender(patient_server.url, send_deadline=True) as client:
+            return client.recommend(user, deadline_s=deadline_s)
+
+    async def in_asyncio(deadline_s: float) -> Recommendation:
+        async with AsyncRecommender(patient_server.url, send_deadline=True) as client:
+            return await client.recommend(user, deadline_s=deadline_s)
+
+    ids = sync(TIMEOUT_S).item_ids, asyncio.run(in_asyncio(TIMEOUT_S)).item_ids
+    np.testing.assert_array_equal(*ids)
+    now = time.time_ns
+    monkeypatch.setattr(wire.time, "time_ns", lambda: now() - 3600 * 10**9)  # a clock that is slow
+    for ask in (sync, lambda deadline_s: asyncio.run(in_asyncio(deadline_s))):
+        with pytest.raises(DeadlineExceeded, match="its deadline passed before retrieve began"):
+            ask(TIMEOUT_S)
 
 
 def test_a_huge_number_is_answered(seven: Any, among_good: Callable[..., Any]) -> None:

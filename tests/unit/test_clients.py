@@ -370,6 +370,7 @@ def test_nothing_is_begun_after_the_deadline(
     [
         ("INVALID_ARGUMENT", InvalidInput),
         ("DEADLINE_EXCEEDED", DeadlineExceeded),
+        ("CANCELLED", DeadlineExceeded),
         ("INTERNAL", RecommendError),
         ("NOT_FOUND", RecommendError),
     ],
