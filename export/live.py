@@ -151,6 +151,12 @@ class Repository:
         found = config.read(path).parameters if path.exists() else {}
         return float(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else 0.0
 
+    @property
+    def challenger(self) -> int | None:
+        """The release that a share of the users has; None where no release has."""
+        path = self.root / f"{ENSEMBLE}{CHALLENGER}" / "config.pbtxt"
+        return pinned(config.read(path)) if self.split and path.exists() else None
+
     def alias(self, ending: str, number: int) -> list[str]:
         """Make what clients ask, of some release, models of other names, with one process where it
         is one itself -> these names, in the order in which they load."""

@@ -17,18 +17,15 @@ HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
 def table(repository: Repository) -> list[tuple[str, ...]]:
     """A row for each release, the oldest first, below `HEADER`."""
-    live, loaded = repository.live, repository.loaded()
     rows: list[tuple[str, ...]] = [HEADER]
     for number in repository.releases():
         release = read_release(repository.root, number)
-        pending = "unfinished" if repository.pending(number) else "kept"
-        state = "live" if number == live else "loaded" if number in loaded else pending
         metrics = release["stages"][RANK].get("metrics", {})
         sizes = (f["bytes"] for files in release.get("files", {}).values() for f in files.values())
         rows.append(
             (
                 str(number),
-                state,
+                _state(repository, number),
                 _age(release),
                 f"{release['items']:,}",
                 *(_number(metrics.get(name)) for name in ("auc", "normalized_entropy")),
@@ -37,6 +34,16 @@ def table(repository: Repository) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _state(repository: Repository, number: int) -> str:
+    if number == repository.live:
+        return "live"
+    if number == repository.challenger:
+        return f"{repository.split:.0%} of users"
+    if number in repository.loaded():
+        return "loaded"
+    return "unfinished" if repository.pending(number) else "kept"
 
 
 def _age(release: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from cascade.serving.pipeline import read_release
 from cascade.spec import Serving
 from clients import Recommender
 from clients.split import place
+from export import releases
 from export.control import Control, ControlError
 from export.live import Repository
 from export.publishing import STEPS, Publisher
@@ -205,6 +206,8 @@ def share_is_served(site: Site) -> None:
     assert load.wrong == []
     assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, number)
     assert site.repository.split == 0.25
+    states = {int(row[0]): row[1] for row in releases.table(site.repository)[1:]}
+    assert (states[live], states[number]) == ("live", "25% of users")
     with Recommender(site.server.url, deadline_s=20) as client:
         keys = range(USERS)
         found = client.recommend_many(site.exports[0].users[:USERS], keys=keys)
