@@ -16,8 +16,9 @@ What it does:
 - that does not help: it gives up, and whoever runs the server starts another.
 
 One failed canary is nothing: a publisher may be switching releases. A canary that is refused for
-want of room is sent again, and does not count if it is refused to the end: who refuses is busy, not
-broken, and to reload a model that is overloaded loses what it could have answered.
+want of room is sent again, and does not count if it is refused to the end, nor does one that waits
+too long while others are answered: such a cascade is busy, not broken, and to reload a model that
+is overloaded loses what it could have answered.
 """
 
 from __future__ import annotations
@@ -117,11 +118,11 @@ class Supervisor:
 
     def _send(
         self, client: grpc.InferenceServerClient, pool: ThreadPoolExecutor
-    ) -> Future[None] | None:
+    ) -> Future[bool] | None:
         self._known |= stubs.alive(self._server.name)
         if self._server.probe is None:
             return None
-        return pool.submit(probe.insist, client, self._server.probe, CANARY_TIMEOUT_S)
+        return pool.submit(_answers, client, self._server.probe)
 
     def _bury(self, client: grpc.InferenceServerClient) -> bool:
         """Reload the models of processes that were dead at the last look and still are: one whose
@@ -146,12 +147,11 @@ class Supervisor:
                 if not stub.gone:
                     os.kill(stub.pid, signal.SIGKILL)  # at worst a zombie, whom it does nothing
 
-    def _judge(self, client: grpc.InferenceServerClient, canary: Future[None]) -> None:
+    def _judge(self, client: grpc.InferenceServerClient, canary: Future[bool]) -> None:
         error = canary.exception()
         if error is None:
-            self._failures = self._reloads = 0
-            return
-        if AGAIN in str(error):
+            if canary.result():
+                self._failures = self._reloads = 0
             return
         self._failures += 1
         self._tell("canary failed", error=str(error), in_a_row=self._failures)
@@ -216,3 +216,30 @@ class Supervisor:
         config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
         config.parameters["reloaded"].string_value = str(time.time_ns())
         return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
+
+
+def _answers(client: grpc.InferenceServerClient, model: str) -> bool:
+    """Send a canary -> whether it was answered. It was not, but the model is well, where it is too
+    busy for it.
+
+    Raises:
+        InferenceServerException, ProbeError: the model does not answer, or wrongly.
+    """
+    before = _answered(client, model)
+    try:
+        probe.insist(client, model, CANARY_TIMEOUT_S)
+    except InferenceServerException as error:
+        late = error.status() == "StatusCode.DEADLINE_EXCEEDED"
+        if AGAIN in str(error) or (late and _answered(client, model) > before):
+            return False
+        raise
+    return True
+
+
+def _answered(client: grpc.InferenceServerClient, model: str) -> int:
+    """How many requests the model has answered since it was loaded; 0 where nobody can tell."""
+    try:
+        found = client.get_inference_statistics(model, client_timeout=CANARY_TIMEOUT_S)
+    except InferenceServerException:
+        return 0
+    return sum(version.inference_stats.success.count for version in found.model_stats)

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,6 +73,15 @@ class TritonPythonModel:
         self.answered = True
         x = pb_utils.get_input_tensor_by_name(requests[0], "x")
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x.as_numpy())])]
+"""
+BUSY = """
+import time
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.05 * len(requests))
+        tensors = (pb_utils.get_input_tensor_by_name(r, "x").as_numpy() for r in requests)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x)]) for x in tensors]
 """
 SLOW = """
 import time
@@ -547,3 +557,21 @@ def test_a_server_that_refuses_for_want_of_room_is_not_reloaded(
         server.cancel()
         watching.join(PATIENCE_S)
     assert told == []
+
+
+def test_a_server_that_answers_others_is_not_reloaded(
+    repository: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight that wait for a model of twenty answers a second: no canary has its turn in time."""
+    monkeypatch.setattr(supervisor, "CANARY_S", 0.1)
+    monkeypatch.setattr(supervisor, "CANARY_TIMEOUT_S", 0.2)
+    told: list[str] = []
+    with Server(repository(BUSY), probe="echo") as server, ThreadPoolExecutor(8) as crowd:
+        waiting = [crowd.submit(ask, server.url, [[1, 2]]) for _ in range(80)]
+        watching = threading.Thread(target=Supervisor(server, lambda e, **_: told.append(e)).watch)
+        watching.start()
+        for answer in waiting:
+            answer.result()
+        server.cancel()
+        watching.join(PATIENCE_S)
+    assert "reloaded" not in told
