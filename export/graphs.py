@@ -60,7 +60,7 @@ class CandidateLogits(nn.Module):
     def forward(self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor) -> Tensor:
         # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
         stored = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
-        items = stored.float() * self.item_scale if self.precision == "int8" else stored.float()
+        items = stored.float() * self.item_scale if self.precision == "int8" else stored
         logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
         return logits.masked_fill(candidates < 0, -torch.inf)
 

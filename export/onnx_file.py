@@ -22,6 +22,7 @@ from cascade.spec import Weights
 OPSET = 20  # ONNX Runtime 1.19, the oldest that is served with, reads up to opset 21
 WEIGHTS_FILE = "weights.bin"
 EXTERNAL_BYTES = 1 << 20  # a tensor above this leaves the protobuf
+KEPT = "GemmAsItIs"
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
@@ -71,7 +72,7 @@ def export(
     (folder / WEIGHTS_FILE).unlink(missing_ok=True)
     program.save(str(path), external_data=False) if _small(module) else _save_large(program, path)
     if weights == "int8":
-        _quantise(path)
+        _quantise(path, _worth_8_bits(module))
     model = onnx.load(str(path), load_external_data=False)
     for name, value in description.mapped.items():
         point_at(model, name, value)
@@ -81,36 +82,56 @@ def export(
     onnx.checker.check_model(str(path))
 
 
-def _quantise(path: Path) -> None:
-    """Dynamic quantisation in place."""
+def _quantise(path: Path, layers: set[str]) -> None:
+    """Dynamic quantisation in place, of the products with the weights named in `layers`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))
     del model.graph.value_info[:]  # the exporter's do not all agree with what is inferred here
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] not in layers:
+            node.op_type = KEPT  # whatever it leaves as it is, it would take apart
     logging.disable(logging.WARNING)  # it recommends a preparation that fails on TopK
     try:
         quantize_dynamic(
             model,
             path,
             op_types_to_quantize=["MatMul", "Gemm"],  # it makes the former of the latter first
-            # What is no layer, but a product over all pairs of a row, does not bear one scale for
-            # all of its inputs: in trials it cost 2 % of the ten best items.
             nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # behind what it does not know
         )
     finally:
         logging.disable(logging.NOTSET)
+    quantised = onnx.load(str(path))
+    for node in quantised.graph.node:
+        if node.op_type == KEPT:
+            node.op_type = "Gemm"
     weights = path.parent / WEIGHTS_FILE
     if weights.exists():  # what was outside has come into the protobuf: out with it again
         weights.unlink()
-        quantised = onnx.load(str(path))
         onnx.external_data_helper.convert_model_to_external_data(
             quantised, location=WEIGHTS_FILE, size_threshold=EXTERNAL_BYTES
         )
-        onnx.save(quantised, str(path))
-        if weights.exists():  # in 8 bits all of them may be small enough to stay inside
-            weights.chmod(path.stat().st_mode)
+    onnx.save(quantised, str(path))
+    if weights.exists():  # in 8 bits all of them may be small enough to stay inside
+        weights.chmod(path.stat().st_mode)
+
+
+def _worth_8_bits(module: nn.Module) -> set[str]:
+    """The weights of the layers that see every candidate.
+
+    What sees the user alone has one row, and what gives one number one column: there it takes
+    longer to quantise the input than to multiply it. And what is no layer, but a product over all
+    pairs of a row, does not bear one scale for all of its inputs: in trials it cost 2 % of the ten
+    best items.
+    """
+    return {
+        f"{name}.weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and ".user_" not in name and layer.out_features > 1
+    }
 
 
 def _small(module: nn.Module) -> bool:

@@ -198,25 +198,29 @@ class DLRM(Scorer):
         users = user[:, : self.n_user * self.width].reshape(-1, self.n_user, self.width)
         weight = self._cut_weight() if self.cross_weight is None else self.cross_weight
         if self.folded:
-            first = torch.matmul(item, self._fold(users, weight))  # [B, K, H]
+            first = torch.matmul(item.to(user.dtype), self._fold(users, weight))  # [B, K, H]
+            first = (first + self._rest(user, item)).flatten(0, 1)
         else:
-            items = item[:, :, : self.n_item * self.width]  # [B, K, Fi * D]
+            items = item[:, :, : self.n_item * self.width].to(user.dtype)  # [B, K, Fi * D]
             items = items.reshape(items.shape[0], -1, self.width)  # [B, K * Fi, D]
             dots = torch.matmul(items, users.transpose(1, 2))  # [B, K * Fi, Fu]
-            dots = dots.reshape(item.shape[0], item.shape[1], self.n_item * self.n_user)
-            first = torch.matmul(dots, weight)
-            if not self.recomputed:
-                first = first + item[:, :, self.n_item * self.width :]
-        if self.recomputed:
-            count = item.shape[0] * item.shape[1]
-            own = self._own("item", item.reshape(count, self.n_item, self.width))
-            first = first + own.reshape(item.shape[0], item.shape[1], self.hidden)
-        first = first + user[:, None, self.n_user * self.width :]
+            dots = dots.reshape(-1, self.n_item * self.n_user)  # [B * K, Fi * Fu]
+            # One product that begins with the sum of the slices, in place of a product and sums.
+            first = torch.addmm(self._rest(user, item).flatten(0, 1), dots, weight)
         if len(self.top) > 1:
             # As rows of one matrix, so that each layer is one product with its bias.
-            rows = run_mlp(self.top[1:], torch.relu(first).flatten(0, 1))
-            first = rows.reshape(item.shape[0], item.shape[1], 1)
-        return first.squeeze(-1)
+            first = run_mlp(self.top[1:], torch.relu(first))  # [B * K, 1]
+        return first.reshape(item.shape[0], item.shape[1])
+
+    def _rest(self, user: Tensor, item: Tensor) -> Tensor:
+        """The slices of the first top layer that `cross` adds to that of the pairs: [B, K, H], or
+        [B, 1, H] where `_fold` has the item's."""
+        own = user[:, None, self.n_user * self.width :]
+        if self.recomputed:
+            count = item.shape[0] * item.shape[1]
+            items = item.to(user.dtype).reshape(count, self.n_item, self.width)
+            return own + self._own("item", items).reshape(item.shape[0], -1, self.hidden)
+        return own if self.folded else own + item[:, :, self.n_item * self.width :].to(user.dtype)
 
     def _fold(self, users: Tensor, weight: Tensor) -> Tensor:
         """users [B, Fu, D], weight [Fi, Fu, H] -> [B, V, H]: what to multiply an item state with;

@@ -49,4 +49,4 @@ class LogisticRegression(Scorer):
         return self._sum("item", dense, ids)
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return user + item.squeeze(-1)
+        return user + item.squeeze(-1).to(user.dtype)

@@ -31,7 +31,11 @@ class Scorer(nn.Module, ABC):
 
     @abstractmethod
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        """user state [B, U], item states [B, K, V] -> logits [B, K]."""
+        """user state [B, U], item states [B, K, V] -> logits [B, K].
+
+        Item states may come in half precision, as they are stored: widening what is needed of
+        them, where it is needed, moves half of the bytes.
+        """
 
     def arranged(self, candidates: int, recompute: bool = False) -> Scorer:
         """The same model and weights with `cross` arranged for so many candidates a user, where

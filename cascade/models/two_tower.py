@@ -68,4 +68,4 @@ class TwoTower(Scorer):
         return vectors
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item, user.unsqueeze(-1)).squeeze(-1)
+        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)

@@ -22,13 +22,14 @@ from cascade.schema import Feature, Schema
 from cascade.serving.runtime import Graph, load_graph
 from cascade.spec import PRERANK, RANK, Serving, Sizes, Stage, stages
 from export.graphs import TopCandidates
-from export.stage_files import Catalogue, write_scoring
+from export.stage_files import Catalogue, Variant, write_scoring
 from tests.schemas import draw_rows
 
 ITEMS, MAX_BATCH = 60, 33
 SIZES = Sizes(candidates=40, survivors=20, results=5)
 RUNTIMES = ("onnx", "torchscript")
 LARGEST_DIFFERENCE = 1e-4
+PLAIN = Variant()
 
 
 def fitted(schema: Schema) -> Schema:
@@ -168,8 +169,8 @@ class Exported:
         np.testing.assert_allclose(odds, logits[certain], rtol=0, atol=LARGEST_DIFFERENCE)
 
 
-def export_case(case: Case, folder: Path) -> Exported:
+def export_case(case: Case, folder: Path, variant: Variant = PLAIN) -> Exported:
     stage = next(s for s in stages(case.schema, case.sizes) if s.name == case.stage)
     scorer, items = drawn_scorer(case.model, case.preset, case.schema), drawn_items(case.schema)
-    module = write_scoring(scorer, stage, case.schema, items, folder)
+    module = write_scoring(scorer, stage, case.schema, items, folder, variant)
     return Exported(folder, stage, case.schema, scorer, module, items)

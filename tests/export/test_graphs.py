@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Schema, SchemaError
-from cascade.serving.runtime import load_graph
+from cascade.serving.runtime import ONNX_FILE, load_graph
 from cascade.spec import RANK, RETRIEVE, Serving
-from export.stage_files import write_tower
+from export.stage_files import Variant, write_tower
 from tests.export.exported import (
     BAGS,
     CASES,
@@ -151,6 +151,21 @@ def test_schemas_drawn_at_random(tmp_path_factory: pytest.TempPathFactory, schem
         for batch in (1, 3, MAX_BATCH):
             rows = drawn_rows(batch, exported.width)
             exported.check(graph, drawn_users(schema, batch), rows)
+
+
+def test_eight_bits_are_for_the_layers_that_see_every_candidate(tmp_path: Path) -> None:
+    case = Case("dlrm", "criteo", fitted(CRITEO), RANK)
+    exported = export_case(case, tmp_path, Variant("float16", "int8"))
+    graph = onnx.load(str(tmp_path / ONNX_FILE)).graph
+    weights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    assert weights == {"scorer.top.1.weight_quantized", "scorer.top.1.weight_zero_point"}
+    as_they_were = {node.input[1] for node in graph.node if node.op_type == "Gemm"}
+    user = {f"scorer.user_bottom.{layer}.weight" for layer in range(4)}
+    assert as_they_were == {*user, "scorer.cross_weight", "scorer.top.2.weight"}
+    users, rows = drawn_users(case.schema, 1), np.arange(exported.width)[None]
+    scores = exported.load("onnx")(*users, rows)[1]
+    best = np.sort(1 / (1 + np.exp(-exported.logits(users)[:, : exported.width])))[:, ::-1]
+    np.testing.assert_allclose(scores, best[:, : exported.keep], rtol=0, atol=0.02)
 
 
 def test_a_graph_of_another_schema_is_refused(

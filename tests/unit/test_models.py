@@ -99,6 +99,19 @@ def test_batch_equals_single_and_catalogue_equals_its_chunks(model, name, schema
 @EACH
 @FEW
 @given(schema=schemas(), seed=SEEDS)
+def test_item_states_may_come_in_the_precision_they_are_stored_in(model, name, schema, seed):
+    case = make(model, name, schema, seed)
+    users, items = case.scorer.user(*case.users.both), case.scorer.item(*case.items.both)
+    stored = items[torch.arange(ITEMS).repeat(USERS, 1)].half()
+    for scorer in (case.scorer, case.scorer.arranged(ITEMS)):
+        found, widened = scorer.cross(users, stored), scorer.cross(users, stored.float())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, widened, atol=1e-6, rtol=1e-6)
+
+
+@EACH
+@FEW
+@given(schema=schemas(), seed=SEEDS)
 def test_members_of_a_bag_have_no_order_and_pads_no_place(model, name, schema, seed):
     case = make(model, name, schema, seed)
     shuffled = []
