@@ -29,7 +29,7 @@ from tritonclient.utils import InferenceServerException
 from cascade.serving.binaries import BinaryError
 from cascade.serving.launcher import ServerError
 from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import cores
+from cascade.serving.threads import cores, default_instances
 from cascade.spec import TOPOLOGIES
 from export.rewire import rewire, serving_of
 from perf import payload, record
@@ -138,10 +138,9 @@ class Comparison:
         """The release in that topology, linked rather than copied."""
         target: Path = self.options.out / "repositories" / name
         shutil.rmtree(target, ignore_errors=True)
-        serving = replace(serving_of(self.options.repository), topology=topology)
-        if self.options.instances:
-            serving = replace(serving, instances=self.options.instances)
-        rewire(source, target, serving)
+        instances = self.options.instances or default_instances(topology)
+        release = serving_of(self.options.repository)
+        rewire(source, target, replace(release, topology=topology, instances=instances))
         return target
 
     def _contenders(self, name: str, repository: Path, endpoint: Endpoint) -> Iterator[Contender]:
@@ -282,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--concurrency", type=_counts, help="comma-separated, such as 1,4,16")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="per run")
-    parser.add_argument("--instances", type=int, help="processes per stage [as in the release]")
+    parser.add_argument("--instances", type=int, help="processes per model [by the cores here]")
     parser.add_argument("--quick", action="store_true", help="one short round")
     return parser
 
