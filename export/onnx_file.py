@@ -44,8 +44,8 @@ def export(
         module: what to export; its buffers named in `description.mapped` lie in their own files.
         example: arguments of the module by name; batch size 2 at least, for the tracer takes a 1
             for a constant.
-        weights: int8 stores the weights of layers in 8 bits per column and quantises what they
-            are multiplied with as it comes.
+        weights: int8 stores the weights of the layers that see every candidate in 8 bits per
+            column, and quantises what they are multiplied with as it comes.
         description: names the graph's tensors, in the order of the arguments.
     """
     batch = torch.export.Dim("batch")
