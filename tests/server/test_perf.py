@@ -154,7 +154,8 @@ def test_a_sweep_records_what_client_and_server_saw(
     alone, together = (line["stages"]["retrieve"] for line in lines[:2])
     assert alone["mean_batch"] == 1
     assert together["execution_count"] < together["inference_count"]
-    highest = max(line["throughput"] for line in lines[:2])
+    stable = [line for line in lines[:2] if line["stable"]]  # what is unstable says no highest
+    highest = max(line["throughput"] for line in stable or lines[:2])
     assert lines[2]["value"] == pytest.approx(highest / 4, abs=0.1)
     assert sum("[" in text for text in said) == 3
     assert "s left" in said[-3]
