@@ -34,7 +34,7 @@ perf: .venv/ready
 
 resilience: .venv/ready
 	@mkdir -p build/resilience
-	$(BIN)/python -m perf.resilience --out build/resilience $(RESILIENCE) | tee build/resilience/output.txt
+	$(BIN)/python -m tests.resilience --out build/resilience $(RESILIENCE) | tee build/resilience/output.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -48,7 +48,7 @@ CLAIMS = (
 )
 
 
-# What `perf.resilience` looks at.
+# What `tests.resilience` looks at.
 RESILIENCE = (
     Claim("release_failed", "=", 0, "requests that failed while releases came and went"),
     Claim("release_mixed", "=", 0, "answers that are of no release's pipeline"),

@@ -46,7 +46,7 @@ def results() -> str:
 
 
 def resilience() -> str:
-    """The claims of the latest whole run of `perf.resilience`."""
+    """The claims of the latest whole run of `tests.resilience`."""
     *_, last = RESILIENCE_LINES.read_text().splitlines()
     return verdicts(json.loads(last)["resilience"], RESILIENCE)
 

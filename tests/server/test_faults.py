@@ -1,4 +1,4 @@
-"""The checks of `perf.resilience.faults`, in small."""
+"""The checks of `tests.resilience.faults`, in small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from export.rewire import rewire, serving_of
 from perf.payload import Payload
-from perf.resilience import fuzz, overload, shutdown
+from tests.resilience import fuzz, overload, shutdown
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from cascade.serving import health, security, stubs
 from cascade.serving.launcher import Server
 from cascade.serving.security import ServerTls
 from clients import Recommender, Retry, Tls, Unavailable
-from perf.resilience.encrypted import make_certificates
+from tests.resilience.encrypted import make_certificates
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cascade", "clients", "export", "perf")

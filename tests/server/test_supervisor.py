@@ -25,7 +25,7 @@ from cascade.serving.stubs import Stub
 from cascade.serving.supervisor import Supervisor
 from clients import Recommender, RecommendError
 from export import config
-from perf.resilience.served import EXIT_S, Served, serve
+from tests.served import EXIT_S, Served, serve
 
 PATIENCE_S = 60.0
 KEY = "known-to-the-publisher"

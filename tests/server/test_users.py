@@ -33,8 +33,8 @@ from export.publishing import Publisher
 from export.rewire import rewire, serving_of
 from export.transfer import from_export
 from export.users import layout_of
-from perf.resilience.redis_server import RedisServer
 from tests.conftest import BAGS
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 USERS = 40

@@ -20,8 +20,8 @@ from cascade.store import OtherLayout, StoreError, UserLayout, UserStore, open_b
 from cascade.store.breaker import Breaker
 from export.rewire import rewire, serving_of
 from export.users import layout_of
-from perf.resilience.redis_server import RedisServer
 from tests.conftest import BAGS
+from tests.redis_server import RedisServer
 
 LAYOUT = UserLayout.from_features(wire_features(BAGS), BAGS.layout_hash)
 

@@ -1,4 +1,4 @@
-"""What the clients of perf.resilience make of the answers."""
+"""What the clients of tests.resilience make of the answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from perf.claims import RESILIENCE, verdicts
-from perf.resilience.__main__ import keep
-from perf.resilience.audience import Trace
+from tests.resilience.__main__ import keep
+from tests.resilience.audience import Trace
 
 
 def trace() -> Trace:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perf.resilience.filters import _right
+from tests.resilience.filters import _right
 
 IDS = np.array([50, 10, 40, 20])
 SCORES = np.array([0.9, 0.8, 0.8, 0.1])

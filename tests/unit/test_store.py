@@ -32,7 +32,7 @@ from cascade.store.backend import absolute, without_password
 from cascade.store.breaker import Breaker
 from cascade.store.records import Records
 from clients import events
-from perf.resilience.redis_server import RedisServer
+from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = Schema(

@@ -26,9 +26,9 @@ from export.manifest import verify
 from export.publishing import STEPS, Publisher
 from export.transfer import from_export
 from perf.commands import heading
-from perf.resilience.audience import Audience
-from perf.resilience.stock import Pair, Stock
 from perf.table import table
+from tests.resilience.audience import Audience
+from tests.resilience.stock import Pair, Stock
 
 RELEASES, ROLLBACKS = 20, 4
 QUIET_S = 5.0  # of load before anything is published

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from clients import Recommender, Retry, Tls, Unavailable
-from perf.resilience.served import serve
+from tests.served import serve
 
 EXTENSIONS = "subjectAltName=IP:127.0.0.1,DNS:localhost\n"
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")

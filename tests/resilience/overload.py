@@ -15,8 +15,8 @@ from perf.contenders.wire import TRITON
 from perf.measurement import Mode
 from perf.payload import Payload
 from perf.record import ROOT
-from perf.resilience.served import serve
 from perf.trace import OK, Trace, write_requests
+from tests.served import serve
 
 TIMES = 5.0
 USERS_PER_REQUEST = 4  # so that the generator, which shares the cores, can send five times as many

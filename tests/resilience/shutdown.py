@@ -9,8 +9,8 @@ from pathlib import Path
 from cascade.serving import reaper
 from clients.errors import NO_VERSIONS
 from perf.payload import Payload
-from perf.resilience.served import EXIT_S, serve
-from perf.resilience.traffic import OK, Traffic
+from tests.resilience.traffic import OK, Traffic
+from tests.served import EXIT_S, serve
 
 LOAD_S = 2.0
 LOST = "in ensemble"  # what Triton says of a request that it had let in

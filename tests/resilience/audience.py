@@ -1,4 +1,4 @@
-"""`python -m perf.resilience.audience`: clients that ask all the time and check every answer.
+"""`python -m tests.resilience.audience`: clients that ask all the time and check every answer.
 
 They run in a process of their own, so that what the other side does takes nothing from them but
 the processor. Each waits for its answer before it asks again. An answer is right where it is what
@@ -69,7 +69,7 @@ class Audience:
         self, url: str, users: Path, expected: Path, out: Path, concurrency: int = 8
     ) -> None:
         self._command = [
-            *(sys.executable, "-m", "perf.resilience.audience", "--url", url),
+            *(sys.executable, "-m", "tests.resilience.audience", "--url", url),
             *("--users", str(users), "--expected", str(expected), "--out", str(out)),
             *("--concurrency", str(concurrency)),
         ]
@@ -136,7 +136,7 @@ class Asker(threading.Thread):
 
 def main() -> None:
     """The command line; SIGTERM ends it in order."""
-    parser = argparse.ArgumentParser(prog="python -m perf.resilience.audience", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--users", type=Path, required=True)
     parser.add_argument("--expected", type=Path, required=True)

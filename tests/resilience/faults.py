@@ -9,9 +9,9 @@ from cascade.serving.launcher import reap
 from clients.recommender import DEADLINE_S
 from perf.artifacts import Artifacts
 from perf.payload import Payload
-from perf.resilience import encrypted, fuzz, overload, shutdown, stub_kills
-from perf.resilience.stock import Stock
 from perf.table import number, table
+from tests.resilience import encrypted, fuzz, overload, shutdown, stub_kills
+from tests.resilience.stock import Stock
 
 USERS = 256
 

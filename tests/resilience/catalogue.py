@@ -20,8 +20,8 @@ from export.transfer import from_export
 from perf import payload
 from perf.artifacts import features_of
 from perf.commands import heading
-from perf.resilience.stock import Stock
 from perf.table import table
+from tests.resilience.stock import Stock
 
 NEW = 1_000
 USERS, BATCH = 256, 32

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cascade.serving import stubs
 from perf.payload import Payload
-from perf.resilience.served import serve
-from perf.resilience.traffic import OK, Traffic
+from tests.resilience.traffic import OK, Traffic
+from tests.served import serve
 
 CALM_S = 2.0  # without a failure: then it is over
 PATIENCE_S = 20.0

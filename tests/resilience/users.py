@@ -28,10 +28,10 @@ from perf.artifacts import Artifacts
 from perf.contenders.wire import TRITON, triton_request
 from perf.measurement import Load
 from perf.payload import Payload
-from perf.resilience.redis_server import RedisServer
-from perf.resilience.stock import Stock
 from perf.table import number, table
 from perf.trace import OK, Trace
+from tests.redis_server import RedisServer
+from tests.resilience.stock import Stock
 
 IN_FLIGHT = (1, 4)
 REQUESTS = 2000  # different ones

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from cascade.serving import stubs
 from perf.payload import Payload
-from perf.resilience.malformed import REQUESTS, Malformed
-from perf.resilience.served import Served, serve
-from perf.resilience.traffic import OK, WRONG, Traffic
+from tests.resilience.malformed import REQUESTS, Malformed
+from tests.resilience.traffic import OK, WRONG, Traffic
+from tests.served import Served, serve
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 TIMEOUT_S = 2.0

@@ -28,9 +28,9 @@ from cascade.training import checkpoint
 from clients import Recommendation, Recommender
 from export.release import read_catalogue
 from perf.artifacts import Artifacts, Wish, make
-from perf.resilience import diversity
-from perf.resilience.stock import QUICK, Stock
 from perf.table import number, table
+from tests.resilience import diversity
+from tests.resilience.stock import QUICK, Stock
 
 ITEMS, CASES, ROUNDS = 400, 1000, 10
 SLACK = 1e-4  # the models are served by another runtime than the reference uses

@@ -25,10 +25,10 @@ from perf.commands import heading
 from perf.contenders.wire import TRITON
 from perf.load import Generator, Plan
 from perf.payload import Payload
-from perf.resilience.served import serve
-from perf.resilience.stock import Stock
 from perf.table import number, table
 from perf.trace import OK
+from tests.resilience.stock import Stock
+from tests.served import serve
 
 THOROUGH_S = 30 * 60.0
 PIECES = 24  # of that time; the memory is looked at after each

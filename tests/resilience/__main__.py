@@ -1,4 +1,4 @@
-"""`python -m perf.resilience --out DIR`: releases, faults, filters on the real server.
+"""`python -m tests.resilience --out DIR`: releases, faults, filters on the real server.
 
 Each case prints a table of what it did and saw; OUT/summary.json has the figures. Ends with an
 error where something was lost or wrong; figures of time are reported and do not fail it.
@@ -16,8 +16,8 @@ from typing import Any
 from perf import record
 from perf.claims import RESILIENCE, verdicts
 from perf.commands import heading
-from perf.resilience import catalogue, faults, filters, releases, soak, users
-from perf.resilience.stock import Stock
+from tests.resilience import catalogue, faults, filters, releases, soak, users
+from tests.resilience.stock import Stock
 
 CASES = {
     "releases": releases.run,
@@ -33,7 +33,7 @@ MUST_HOLD = ("=",)  # what is lost or wrong; a time may have an excuse
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m perf.resilience", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.resilience", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/resilience"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=[*CASES])
     parser.add_argument("--thorough", action="store_true", help="a large catalogue, long runs")
