@@ -1,7 +1,10 @@
 """Raw values to tensors: the same code in training and in the server.
 
-A raw value is what a client sends: a number (NaN = missing) or bytes (empty = missing). A bag is
-one value whose members are joined by `|`. Ids 0 and 1 of every table are reserved.
+A raw value is what a client sends: a number (NaN = missing) or bytes (empty = missing). A bag or
+sequence is one value whose members are joined by `|`. Ids 0 and 1 of every table are reserved.
+
+    bag, length 3         a|b      ->  a b 0      a|b|c|d  ->  a b c
+    sequence, length 3    a|b      ->  0 a b      a|b|c|d  ->  b c d
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class Encoder:
         ids = np.zeros((len(categorical), self._width[side]), np.int64)
         column = 0
         for feature, values in zip(self._ids[side], categorical.T.tolist(), strict=False):
-            if feature.kind == "bag":
+            if feature.multivalued:
                 ids[:, column : column + feature.length] = self.ids(feature, values)
             else:
                 ids[:, column] = [self._single(feature, value) for value in values]
@@ -139,11 +142,14 @@ class Encoder:
         """[B] raw values of one feature -> ids [B, length]."""
         ids = np.zeros((len(values), feature.length), np.int64)
         for row, value in enumerate(values):
-            if feature.kind == "bag" and value:
+            if feature.multivalued and value:
                 _check_length(feature, value)
-                members = [member for member in value.split(b"|") if member][: feature.length]
-                for position, member in enumerate(members):
-                    ids[row, position] = self._id(feature, member)
+                members = [member for member in value.split(b"|") if member]
+                kept = [self._id(feature, member) for member in _kept(feature, members)]
+                if feature.kind == "sequence":  # the newest member is always in the last column
+                    ids[row, feature.length - len(kept) :] = kept
+                else:
+                    ids[row, : len(kept)] = kept
             else:
                 ids[row, 0] = self._single(feature, value)
         return ids
@@ -205,6 +211,13 @@ class Encoder:
             text = path.read_bytes()
             vocabularies[feature.name] = text.split(b"\n") if text else []
         return cls(schema, vocabularies, sides)
+
+
+def _kept(feature: Feature, members: list[bytes]) -> list[bytes]:
+    """The members that a row has room for: the first of a bag, the newest of a sequence."""
+    if feature.kind == "sequence":
+        return members[-feature.length :]
+    return members[: feature.length]
 
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:

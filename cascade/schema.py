@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 Side = Literal["user", "item"]
-Kind = Literal["dense", "categorical", "bag"]
+Kind = Literal["dense", "categorical", "bag", "sequence"]
 Encoding = Literal["log1p", "identity", "vocabulary", "hash"]
 
 ENCODINGS: Mapping[str, tuple[str, ...]] = {
     "dense": ("log1p", "identity"),
     "categorical": ("vocabulary", "hash"),
     "bag": ("vocabulary", "hash"),
+    "sequence": ("vocabulary", "hash"),
 }
 
 
@@ -40,9 +41,11 @@ class Feature:
     Args:
         name: unique in its schema; also the name a client uses.
         side: whom it describes.
-        kind: `dense` is a number, `categorical` a string, `bag` a list of strings.
+        kind: `dense` is a number, `categorical` a string, `bag` a list of strings, `sequence` a
+            list of strings whose order matters, oldest first.
         encoding: `log1p` or `identity` for dense; `vocabulary` or `hash` for the others.
-        length: ids a row takes: 1 for a categorical, the most members that a bag keeps.
+        length: ids a row takes: 1 for a categorical, the most members of a bag (the first ones are
+            kept) or of a sequence (the newest, that is the last ones, are kept).
         min_count: a value seen less often in training shares the out-of-vocabulary id.
         buckets: number of hash buckets, for the encoding `hash`.
         cardinality: fitted: rows of the embedding table (two of them reserved).
@@ -71,12 +74,17 @@ class Feature:
                 f"feature {self.name}: a {self.kind} feature is encoded by one of "
                 f"{ENCODINGS[self.kind]}, not by {self.encoding!r}"
             )
-        if self.length < 1 or (self.length > 1 and self.kind != "bag"):
+        if self.length < 1 or (self.length > 1 and not self.multivalued):
             raise SchemaError(
                 f"feature {self.name}: a {self.kind} cannot have length {self.length}"
             )
         if self.encoding == "hash" and self.buckets < 1:
             raise SchemaError(f"feature {self.name}: hashing needs `buckets` of at least 1")
+
+    @property
+    def multivalued(self) -> bool:
+        """Whether a value is a list of strings: a bag or a sequence."""
+        return self.kind in ("bag", "sequence")
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class Schema:
         return tuple(feature for feature in self.side(side) if feature.kind == "dense")
 
     def ids(self, side: Side) -> tuple[Feature, ...]:
-        """The categoricals and bags of a side: its `categorical` tensor on the wire."""
+        """The categoricals, bags and sequences of a side: its `categorical` tensor on the wire."""
         return tuple(feature for feature in self.side(side) if feature.kind != "dense")
 
     def dense_width(self, side: Side) -> int:
@@ -114,11 +122,12 @@ class Schema:
         return max(1, len(self.dense(side)))
 
     def wire_width(self, side: Side) -> int:
-        """Columns of the categorical tensor on the wire: one per categorical or bag."""
+        """Columns of the categorical tensor on the wire: one per feature of `ids`."""
         return max(1, len(self.ids(side)))
 
     def ids_width(self, side: Side) -> int:
-        """Columns of the encoded id tensor: one per categorical, `length` per bag."""
+        """Columns of the encoded id tensor: one per categorical, `length` per bag or
+        sequence."""
         return max(1, sum(feature.length for feature in self.ids(side)))
 
     def first_column(self, feature: Feature) -> int:

@@ -242,12 +242,14 @@ def by_id(process: Stage) -> Stage:
 
 def wire_features(schema: Schema) -> str:
     """The features of a request as JSON: what a client needs to build its tensors. `items` are the
-    features by whose values it may ask for items; an export may leave some out."""
+    features by whose values it may ask for items; an export may leave some out. A `bag` takes a
+    list; where it says `sequence`, the last members are read in place of the first."""
     return json.dumps(
         {
             "dense": [feature.name for feature in schema.dense("user")],
             "categorical": [
-                {"name": f.name, "bag": f.kind == "bag", "length": f.length}
+                {"name": f.name, "bag": f.multivalued, "length": f.length}
+                | ({"sequence": True} if f.kind == "sequence" else {})
                 for f in schema.ids("user")
             ],
             "items": [feature.name for feature in schema.ids("item")],

@@ -51,7 +51,7 @@ def category(feature: str, value: object) -> bytes:
     if _is_missing(value):
         return b""
     if isinstance(value, list | tuple | set | frozenset | dict | np.ndarray):
-        raise _wrong(feature, value, "one string or int: only a bag takes several")
+        raise _wrong(feature, value, "one string or int: only a bag or a sequence takes several")
     return _text(feature, value, "a string or an int, or None where it is missing").encode()
 
 
@@ -64,19 +64,28 @@ def bag(feature: str, value: object, length: int) -> bytes:
     Raises:
         InvalidInput: not such a list, or a member that holds the separator.
     """
+    return SEPARATOR.join(_members(feature, value)[:length]).encode()
+
+
+def sequence(feature: str, value: object, length: int) -> bytes:
+    """A sequence as UTF-8, like `bag`; the newest members, that is the last `length`, are sent."""
+    return SEPARATOR.join(_members(feature, value)[-length:]).encode()
+
+
+def _members(feature: str, value: object) -> list[str]:
     if _is_missing(value):
-        return b""
+        return []
     if isinstance(value, str | bytes):
         members = _text(feature, value, "").split(SEPARATOR)
     elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
         members = [_member(feature, member) for member in value]
     else:
         raise _wrong(feature, value, f"a list, or a string joined by {SEPARATOR!r}")
-    return SEPARATOR.join([member for member in members if member][:length]).encode()
+    return [member for member in members if member]
 
 
 def _member(feature: str, value: object) -> str:
-    text = _text(feature, value, "strings and ints as the members of a bag")
+    text = _text(feature, value, "strings and ints as the members of a list")
     if SEPARATOR in text:
         raise _wrong(feature, value, f"members without {SEPARATOR!r}, which separates members")
     return text

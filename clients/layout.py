@@ -71,11 +71,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class IdFeature:
-    """A categorical, or a bag of which `length` members are read."""
+    """A categorical, or a bag of which the first `length` members are read, or a sequence, of which
+    the last are."""
 
     name: str
     bag: bool
     length: int
+    sequence: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ class Layout:
             features = json.loads(text)
             layout = cls(
                 tuple(features["dense"]),
-                tuple(IdFeature(f["name"], f["bag"], f["length"]) for f in features["categorical"]),
+                tuple(
+                    IdFeature(f["name"], f["bag"], f["length"], f.get("sequence", False))
+                    for f in features["categorical"]
+                ),
                 config.max_batch_size,
                 config.parameters["layout_hash"].string_value,
                 tuple(features.get("items", ())),
@@ -224,6 +229,8 @@ def _share(config: Any) -> float:
 
 
 def _id_value(feature: IdFeature, value: object) -> bytes:
+    if feature.sequence:
+        return values.sequence(feature.name, value, feature.length)
     if feature.bag:
         return values.bag(feature.name, value, feature.length)
     return values.category(feature.name, value)

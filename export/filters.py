@@ -171,7 +171,7 @@ def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs
         column: [n]. places: [n], the row of each.
     """
     values, items = column.cast(pa.large_string()).combine_chunks(), pa.array(places)
-    if feature.kind == "bag":
+    if feature.multivalued:
         members = pc.split_pattern(values, "|")
         items, values = items.take(pc.list_parent_indices(members)), pc.list_flatten(members)
     there = pc.fill_null(pc.not_equal(values, ""), False)
@@ -188,8 +188,8 @@ def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs
         raise Unknown("the catalogue holds hashes of its values alone")
     if (ids == UNKNOWN).any():
         raise Unknown("some items have a value that the vocabulary does not know")
-    if feature.kind == "bag" and (ids[:, -1] != MISSING).any():
-        raise Unknown(f"a bag of {feature.length} members or more was cut")
+    if feature.multivalued and (ids != MISSING).all(axis=1).any():
+        raise Unknown(f"a {feature.kind} of {feature.length} members or more was cut")
     rows, columns = np.nonzero(ids >= FIRST)
     values = pa.array(encoder.vocabulary(feature), pa.large_binary())
     return Pairs(values, ids[rows, columns] - FIRST, rows)

@@ -95,8 +95,8 @@ class Table:
         if name in layout.dense:
             dense[:, layout.dense.index(name)] = _numbers(name, column)
         elif name in layout.bags:
-            length, place = layout.bags[name], layout.categorical.index(name)
-            categorical[:, place] = [values.bag(name, v, length) for v in column.to_pylist()]
+            place = layout.categorical.index(name)
+            categorical[:, place] = [layout.members(name, v) for v in column.to_pylist()]
         else:
             categorical[:, layout.categorical.index(name)] = _texts(name, column)
 

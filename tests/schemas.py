@@ -12,8 +12,8 @@ from torch import Tensor
 from cascade.schema import Feature, Kind, Schema, Side
 
 KINDS: dict[str, tuple[Kind, ...]] = {
-    "all": ("dense", "categorical", "bag"),
-    "no numbers": ("categorical", "bag"),
+    "all": ("dense", "categorical", "bag", "sequence"),
+    "no numbers": ("categorical", "bag", "sequence"),
     "numbers alone": ("dense",),
 }
 
@@ -52,13 +52,14 @@ def _feature(draw: st.DrawFn, side: Side, kind: Kind, number: int) -> Feature:
     name = f"{side}_{kind}_{number}"
     if kind == "dense":
         return Feature(name, side, kind, "identity")
-    length = draw(st.integers(1, 3)) if kind == "bag" else 1
+    length = draw(st.integers(1, 3)) if kind in ("bag", "sequence") else 1
     cardinality = draw(st.integers(2, 9))  # 2: nothing but missing and unknown
     return Feature(name, side, kind, "vocabulary", length, cardinality=cardinality, digest=name)
 
 
 def draw_rows(schema: Schema, side: Side, count: int, seed: int) -> Rows:
-    """Rows of one side; a bag has any number of members, none included, and pads after them."""
+    """Rows of one side; a bag or a sequence has any number of members, none included, and
+    pads after them or before them."""
     random = np.random.default_rng((seed, side == "item"))
     dense = np.zeros((count, schema.dense_width(side)), np.float32)
     if schema.dense(side):
@@ -67,9 +68,11 @@ def draw_rows(schema: Schema, side: Side, count: int, seed: int) -> Rows:
     column = 0
     for feature in schema.ids(side):
         drawn = random.integers(0, feature.cardinality, (count, feature.length))
-        if feature.kind == "bag":
+        if feature.multivalued:
             members = random.integers(0, feature.length + 1, (count, 1))
-            drawn = np.where(np.arange(feature.length) < members, np.maximum(drawn, 1), 0)
+            there = np.arange(feature.length) < members
+            there = there[:, ::-1] if feature.kind == "sequence" else there
+            drawn = np.where(there, np.maximum(drawn, 1), 0)
         ids[:, column : column + feature.length] = drawn
         column += feature.length
     return Rows(torch.from_numpy(dense), torch.from_numpy(ids))

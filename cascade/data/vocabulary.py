@@ -56,10 +56,10 @@ class Vocabularies:
         self._counts = {feature.name: Counts() for feature in self._features}
 
     def add(self, table: pa.Table) -> None:
-        """Count raw columns named by feature; a bag counts member by member."""
+        """Count raw columns named by feature; a bag or sequence counts member by member."""
         for feature in self._features:
             values = table[feature.name]
-            self._counts[feature.name].add(_members(values) if feature.kind == "bag" else values)
+            self._counts[feature.name].add(_members(values) if feature.multivalued else values)
 
     def fitted(self) -> dict[str, list[bytes]]:
         """Values by feature, in the order of their ids.

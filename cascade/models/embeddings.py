@@ -36,7 +36,7 @@ class Embeddings(nn.Module):
                 self.table.weight[start : start + count].uniform_(-(count**-0.5), count**-0.5)
                 column = len(offsets)
                 offsets += [start] * feature.length
-                self._add_segment(column, len(offsets), feature.kind == "bag")
+                self._add_segment(column, len(offsets), feature.multivalued)
                 start += count
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.long), persistent=False)
 

@@ -29,7 +29,8 @@ class UserLayout:
     Args:
         dense: names of the numbers.
         categorical: names of the categoricals and bags.
-        bags: of those, the bags, and how many members of each are read.
+        bags: of those, the bags and sequences, and how many members of each are read.
+        sequences: of those, the sequences: the last members are read, not the first.
         hash: the schema's `layout_hash`.
     """
 
@@ -37,6 +38,7 @@ class UserLayout:
     categorical: tuple[str, ...]
     bags: Mapping[str, int]
     hash: str
+    sequences: tuple[str, ...] = ()
 
     @classmethod
     def from_features(cls, features: str, layout_hash: str) -> UserLayout:
@@ -53,6 +55,7 @@ class UserLayout:
                 tuple(feature["name"] for feature in categorical),
                 {f["name"]: int(f["length"]) for f in categorical if f["bag"]},
                 layout_hash,
+                tuple(f["name"] for f in categorical if f.get("sequence")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -76,6 +79,7 @@ class UserLayout:
                 tuple(value["categorical"]),
                 {name: int(length) for name, length in value["bags"].items()},
                 str(value["hash"]),
+                tuple(value.get("sequences", ())),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a layout of users: {error!r}") from error
@@ -127,10 +131,14 @@ class UserLayout:
             if column < len(self.dense):
                 dense[column] = values.number(name, value)
             elif name in self.bags:
-                text = values.bag(name, value, self.bags[name])
-                categorical[column - len(self.dense)] = text
+                categorical[column - len(self.dense)] = self.members(name, value)
             else:
                 categorical[column - len(self.dense)] = values.category(name, value)
+
+    def members(self, name: str, value: object) -> bytes:
+        """The value of a bag or sequence as it is stored. Raises InvalidInput."""
+        wire = values.sequence if name in self.sequences else values.bag
+        return wire(name, value, self.bags[name])
 
     @cached_property
     def _column(self) -> dict[str, int]:

@@ -61,9 +61,10 @@ class Records:
         )
 
     def prepend(self, record: bytes | None, feature: str, members: Sequence[Any]) -> bytes:
-        """The record with new members in front of a bag: what is read of a bag is its beginning
-        (`Encoder.ids`), and training data begins with the latest. What would not be read any more
-        is dropped.
+        """The record with new members in front of a bag, or at the end of a sequence.
+
+        The model reads the beginning of a bag, whose training data begins with the latest member,
+        and the end of a sequence (`Encoder.ids`). Members that would not be read are dropped.
 
         Args:
             record: None for a user who is not stored yet: nothing else is known of him.
@@ -77,12 +78,14 @@ class Records:
         length = self.layout.bags[feature]
         if not isinstance(members, list | tuple):
             raise InvalidInput(f"feature {feature}: {members!r} came; expected a list of members")
+        newest_last = feature in self.layout.sequences
         added = values.bag(feature, members[::-1], length)
         record = self.nobody if record is None else record
         if not self.readable(record):
             raise OtherLayout(f"a stored user is not of layout {self.layout.hash}")
         texts = record[self._texts :].split(BETWEEN)
-        kept = [m for m in (added + MEMBER + texts[column]).split(MEMBER) if m][:length]
+        old = [m for m in texts[column].split(MEMBER) if m][:: -1 if newest_last else 1]
+        kept = [*[m for m in added.split(MEMBER) if m], *old][:length]  # the latest first
         while sum(map(len, kept)) + len(kept) - 1 > MAX_VALUE_BYTES:
             kept.pop()
         if added and not kept:
@@ -90,7 +93,7 @@ class Records:
                 f"feature {feature}: a member of more than {MAX_VALUE_BYTES} bytes came; so many "
                 "are read of a whole bag"
             )
-        texts[column] = MEMBER.join(kept)
+        texts[column] = MEMBER.join(reversed(kept) if newest_last else kept)
         return record[: self._texts] + BETWEEN.join(texts)
 
     def _bag(self, feature: str) -> int:

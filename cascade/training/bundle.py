@@ -79,11 +79,11 @@ def user_table(schema: Schema, dense: Any, categorical: Any) -> pa.Table:
 
 
 def as_sent(schema: Schema, users: pa.Table) -> list[dict[str, Any]]:
-    """Raw columns -> what a client sends: missing values left out, bags as lists."""
-    bags = {feature.name for feature in schema.ids("user") if feature.kind == "bag"}
+    """Raw columns -> what a client sends: missing values left out, bags and sequences as lists."""
+    lists = {feature.name for feature in schema.ids("user") if feature.multivalued}
     return [
         {
-            name: value.split("|") if name in bags else value
+            name: value.split("|") if name in lists else value
             for name, value in user.items()
             if value != "" and value == value  # NaN differs from itself
         }

@@ -112,6 +112,19 @@ def test_users_become_the_two_tensors_in_schema_order() -> None:
     ]
 
 
+def test_a_sequence_keeps_its_order_and_sends_its_newest_members() -> None:
+    schema = Schema(
+        "player",
+        (
+            Feature("played", "user", "sequence", "hash", length=3, buckets=9),
+            Feature("genre", "item", "categorical", "hash", buckets=9),
+        ),
+    )
+    layout = Layout.from_config(config_of(schema))
+    _, categorical = layout.arrays([{"played": ["a", 7, "c", "d"]}, {"played": "b|a"}, {}])
+    assert categorical.tolist() == [[b"7|c|d"], [b"b|a"], [b""]]
+
+
 def test_a_user_without_numbers_sends_one_unused_column() -> None:
     schema = Schema(
         "ids",
@@ -138,7 +151,7 @@ def test_a_user_without_numbers_sends_one_unused_column() -> None:
         ({"age": [1]}, r"feature age: \[1\] \(list\)"),
         ({"country": False}, "feature country: False"),
         ({"country": 1.5}, "feature country: 1.5 .*a string or an int"),
-        ({"country": ["fr"]}, "feature country: .*only a bag takes several"),
+        ({"country": ["fr"]}, "feature country: .*only a bag or a sequence takes several"),
         ({"country": "\ud800"}, "feature country: .*UTF-8"),
         ({"country": b"\xff"}, "feature country: .*UTF-8"),
         ({"history": 3}, "feature history: 3 .*a list"),

@@ -61,7 +61,7 @@ class TextbookDLRM(nn.Module):
             column = 0
             for feature in self.schema.ids(side):
                 ids = rows.ids[:, column : column + feature.length]
-                vectors.append(self._embedded(feature.name, feature.kind == "bag", ids))
+                vectors.append(self._embedded(feature.name, feature.multivalued, ids))
                 column += feature.length
         stacked = torch.stack(vectors, dim=1)  # [B, F, D]
         dots = torch.bmm(stacked, stacked.transpose(1, 2))

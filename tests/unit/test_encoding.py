@@ -20,6 +20,7 @@ SCHEMA = Schema(
         Feature("likes", "user", "bag", "vocabulary", length=3),
         Feature("agent", "user", "categorical", "hash", buckets=7),
         Feature("tags", "user", "bag", "hash", length=2, buckets=5),
+        Feature("played", "user", "sequence", "vocabulary", length=3),
         Feature("id", "item", "categorical", "vocabulary"),
     ),
 )
@@ -27,6 +28,7 @@ VOCABULARIES = {
     "city": [b"Roma", b"K\xc3\xb6ln", b"a"],
     "likes": [b"b", b"a", b"\xc3\xa9"],
     "id": [b"1", b"2"],
+    "played": [b"a", b"b", b"c", b"d"],
 }
 ENCODER = Encoder.fit(SCHEMA, VOCABULARIES)
 
@@ -38,7 +40,7 @@ WORDS = st.one_of(
     st.text("abé\U0001f600", max_size=4),
 )
 BAGS = st.one_of(st.none(), st.lists(st.sampled_from(["a", "b", "é", "zz", ""])).map("|".join))
-USERS = st.lists(st.tuples(NUMBERS, WORDS, NUMBERS, BAGS, WORDS, BAGS), max_size=12)
+USERS = st.lists(st.tuples(NUMBERS, WORDS, NUMBERS, BAGS, WORDS, BAGS, BAGS), max_size=12)
 
 
 def wire(value):
@@ -56,8 +58,8 @@ def test_bulk_encoding_equals_wire_encoding(rows):
         }
     )
     dense = np.array([[row[0], row[2]] for row in rows], np.float32).reshape(-1, 2)
-    categorical = np.array([[wire(row[i]) for i in (1, 3, 4, 5)] for row in rows], object)
-    expected = ENCODER.encode("user", dense, categorical.reshape(-1, 4))
+    categorical = np.array([[wire(row[i]) for i in (1, 3, 4, 5, 6)] for row in rows], object)
+    expected = ENCODER.encode("user", dense, categorical.reshape(-1, 5))
     bulk = ENCODER.encode_table("user", table)
     np.testing.assert_array_equal(bulk[0], expected[0])
     np.testing.assert_array_equal(bulk[1], expected[1])
@@ -70,16 +72,16 @@ def test_null_number_is_missing_like_nan():
     columns |= {name: pa.array([None], pa.float32()) for name in ("visits", "score")}
     dense, ids = ENCODER.encode_table("user", pa.table(columns))
     np.testing.assert_array_equal(dense, [[0, 0]])
-    np.testing.assert_array_equal(ids, np.full((1, 7), MISSING))
+    np.testing.assert_array_equal(ids, np.full((1, 10), MISSING))
 
 
 def test_known_answers():
     dense = np.array([[np.e - 1, -2.5], [np.nan, np.nan], [-3, 1]])
     categorical = np.array(
         [
-            [b"Roma", b"a|zz|b|a", b"x", b"p"],
-            [b"", b"", b"", b""],
-            [b"Paris", b"|a||b|", "Köln".encode(), b"p|q|r"],
+            [b"Roma", b"a|zz|b|a", b"x", b"p", b"a|b|c|d"],
+            [b"", b"", b"", b"", b""],
+            [b"Paris", b"|a||b|", "Köln".encode(), b"p|q|r", b"|b||a|"],
         ],
         object,
     )
@@ -90,14 +92,23 @@ def test_known_answers():
         return FIRST + zlib.crc32(value) % buckets
 
     a, b = FIRST + 1, FIRST
+    p, q = bucket(b"p", 5), bucket(b"q", 5)
     np.testing.assert_array_equal(
         ids,
         [
-            [FIRST, a, UNKNOWN, b, bucket(b"x", 7), bucket(b"p", 5), 0],
-            [MISSING, 0, 0, 0, MISSING, 0, 0],
-            [UNKNOWN, a, b, 0, bucket("Köln".encode(), 7), bucket(b"p", 5), bucket(b"q", 5)],
+            [FIRST, a, UNKNOWN, b, bucket(b"x", 7), p, 0, 3, 4, 5],
+            [MISSING, 0, 0, 0, MISSING, 0, 0, 0, 0, 0],
+            [UNKNOWN, a, b, 0, bucket("Köln".encode(), 7), p, q, 0, 3, 2],
         ],
     )
+
+
+def test_a_sequence_keeps_its_order_its_newest_members_and_pads_in_front():
+    played = SCHEMA.ids("user")[-1]
+    a, b, c, d = range(FIRST, FIRST + 4)
+    values = {b"": [0, 0, 0], b"a": [0, 0, a], b"a|b": [0, a, b], b"b|a": [0, b, a]}
+    values |= {b"a|b|c|d": [b, c, d], b"||d|zz||a|": [d, UNKNOWN, a]}
+    assert ENCODER.ids(played, [*values]).tolist() == [*values.values()]
 
 
 def test_encoding_leaves_its_input_alone():
@@ -117,7 +128,7 @@ def test_encoding_leaves_its_input_alone():
 )
 def test_unreadable_value_is_refused_by_feature(dense, city, message):
     with pytest.raises(InvalidInput, match=message):
-        ENCODER.encode("user", np.array([dense]), np.array([[city, b"", b"", b""]], object))
+        ENCODER.encode("user", np.array([dense]), np.array([[city, b"", b"", b"", b""]], object))
 
 
 @given(
@@ -140,7 +151,7 @@ def test_encoder_survives_the_disk(tmp_path_factory, cities):
 
 def test_fitted_schema_counts_its_tables():
     rows = {f.name: f.cardinality for f in ENCODER.schema.features if f.kind != "dense"}
-    assert rows == {"city": 5, "likes": 5, "agent": 9, "tags": 7, "id": 4}
+    assert rows == {"city": 5, "likes": 5, "agent": 9, "tags": 7, "played": 6, "id": 4}
     other = Encoder.fit(SCHEMA, {**VOCABULARIES, "id": [b"2", b"1"]}).schema
     assert other.hash != ENCODER.schema.hash
     assert other.layout_hash == ENCODER.schema.layout_hash == SCHEMA.layout_hash

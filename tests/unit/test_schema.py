@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema, SchemaError, vocabulary_digest
 
 NAMES = st.text("abcdefghij_é", min_size=1, max_size=6)
@@ -14,7 +15,7 @@ NAMES = st.text("abcdefghij_é", min_size=1, max_size=6)
 
 @st.composite
 def features(draw, side):
-    kind = draw(st.sampled_from(["dense", "categorical", "bag"]))
+    kind = draw(st.sampled_from(["dense", "categorical", "bag", "sequence"]))
     if kind == "dense":
         encoding = draw(st.sampled_from(["log1p", "identity"]))
         return Feature(draw(NAMES), side, kind, encoding)
@@ -24,7 +25,7 @@ def features(draw, side):
         side,
         kind,
         encoding,
-        length=draw(st.integers(1, 5)) if kind == "bag" else 1,
+        length=draw(st.integers(1, 5)) if kind in ("bag", "sequence") else 1,
         min_count=draw(st.integers(1, 9)),
         buckets=draw(st.integers(1, 1000)) if encoding == "hash" else 0,
     )
@@ -68,6 +69,15 @@ def test_widths_follow_from_the_features(schema):
         assert schema.ids_width(side) == max(1, lengths)
 
 
+def test_hashes_do_not_change():
+    """Releases on disk name the schema that they were made for by these."""
+    fitted = CRITEO.fitted(
+        {f.name: (77, "digest") for f in CRITEO.ids("user") + CRITEO.ids("item")}
+    )
+    assert (CRITEO.hash, CRITEO.layout_hash) == ("66e962a183640080", "9f9fa67db5e5e50a")
+    assert fitted.hash == "791735668eccbaba"
+
+
 def test_layout_hash_tells_requests_apart():
     schema = Schema(
         "s",
@@ -97,6 +107,7 @@ def test_vocabulary_digest_sees_order_and_boundaries():
         (("x", "user", "dense", "vocabulary"), "encoded by one of"),
         (("x", "user", "categorical", "vocabulary", 2), "cannot have length 2"),
         (("x", "user", "bag", "vocabulary", 0), "cannot have length 0"),
+        (("x", "user", "sequence", "vocabulary", 0), "cannot have length 0"),
         (("x", "user", "categorical", "hash"), "needs `buckets`"),
     ],
 )

@@ -159,6 +159,15 @@ def test_new_members_come_first_and_no_more_are_kept_than_are_read(store: UserSt
     np.testing.assert_array_equal(read, encoder.ids(history, [b"e|d|c|a"])[0])
 
 
+def test_new_members_of_a_sequence_come_last() -> None:
+    layout = UserLayout((), ("played", "seen"), {"played": 3}, "0123456789abcdef", ("played",))
+    assert UserLayout.from_json(layout.to_json()) == layout
+    record = Records(layout).prepend(None, "played", ["a", "b"])
+    assert Records(layout).decode([record])[1].tolist() == [[b"a|b", b""]]
+    record = Records(layout).prepend(record, "played", ["c", "d"])
+    assert Records(layout).decode([record])[1].tolist() == [[b"b|c|d", b""]]
+
+
 def test_a_bag_stays_as_short_as_the_server_reads(store: UserStore) -> None:
     long = [f"{number:04d}" + "x" * 396 for number in range(40)]
     store.append("anna", "seen", long)
