@@ -21,8 +21,8 @@ USER cascade
 EXPOSE 8000 8001 8002
 # A real question through the whole cascade: the server's own readiness does not tell of dead stages.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s \
-  CMD ["python3", "-m", "cascade.serving.health"]
+  CMD ["python3", "-m", "cascade.server.health"]
 # The launcher bounds threads by cores, answers only once a real request was answered, and hands
 # SIGTERM on. A container's port is published by whoever runs it, so it listens on all addresses.
-ENTRYPOINT ["python3", "-m", "cascade.serving", "--host", "0.0.0.0", "--repository"]
+ENTRYPOINT ["python3", "-m", "cascade.server", "--host", "0.0.0.0", "--repository"]
 CMD ["/models"]

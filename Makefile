@@ -26,7 +26,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 serve: .venv/ready
-	$(BIN)/python -m cascade.serving --repository $(REPOSITORY)
+	$(BIN)/python -m cascade.server --repository $(REPOSITORY)
 
 perf: .venv/ready
 	@mkdir -p build/perf

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade.errors import CascadeError
 from cascade.schema import Feature, Schema, SchemaError, Side, vocabulary_digest
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
-class InvalidInput(ValueError):
+class InvalidInput(CascadeError, ValueError):
     """A value that no trained model can read: the caller's mistake, told to the caller."""
 
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cascade.errors import CascadeError
+
 Side = Literal["user", "item"]
 Kind = Literal["dense", "categorical", "bag", "sequence"]
 Encoding = Literal["log1p", "identity", "vocabulary", "hash"]
@@ -30,7 +32,7 @@ ENCODINGS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class SchemaError(ValueError):
+class SchemaError(CascadeError, ValueError):
     """A schema that contradicts itself, or an artifact made for another schema."""
 
 

@@ -129,7 +129,7 @@ class Serving:
             wait; 0 = at `max_batch_size`. All of a batch are answered together, so on a CPU a large
             one makes its first users wait for the last.
         max_queue_size: users that may wait for a model before requests are refused as UNAVAILABLE
-            (`cascade.serving.waiting`); 0 = as many as come.
+            (`cascade.triton.admission`); 0 = as many as come.
         topology: which stages share a process.
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
             that a run costs one launch. Elsewhere than on CUDA only the padding remains.
@@ -141,7 +141,7 @@ class Serving:
         pool: ranked items from which the list is chosen, more than it is long; 0 = it is the best
             of them, as they come.
         diversity: from 0 to 1, what unlikeness to the items in front of it counts against an item's
-            score (`cascade.serving.rerank`).
+            score (`cascade.stages.rerank`).
         explored: last places of a list that are drawn by chance.
         temperature: of these draws; the lower, the likelier the best.
         store: URL of the store that users who come by id are looked up in (`cascade.store`); empty:

@@ -1,32 +1,4 @@
-"""Ask the cascade for recommendations over gRPC.
+"""Programs over the client library: `python -m clients.recommend`, `.batch`, `.events`."""
 
-A client needs numpy and tritonclient alone. The server tells it the features of a user, so there
-is no schema file to hand out:
-
-    with Recommender("127.0.0.1:8001") as recommender:
-        answer = recommender.recommend({"I1": 3, "C1": "68fd1e64"})
-        print(answer.item_ids, answer.scores)
-
-`AsyncRecommender` is the same under asyncio. On the command line: `python -m clients.recommend`
-for a look, `python -m clients.batch` for a Parquet file of users.
-"""
-
-from clients.conversation import Retry
-from clients.errors import DeadlineExceeded, InvalidInput, RecommendError, Unavailable
-from clients.layout import Layout, Recommendation
-from clients.recommender import Recommender
-from clients.recommender_async import AsyncRecommender
-from clients.tls import Tls
-
-__all__ = [
-    "AsyncRecommender",
-    "DeadlineExceeded",
-    "InvalidInput",
-    "Layout",
-    "RecommendError",
-    "Recommendation",
-    "Recommender",
-    "Retry",
-    "Tls",
-    "Unavailable",
-]
+from cascade.client import *  # noqa: F403
+from cascade.client import __all__ as __all__

@@ -15,11 +15,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from pathlib import Path
 from typing import Any
 
-from clients.errors import InvalidInput, RecommendError
-from clients.layout import Recommendation, User
+from cascade.client.errors import InvalidInput, RecommendError
+from cascade.client.layout import Recommendation, User
+from cascade.client.recommender_async import AsyncRecommender
 from clients.options import add_connection, connection, positive
 from clients.parquet import AnswerFile, MissingPackage, UserFile, need
-from clients.recommender_async import AsyncRecommender
 
 Answer = Recommendation | str
 """What the server recommends, or why it refused the row."""

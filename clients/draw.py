@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from clients.layout import Layout
+from cascade.client.layout import Layout
 
 _MISSING_SHARE = 0.1
 _BAG_MEMBERS = 5

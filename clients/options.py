@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clients.recommender import URL
-from clients.tls import Tls
+from cascade.client.recommender import URL
+from cascade.client.tls import Tls
 
 
 def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:

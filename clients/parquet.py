@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cascade.client.layout import Layout, Recommendation
+from cascade.errors import CascadeError
 from cascade.values import unknown_name
-from clients.layout import Layout, Recommendation
 
 GROUP_ROWS = 16_384
 """Rows of the output that are held in memory before they are written as one row group."""
@@ -21,7 +22,7 @@ GROUP_ROWS = 16_384
 RESULT_COLUMNS = ("item_ids", "scores", "error")
 
 
-class MissingPackage(RuntimeError):
+class MissingPackage(CascadeError):
     """A package that only the batch client needs is not installed."""
 
 

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cascade.client.errors import RecommendError
+from cascade.client.layout import Recommendation
+from cascade.client.recommender import Recommender
 from clients import draw
-from clients.errors import RecommendError
-from clients.layout import Recommendation
 from clients.options import add_connection, connection, positive
-from clients.recommender import Recommender
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import get_args
 
 from cascade import index
+from cascade.artifact import ArtifactError
 from cascade.schema import SchemaError
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import default_instances
+from cascade.server.threads import default_instances
 from cascade.spec import PRERANK, RUNTIMES, TOPOLOGIES, Precision, Serving, Sizes, Weights
 from cascade.store.backend import absolute
 from cascade.training.checkpoint import CheckpointError
-from export.foreign_inputs import ForeignError
-from export.parity import ParityError
-from export.release import Export
-from export.variants import GuardError
+from export.artifacts.parity import ParityError
+from export.artifacts.variants import GuardError
+from export.build import Export
+from export.foreign.inputs import ForeignError
 
 EXPECTED = (ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError)
 BATCH_USERS = 8  # on a CPU: a larger batch gains little and makes all of it wait
@@ -87,7 +87,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--explored", type=int, default=0, help="last places drawn by chance")
     choice.add_argument("--temperature", type=float, default=1.0, help="of the draws")
     parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")
-    parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see export/surgery.py)")
+    parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see docs)")
     parser.add_argument("--preranker-onnx", type=Path, help="prerank with this flat ONNX file")
     parser.add_argument("--preranker-inputs", type=Path, help="its inputs, as JSON")
 

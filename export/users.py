@@ -1,4 +1,4 @@
-"""`python -m export.users --repository DIR --table users.parquet`: raw users into a store.
+"""`python -m export users --repository DIR --table users.parquet`: raw users into a store.
 
 The table has one user per row, columns named by feature, in the form of the training data; a file
 of JSON lines has them as clients send them. A user is replaced as a whole, and of a chunk of rows
@@ -24,14 +24,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cascade import values
+from cascade import pbtxt, values
+from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
-from cascade.serving.runtime import ArtifactError
 from cascade.spec import ENSEMBLE
 from cascade.store import OtherLayout, StoreError, UserLayout, UserStore
 from cascade.store.layout import Categorical, Dense
 from cascade.store.users import key
-from export import config
 
 CHUNK = 10_000  # users of one transaction
 EXPECTED = (ArtifactError, InvalidInput, OtherLayout, StoreError, ValueError, OSError)
@@ -192,7 +191,7 @@ def layout_of(repository: Path) -> UserLayout:
     path = repository / ENSEMBLE / "config.pbtxt"
     if not path.exists():
         raise ArtifactError(f"{path} is missing: run python -m export first")
-    parameters = config.read(path).parameters
+    parameters = pbtxt.read(path).parameters
     return UserLayout.from_features(
         parameters["features"].string_value, parameters["layout_hash"].string_value
     )
@@ -205,7 +204,7 @@ def store_of(repository: Path) -> str:
         ArtifactError: it was exported without one.
     """
     for path in sorted(repository.glob("*/config.pbtxt")):
-        parameters = config.read(path).parameters
+        parameters = pbtxt.read(path).parameters
         if "store" in parameters:
             return str(parameters["store"].string_value)
     raise ArtifactError(f"{repository} was exported without --store; say which one to write")
@@ -213,7 +212,7 @@ def store_of(repository: Path) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m export.users", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m export users", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--repository", type=Path, required=True, help="says the features")
     parser.add_argument("--store", metavar="URL", help="[the one that the repository reads]")

@@ -17,8 +17,8 @@ from types import FrameType
 
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.binaries import BinaryError
-from cascade.serving.launcher import Server, ServerError
+from cascade.server.binaries import BinaryError
+from cascade.server.launcher import Server, ServerError
 from perf.analyzer import AnalyzerError
 from perf.payload import PayloadError
 from perf.sweep import QUICK_PLAN, Plan, sweep

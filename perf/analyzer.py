@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as grpc
 
+from cascade.errors import CascadeError
 from perf.measurement import Effort, Load, Measurement, latency_summary
 from perf.stages import counters, members
 
@@ -42,13 +43,13 @@ TIMEOUT_S = 900
 WARM_UP_S, WARM_UPS = 60, 2  # seconds each, and tries
 
 
-class AnalyzerError(RuntimeError):
+class AnalyzerError(CascadeError):
     """perf_analyzer did something that says nothing about the server's performance."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """Where perf_analyzer is: `cascade.serving.binaries.perf_analyzer()`."""
+    """Where perf_analyzer is: `cascade.server.binaries.perf_analyzer()`."""
 
     path: Path
     environment: dict[str, str]

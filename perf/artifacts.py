@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.serving.pipeline import newest_version, read_release
+from cascade.release import newest_version, read_release
 from cascade.spec import ENSEMBLE
 from perf import payload
 from perf.bound import configs

@@ -25,10 +25,10 @@ import numpy.typing as npt
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import cores
+from cascade.artifact import ArtifactError
+from cascade.server.threads import cores
 from cascade.spec import Serving
+from cascade.stages.pipeline import Pipeline
 from perf import payload, record
 from perf.measurement import Load, Measurement, latency_summary
 from perf.payload import Features, Payload, PayloadError

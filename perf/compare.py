@@ -26,12 +26,12 @@ from typing import Any
 
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.binaries import BinaryError
-from cascade.serving.launcher import ServerError
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import cores, default_instances
+from cascade.artifact import ArtifactError
+from cascade.server.binaries import BinaryError
+from cascade.server.launcher import ServerError
+from cascade.server.threads import cores, default_instances
 from cascade.spec import TOPOLOGIES
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf import payload, record
 from perf.analyzer import AnalyzerError
 from perf.bound import configs, open_pipeline

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from cascade.serving.binaries import perf_analyzer
+from cascade.server.binaries import perf_analyzer
 from perf import analyzer, bound
 from perf.contenders.servers import Endpoint
 from perf.load import LoadError

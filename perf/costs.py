@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade import index
+from cascade.artifact import Array, Description
 from cascade.index.kinds import base
-from cascade.serving.pipeline import newest_version, read_release
-from cascade.serving.retrieve import Retrieve
-from cascade.serving.runtime import Array, Description
-from cascade.serving.stages import Stage, load_stage
+from cascade.release import newest_version, read_release
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, sizes_from, stage_path
-from export.stage_files import ITEM_STATE
+from cascade.stages.load import load_stage
+from cascade.stages.retrieve import Retrieve
+from cascade.stages.stage import Stage
+from export.artifacts.stage_files import ITEM_STATE
 from perf import work
 from perf.bound import configs
 from perf.payload import Payload

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
+from cascade.client import Recommender
+from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE, STAGES
-from clients import Recommender
+from cascade.stages.pipeline import Pipeline
 from perf import report
 from perf.commands import heading, run
 from perf.measurement import Measurement

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cascade.serving.exact import ExactIndex
-from cascade.serving.pipeline import newest_version, read_release
-from cascade.serving.runtime import Array, ArtifactError, load_graph
-from cascade.serving.stages import load_stage
-from cascade.serving.threads import cores
-from cascade.serving.torch_runner import device_of
+from cascade.artifact import Array, ArtifactError
+from cascade.index.exact import ExactIndex
+from cascade.release import newest_version, read_release
+from cascade.runtime.devices import device_of
+from cascade.runtime.load import load_graph
+from cascade.server.threads import cores
 from cascade.spec import PRERANK, RANK, RETRIEVE, Serving, sizes_from, stage_path
+from cascade.stages.load import load_stage
 from perf import payload, work
 from perf.bound import configs
 from perf.payload import Features, PayloadError

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving.binaries import perf_analyzer
-from cascade.serving.launcher import Server
-from export.rewire import rewire, serving_of
+from cascade.server.binaries import perf_analyzer
+from cascade.server.launcher import Server
+from export.releases.rewire import rewire, serving_of
 from perf import memory, record
 from perf.analyzer import Program, Target, measure, warm_up
 from perf.artifacts import Artifacts, Wish, make

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cascade.errors import CascadeError
 from perf.measurement import Mode
 from perf.trace import LOST, UNANSWERED, Trace, read_requests
 
@@ -43,7 +44,7 @@ DRAIN_S = 10.0
 now = time.monotonic_ns
 
 
-class LoadError(RuntimeError):
+class LoadError(CascadeError):
     """The server cannot be asked at all, or answers in a form that is not understood."""
 
 

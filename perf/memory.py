@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.serving import reaper
+from cascade.server import cleanup
 
 STUB = "triton_python_backend_stub"
 PROC = Path("/proc")
@@ -69,7 +69,7 @@ def mapped(pids: Iterable[int], folder: Path) -> dict[str, Memory]:
 
 def stubs(server: str) -> list[int]:
     """The Python processes of the server of that name, by process id."""
-    return [pid for pid in sorted(reaper.processes(server)) if STUB in _command(pid)]
+    return [pid for pid in sorted(cleanup.processes(server)) if STUB in _command(pid)]
 
 
 def run_watched(module: str, *arguments: object) -> tuple[float, float]:

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cascade.errors import CascadeError
+
 FEW_ROWS = 1000
 
 
-class PayloadError(ValueError):
+class PayloadError(CascadeError, ValueError):
     """Rows that cannot be turned into requests."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from cascade.spec import ENSEMBLE
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf import payload, record
 from perf.bound import configs
 from perf.compare_runs import Contender, Runner

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from cascade.errors import CascadeError
 from perf.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +27,7 @@ OWN_OUTPUT = (":!perf/results", ":!perf/report.md", ":!perf/plots")
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "torch")
 
 
-class RecordError(ValueError):
+class RecordError(CascadeError, ValueError):
     """A file of results that cannot be read."""
 
 

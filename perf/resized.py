@@ -17,13 +17,13 @@ import torch
 from onnx import numpy_helper
 
 from cascade import index
+from cascade.artifact import ONNX_FILE, Array, Description
 from cascade.encoding import Encoder
-from cascade.serving.retrieve import Retrieve
-from cascade.serving.runtime import ONNX_FILE, Array, Description
 from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE
+from cascade.stages.retrieve import Retrieve
 from cascade.training import checkpoint
-from export.release import read_catalogue
-from export.stage_files import item_states
+from export.artifacts.stage_files import item_states
+from export.build import read_catalogue
 from perf.artifacts import Artifacts
 from perf.costs import Opened, folders_of
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cascade.serving.binaries import perf_analyzer
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import newest_version, read_release
+from cascade.release import newest_version, read_release
+from cascade.server.binaries import perf_analyzer
+from cascade.server.launcher import Server
 from cascade.spec import PRERANK, RETRIEVE
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf import costs, memory
 from perf.alone import look
 from perf.analyzer import Program, Target, measure, warm_up

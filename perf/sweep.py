@@ -11,7 +11,7 @@ from pathlib import Path
 
 import tritonclient.grpc as grpc
 
-from cascade.serving.binaries import perf_analyzer
+from cascade.server.binaries import perf_analyzer
 from perf import payload, record
 from perf.analyzer import AnalyzerError, Program, Target, measure, warm_up
 from perf.measurement import FULL, QUICK, Effort, Load, Measurement

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving import marks
-from cascade.serving.launcher import ServerError
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.threads import default_instances, threads_per_process
+from cascade.artifact import ArtifactError
+from cascade.runtime import spans
+from cascade.server.launcher import ServerError
+from cascade.server.threads import default_instances, threads_per_process
 from cascade.spec import TOPOLOGIES
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf import payload, record
 from perf.bound import configs
 from perf.payload import Features, PayloadError
@@ -117,7 +117,7 @@ def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Interval
         TraceError: what server and stages noted does not fit the requests.
     """
     traces = read_traces(sorted(scratch.glob(f"{TRACES}*")))
-    batches = Batches(marks.read(scratch / MARKS))
+    batches = Batches(spans.read(scratch / MARKS))
     missing = calls.keys() - traces.keys()
     if missing:
         raise TraceError(f"tritonserver wrote no trace of {len(missing)} requests: {min(missing)}")

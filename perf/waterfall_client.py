@@ -17,8 +17,8 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.grpc import service_pb2
 
-from cascade.serving import marks
-from cascade.serving.launcher import Server
+from cascade.runtime import spans
+from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
 from perf.payload import Payload
 
@@ -170,14 +170,14 @@ def ask(
 @contextmanager
 def _marked(folder: Path) -> Iterator[None]:
     """Servers that start inside have their stages marked."""
-    before = os.environ.get(marks.VARIABLE)
-    os.environ[marks.VARIABLE] = str(folder)
+    before = os.environ.get(spans.VARIABLE)
+    os.environ[spans.VARIABLE] = str(folder)
     try:
         yield
     finally:
-        del os.environ[marks.VARIABLE]
+        del os.environ[spans.VARIABLE]
         if before is not None:
-            os.environ[marks.VARIABLE] = before
+            os.environ[spans.VARIABLE] = before
 
 
 def _requests(users: Payload, batch: int) -> Iterator[list[Any]]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving.onnx_graph import choose_providers, session_options
-from cascade.serving.pipeline import newest_version, read_release
-from cascade.serving.runtime import ONNX_FILE, Array, Description
-from cascade.serving.stages import load_stage
+from cascade.artifact import ONNX_FILE, Array, Description
+from cascade.release import newest_version, read_release
+from cascade.runtime.onnx import choose_providers, session_options
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, stage_path
+from cascade.stages.load import load_stage
 from perf.payload import Payload
 
 GROUPS = ("gather", "matmul", "cast", "topk", "other")

@@ -1,6 +1,6 @@
 """One request as a row of intervals, from what three programs noted about it.
 
-The client, tritonserver (its trace API) and the stages' processes (`cascade.serving.marks`) read
+The client, tritonserver (its trace API) and the stages' processes (`cascade.runtime.spans`) read
 the same clock, CLOCK_MONOTONIC. So the moments of a request lie on one line, each interval between
 two neighbours has a name, and none is made by subtracting the others from the whole. Those that
 begin in one process and end in another are transport, and are told apart: what happens within them
@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cascade.serving.marks import START, Marks
+from cascade.errors import CascadeError
+from cascade.runtime.spans import START, Marks
 from perf.waterfall_client import Call
 
 Intervals = dict[str, float]  # microseconds, in the order of time
 
 
-class TraceError(ValueError):
+class TraceError(CascadeError, ValueError):
     """Notes that do not fit together."""
 
 

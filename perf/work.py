@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving.runtime import ONNX_FILE, Array, Description
+from cascade.artifact import ONNX_FILE, Array, Description
 
 PRODUCTS = ("MatMul", "Gemm", "MatMulInteger")
 LOOKED_UP_LAST = "catalogue_ids"  # for what is kept alone

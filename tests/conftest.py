@@ -20,18 +20,18 @@ import pytest
 import torch
 from google.protobuf import text_format
 
+from cascade import pbtxt
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema, Side
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
+from cascade.server.launcher import Server
 from cascade.spec import Serving, Sizes
+from cascade.stages.pipeline import Pipeline
 from cascade.training import bundle, checkpoint
-from export import config
-from export.release import Export
+from export.build import Export
 
 LABELS = 1000
 WORDS = 20  # values of every categorical and bag
@@ -252,7 +252,7 @@ def patient_server(seven: Cascade) -> Iterator[Server]:
     one: four users go at once, fewer after a while."""
     for stage in ("retrieve", "prerank"):
         path = seven.repository / stage / "config.pbtxt"
-        stage_config = config.read(path)
+        stage_config = pbtxt.read(path)
         stage_config.dynamic_batching.max_queue_delay_microseconds = 300_000
         path.write_text(text_format.MessageToString(stage_config))
     # A request that server 2.51 drops counts as under way until the end: do not wait for it.

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from cascade.serving.launcher import Ports
-from cascade.serving.process import tied
+from cascade.server.launcher import Ports
+from cascade.server.process import tied
 from cascade.store import StoreError, open_backend
 
 START_TIMEOUT_S = 20.0

@@ -1,4 +1,4 @@
-"""A cascade served as in production, by `python -m cascade.serving` in a process of its own."""
+"""A cascade served as in production, by `python -m cascade.server` in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.serving import reaper
+from cascade.server import cleanup
 from perf import memory
 from perf.record import ROOT
 
@@ -24,7 +24,7 @@ class Served:
     """What runs.
 
     Args:
-        launcher: `python -m cascade.serving`.
+        launcher: `python -m cascade.server`.
         url, http_url, metrics_url: its services.
     """
 
@@ -45,9 +45,9 @@ class Served:
 
     @property
     def name(self) -> str:
-        """Of the server, `cascade.serving.reaper`."""
+        """Of the server, `cascade.server.cleanup`."""
         variables = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
-        (name,) = (v for v in variables if v.startswith(f"{reaper.VARIABLE}=".encode()))
+        (name,) = (v for v in variables if v.startswith(f"{cleanup.VARIABLE}=".encode()))
         return name.partition(b"=")[2].decode()
 
     @property
@@ -72,7 +72,7 @@ def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
         SystemExit: it did not start.
     """
     command: Sequence[str] = (
-        *(sys.executable, "-m", "cascade.serving", "--repository", str(repository)),
+        *(sys.executable, "-m", "cascade.server", "--repository", str(repository)),
         *FREE_PORTS,
         *arguments,
     )

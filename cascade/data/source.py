@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from cascade.errors import CascadeError
 from cascade.schema import Schema
 
 Split = Literal["train", "validation", "test"]
@@ -16,7 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Policy = Literal["error", "skip"]
 
 
-class DataError(ValueError):
+class DataError(CascadeError, ValueError):
     """Input that cannot be read as it was named: the message has the file, and the line."""
 
 

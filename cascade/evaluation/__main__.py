@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cascade.artifact import ArtifactError
 from cascade.data.dataset import Dataset
 from cascade.data.source import DataError
 from cascade.evaluation import report
@@ -20,8 +21,7 @@ from cascade.evaluation.cascade import COMPARED, EvaluationError, evaluate
 from cascade.index import IndexFileError
 from cascade.models.scorer import Scorer
 from cascade.schema import SchemaError
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError
+from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cascade.data.dataset import Batch, Dataset
+from cascade.errors import CascadeError
 from cascade.evaluation import metrics
 from cascade.evaluation.reference import (
     Rows,
@@ -40,12 +41,12 @@ COMPARED = ("prerank_logistic", "prerank_labels", "logistic")  # tried in the pr
 SAMPLED_ROWS = 50_000  # of the test split, from whose positives the queries are drawn
 
 
-class EvaluationError(ValueError):
+class EvaluationError(CascadeError, ValueError):
     """Data set, checkpoints and repository that cannot be evaluated together."""
 
 
 class Stages(Protocol):
-    """The cascade as `cascade.serving.pipeline.Pipeline` offers it; -1 pads throughout. Its rows
+    """The cascade as `cascade.stages.pipeline.Pipeline` offers it; -1 pads throughout. Its rows
     are in an order of their own: row i is item `item_ids[i]`."""
 
     @property

@@ -19,10 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cascade.errors import CascadeError
+
 COLUMNS = ("release", "user", "clicked")
 
 
-class LogError(ValueError):
+class LogError(CascadeError, ValueError):
     """A log that no comparison can be made from."""
 
 

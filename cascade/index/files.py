@@ -10,6 +10,7 @@ from typing import Any
 
 import faiss
 
+from cascade.errors import CascadeError
 from cascade.files import sha256
 from cascade.index.search import Index, IndexFacts
 
@@ -17,7 +18,7 @@ FILE, FACTS, FRONTIER = "index.faiss", "index.json", "frontier.json"
 _REQUIRED = ("kind", "items", "width", "parameters", "recall", "recall_k", "note")
 
 
-class IndexFileError(ValueError):
+class IndexFileError(CascadeError, ValueError):
     """An index on disk that cannot be served: damaged, or made for another schema."""
 
 

@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from cascade.errors import CascadeError
 from cascade.index.kinds import Floats, base
 from cascade.index.ordering import list_ids
 from cascade.index.search import Index
@@ -15,7 +16,7 @@ from cascade.index.search import Index
 NOTE = "recall was measured before items came and went"
 
 
-class RefreshError(ValueError):
+class RefreshError(CascadeError, ValueError):
     """An index of a kind that cannot let go of single items."""
 
 

@@ -1,1 +1,1 @@
-"""The stages as plain objects, the pipeline that chains them, and what puts them into Triton."""
+"""Names of earlier releases: their model.py and their start commands keep working."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode
 
+from cascade.errors import CascadeError
+
 READ_TIMEOUT_MS = 10.0
 WRITE_TIMEOUT_MS = 30_000.0
 EMBEDDED = "lmdb"
@@ -18,7 +20,7 @@ Change = Callable[[bytes | None], bytes]
 """A record, None where there is none -> the record to keep in its place."""
 
 
-class StoreError(RuntimeError):
+class StoreError(CascadeError):
     """The store is not there, does not answer in time or refuses; nothing is known of its users."""
 
 

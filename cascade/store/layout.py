@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from cascade import values
 from cascade.encoding import InvalidInput
+from cascade.errors import CascadeError
 
 Dense = npt.NDArray[np.float32]
 Categorical = npt.NDArray[np.object_]
 
 
-class OtherLayout(ValueError):
+class OtherLayout(CascadeError, ValueError):
     """A store, or a record of it, was written for users of other features."""
 
 
@@ -93,7 +94,7 @@ class UserLayout:
         what = f"only one of the two has {', '.join(differ)}" if differ else "same names"
         raise OtherLayout(
             f"{where} was written for layout {other.hash}, but the layout here is {self.hash} "
-            f"({what}). Write the users anew: python -m export.users --replace"
+            f"({what}). Write the users anew: python -m export users --replace"
         )
 
     @property

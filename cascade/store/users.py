@@ -77,7 +77,7 @@ class UserStore:
         with _closed_on_failure(backend):
             text = backend.layout()
             if text is None:
-                raise StoreError(f"{backend.url} is empty: write users with python -m export.users")
+                raise StoreError(f"{backend.url} is empty: write users with python -m export users")
             return cls(backend, UserLayout.from_json(text))
 
     @classmethod

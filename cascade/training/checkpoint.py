@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cascade.errors import CascadeError
 from cascade.files import plain, sha256, write_json
 from cascade.models import build
 from cascade.models.scorer import Scorer
@@ -26,7 +27,7 @@ from cascade.schema import Schema
 FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(CascadeError, ValueError):
     """A checkpoint that is missing, damaged or of another kind than asked for."""
 
 

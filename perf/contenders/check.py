@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
-from cascade.serving.pipeline import Pipeline
 from cascade.spec import ENSEMBLE
+from cascade.stages.pipeline import Pipeline
 from perf.contenders.servers import Endpoint
 from perf.contenders.wire import Answer, WireError
 from perf.payload import Payload

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cascade.serving.arguments import HTTP_THREADS
-from cascade.serving.pipeline import newest_version, read_sizes
-from cascade.serving.threads import cores
+from cascade.release import newest_version, read_sizes
+from cascade.server.arguments import HTTP_THREADS
+from cascade.server.threads import cores
 from cascade.spec import stages
 from perf.bound import configs, open_pipeline
 

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import psutil
 
-from cascade.serving import process
-from cascade.serving.binaries import loader_environment
-from cascade.serving.launcher import Ports, Server
-from cascade.serving.threads import cores
+from cascade.errors import CascadeError
+from cascade.server import process
+from cascade.server.binaries import loader_environment
+from cascade.server.launcher import Ports, Server
+from cascade.server.threads import cores
 from perf.contenders import fastapi_app
 from perf.contenders.pytriton_server import READY
 from perf.contenders.wire import JSON, TRITON, Wire
@@ -35,7 +36,7 @@ START_ATTEMPTS = 4
 HANDSHAKE = ("waiting for config file", "get_config_from_handshake_server")
 
 
-class ContenderError(RuntimeError):
+class ContenderError(CascadeError):
     """A server that was to be measured did not start."""
 
 

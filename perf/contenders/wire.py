@@ -17,13 +17,14 @@ import orjson
 from tritonclient import http
 from tritonclient.http import InferenceServerClient
 
+from cascade.errors import CascadeError
 from cascade.spec import ENSEMBLE
 from perf.payload import Payload
 
 Answer = tuple[Any, Any]  # item_ids [R], scores [R]
 
 
-class WireError(RuntimeError):
+class WireError(CascadeError):
     """A server refused a request or gave an answer that cannot be read."""
 
 

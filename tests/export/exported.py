@@ -18,11 +18,12 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer
+from cascade.runtime.graph import Graph
+from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.serving.runtime import Graph, load_graph
 from cascade.spec import PRERANK, RANK, Serving, Sizes, Stage, stages
-from export.graphs import TopCandidates
-from export.stage_files import Catalogue, Variant, write_scoring
+from export.artifacts.graphs import TopCandidates
+from export.artifacts.stage_files import Catalogue, Variant, write_scoring
 from tests.schemas import draw_rows
 
 ITEMS, MAX_BATCH = 60, 33

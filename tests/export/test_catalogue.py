@@ -14,20 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from cascade import index
+from cascade.artifact import ArtifactError, Description
 from cascade.encoding import Encoder
 from cascade.index.refresh import RefreshError, refresh
-from cascade.serving import reranked
-from cascade.serving.filters.items import Items
-from cascade.serving.pipeline import Pipeline, read_release
-from cascade.serving.runtime import ArtifactError, Description
+from cascade.release import read_release
 from cascade.spec import Serving
+from cascade.stages import reranked
+from cascade.stages.filters.items import Items
+from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from export import filters
-from export.catalogue import nothing, read_ids, read_items
-from export.manifest import verify
-from export.refresh import Change, Refresh, change
-from export.release import read_catalogue
-from export.stage_files import Catalogue
+from export.artifacts import filters
+from export.artifacts.stage_files import Catalogue
+from export.build import read_catalogue
+from export.releases.catalogue import nothing, read_ids, read_items
+from export.releases.manifest import verify
+from export.releases.refresh import Change, Refresh, change
 from tests.conftest import Cascade, raw_rows, table_of
 
 ITEMS, NEW = 600, 40

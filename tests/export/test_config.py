@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
+from cascade import pbtxt
+from cascade.client.layout import Layout
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
 from cascade.spec import (
@@ -24,8 +26,6 @@ from cascade.spec import (
     sizes_from,
     stages,
 )
-from clients.layout import Layout
-from export import config
 
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 BAGS = Schema(
@@ -52,27 +52,27 @@ Configs = dict[str, Any]
 
 
 def test_the_committed_files_are_what_criteo_generates(tmp_path: Path) -> None:
-    config.write(tmp_path, CRITEO, Sizes(), Serving(), version=1)
-    generated = config.configs(CRITEO, Sizes(), Serving(), version=1)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), Serving(), version=1)
+    generated = pbtxt.configs(CRITEO, Sizes(), Serving(), version=1)
     assert sorted(p.name for p in COMMITTED.iterdir()) == sorted(generated)
     for name, message in generated.items():
-        assert config.read(COMMITTED / name / "config.pbtxt") == message, name
-        assert config.read(tmp_path / name / "config.pbtxt") == message, name
+        assert pbtxt.read(COMMITTED / name / "config.pbtxt") == message, name
+        assert pbtxt.read(tmp_path / name / "config.pbtxt") == message, name
     for stage in STAGES:
         committed = (COMMITTED / stage / "1" / "model.py").read_text()
         assert committed == (tmp_path / stage / "1" / "model.py").read_text()
         (line,) = (s for s in committed.splitlines() if "import" in s)
-        assert line.startswith("from cascade.serving.triton import ")
+        assert line.startswith("from cascade.triton.adapter import ")
     assert (COMMITTED / ENSEMBLE / "1").is_dir()
 
 
 def test_the_vocabularies_do_not_show() -> None:
     fitted = CRITEO.fitted({f.name: (77, "digest") for f in CRITEO.features if f.kind != "dense"})
-    assert config.configs(fitted, Sizes(), Serving(), 1) == config.configs(
+    assert pbtxt.configs(fitted, Sizes(), Serving(), 1) == pbtxt.configs(
         CRITEO, Sizes(), Serving(), 1
     )
     other = replace(CRITEO, features=CRITEO.features[1:])
-    assert config.configs(other, Sizes(), Serving(), 1) != config.configs(
+    assert pbtxt.configs(other, Sizes(), Serving(), 1) != pbtxt.configs(
         CRITEO, Sizes(), Serving(), 1
     )
 
@@ -86,8 +86,8 @@ def schema(request: pytest.FixtureRequest) -> Schema:
 @pytest.fixture(params=[(Sizes(), Serving()), (SMALL, BUSY)], ids=["default", "busy"])
 def configs(request: pytest.FixtureRequest, schema: Schema, tmp_path: Path) -> Configs:
     """Written and read back."""
-    config.write(tmp_path, schema, *request.param, version=4)
-    return {p.parent.name: config.read(p) for p in tmp_path.glob("*/config.pbtxt")}
+    pbtxt.write(tmp_path, schema, *request.param, version=4)
+    return {p.parent.name: pbtxt.read(p) for p in tmp_path.glob("*/config.pbtxt")}
 
 
 def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -117,7 +117,7 @@ def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs
 
 
 def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
-    found = config.configs(schema, SMALL, Serving(), 1)
+    found = pbtxt.configs(schema, SMALL, Serving(), 1)
     for stage in stages(schema, SMALL):
         outputs = (*stage.outputs, RELEASE) if stage.name == RANK else stage.outputs
         for declared, messages in (
@@ -151,7 +151,7 @@ def test_a_client_can_read_the_layout_off_the_ensemble(schema: Schema, configs: 
 
 
 def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
-    found = config.configs(CRITEO, SMALL, BUSY, 1)
+    found = pbtxt.configs(CRITEO, SMALL, BUSY, 1)
     for name in STAGES:
         message = found[name]
         assert message.backend == "python"
@@ -175,7 +175,7 @@ def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
 @pytest.mark.parametrize("instances", [2, 16, 64])
 def test_instances_on_a_cpu_are_ranked(instances: int) -> None:
     """Triton multiplies how often one has run by its priority: the first stays the first."""
-    message = config.configs(CRITEO, SMALL, replace(Serving(), instances=instances), 1)[RANK]
+    message = pbtxt.configs(CRITEO, SMALL, replace(Serving(), instances=instances), 1)[RANK]
     assert [group.count for group in message.instance_group] == [1] * instances
     ranks = [group.rate_limiter.priority for group in message.instance_group]
     assert ranks[0] == 1
@@ -189,14 +189,14 @@ def test_the_bound_on_what_waits_is_the_processes() -> None:
         (Serving(instances=2, max_queue_size=0), 0),
     ):
         for name in STAGES:
-            message = config.configs(CRITEO, Sizes(), serving, 1)[name]
+            message = pbtxt.configs(CRITEO, Sizes(), serving, 1)[name]
             assert message.parameters["max_queue_size"].string_value == str(expected)
             assert not message.dynamic_batching.HasField("default_queue_policy")
 
 
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
     """With one, server 2.51 lets requests lie."""
-    for name, message in config.configs(CRITEO, Sizes(), Serving(), 1).items():
+    for name, message in pbtxt.configs(CRITEO, Sizes(), Serving(), 1).items():
         assert message.HasField("dynamic_batching") == (name != ENSEMBLE)
         assert not message.dynamic_batching.HasField("default_queue_policy")
         assert message.dynamic_batching.max_queue_delay_microseconds == 0

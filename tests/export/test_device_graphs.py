@@ -14,11 +14,12 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 
-from cascade.serving.runtime import ArtifactError, Description, load_graph
+from cascade.artifact import ArtifactError, Description
+from cascade.runtime.load import load_graph
 from cascade.spec import PRERANK, Serving, stages
-from export import device
-from export.graphs import CandidateLogits, TopCandidates, UserTower
-from export.stage_files import example_users, write_scoring, write_tower
+from export.artifacts import device
+from export.artifacts.graphs import CandidateLogits, TopCandidates, UserTower
+from export.artifacts.stage_files import example_users, write_scoring, write_tower
 from tests.export.exported import (
     BAGS,
     CASES,
@@ -141,9 +142,9 @@ def test_a_damaged_package_or_one_for_another_device(
     packaged: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(packaged.folder, tmp_path / "1"))
-    from cascade.serving import aoti_graph
+    from cascade.runtime import aoti
 
-    monkeypatch.setattr(aoti_graph, "DEVICE_KEY", "AOTI_PLATFORM")  # which says `linux`
+    monkeypatch.setattr(aoti, "DEVICE_KEY", "AOTI_PLATFORM")  # which says `linux`
     with pytest.raises(ArtifactError, match=r"compiled for linux, and device is cpu: .*aoti"):
         load_graph(folder, BAGS, AOTI)
     path = folder / "model.pt2"

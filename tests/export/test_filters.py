@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cascade.artifact import ArtifactError
 from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder, InvalidInput
 from cascade.schema import Feature, Schema
-from cascade.serving.filters import Items
-from cascade.serving.runtime import ArtifactError
 from cascade.spec import RETRIEVE
-from export import filters
-from export.release import read_catalogue
+from cascade.stages.filters import Items
+from export.artifacts import filters
+from export.build import read_catalogue
 from tests.filter_cases import Shop
 
 SCHEMA = Schema(

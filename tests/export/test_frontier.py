@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from cascade import index
-from export import frontier
+from export.artifacts import frontier
 
 
 def measured(folder: Path, items: int, k: int) -> tuple[index.Index, list[index.Candidate]]:

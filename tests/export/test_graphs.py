@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
+from cascade.artifact import ONNX_FILE
 from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.runtime.load import load_graph
 from cascade.schema import Schema, SchemaError
-from cascade.serving.runtime import ONNX_FILE, load_graph
 from cascade.spec import RANK, RETRIEVE, Serving
-from export.stage_files import Variant, write_tower
+from export.artifacts.stage_files import Variant, write_tower
 from tests.export.exported import (
     BAGS,
     CASES,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascade.serving.pipeline import read_release
-from cascade.serving.runtime import Description
+from cascade.artifact import Description
+from cascade.release import read_release
 from cascade.spec import PRERANK, RANK, RETRIEVE
-from export import batching, guard, onnx_file
-from export.guard import Verdict
-from export.stage_files import Variant, stored
-from export.variants import GuardError, best
+from export.artifacts import batching, guard, onnx_file
+from export.artifacts.guard import Verdict
+from export.artifacts.stage_files import Variant, stored
+from export.artifacts.variants import GuardError, best
 from tests.conftest import Cascade
 
 SMALL = {"items": 300, "users": 60}

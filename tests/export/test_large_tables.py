@@ -18,14 +18,15 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.artifact import Description, Mapped
 from cascade.models import dlrm, logistic
 from cascade.models.scorer import Scorer
+from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.serving.runtime import Description, Mapped, load_graph
 from cascade.spec import RANK, RETRIEVE, Serving, Sizes, stages
-from export import onnx_file, parity, stage_files
-from export.graphs import UserTower
-from export.stage_files import Catalogue, write_scoring
+from export.artifacts import onnx_file, parity, stage_files
+from export.artifacts.graphs import UserTower
+from export.artifacts.stage_files import Catalogue, write_scoring
 
 ROOT = Path(__file__).parents[2]
 TWO_GB = 2**31
@@ -127,7 +128,7 @@ READER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from cascade.serving.stages import load_stage
+from cascade.stages.scoring import load_stage
 from cascade.spec import Serving
 
 folder, runtime, rows, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

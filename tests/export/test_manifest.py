@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cascade.artifact import ArtifactError
+from cascade.release import read_release
 from cascade.schema import SchemaError
-from cascade.serving.pipeline import read_release
-from cascade.serving.runtime import ArtifactError
-from export.canary import USERS, Canary
-from export.manifest import FORMAT, verify
+from export.releases.canary import USERS, Canary
+from export.releases.manifest import FORMAT, verify
 from tests.conftest import Cascade
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.serving.runtime import load_graph
+from cascade.runtime.load import load_graph
 from cascade.spec import Serving
-from export import parity
+from export.artifacts import parity
 from tests.export.exported import (
     CASES,
     ITEMS,

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError
+from cascade import pbtxt
+from cascade.artifact import ArtifactError
 from cascade.spec import Serving
-from export import config, publish, releases, rollback
-from export.command import run
-from export.live import BusyError, Repository, pinned
-from export.manifest import verify
-from export.publishing import STEPS, Make, Publisher, PublishError
-from export.releases import HEADER, table
-from export.transfer import from_export
+from cascade.stages.pipeline import Pipeline
+from export.releases import listing, publish, rollback
+from export.releases.command import run
+from export.releases.listing import HEADER, table
+from export.releases.manifest import verify
+from export.releases.publishing import STEPS, Make, Publisher, PublishError
+from export.releases.repository import BusyError, Repository, pinned
+from export.releases.transfer import from_export
 from tests.conftest import BAGS, Cascade
 
 
@@ -60,9 +61,9 @@ def test_releases_are_numbered_and_pinned(place: Place, criteo: Cascade, other: 
     assert (second.number, second.before) == (2, 1)
     np.testing.assert_array_equal(place.answers(other), other.ask(other.pipeline(), stop=4)[0])
     root = place.repository.root
-    assert pinned(config.read(root / "recommend" / "config.pbtxt")) == 2
+    assert pinned(pbtxt.read(root / "recommend" / "config.pbtxt")) == 2
     for member in ("retrieve", "prerank", "rank"):
-        policy = config.read(root / member / "config.pbtxt").version_policy
+        policy = pbtxt.read(root / member / "config.pbtxt").version_policy
         assert [*policy.specific.versions] == [1, 2]
     assert [*place.repository.leftovers()] == []
     verify(root, 1)
@@ -174,7 +175,7 @@ def test_the_commands(
         said = call(publish.main, "--release", str(seven.repository))
         assert said.endswith(f"release {number} is live (before: {number - 1 or None})\n")
     assert call(rollback.main).endswith("release 1 is live (before: 2)\n")
-    rows = [line.split() for line in call(releases.main).splitlines()]
+    rows = [line.split() for line in call(listing.main).splitlines()]
     assert [row[:2] for row in rows] == [["release", "state"], ["1", "live"], ["2", "loaded"]]
     with pytest.raises(SystemExit, match="error: cannot go back to 5"):
         call(rollback.main, "--to", "5")

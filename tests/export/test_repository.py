@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 
+from cascade import pbtxt
+from cascade.artifact import ArtifactError
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.schema import SchemaError
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
+from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
 from export import __main__ as command
-from export import config, filters, parity, release
-from export.stage_files import write_item_ids, write_item_state
+from export import build as build_module
+from export.artifacts import filters, parity
+from export.artifacts.stage_files import write_item_ids, write_item_state
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
 
@@ -62,13 +64,13 @@ def test_a_version_folder_holds_all_that_its_stage_needs(criteo: Any) -> None:
     assert found[RETRIEVE] == {*GRAPHS, "schema.json", *words, *index, *filtering}
     assert found[PRERANK] == {*GRAPHS, "item_state.bin"}
     assert found[RANK] == {*GRAPHS, "item_state.bin", "catalogue_ids.bin"}
-    committed = Path(config.__file__).parents[1] / "model_repository"
+    committed = Path(pbtxt.__file__).parents[1] / "model_repository"
     for stage in STAGES:
         wanted = (committed / stage / "1" / "model.py").read_text()
         assert (criteo.repository / stage / "1" / "model.py").read_text() == wanted
-    written = config.configs(criteo.schema, criteo.sizes, criteo.serving, version=1)
+    written = pbtxt.configs(criteo.schema, criteo.sizes, criteo.serving, version=1)
     for name, message in written.items():
-        assert config.read(criteo.repository / name / "config.pbtxt") == message
+        assert pbtxt.read(criteo.repository / name / "config.pbtxt") == message
 
 
 def test_the_release_says_what_it_is(criteo: Any) -> None:
@@ -127,9 +129,9 @@ def test_a_second_release_beside_the_first(
     assert "exported release 2 of 1,500 items" in printed
     assert len([line for line in printed.splitlines() if line.split()[0] in STAGES]) == 18
     assert {name: files(repository / name / "1") for name in (*STAGES, ENSEMBLE)} == before
-    ensemble = config.read(repository / ENSEMBLE / "config.pbtxt")
+    ensemble = pbtxt.read(repository / ENSEMBLE / "config.pbtxt")
     assert [s.model_version for s in ensemble.ensemble_scheduling.step] == [2, 2, 2]
-    member = config.read(repository / PRERANK / "config.pbtxt")
+    member = pbtxt.read(repository / PRERANK / "config.pbtxt")
     assert [group.count for group in member.instance_group] == [1, 1]
     assert list(member.dynamic_batching.preferred_batch_size) == [8]
     assert member.parameters["max_queue_size"].string_value == "32"
@@ -157,7 +159,7 @@ def test_graphs_that_differ_from_the_model_make_no_release(
 ) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(seven.repository, repository)
-    real = release.write_scoring
+    real = build_module.write_scoring
 
     def tampered(scorer: Any, *arguments: Any) -> Any:
         module = real(scorer, *arguments)
@@ -166,7 +168,7 @@ def test_graphs_that_differ_from_the_model_make_no_release(
                 weight.mul_(1.1)
         return module
 
-    monkeypatch.setattr(release, "write_scoring", tampered)
+    monkeypatch.setattr(build_module, "write_scoring", tampered)
     where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
         run(monkeypatch, *where, *AS_TRAINED)
@@ -214,7 +216,7 @@ def test_a_foreign_ranker_needs_its_inputs(
 
 
 def test_an_export_over_a_served_one_leaves_what_is_mapped(criteo: Any, tmp_path: Path) -> None:
-    items = release.read_catalogue(criteo.checkpoints)
+    items = build_module.read_catalogue(criteo.checkpoints)
     scorer = checkpoint.load(criteo.checkpoints / PRERANK, criteo.schema)
     served = [write_item_state(scorer, items, tmp_path, PRERANK), write_item_ids(items, tmp_path)]
     mappings = [mapped.open(tmp_path) for mapped in served]

@@ -14,19 +14,22 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from cascade.artifact import ArtifactError
 from cascade.encoding import Encoder
 from cascade.models import build, preset
+from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError, load_graph
-from cascade.serving.stages import Score
 from cascade.spec import RANK, Serving, Sizes, Stage, stages
+from cascade.stages.pipeline import Pipeline
+from cascade.stages.scoring import Score
 from cascade.training import checkpoint
 from export import __main__ as export_command
-from export import flat, foreign_parity, parity, surgery
-from export.foreign import NEWEST_OPSET, Foreign
-from export.foreign_inputs import ForeignError
-from export.stage_files import Catalogue, write_scoring
+from export.artifacts import parity
+from export.artifacts.stage_files import Catalogue, write_scoring
+from export.foreign import flat, wrapper
+from export.foreign import parity as foreign_parity
+from export.foreign.inputs import ForeignError
+from export.foreign.onnx_model import NEWEST_OPSET, Foreign
 
 SIZES = Sizes(candidates=30, survivors=20, results=5)
 SERVING = Serving(threads=1)
@@ -159,7 +162,7 @@ def wrap(
     folder.mkdir(exist_ok=True)
     catalogue = make_items(schema, items)
     path = write_map(model.parent, mapping)
-    facts = surgery.write(model, path, ranking(schema), schema, catalogue, folder)
+    facts = wrapper.write(model, path, ranking(schema), schema, catalogue, folder)
     return Score(folder, SERVING), facts
 
 
@@ -480,7 +483,7 @@ def test_a_mapping_at_fault_is_named(mapping: Any, message: str, tmp_path: Path)
     linear(tmp_path / "m.onnx")
     path = write_map(tmp_path, mapping)
     with pytest.raises(ForeignError, match=message):
-        surgery.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
+        wrapper.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
 
 
 def no_file(path: Path) -> None:
@@ -566,7 +569,7 @@ def test_a_file_at_fault_is_named(
     make(tmp_path / "m.onnx")
     path = write_map(tmp_path, LINEAR_MAP)
     with pytest.raises(ForeignError, match=f"(?s){message}"):
-        surgery.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
+        wrapper.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Users by id in a repository, and `python -m export.users`."""
+"""Users by id in a repository, and `python -m export users`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from tritonclient.grpc import model_config_pb2 as pb
 
+from cascade import pbtxt
+from cascade.artifact import ArtifactError
 from cascade.data.criteo import SCHEMA as CRITEO
-from cascade.serving.runtime import ArtifactError
 from cascade.spec import (
     ENSEMBLE,
     LOOKUP,
@@ -28,9 +29,9 @@ from cascade.spec import (
 )
 from cascade.store import OtherLayout, UserLayout, UserStore
 from export import __main__ as export_command
-from export import config, users
-from export import rewire as rewire_command
-from export.rewire import rewire, serving_of
+from export import users
+from export.releases import rewire as rewire_command
+from export.releases.rewire import rewire, serving_of
 from tests.conftest import BAGS
 
 STORED = Serving(store="redis://host:6379/1", instances=2)
@@ -47,8 +48,8 @@ def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) -> None:
     serving = replace(STORED, topology=topology)
-    config.write(tmp_path, CRITEO, Sizes(), serving, version=4)
-    found = {p.parent.name: config.read(p) for p in tmp_path.glob("*/config.pbtxt")}
+    pbtxt.write(tmp_path, CRITEO, Sizes(), serving, version=4)
+    found = {p.parent.name: pbtxt.read(p) for p in tmp_path.glob("*/config.pbtxt")}
     assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, RECOMMEND_USER}
     asked = {RECOMMEND_USER: {"user_id": False, "context": True}}
     if topology != "fused":
@@ -75,9 +76,7 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
         for name, tensor in tensors(ensemble.output).items():
             assert known[name] == tensor
     cold = {"cold_start": ("TYPE_BOOL", (1,))}
-    answer = tensors(
-        config.configs(CRITEO, Sizes(), replace(serving, store=""), 4)[ENSEMBLE].output
-    )
+    answer = tensors(pbtxt.configs(CRITEO, Sizes(), replace(serving, store=""), 4)[ENSEMBLE].output)
     assert tensors(found[RECOMMEND_USER].output) == {**answer, **cold}
     assert tensors(found[ENSEMBLE].output) == (
         answer if topology != "fused" else {**answer, **cold}
@@ -85,13 +84,13 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
 
 
 def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None:
-    config.write(tmp_path, CRITEO, Sizes(), STORED, version=4)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), STORED, version=4)
     for name in (*TOPOLOGIES["ensemble"], ENSEMBLE, RECOMMEND_USER):
-        parameters = config.read(tmp_path / name / "config.pbtxt").parameters
+        parameters = pbtxt.read(tmp_path / name / "config.pbtxt").parameters
         assert ("store" in parameters) == (name == RETRIEVE)
     values = {
         k: v.string_value
-        for k, v in config.read(tmp_path / RETRIEVE / "config.pbtxt").parameters.items()
+        for k, v in pbtxt.read(tmp_path / RETRIEVE / "config.pbtxt").parameters.items()
     }
     assert Serving.from_parameters(values).store == STORED.store
     assert values["stages"] == f"{LOOKUP},{RETRIEVE}"
@@ -102,9 +101,9 @@ def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None
 
 
 def test_a_store_is_not_left_behind(tmp_path: Path) -> None:
-    config.write(tmp_path, CRITEO, Sizes(), STORED, version=1)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), STORED, version=1)
     with pytest.raises(ArtifactError, match=r"recommend_user, which .* without a store"):
-        config.write(tmp_path, CRITEO, Sizes(), replace(STORED, store=""), version=2)
+        pbtxt.write(tmp_path, CRITEO, Sizes(), replace(STORED, store=""), version=2)
 
 
 def test_rewiring_carries_it_along(criteo: Any, tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_export_refuses_another_url(
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     serving = Serving(store=f"lmdb:{tmp_path / 'users'}")
-    config.write(tmp_path / "repository", BAGS, Sizes(), serving, version=1)
+    pbtxt.write(tmp_path / "repository", BAGS, Sizes(), serving, version=1)
     return tmp_path / "repository"
 
 

@@ -22,8 +22,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from clients import Recommender, RecommendError, Retry
-from clients.layout import User
+from cascade.client import Recommender, RecommendError, Retry
+from cascade.client.layout import User
 
 SLACK = 1e-4
 DEADLINE_S = 10.0

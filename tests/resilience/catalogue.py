@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import Array
-from export.control import Control
-from export.live import Repository
-from export.publishing import Publisher
-from export.refresh import Refresh, change
-from export.release import read_catalogue
-from export.stage_files import Catalogue
-from export.transfer import from_export
+from cascade.artifact import Array
+from cascade.server.launcher import Server
+from cascade.stages.pipeline import Pipeline
+from export.artifacts.stage_files import Catalogue
+from export.build import read_catalogue
+from export.releases.control import Control
+from export.releases.publishing import Publisher
+from export.releases.refresh import Refresh, change
+from export.releases.repository import Repository
+from export.releases.transfer import from_export
 from perf import payload
 from perf.artifacts import features_of
 from perf.commands import heading

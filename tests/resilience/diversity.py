@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.rerank import intra_list_similarity
 from cascade.spec import RETRIEVE, Serving
+from cascade.stages.pipeline import Pipeline
+from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint
-from export.release import read_catalogue
+from export.build import read_catalogue
 from perf.artifacts import Artifacts
 from perf.commands import run
 from perf.table import number, table

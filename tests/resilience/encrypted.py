@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from clients import Recommender, Retry, Tls, Unavailable
+from cascade.client import Recommender, Retry, Tls, Unavailable
 from tests.served import serve
 
 EXTENSIONS = "subjectAltName=IP:127.0.0.1,DNS:localhost\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cascade.serving.launcher import reap
-from clients.recommender import DEADLINE_S
+from cascade.client.recommender import DEADLINE_S
+from cascade.server.launcher import reap
 from perf.artifacts import Artifacts
 from perf.payload import Payload
 from perf.table import number, table

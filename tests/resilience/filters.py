@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from cascade.client import Recommendation, Recommender
 from cascade.encoding import FIRST, Encoder
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
+from cascade.server.launcher import Server
 from cascade.spec import DENY_LIST, RANK, Serving
+from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from clients import Recommendation, Recommender
-from export.release import read_catalogue
+from export.build import read_catalogue
 from perf.artifacts import Artifacts, Wish, make
 from perf.table import number, table
 from tests.resilience import diversity

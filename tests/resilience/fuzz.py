@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from cascade.serving import stubs
+from cascade.server import workers
 from perf.payload import Payload
 from tests.resilience.malformed import REQUESTS, Malformed
 from tests.resilience.traffic import OK, WRONG, Traffic
@@ -99,10 +99,10 @@ def _storm(served: Served, sender: Sender, requests: int, seconds: float) -> tup
     start, sent, crashes = time.monotonic(), 0, 0
     warm_mb = None
     name = served.name
-    alive = stubs.alive(name)
+    alive = workers.alive(name)
     while sent < requests and served.running and time.monotonic() < start + seconds:
         sent += _round(sender, sent)
-        now = stubs.alive(name)  # none of another server, where the launcher had to start one
+        now = workers.alive(name)  # none of another server, where the launcher had to start one
         crashes += len(alive - now)
         alive = now
         spent = max(sent / requests, (time.monotonic() - start) / seconds)

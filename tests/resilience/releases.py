@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import read_release
-from cascade.serving.security import KEY_VARIABLE
-from export.canary import Canary
-from export.control import Control
-from export.live import Repository
-from export.manifest import verify
-from export.publishing import STEPS, Publisher
-from export.transfer import from_export
+from cascade.release import read_release
+from cascade.server.launcher import Server
+from cascade.server.security import KEY_VARIABLE
+from export.releases.canary import Canary
+from export.releases.control import Control
+from export.releases.manifest import verify
+from export.releases.publishing import STEPS, Publisher
+from export.releases.repository import Repository
+from export.releases.transfer import from_export
 from perf.commands import heading
 from perf.table import table
 from tests.resilience.audience import Audience
@@ -36,7 +36,7 @@ KEY = secrets.token_urlsafe(32)
 DRIVER = """
 import os, sys
 from pathlib import Path
-from cascade.serving.security import KEY_VARIABLE, headers
+from cascade.server.security import KEY_VARIABLE, headers
 from export.command import say
 from export.canary import Canary
 from export.control import Control

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.serving import reaper
-from clients.errors import NO_VERSIONS
+from cascade.client.errors import NO_VERSIONS
+from cascade.server import cleanup
 from perf.payload import Payload
 from tests.resilience.traffic import OK, Traffic
 from tests.served import EXIT_S, serve
@@ -60,5 +60,5 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
         late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
         seconds=seconds,
         code=code,
-        left=len(reaper.processes(name)) + len(reaper.segments(name)),
+        left=len(cleanup.processes(name)) + len(cleanup.segments(name)),
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cascade.serving import security
-from export.control import Control
-from export.live import Repository
-from export.publishing import Publisher
-from export.transfer import from_export
+from cascade.server import security
+from export.releases.control import Control
+from export.releases.publishing import Publisher
+from export.releases.repository import Repository
+from export.releases.transfer import from_export
 from perf import payload
 from perf.artifacts import features_of
 from perf.commands import heading

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import Array
+from cascade.artifact import Array
 from cascade.spec import Serving
-from export.rewire import rewire, serving_of
+from cascade.stages.pipeline import Pipeline
+from export.releases.rewire import rewire, serving_of
 from perf import payload
 from perf.artifacts import Artifacts, Wish, features_of, make
 from perf.commands import run

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from cascade.serving import stubs
+from cascade.server import workers
 from perf.payload import Payload
 from tests.resilience.traffic import OK, Traffic
 from tests.served import serve
@@ -25,9 +25,9 @@ def measure(repository: Path, users: Payload, work: Path, rounds: int) -> dict[s
         Traffic(served.url, users) as traffic,
     ):
         time.sleep(CALM_S)  # the supervisor has to have seen the stubs that it will miss
-        models = sorted({stub.model for stub in stubs.alive(served.name)})
+        models = sorted({stub.model for stub in workers.alive(served.name)})
         for model in models * rounds:
-            victim = next(s for s in stubs.alive(served.name) if s.model == model)
+            victim = next(s for s in workers.alive(served.name) if s.model == model)
             killed_s = time.monotonic()
             os.kill(victim.pid, signal.SIGKILL)
             found = _wait_until_calm(traffic, killed_s)

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cascade.serving.launcher import Server
+from cascade.client import Recommender
+from cascade.server.launcher import Server
 from cascade.spec import RECOMMEND_USER
 from cascade.store import UserStore
-from clients import Recommender
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from export.users import CHUNK, layout_of
 from perf import load
 from perf.artifacts import Artifacts

@@ -20,9 +20,9 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.launcher import Server
+from cascade.client import AsyncRecommender, DeadlineExceeded, Recommendation, Recommender, wire
+from cascade.server.launcher import Server
 from cascade.spec import DEADLINE, ENSEMBLE
-from clients import AsyncRecommender, DeadlineExceeded, Recommendation, Recommender, wire
 
 FULL = 4  # the server's max_batch_size
 TIMEOUT_S = 30.0

@@ -27,9 +27,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from cascade import spec
-from cascade.schema import Feature, Schema
-from cascade.serving.launcher import Server
-from clients import (
+from cascade.client import (
     AsyncRecommender,
     DeadlineExceeded,
     InvalidInput,
@@ -42,6 +40,8 @@ from clients import (
     batch,
     recommend,
 )
+from cascade.schema import Feature, Schema
+from cascade.server.launcher import Server
 
 ROOT = Path(__file__).parents[2]
 MAX_BATCH = 4

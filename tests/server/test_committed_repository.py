@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cascade.serving.launcher import Server
-from clients import Recommender
+from cascade.client import Recommender
+from cascade.server.launcher import Server
 from tests.conftest import Cascade
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cascade.serving.launcher import Server
+from cascade.server.launcher import Server
 from perf.demo import compare, same_list
 from tests.conftest import Cascade
 

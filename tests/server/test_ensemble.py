@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from tritonclient import grpc
 
-from cascade.serving.launcher import Server
+from cascade import pbtxt
+from cascade.client import Recommender
+from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE, STAGES
-from clients import Recommender
-from export import config
 
 CONCURRENCY = 16
 
@@ -157,7 +157,7 @@ def torchscript(criteo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     others = shutil.ignore_patterns("config.pbtxt", "model.py", "model.onnx")
     shutil.copytree(criteo.repository, repository, copy_function=os.link, ignore=others)
     serving = replace(criteo.serving, runtime="torchscript")
-    config.write(repository, criteo.schema, criteo.sizes, serving, version=1)
+    pbtxt.write(repository, criteo.schema, criteo.sizes, serving, version=1)
     with Server(repository) as server:
         yield server
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf.payload import Payload
 from tests.resilience import fuzz, overload, shutdown
 

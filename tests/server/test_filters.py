@@ -15,12 +15,12 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
+from cascade.client import AsyncRecommender, InvalidInput, Recommender
+from cascade.client import recommend as command
+from cascade.server.launcher import Server
 from cascade.spec import DENY_LIST, ENSEMBLE, Serving
-from clients import AsyncRecommender, InvalidInput, Recommender
-from clients import recommend as command
-from export.rewire import rewire, serving_of
+from cascade.stages.pipeline import Pipeline
+from export.releases.rewire import rewire, serving_of
 from tests.filter_cases import Case, Shop, column, draw
 
 IN_FORCE_S = 1.0

@@ -20,11 +20,11 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving import binaries, probe, reaper, server_log, supervisor, threads
-from cascade.serving.binaries import BinaryError
-from cascade.serving.launcher import Ports, Server, ServerError, reap
-from cascade.serving.supervisor import Supervisor
-from cascade.serving.waiting import AGAIN
+from cascade.server import binaries, cleanup, probe, server_log, supervisor, threads
+from cascade.server.binaries import BinaryError
+from cascade.server.launcher import Ports, Server, ServerError, reap
+from cascade.server.supervisor import Supervisor
+from cascade.triton.admission import AGAIN
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -98,8 +98,8 @@ def own_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
-    for state in reaper.run_folder().glob("cascade_*.json"):
-        reaper.remove(state.stem)
+    for state in cleanup.run_folder().glob("cascade_*.json"):
+        cleanup.remove(state.stem)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def repository(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def registered() -> list[str]:
-    return sorted(path.stem for path in reaper.run_folder().glob("cascade_*.json"))
+    return sorted(path.stem for path in cleanup.run_folder().glob("cascade_*.json"))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -126,9 +126,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def assert_nothing_left(name: str) -> None:
-    assert reaper.processes(name) == []
-    assert reaper.segments(name) == []
-    assert not [path for path in reaper.run_folder().iterdir() if name in path.name]
+    assert cleanup.processes(name) == []
+    assert cleanup.segments(name) == []
+    assert not [path for path in cleanup.run_folder().iterdir() if name in path.name]
 
 
 def reachable(address: str, port: int) -> bool:
@@ -165,10 +165,10 @@ def test_a_server_answers_and_leaves_nothing(
             assert reachable("127.0.0.1", port)
             assert not reachable("127.0.0.2", port)  # as it would be were all addresses bound
         name = server.name
-        alive = reaper.processes(name)
+        alive = cleanup.processes(name)
         assert server.pid in alive
         assert len(alive) == 2  # and one stub
-        assert reaper.segments(name)
+        assert cleanup.segments(name)
         with pytest.raises(ServerError, match="has been started already"):
             server.start()
         with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1:{server.ports.http}"):
@@ -232,9 +232,9 @@ def test_an_unknown_folder_and_an_unknown_argument(
 
 @contextmanager
 def launched(folder: Path, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
-    """`python -m cascade.serving` as a process of its own."""
+    """`python -m cascade.server` as a process of its own."""
     ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
-    command = [sys.executable, "-m", "cascade.serving", "--repository", str(folder)]
+    command = [sys.executable, "-m", "cascade.server", "--repository", str(folder)]
     child = subprocess.Popen(
         [*command, *ports, "--probe=echo", "--", "--metrics-interval-ms=5000"],
         cwd=ROOT,
@@ -257,7 +257,7 @@ def wait_until_ready(child: subprocess.Popen[str]) -> None:
 def test_a_signal_during_the_start_ends_it(repository: Callable[[str], Path]) -> None:
     folder = repository(SLOW)
     with launched(folder) as child:
-        wait_until(lambda: any(len(reaper.processes(name)) == 2 for name in registered()))
+        wait_until(lambda: any(len(cleanup.processes(name)) == 2 for name in registered()))
         (name,) = registered()
         child.terminate()
         assert child.wait(PATIENCE_S) == 0
@@ -280,7 +280,7 @@ def test_the_launcher_ends_when_the_server_does(repository: Callable[[str], Path
     with launched(repository(ECHO)) as child:
         wait_until_ready(child)
         (name,) = registered()
-        (server,) = [p for p in reaper.processes(name) if _parent(p) == child.pid]
+        (server,) = [p for p in cleanup.processes(name) if _parent(p) == child.pid]
         os.kill(server, signal.SIGTERM)
         assert child.wait(PATIENCE_S) == 0
     assert_nothing_left(name)
@@ -294,7 +294,7 @@ def test_the_launcher_ends_when_the_server_is_killed_again_and_again(
         assert child.stderr is not None
         for restarts in range(supervisor.RESTARTS + 1):
             (name,) = registered()
-            (server,) = [p for p in reaper.processes(name) if _parent(p) == child.pid]
+            (server,) = [p for p in cleanup.processes(name) if _parent(p) == child.pid]
             os.kill(server, signal.SIGKILL)
             if restarts < supervisor.RESTARTS:
                 next(line for line in child.stderr if '"event": "restarted"' in line)
@@ -307,7 +307,7 @@ def test_a_killed_launcher_takes_its_server_along(repository: Callable[[str], Pa
         wait_until_ready(child)
         (name,) = registered()
         child.kill()
-    wait_until(lambda: reaper.processes(name) == [])  # by itself, nobody reaps
+    wait_until(lambda: cleanup.processes(name) == [])  # by itself, nobody reaps
     assert reap() == [name]
     assert_nothing_left(name)
 
@@ -317,7 +317,7 @@ def test_reap_ends_a_server_whose_launcher_is_gone(repository: Callable[[str], P
     script = f"""
         import os, signal, threading
         from pathlib import Path
-        from cascade.serving.launcher import Server
+        from cascade.server.launcher import Server
         server = Server(Path({str(repository(ECHO))!r}), probe="echo")
         thread = threading.Thread(target=server.start)
         thread.start()
@@ -327,8 +327,8 @@ def test_reap_ends_a_server_whose_launcher_is_gone(repository: Callable[[str], P
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT)
     assert ran.returncode == -signal.SIGKILL
     (name,) = registered()
-    assert len(reaper.processes(name)) == 2
-    assert reaper.segments(name)
+    assert len(cleanup.processes(name)) == 2
+    assert cleanup.segments(name)
     assert reap() == [name]
     assert_nothing_left(name)
 
@@ -338,17 +338,17 @@ def _parent(pid: int) -> int:
 
 
 def test_reap_touches_nothing_that_lives_or_is_not_its_own() -> None:
-    mine, dead = reaper.register(), reaper.register()
-    state = reaper.run_folder() / f"{dead}.json"
-    started = reaper._start_time(os.getpid())
+    mine, dead = cleanup.register(), cleanup.register()
+    state = cleanup.run_folder() / f"{dead}.json"
+    started = cleanup._start_time(os.getpid())
     # The launcher's id is in use again, by a process that started at another time.
     state.write_text(state.read_text().replace(f'"started": {started}', '"started": 1'))
     children = {
-        name: subprocess.Popen(["sleep", "600"], env={**os.environ, reaper.VARIABLE: name})
+        name: subprocess.Popen(["sleep", "600"], env={**os.environ, cleanup.VARIABLE: name})
         for name in (mine, dead, dead + "0")
     }
     try:
-        wait_until(lambda: all(reaper.processes(name) for name in children))
+        wait_until(lambda: all(cleanup.processes(name) for name in children))
         assert reap() == [dead]
         assert children[dead].wait(PATIENCE_S) == -signal.SIGKILL
         assert children[mine].poll() is None
@@ -362,10 +362,10 @@ def test_reap_touches_nothing_that_lives_or_is_not_its_own() -> None:
 
 
 def test_a_run_folder_that_others_can_write_to_is_refused() -> None:
-    folder = reaper.run_folder()
+    folder = cleanup.run_folder()
     folder.chmod(0o777)
     with pytest.raises(PermissionError, match="not private"):
-        reaper.run_folder()
+        cleanup.run_folder()
     folder.chmod(0o700)
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from cascade.serving import arguments, request_log
-from cascade.serving.launcher import Server
+from cascade.client import InvalidInput, Recommender
+from cascade.server import arguments
+from cascade.server.launcher import Server
 from cascade.spec import STAGES
-from clients import InvalidInput, Recommender
+from cascade.triton import request_log
 
 PATIENCE_S = 30.0
 GOOD, BAD = "the-good-request", "the-bad-request"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cascade.schema import Feature, Schema
-from cascade.serving.binaries import perf_analyzer
-from cascade.serving.launcher import Server
+from cascade.server.binaries import perf_analyzer
+from cascade.server.launcher import Server
 from cascade.spec import wire_features
 from perf.__main__ import main
 from perf.analyzer import Program, Target, measure, read_profile

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascade.serving.launcher import Server
+from cascade.server.launcher import Server
 from cascade.spec import TOPOLOGIES
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from perf.compare import main
 from perf.contenders import servers
 from perf.contenders.check import ask_http, check

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cascade.client import Recommender
+from cascade.client.split import place
 from cascade.files import write_json
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import read_release
+from cascade.release import read_release
+from cascade.server.launcher import Server
 from cascade.spec import Serving
-from clients import Recommender
-from clients.split import place
-from export import releases
-from export.control import Control, ControlError
-from export.live import Repository
-from export.publishing import STEPS, Publisher
-from export.transfer import from_export
-from export.trial import TrialError
+from export.releases import listing
+from export.releases.control import Control, ControlError
+from export.releases.publishing import STEPS, Publisher
+from export.releases.repository import Repository
+from export.releases.transfer import from_export
+from export.releases.trial import TrialError
 from tests.conftest import Cascade
 
 USERS = 12
@@ -145,7 +145,7 @@ def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
 DRIVER = """
 import os, sys
 from pathlib import Path
-from cascade.serving.security import headers
+from cascade.server.security import headers
 from export.command import say
 from export.control import Control
 from export.live import Repository
@@ -206,7 +206,7 @@ def share_is_served(site: Site) -> None:
     assert load.wrong == []
     assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, number)
     assert site.repository.split == 0.25
-    states = {int(row[0]): row[1] for row in releases.table(site.repository)[1:]}
+    states = {int(row[0]): row[1] for row in listing.table(site.repository)[1:]}
     assert (states[live], states[number]) == ("live", "25% of users")
     with Recommender(site.server.url, deadline_s=20) as client:
         keys = range(USERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.serving.launcher import Server
+from cascade.server.launcher import Server
 from perf import readme
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

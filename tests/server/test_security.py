@@ -14,10 +14,10 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving import health, security, stubs
-from cascade.serving.launcher import Server
-from cascade.serving.security import ServerTls
-from clients import Recommender, Retry, Tls, Unavailable
+from cascade.client import Recommender, Retry, Tls, Unavailable
+from cascade.server import health, security, workers
+from cascade.server.launcher import Server
+from cascade.server.security import ServerTls
 from tests.resilience.encrypted import make_certificates
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_who_looks_at_the_processes_sees_no_key(
     criteo_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = criteo_server.control_headers[security.KEY_HEADER].encode()
-    pids = [criteo_server.pid, *(stub.pid for stub in stubs.alive(criteo_server.name))]
+    pids = [criteo_server.pid, *(stub.pid for stub in workers.alive(criteo_server.name))]
     for pid in pids:
         for name in ("cmdline", "environ"):
             assert key not in Path(f"/proc/{pid}/{name}").read_bytes()

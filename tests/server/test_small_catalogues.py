@@ -10,12 +10,12 @@ import pytest
 import torch
 from tritonclient import grpc
 
+from cascade.client import Recommender
 from cascade.schema import Feature, Schema
-from cascade.serving.launcher import Server
+from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
 from cascade.training import checkpoint
-from clients import Recommender
-from export.release import read_catalogue
+from export.build import read_catalogue
 
 PLAIN = Schema(
     "categories alone",

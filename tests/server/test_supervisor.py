@@ -19,12 +19,12 @@ from tritonclient import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving import health, probe, security, stubs, supervisor
-from cascade.serving.launcher import Server
-from cascade.serving.stubs import Stub
-from cascade.serving.supervisor import Supervisor
-from clients import Recommender, RecommendError
-from export import config
+from cascade import pbtxt
+from cascade.client import Recommender, RecommendError
+from cascade.server import health, probe, security, supervisor, workers
+from cascade.server.launcher import Server
+from cascade.server.supervisor import Supervisor
+from cascade.server.workers import Stub
 from tests.served import EXIT_S, Served, serve
 
 PATIENCE_S = 60.0
@@ -37,7 +37,7 @@ def repository(criteo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("supervised") / "repository"
     shutil.copytree(criteo.repository, folder, copy_function=os.link)
     path = folder / "prerank" / "config.pbtxt"
-    twice = config.read(path)
+    twice = pbtxt.read(path)
     twice.instance_group[0].count = 2
     path.unlink()  # it is the other repository's as well
     path.write_text(text_format.MessageToString(twice))
@@ -83,7 +83,7 @@ def mended(log: Path, before: int) -> list[str]:
 
 
 def stub_of(served: Served, model: str) -> Stub:
-    return next(stub for stub in stubs.alive(served.name) if stub.model == model)
+    return next(stub for stub in workers.alive(served.name) if stub.model == model)
 
 
 def answers(url: str, users: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -111,7 +111,7 @@ def test_a_dead_stage_is_told_and_loaded_again(
     assert_same_answers: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = sorted((stub.model, stub.version) for stub in stubs.alive(served.name))
+    found = sorted((stub.model, stub.version) for stub in workers.alive(served.name))
     assert found == [("prerank", 1), ("prerank", 1), ("rank", 1), ("retrieve", 1)]
     assert healthy(served)
     assert capsys.readouterr().out.startswith(f"healthy: recommend at {served.url} answered in ")
@@ -154,7 +154,7 @@ def test_one_of_two_processes_is_replaced_while_the_other_answers(
         assert all(ready)
         assert mending == ["process died", "reloaded"]
     wait_until(lambda: answered(served, criteo.users[0]))
-    wait_until(lambda: sum(s.model == "prerank" for s in stubs.alive(served.name)) == 2)
+    wait_until(lambda: sum(s.model == "prerank" for s in workers.alive(served.name)) == 2)
     assert len(events(log)) == before + len(mending)  # the end of the other is nobody's death
 
 

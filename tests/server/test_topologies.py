@@ -14,12 +14,12 @@ from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.launcher import Server
-from cascade.serving.pipeline import Pipeline
+from cascade import pbtxt
+from cascade.client import InvalidInput, Recommender
+from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE, TOPOLOGIES
-from clients import InvalidInput, Recommender
-from export import config
-from export.rewire import rewire, serving_of
+from cascade.stages.pipeline import Pipeline
+from export.releases.rewire import rewire, serving_of
 
 
 @pytest.mark.parametrize("topology", ["paired", "fused"])
@@ -49,7 +49,7 @@ def test_rewired_release_answers_as_before(
 def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) -> None:
     rewire(seven.repository, tmp_path, replace(serving_of(seven.repository), topology="fused"))
     path = tmp_path / ENSEMBLE / "config.pbtxt"
-    patient = config.read(path)
+    patient = pbtxt.read(path)
     patient.dynamic_batching.max_queue_delay_microseconds = 300_000
     path.write_text(text_format.MessageToString(patient))
 

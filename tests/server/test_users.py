@@ -20,18 +20,18 @@ from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.serving.launcher import Server, ServerError
+from cascade import pbtxt
+from cascade.client import AsyncRecommender, InvalidInput, Recommender, RecommendError
+from cascade.client import recommend as command
+from cascade.client.split import place
+from cascade.server.launcher import Server, ServerError
 from cascade.spec import RECOMMEND_USER, RETRIEVE, Serving
 from cascade.store import UserLayout, UserStore
-from clients import AsyncRecommender, InvalidInput, Recommender, RecommendError
-from clients import recommend as command
-from clients.split import place
-from export import config
-from export.control import Control
-from export.live import Repository
-from export.publishing import Publisher
-from export.rewire import rewire, serving_of
-from export.transfer import from_export
+from export.releases.control import Control
+from export.releases.publishing import Publisher
+from export.releases.repository import Repository
+from export.releases.rewire import rewire, serving_of
+from export.releases.transfer import from_export
 from export.users import layout_of
 from tests.conftest import BAGS
 from tests.redis_server import RedisServer
@@ -258,7 +258,7 @@ def patient(people: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("patient")
     repository = wired(people, folder / "repository", "ensemble", f"lmdb:{folder / 'users'}")
     path = repository / RETRIEVE / "config.pbtxt"
-    slow = config.read(path)
+    slow = pbtxt.read(path)
     slow.dynamic_batching.max_queue_delay_microseconds = 300_000
     path.write_text(text_format.MessageToString(slow))
     with UserStore.create(f"lmdb:{folder / 'users'}", layout_of(repository)) as users:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cascade.spec import TOPOLOGIES, wire_features
-from export.rewire import rewire
+from export.releases.rewire import rewire
 from perf.payload import Features, Payload, load
 from perf.waterfall import intervals_of, main
 from perf.waterfall_client import Plan, ask

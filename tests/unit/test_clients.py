@@ -23,9 +23,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from cascade import spec
-from cascade.encoding import Encoder
-from cascade.schema import Feature, Schema
-from clients import (
+from cascade.client import (
     DeadlineExceeded,
     InvalidInput,
     Recommendation,
@@ -39,8 +37,10 @@ from clients import (
     recommend,
     split,
 )
-from clients.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
-from clients.layout import Answer, IdFeature, Layout, recommendations
+from cascade.client.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
+from cascade.client.layout import Answer, IdFeature, Layout, recommendations
+from cascade.encoding import Encoder
+from cascade.schema import Feature, Schema
 from clients.parquet import AnswerFile, UserFile
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from cascade import index as ann
-from cascade.serving import exact
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError, load_graph
+from cascade.artifact import ArtifactError
+from cascade.index import exact
+from cascade.runtime.load import load_graph
 from cascade.spec import RETRIEVE, Serving
+from cascade.stages.pipeline import Pipeline
 
 SCHEMA = "0123456789abcdef"
 ONE = Serving(threads=1)

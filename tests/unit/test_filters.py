@@ -15,16 +15,16 @@ import pytest
 import torch
 
 from cascade import index
+from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
 from cascade.index import KINDS
-from cascade.serving.exact import ExactIndex
-from cascade.serving.filters import MOST_EXCLUDED, MOST_VALUES, DenyList, Items
-from cascade.serving.filters.request import allowed_values, excluded_ids
-from cascade.serving.pipeline import Pipeline
-from cascade.serving.runtime import ArtifactError
+from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, Serving, Sizes
+from cascade.stages.filters import MOST_EXCLUDED, MOST_VALUES, DenyList, Items
+from cascade.stages.filters.request import allowed_values, excluded_ids
+from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from export.release import read_catalogue
+from export.build import read_catalogue
 from tests.conftest import BAGS
 from tests.filter_cases import Case, Shop, column, draw
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from cascade.encoding import InvalidInput
-from cascade.serving.lookup import Lookup, LookupCounts
-from cascade.serving.stages import load_stages
 from cascade.spec import LOOKUP, TOPOLOGIES, Serving, wire_features
+from cascade.stages.load import load_stages
+from cascade.stages.lookup import Lookup, LookupCounts
 from cascade.store import OtherLayout, StoreError, UserLayout, UserStore, open_backend
 from cascade.store.breaker import Breaker
-from export.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
 from tests.conftest import BAGS
 from tests.redis_server import RedisServer

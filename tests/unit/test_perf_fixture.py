@@ -18,8 +18,8 @@ from cascade.encoding import FIRST, Encoder
 from cascade.evaluation.metrics import auc
 from cascade.spec import STAGES
 from cascade.training import checkpoint
-from export.guard import HeldOut
-from export.release import read_catalogue
+from export.artifacts.guard import HeldOut
+from export.build import read_catalogue
 from perf import fixture, fixture_tables, fixture_users
 from perf.fixture import Plan
 from perf.fixture_models import CLICK_RATE, Rows, logits

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.serving import rerank
-from cascade.serving.launcher import Server
-from cascade.serving.reranked import Reranked
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.stages import Score, load_stage
+from cascade.artifact import ArtifactError
+from cascade.client import Recommender
+from cascade.server.launcher import Server
 from cascade.spec import RANK, RERANK, RETRIEVE, Serving, Sizes
+from cascade.stages import rerank
+from cascade.stages.load import load_stage
+from cascade.stages.reranked import Reranked
+from cascade.stages.scoring import Score
 from cascade.training import checkpoint
-from clients import Recommender
-from export.release import read_catalogue
+from export.build import read_catalogue
 from tests.conftest import BAGS
 
 POOL, RESULTS, DIVERSITY = 30, 10, 0.4

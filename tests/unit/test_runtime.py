@@ -14,11 +14,12 @@ import onnxruntime
 import pytest
 import torch
 
+from cascade.artifact import ArtifactError, Description, Mapped
+from cascade.runtime import onnx
+from cascade.runtime.buckets import BUCKETS, bucket, in_buckets
+from cascade.runtime.devices import Runner
+from cascade.runtime.load import load_graph
 from cascade.schema import SchemaError
-from cascade.serving import onnx_graph
-from cascade.serving.buckets import BUCKETS, bucket, in_buckets
-from cascade.serving.runtime import ArtifactError, Description, Mapped, load_graph
-from cascade.serving.torch_runner import Runner
 from cascade.spec import RANK, RUNTIMES, Serving
 
 ONNX = Serving(threads=1)
@@ -226,7 +227,7 @@ class GpuBuild:
     __version__ = "1.31"
 
     def get_available_providers(self) -> list[str]:
-        return [onnx_graph.TENSORRT, onnx_graph.CUDA, onnx_graph.CPU]
+        return [onnx.TENSORRT, onnx.CUDA, onnx.CPU]
 
 
 def test_the_providers_follow_device_and_runtime(folder: Path) -> None:
@@ -234,15 +235,15 @@ def test_the_providers_follow_device_and_runtime(folder: Path) -> None:
 
     def chosen(**options: Any) -> Any:
         serving = Serving(device="cuda", device_id=1, **options)
-        return onnx_graph.choose_providers(GpuBuild(), folder, description, serving)
+        return onnx.choose_providers(GpuBuild(), folder, description, serving)
 
-    assert onnx_graph.choose_providers(GpuBuild(), folder, description, ONNX) == [onnx_graph.CPU]
+    assert onnx.choose_providers(GpuBuild(), folder, description, ONNX) == [onnx.CPU]
     (name, options), last = chosen()
-    assert (name, last) == (onnx_graph.CUDA, onnx_graph.CPU)
+    assert (name, last) == (onnx.CUDA, onnx.CPU)
     assert options == {"device_id": 1, "enable_cuda_graph": "0"}
     assert chosen(cuda_graphs=True)[0][1]["enable_cuda_graph"] == "1"
     tensorrt, cuda, last = chosen(runtime="tensorrt", half=True, cuda_graphs=True)
-    assert (tensorrt[0], cuda[0], last) == (onnx_graph.TENSORRT, onnx_graph.CUDA, onnx_graph.CPU)
+    assert (tensorrt[0], cuda[0], last) == (onnx.TENSORRT, onnx.CUDA, onnx.CPU)
     assert cuda[1]["enable_cuda_graph"] == "0"  # TensorRT records its own
     assert tensorrt[1]["trt_fp16_enable"] == tensorrt[1]["trt_cuda_graph_enable"] == "1"
     assert Path(tensorrt[1]["trt_engine_cache_path"]).parent == folder
@@ -256,7 +257,7 @@ def test_tensorrt_learns_the_shapes_that_are_served(folder: Path) -> None:
     description = Description.load(folder)
     description.save(folder)
     assert Description.load(folder).widths == widths
-    options = onnx_graph.tensorrt_options(folder, description, Serving(device="cuda"))
+    options = onnx.tensorrt_options(folder, description, Serving(device="cuda"))
     for name, users in (("min", 1), ("opt", 16), ("max", 64)):
         shapes = f"user_dense:{users}x13,user_ids:{users}x6,survivors:{users}x200"
         assert options[f"trt_profile_{name}_shapes"] == shapes

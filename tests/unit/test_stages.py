@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
 from cascade.index import IndexFileError
+from cascade.release import newest_version, read_sizes
 from cascade.schema import SchemaError
-from cascade.serving.pipeline import Pipeline, newest_version, read_sizes
-from cascade.serving.retrieve import Retrieve
-from cascade.serving.runtime import ArtifactError
-from cascade.serving.stages import load_stage
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
+from cascade.stages.load import load_stage
+from cascade.stages.pipeline import Pipeline
+from cascade.stages.retrieve import Retrieve
 from cascade.training import checkpoint
-from export.release import read_catalogue
+from export.build import read_catalogue
 
 ONE = Serving(threads=1)
 USERS = 24

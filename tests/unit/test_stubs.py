@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.serving import reaper, stubs
-from cascade.serving.binaries import STUB
+from cascade.server import cleanup, workers
+from cascade.server.binaries import STUB
 
 SERVER = "cascade-test-stubs"
 WAITS = "import sys\nprint(flush=True)\nsys.stdin.read()\n"
@@ -34,7 +34,7 @@ def start(*words: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
         executable=sys.executable,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, reaper.VARIABLE: SERVER},
+        env={**os.environ, cleanup.VARIABLE: SERVER},
         cwd=folder,
     )
     assert process.stdout is not None
@@ -43,9 +43,9 @@ def start(*words: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
 
 
 def test_a_stub_is_known_by_its_arguments(stub: subprocess.Popen[bytes]) -> None:
-    (found,) = stubs.alive(SERVER)
+    (found,) = workers.alive(SERVER)
     assert (found.pid, found.model, found.version) == (stub.pid, "rank", 3)
-    assert not stubs.alive("another")
+    assert not workers.alive("another")
     assert not found.dead
     assert not found.gone
 
@@ -53,19 +53,19 @@ def test_a_stub_is_known_by_its_arguments(stub: subprocess.Popen[bytes]) -> None
 def test_a_stub_that_was_killed_is_dead_until_somebody_waits_for_it(
     stub: subprocess.Popen[bytes],
 ) -> None:
-    (found,) = stubs.alive(SERVER)
+    (found,) = workers.alive(SERVER)
     stub.kill()
     os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
     assert found.dead
     assert not found.gone
-    assert not stubs.alive(SERVER)
+    assert not workers.alive(SERVER)
     stub.wait()
     assert not found.dead
     assert found.gone
 
 
 def test_a_stub_that_ended_in_order_is_not_dead(stub: subprocess.Popen[bytes]) -> None:
-    (found,) = stubs.alive(SERVER)
+    (found,) = workers.alive(SERVER)
     assert stub.stdin is not None
     stub.stdin.close()
     os.waitid(os.P_PID, stub.pid, os.WEXITED | os.WNOWAIT)
@@ -83,5 +83,5 @@ def test_a_process_with_other_arguments_is_no_stub(tmp_path: Path, words: tuple[
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(WAITS)
     with start(*words, folder=tmp_path) as process:
-        assert process.pid in reaper.processes(SERVER)
-        assert not stubs.alive(SERVER)
+        assert process.pid in cleanup.processes(SERVER)
+        assert not workers.alive(SERVER)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cascade.serving.waiting import Waiting
+from cascade.triton.admission import Waiting
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="recommend",version="11"} 7
@@ -39,7 +39,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.serving.waiting.LOOK_S", 0.0)
+    monkeypatch.setattr("cascade.triton.admission.LOOK_S", 0.0)
 
 
 def refused(waiting: Waiting, batch: int) -> int:
@@ -71,7 +71,7 @@ def test_what_a_pause_left_behind_is_worked_off(url: str) -> None:
 def test_the_server_is_not_asked_after_every_batch(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.serving.waiting.LOOK_S", 60.0)
+    monkeypatch.setattr("cascade.triton.admission.LOOK_S", 60.0)
     waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
     for _ in range(3):
         waiting.look(8, 8)

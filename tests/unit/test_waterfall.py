@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cascade.serving import marks
-from cascade.serving.marks import START, Recorder
+from cascade.runtime import spans
+from cascade.runtime.spans import START, Recorder
 from perf.waterfall_client import Call
 from perf.waterfall_operators import group_of, grouped, split
 from perf.waterfall_plot import OWNERS, draw, owner
@@ -132,7 +132,7 @@ def test_a_recorder_writes_the_batches_that_began(tmp_path: Path) -> None:
         recorder.mark(name)
     recorder.write()
     recorder.write()  # nothing is left
-    found = marks.read(tmp_path / "marks")
+    found = spans.read(tmp_path / "marks")
     assert [[name for name, _ in b] for b in found] == [[START, "read"], [START, "read", "answer"]]
     times = [ns for b in found for _, ns in b]
     assert times == sorted(times)
@@ -140,17 +140,17 @@ def test_a_recorder_writes_the_batches_that_began(tmp_path: Path) -> None:
 
 def test_marks_are_off_unless_asked_for(tmp_path: Path) -> None:
     code = (
-        "from cascade.serving import marks\n"
-        "step = marks.after('tower', str.upper)\n"
-        "marks.mark(marks.START); print(step('a'), step is str.upper); marks.write()"
+        "from cascade.runtime import spans\n"
+        "step = spans.after('tower', str.upper)\n"
+        "spans.mark(spans.START); print(step('a'), step is str.upper); spans.write()"
     )
     for folder, unwrapped in (("", "True"), (str(tmp_path / "on"), "False")):
-        environment = {**os.environ, marks.VARIABLE: folder}
+        environment = {**os.environ, spans.VARIABLE: folder}
         ran = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert ran.stdout.split() == ["A", unwrapped], ran.stderr
-    (found,) = marks.read(tmp_path / "on")
+    (found,) = spans.read(tmp_path / "on")
     assert [name for name, _ in found] == [START, "tower"]
 
 

@@ -1,5 +1,5 @@
 """All of it is in the library."""
 
-from cascade.serving.triton import TritonPythonModel
+from cascade.triton.adapter import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

@@ -1,0 +1,67 @@
+"""What can go wrong between a client and the cascade, by what the caller can do about it."""
+
+from __future__ import annotations
+
+from tritonclient.utils import InferenceServerException
+
+from cascade.errors import CascadeError
+
+UNAVAILABLE = "StatusCode.UNAVAILABLE"
+# What Triton says, as NOT_FOUND, of a model that is being loaded, or taken away before it stops.
+NO_VERSIONS = "has no available versions"
+
+
+class RecommendError(CascadeError):
+    """The server could not answer; the message is the server's, without its traceback.
+
+    `request_id` is what the lines about the request in the server's log bear.
+    """
+
+    request_id = ""
+
+
+class InvalidInput(RecommendError, ValueError):
+    """A user that the cascade cannot read: correct the value, do not ask again."""
+
+
+class DeadlineExceeded(RecommendError, TimeoutError):
+    """No answer within the deadline of the call: allow more time, or answer without it."""
+
+
+class Unavailable(RecommendError, ConnectionError):
+    """The server cannot be reached or is overloaded, and asking again did not help.
+
+    Args:
+        message: what the server (or gRPC) said last.
+        tries: how often it was asked.
+        waited_s: seconds from the first try to the last failure.
+    """
+
+    def __init__(self, message: str, tries: int, waited_s: float) -> None:
+        times = "once" if tries == 1 else f"{tries} times"
+        super().__init__(f"unavailable, asked {times} in {waited_s:.2f} s: {message}")
+        self.tries = tries
+        self.waited_s = waited_s
+
+
+def server_message(error: InferenceServerException) -> str:
+    """The first paragraph: a Python backend appends its traceback after an empty line."""
+    return (error.message() or str(error)).split("\n\nAt:")[0].strip()
+
+
+def passes(error: InferenceServerException) -> bool:
+    """Whether asking again, here or elsewhere, may help: the server is not there, too busy, or just
+    loading what was asked for."""
+    return error.status() == UNAVAILABLE or NO_VERSIONS in (error.message() or "")
+
+
+def from_server(error: InferenceServerException) -> RecommendError:
+    """The error to raise for an answer that asking again would not change."""
+    message = server_message(error)
+    match error.status():
+        case "StatusCode.INVALID_ARGUMENT":
+            return InvalidInput(message)
+        case "StatusCode.DEADLINE_EXCEEDED" | "StatusCode.CANCELLED":
+            return DeadlineExceeded(f"no answer within the deadline: {message}")
+        case _:
+            return RecommendError(message)

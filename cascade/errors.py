@@ -1,0 +1,43 @@
+"""What a user can mend: one base class, and one runner that turns it into one line.
+
+An error that its reader can act on is a `CascadeError`: its message says what came, what was
+expected and what to do. Anything else is a fault of this repository and ends in a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class CascadeError(Exception):
+    """A mistake of the user, or a state of the world that the user can change."""
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a program's `main` and exit with what it returns.
+
+    A `CascadeError`, and an `OSError` that names a file, is printed as one line `error: ...` and
+    ends the program with exit code 1. An interrupt ends it with 130, a closed pipe with 141.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()
+    except CascadeError as error:
+        sys.exit(f"error: {one_line(error)}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks."""
+    return " ".join(str(error).split("\n"))

@@ -1,0 +1,301 @@
+"""Exact retrieval: one matrix product of the users with all items, and the best K of it.
+
+A GPU reads a million half-precision vectors in a fraction of a millisecond, so nothing has to be
+left out; approximate GPU indexes lose at K = 1000, which their lists of candidates are not made
+for. The K best of so many scores are found in two steps. The scores are seen as groups: whatever
+is among the K best lies in one of the K groups with the largest maxima, so only those are sorted.
+(Chern et al., "TPU-KNN", NeurIPS 2022, keep a group's maximum alone, and so are approximate.)
+
+The vectors are stored as float16; sums are float32. On a CPU they are widened block by block,
+while the block is in cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cascade import index
+from cascade.index import Floats, Ids, IndexFileError, Mask
+from cascade.runtime.graph import Graph
+from cascade.spec import Serving
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE, FACTS = "item_vectors.bin", "item_vectors.json"
+DTYPE = "<f2"
+LARGEST_HALF = float(np.finfo(np.float16).max)
+CPU_BLOCK_ITEMS = 1024  # times 256 floats are a megabyte: what the second cache of a core holds
+SCORES_BYTES = 1 << 30  # of a GPU's memory, for the scores of one block
+GPU_KINDS = ("flat", "ivf", "ivfpq")  # of FAISS's, those that a GPU has
+Search = Callable[..., Ids]
+
+
+class ExactIndex:
+    """All item vectors, on a device. Made by `load`.
+
+    Args:
+        items: float16 [N, D] on the device that searches.
+        recorded: replay a recorded search, `Serving.cuda_graphs`.
+    """
+
+    def __init__(self, items: Tensor, recorded: bool = False) -> None:
+        self._items, self._recorded = items, recorded
+        self._searches: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a release says about its index."""
+        items, width = self._items.shape
+        return {"kind": "exact", "items": items, "width": width, "device": self.device.type}
+
+    @property
+    def device(self) -> Any:
+        """Where the vectors are."""
+        return self._items.device
+
+    def search(self, queries: Floats, k: int) -> Ids:
+        """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more.
+
+        Raises:
+            ValueError: the queries are not [B, D], or k is not positive.
+        """
+        width = self._items.shape[1]
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise ValueError(
+                f"queries have shape {list(queries.shape)}; expected [B, {width}], the width of "
+                "the item vectors"
+            )
+        if k < 1:
+            raise ValueError(f"k is {k}; ask for at least one item")
+        if k not in self._searches:
+            self._searches[k] = self.after(lambda queries: queries, k)
+        found: Ids = self._searches[k](np.ascontiguousarray(queries, np.float32))
+        return found
+
+    def after(self, tower: Callable[..., Any], k: int) -> Search:
+        """What `tower` makes of its inputs, searched for on the device, without a way over the
+        host: arrays, batch first -> rows int64 [B, k].
+
+        Args:
+            tower: tensors of this index's device -> vectors [B, D].
+        """
+        from cascade.runtime.devices import Runner, as_tuple
+
+        runner = Runner(
+            lambda *users: self.rows(as_tuple(tower(*users))[0], k), self.device, self._recorded
+        )
+        return lambda *users: runner(*users)[0]
+
+    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
+        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` [N], best first, -1
+        where there are no more."""
+        import torch
+
+        wanted = min(k, int(np.count_nonzero(allowed)))
+        found: Ids = np.full((len(queries), k), -1, np.int64)
+        if wanted:
+            with torch.inference_mode():
+                vectors, mask = (
+                    torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+                    for x in (queries, allowed)
+                )
+                found[:, :wanted] = self.rows(vectors, wanted, mask).cpu().numpy()
+        return found
+
+    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+        """[B, D] -> the best rows int64 [B, >= k], where so many of them may be left out later,
+        best first, -1 where there are no more."""
+        return self.search(queries, index.fetched(k, spares))
+
+    def rows(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
+        """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for.
+
+        Args:
+            allowed: bool [N], k of it true: these rows alone.
+        """
+        import torch
+
+        users, items = len(queries), len(self)
+        step = CPU_BLOCK_ITEMS if self.device.type == "cpu" else items
+        product = _on_cpu if self.device.type == "cpu" else _on_gpu
+        # So many items that the scores of all users fit; nearly always that is all of them.
+        block = max(k, step, SCORES_BYTES // (4 * max(1, users)))
+        best, rows = [], []
+        for start in range(0, items, block):
+            part = self._items[start : start + block]
+            scores = product(queries, part, step)
+            if allowed is not None:
+                scores.masked_fill_(~allowed[start : start + block], -torch.inf)
+            values, places = top_k(scores, min(k, len(part)))
+            best.append(values)
+            rows.append(places + start)
+        found = torch.cat(rows, dim=1)
+        if len(rows) > 1:
+            found = found.gather(1, torch.cat(best, dim=1).topk(min(k, items), dim=1).indices)
+        return torch.nn.functional.pad(found, (0, k - found.shape[1]), value=-1)
+
+
+def _on_gpu(queries: Tensor, items: Tensor, step: int) -> Tensor:
+    """[B, D] x float16 [N, D] -> float32 [B, N]. Rounded scores would tie, and ties lose items."""
+    import torch
+
+    return torch.mm(queries.to(items.dtype), items.t(), out_dtype=torch.float32)
+
+
+def _on_cpu(queries: Tensor, items: Tensor, step: int) -> Tensor:
+    """The same, `step` items at a time."""
+    import torch
+
+    scores = queries.new_empty((len(queries), len(items)))
+    for start in range(0, len(items), step):
+        part = slice(start, start + step)
+        torch.mm(queries, items[part].float().t(), out=scores[:, part])
+    return scores
+
+
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """[B, N] -> the k largest of each row, best first, and their places, [B, k] each.
+
+    Equal scores may stand in for each other, as in `torch.topk`.
+    """
+    import torch
+
+    users, items = scores.shape
+    size = 1 << max(0, int((items / k) ** 0.5).bit_length() - 1)  # sorts N / size + k * size
+    groups = items // size
+    if size < 2 or groups <= k:
+        return scores.topk(k, dim=1)
+    whole = groups * size
+    maxima = scores[:, :whole].reshape(users, groups, size).amax(2)
+    chosen = maxima.topk(k, dim=1, sorted=False).indices
+    within = torch.arange(size, device=scores.device)
+    places = (chosen.unsqueeze(2) * size + within).flatten(1)  # [B, k * size]
+    rest = torch.arange(whole, items, device=scores.device).expand(users, -1)
+    places = torch.cat((places, rest), dim=1)
+    best, order = scores.gather(1, places).topk(k, dim=1)
+    return best, places.gather(1, order)
+
+
+def save(vectors: Floats, folder: Path, schema_hash: str) -> None:
+    """Write item vectors [N, D] as item_vectors.bin, float16, and item_vectors.json. A process
+    that has the old file mapped keeps it.
+
+    Raises:
+        ValueError: no vectors, or numbers that float16 does not hold.
+    """
+    if vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
+    if not (np.abs(vectors) <= LARGEST_HALF).all():  # false for what is not a number, too
+        raise ValueError("an item vector is not finite in float16: the item tower diverged")
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{FILE}.partial"
+    stored = vectors.astype(DTYPE)
+    stored.tofile(partial)
+    os.replace(partial, folder / FILE)
+    facts = {
+        "schema_hash": schema_hash,
+        "items": vectors.shape[0],
+        "width": vectors.shape[1],
+        "sha256": hashlib.sha256(stored.data).hexdigest(),
+    }
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def vectors(folder: Path) -> Floats:
+    """What `save` wrote: float16 [N, D], mapped."""
+    facts = json.loads((folder / FACTS).read_text())
+    mapped: Floats = np.memmap(folder / FILE, DTYPE, "r", shape=(facts["items"], facts["width"]))
+    return mapped
+
+
+def remove(folder: Path) -> None:
+    """Make room for another index: a folder that holds both retrieves exactly."""
+    for name in (FACTS, FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def present(folder: Path) -> bool:
+    """Whether a version folder retrieves exactly."""
+    return (folder / FACTS).exists()
+
+
+def load(folder: Path, schema_hash: str, serving: Serving, *, verify: bool = True) -> ExactIndex:
+    """Open what `save` wrote, on the device of `serving`. On a CPU the file stays mapped.
+
+    Raises:
+        ArtifactError: there is no such device.
+        IndexFileError: missing, damaged, or made for another schema.
+    """
+    import torch
+
+    from cascade.runtime.devices import device_of
+
+    path = folder / FACTS
+    try:
+        facts = json.loads(path.read_text())
+        made_for, sha256 = facts["schema_hash"], facts["sha256"]
+        shape = int(facts["items"]), int(facts["width"])
+    except FileNotFoundError as error:
+        raise IndexFileError(f"{path} is missing: export the index again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise IndexFileError(f"{path} does not describe item vectors: {error!r}") from error
+    if made_for != schema_hash:
+        raise IndexFileError(
+            f"{folder} was made for schema {made_for}, but the schema here is {schema_hash}. "
+            "Export all stages from one set of checkpoints."
+        )
+    file, expected = folder / FILE, 2 * shape[0] * shape[1]
+    size = file.stat().st_size if file.is_file() else -1
+    if size != expected:
+        what = f"has {size} bytes" if size >= 0 else "is missing"
+        raise IndexFileError(f"{file} {what}; {expected} bytes were saved: copy it again")
+    mapped = np.memmap(file, DTYPE, "c", shape=shape)
+    if verify and hashlib.sha256(mapped.data).hexdigest() != sha256:
+        raise IndexFileError(
+            f"{file} is not the file that was saved (sha256 differs): copy it again"
+        )
+    items = torch.from_numpy(np.asarray(mapped)).to(device_of(serving))
+    return ExactIndex(items, serving.cuda_graphs)
+
+
+def open_index(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex | index.Index:
+    """Whichever index a version folder holds."""
+    if present(folder):
+        return load(folder, schema_hash, serving)
+    found = index.load(folder, schema_hash)
+    return on_gpu(found, serving.device_id) if serving.device == "cuda" else found
+
+
+def searcher(found: ExactIndex | index.Index, tower: Graph, k: int) -> Search:
+    """Encoded users -> catalogue rows int64 [B, k]. The vectors stay on the device between a tower
+    of the torch runtimes and exact search."""
+    if isinstance(found, ExactIndex):
+        function = getattr(tower, "function", None)
+        if function is not None:
+            return found.after(function, k)
+    return lambda *users: found.search(tower(*users)[0], k)
+
+
+def on_gpu(found: index.Index, device_id: int) -> index.Index:
+    """A FAISS index on the GPU, its vectors as float16, where FAISS has its GPU build and the kind
+    exists there. There it finds at most 2048 rows."""
+    import faiss
+
+    count = getattr(faiss, "get_num_gpus", lambda: 0)()
+    if not count or not hasattr(faiss, "index_cpu_to_gpu") or found.facts.kind not in GPU_KINDS:
+        return found
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = True
+    raw: Any = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device_id, found.raw, options)
+    return index.Index(raw, found.facts)

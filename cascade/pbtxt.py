@@ -1,0 +1,238 @@
+"""config.pbtxt of every model, built as a protobuf message from `cascade.spec`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cascade.artifact import ArtifactError
+from cascade.schema import Schema
+from cascade.spec import (
+    COLD_START,
+    CONTEXT,
+    ENSEMBLE,
+    FEATURES,
+    LOOKUP,
+    PROCESSES,
+    PROPENSITIES,
+    RANK,
+    RECOMMEND_USER,
+    RELEASE,
+    RETRIEVE,
+    TOPOLOGIES,
+    USER_ID,
+    Serving,
+    Sizes,
+    Tensor,
+    by_id,
+    chain,
+    stages,
+    wire_features,
+)
+
+MODEL_PY = '''"""All of it is in the library."""
+
+from cascade.triton.adapter import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+ON_CPU = pb.ModelInstanceGroup.KIND_CPU
+LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion to it
+
+
+def process_config(
+    model: str, schema: Schema, sizes: Sizes, serving: Serving, held: Sequence[str]
+) -> pb.ModelConfig:
+    """The stages `held` by one process, as a model of the Python backend."""
+    stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
+    store = {}
+    if serving.store and RETRIEVE in held:
+        stage, held, store = by_id(stage), (LOOKUP, *held), {"store": serving.store}
+    config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
+    outputs = stage.outputs
+    if RANK in held:
+        outputs = (*outputs, RELEASE)
+        if serving.explored:
+            outputs = (*outputs, Tensor(PROPENSITIES, "FP32", (sizes.results,)))
+    _tensors(config, stage.inputs, outputs)
+    _instances(config, serving)
+    batching = config.dynamic_batching
+    batching.SetInParent()  # batch even where every knob has its default
+    batching.max_queue_delay_microseconds = serving.queue_delay_us
+    if serving.batch_users:
+        batching.preferred_batch_size.append(serving.batch_users)
+    _parameters(
+        config,
+        {
+            **serving.parameters(),
+            **({"deny_list": serving.deny_list} if RETRIEVE in held else {}),
+            **store,
+            "stages": ",".join(held),
+            "candidates": str(sizes.candidates),
+            "layout_hash": schema.layout_hash,
+        },
+    )
+    return config
+
+
+def ensemble_config(
+    name: str,
+    schema: Schema,
+    serving: Serving,
+    version: int,
+    members: Sequence[pb.ModelConfig],
+    without: Sequence[str] = (),
+) -> pb.ModelConfig:
+    """The cascade: every step pinned to one release, every tensor under its own name.
+
+    Args:
+        without: tensors of the members that these requests have nothing to do with.
+    """
+    config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
+    returned = {COLD_START, *(tensor.name for tensor in members[-1].output)}
+    made: set[str] = set()
+    for member in members:
+        step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
+        inputs = [tensor for tensor in member.input if tensor.name not in without]
+        outputs = [tensor for tensor in member.output if tensor.name not in without]
+        config.input.extend(tensor for tensor in inputs if tensor.name not in made)
+        config.output.extend(tensor for tensor in outputs if tensor.name in returned)
+        for tensor in inputs:
+            step.input_map[tensor.name] = tensor.name
+        for tensor in outputs:
+            step.output_map[tensor.name] = tensor.name
+        made |= {*step.input_map, *step.output_map}
+    for tensor in config.input:
+        if tensor.name in (*FEATURES, USER_ID):
+            tensor.ClearField("optional")  # a member can do without; who asks here cannot
+    _parameters(config, {"layout_hash": schema.layout_hash})
+    return config
+
+
+def configs(
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    version: int,
+    users_per_run: Mapping[str, int] | None = None,
+) -> dict[str, pb.ModelConfig]:
+    """Every model of the repository by name; `users_per_run` is by model, too."""
+    runs = users_per_run or {}
+    found = {
+        model: process_config(
+            model,
+            schema,
+            sizes,
+            replace(serving, users_per_run=runs.get(model, serving.users_per_run)),
+            held,
+        )
+        for model, held in TOPOLOGIES[serving.topology].items()
+    }
+    members = [*found.values()]
+    if ENSEMBLE not in found:
+        found[ENSEMBLE] = ensemble_config(
+            ENSEMBLE, schema, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
+        )
+    if serving.store:
+        found[RECOMMEND_USER] = ensemble_config(
+            RECOMMEND_USER, schema, serving, version, members, without=FEATURES
+        )
+    # What a client reads to build a request, whichever way the cascade is wired.
+    _parameters(
+        found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
+    )
+    return found
+
+
+def runs_of(release: Mapping[str, Any], serving: Serving) -> dict[str, int]:
+    """Users per run by model, as an export measured them; none where `serving` says how many."""
+    if serving.users_per_run:
+        return {}
+    return {model: found["chosen"] for model, found in release.get("users_per_run", {}).items()}
+
+
+def write(
+    repository: Path,
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    version: int,
+    users_per_run: Mapping[str, int] | None = None,
+) -> None:
+    """Write config.pbtxt of every model, and model.py of every process's version.
+
+    Raises:
+        ArtifactError: the repository holds models of another topology, or users come by id there
+            and not here.
+    """
+    made = configs(schema, sizes, serving, version, users_per_run)
+    if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
+        raise ArtifactError(
+            f"{repository} is wired in another way than {serving.topology}: export into another "
+            "folder"
+        )
+    others = sorted(
+        path.parent.name
+        for path in repository.glob("*/config.pbtxt")
+        if path.parent.name in (*PROCESSES, RECOMMEND_USER) and path.parent.name not in made
+    )
+    if others:
+        raise ArtifactError(
+            f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
+            f"{'with' if serving.store else 'without'} a store does not have, and the server would "
+            "load them as well: export into another folder"
+        )
+    for name, config in made.items():
+        folder = repository / name / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        (repository / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        if config.backend == "python":
+            (folder / "model.py").write_text(MODEL_PY)
+        else:
+            (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
+
+
+def _kind(path: Path) -> str | None:
+    return read(path).backend if path.exists() else None
+
+
+def read(path: Path) -> pb.ModelConfig:
+    """A config.pbtxt as a message."""
+    return text_format.Parse(path.read_text(), pb.ModelConfig())
+
+
+def _instances(config: pb.ModelConfig, serving: Serving) -> None:
+    """The processes of a model. On a CPU they are ranked: a request goes to the first that is idle,
+    whose caches are warm, where Triton would take them in turn. The ranks count under
+    `--rate-limit=execution_count`, which the launcher sets."""
+    if serving.device == "cuda" or serving.instances == 1:
+        kind = pb.ModelInstanceGroup.KIND_GPU if serving.device == "cuda" else ON_CPU
+        config.instance_group.add(count=serving.instances, kind=kind)
+        return
+    step = min(1000, LOWEST_PRIORITY ** (1 / (serving.instances - 1)))
+    for rank in range(serving.instances):
+        group = config.instance_group.add(count=1, kind=ON_CPU)
+        group.rate_limiter.priority = max(rank + 1, int(step**rank))
+
+
+def _tensors(
+    config: pb.ModelConfig, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
+) -> None:
+    for target, tensors in ((config.input, inputs), (config.output, outputs)):
+        for tensor in tensors:
+            dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
+            made = target.add(name=tensor.name, data_type=pb.DataType.Value(dtype))
+            made.dims.extend(tensor.dims)
+            if tensor.optional:
+                made.optional = True
+
+
+def _parameters(config: pb.ModelConfig, values: Mapping[str, str]) -> None:
+    for key, value in sorted(values.items()):
+        config.parameters[key].string_value = value

@@ -1,0 +1,50 @@
+"""release.json: what a release of a repository holds, and how it is wired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cascade.artifact import ArtifactError
+from cascade.spec import ENSEMBLE, TOPOLOGIES, Sizes, sizes_from
+
+RELEASE_FILE = "release.json"
+
+
+def newest_version(repository: Path) -> int:
+    """The highest release number of a repository."""
+    found = [int(path.parent.name) for path in repository.glob(f"{ENSEMBLE}/[0-9]*/{RELEASE_FILE}")]
+    if not found:
+        raise ArtifactError(
+            f"{repository} holds no exported cascade: run python -m export --checkpoints DIR "
+            f"--repository {repository}"
+        )
+    return max(found)
+
+
+def read_release(repository: Path, version: int) -> dict[str, Any]:
+    """release.json: what was exported, and how it is wired.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    path = repository / ENSEMBLE / str(version) / RELEASE_FILE
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: export again")
+    try:
+        release: dict[str, Any] = json.loads(path.read_text())
+        release.setdefault("topology", "ensemble")  # before there was a choice
+        sizes_from(release["sizes"])
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is damaged: {error!r}") from error
+    if release["topology"] not in TOPOLOGIES:
+        raise ArtifactError(
+            f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"
+        )
+    return release
+
+
+def read_sizes(repository: Path, version: int) -> Sizes:
+    """How many candidates leave each stage of a release."""
+    return sizes_from(read_release(repository, version)["sizes"])

@@ -1,0 +1,40 @@
+"""Opens the graph of a version folder with the runtime that it is to be served by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cascade.artifact import Description
+from cascade.runtime.graph import Graph, OneByOne
+from cascade.schema import Schema
+from cascade.spec import Serving
+
+
+def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[Description, Graph]:
+    """Open a version folder's graph.
+
+    Raises:
+        ArtifactError: the folder cannot be served.
+        SchemaError: it was exported for another schema.
+    """
+    description = Description.load(folder)
+    if schema is not None:
+        schema.check_same(description.schema_hash, str(folder))
+    graph = _open(folder, description, serving)
+    alone = description.one_by_one and serving.runtime not in ("torchscript", "aoti")
+    return description, OneByOne(graph) if alone else graph
+
+
+def _open(folder: Path, description: Description, serving: Serving) -> Graph:
+    """A runtime is imported when it is asked for: ONNX Runtime serves where there is no torch."""
+    if serving.runtime == "torchscript":
+        from cascade.runtime.torchscript import TorchGraph
+
+        return TorchGraph(folder, description, serving)
+    if serving.runtime == "aoti":
+        from cascade.runtime.aoti import AotiGraph
+
+        return AotiGraph(folder, description, serving)
+    from cascade.runtime.onnx import OnnxGraph
+
+    return OnnxGraph(folder, description, serving)

@@ -1,0 +1,1 @@
+"""What runs around tritonserver: the launcher, the supervisor, health and security."""

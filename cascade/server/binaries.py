@@ -1,0 +1,279 @@
+"""Where the programs are: tritonserver and perf_analyzer, and whether they fit this Python.
+
+Both come from an NVIDIA container or from wheels. The server's wheel is `nvidia-pytriton`: only the
+binary in it is used, its Python package is never imported. perf_analyzer comes with the SDK
+container or with `tritonclient==2.51.0`, whose binary borrows two libraries of the server's wheel.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cascade.errors import CascadeError
+from cascade.server.cleanup import run_folder
+
+CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+WHEEL = "nvidia-pytriton"
+WHEEL_GLIBC = (2, 35)  # the wheel's own tag: manylinux_2_35
+CHECK_TIMEOUT_S = 60.0
+STUB = "triton_python_backend_stub"
+PERF_LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+
+
+class BinaryError(CascadeError):
+    """A program is missing or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class ServerBinary:
+    """A tritonserver that can run here.
+
+    Args:
+        path: the executable.
+        origin: where it came from, for messages.
+        stub: the program that runs a Python model, if the Python backend is there.
+        libraries: folders that the dynamic loader must search.
+        arguments: what this server must be told about its own files.
+        python_backend: files to be linked into the folder `python` of a backend directory; empty
+            where the server's own backend directory serves.
+    """
+
+    path: Path
+    origin: str
+    stub: Path | None
+    libraries: tuple[Path, ...] = ()
+    arguments: tuple[str, ...] = ()
+    python_backend: tuple[Path, ...] = field(default=(), repr=False)
+
+    def assemble(self, folder: Path, package: Path) -> tuple[str, ...]:
+        """Build the backend directory that the wheel does not have, out of links, in `folder`.
+
+        Models can import what lies in it, so a link to `package` goes there too: the stub's Python
+        searches no other folder that does not depend on the current one.
+
+        Returns the arguments for tritonserver.
+        """
+        if not self.python_backend:
+            return self.arguments
+        (folder / "python").mkdir(parents=True)
+        for source in (*self.python_backend, package):
+            (folder / "python" / source.name).symlink_to(source)
+        return (*self.arguments, f"--backend-directory={folder}")
+
+
+def tritonserver() -> ServerBinary:
+    """The container's tritonserver where there is one, otherwise the wheel's.
+
+    Raises:
+        BinaryError: there is none, or it does not fit this Python, numpy or C library.
+    """
+    on_path = shutil.which("tritonserver")
+    if on_path or CONTAINER_SERVER.exists():
+        return _container(Path(on_path or CONTAINER_SERVER).resolve())
+    package = _wheel_package()
+    if package is None:
+        raise BinaryError(
+            "no tritonserver: it is neither on PATH nor at "
+            f"{CONTAINER_SERVER}, and the wheel {WHEEL} is not installed for {sys.executable}. "
+            f"Install it (pip install '{WHEEL}==0.7.0') or run inside nvcr.io/nvidia/tritonserver."
+        )
+    return _wheel(package)
+
+
+def _container(path: Path) -> ServerBinary:
+    backends = path.parent.parent / "backends"
+    stub = backends / "python" / STUB
+    if not stub.exists():
+        return ServerBinary(path, "container", None)
+    check_python(_stub_python(stub), sys.version_info[:2], str(path))
+    return ServerBinary(path, "container", stub, (), (f"--backend-directory={backends}",))
+
+
+def _wheel(package: Path) -> ServerBinary:
+    root = package / "tritonserver"
+    stubs = {p.parent.name: p for p in (root / "python_backend_stubs").glob(f"*/{STUB}")}
+    version = importlib.metadata.version(WHEEL)
+    check_wheel(
+        wheel=version,
+        numpy=importlib.metadata.version("numpy"),
+        python=sys.version_info[:2],
+        stubs=stubs,
+        glibc=platform.libc_ver()[1],
+    )
+    stub = stubs[f"{sys.version_info[0]}.{sys.version_info[1]}"]
+    libraries = (package.parent / "nvidia_pytriton.libs", *_libpython_folders())
+    _check_runs(stub, libraries)
+    return ServerBinary(
+        root / "bin" / "tritonserver",
+        f"{WHEEL} {version}",
+        stub,
+        libraries,
+        (f"--cache-directory={root / 'caches'}",),
+        (stub, *(p for p in (root / "backends" / "python").iterdir() if p.is_file())),
+    )
+
+
+def _wheel_package() -> Path | None:
+    """The folder of the package `pytriton`, found without importing it (it would start things)."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    package = Path(spec.submodule_search_locations[0])
+    return package if (package / "tritonserver" / "bin" / "tritonserver").exists() else None
+
+
+def _libpython_folders() -> tuple[Path, ...]:
+    """Where libpython may lie: the stub embeds it."""
+    folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    return (folder, folder / multiarch) if multiarch else (folder,)
+
+
+def check_wheel(
+    *, wheel: str, numpy: str, python: tuple[int, int], stubs: Collection[str], glibc: str
+) -> None:
+    """Refuse versions that are known not to work with the wheel's server, before it starts.
+
+    Args:
+        wheel, numpy: versions of the installed packages.
+        python: major and minor version of this interpreter.
+        stubs: versions of Python that the wheel has a stub for.
+        glibc: version of the C library; empty where it is another one (musl).
+
+    Raises:
+        BinaryError: says which version came, which is needed and how to get it.
+    """
+    wanted = f"{python[0]}.{python[1]}"
+    if wanted not in stubs:
+        have = ", ".join(sorted(stubs, key=_numbers))
+        raise BinaryError(
+            f"{WHEEL} {wheel} cannot run models in Python {wanted}: it has stubs for {have}. "
+            "Create the environment with one of those."
+        )
+    if _numbers(numpy)[0] >= 2:
+        raise BinaryError(
+            f"numpy {numpy} does not work with {WHEEL} {wheel}: its Python stubs were built "
+            "against numpy 1 and hand out empty tensors. Install 'numpy<2'."
+        )
+    if not glibc or _numbers(glibc)[:2] < WHEEL_GLIBC:
+        raise BinaryError(
+            f"{WHEEL} {wheel} needs glibc {WHEEL_GLIBC[0]}.{WHEEL_GLIBC[1]} or newer; this system "
+            f"has {'glibc ' + glibc if glibc else 'another C library'}. Use Debian 12, Ubuntu "
+            "22.04 or newer, or the NGC container."
+        )
+
+
+def check_python(stub: str | None, python: tuple[int, int], server: str) -> None:
+    """Refuse a stub whose Python cannot import this interpreter's packages.
+
+    Raises:
+        BinaryError: the versions differ.
+    """
+    here = f"{python[0]}.{python[1]}"
+    if stub is not None and stub != here:
+        raise BinaryError(
+            f"the Python backend of {server} embeds Python {stub}, but this is Python {here}: "
+            f"packages installed here cannot be imported there. Install them for python{stub} and "
+            "start the server with it."
+        )
+
+
+def _stub_python(stub: Path) -> str | None:
+    """The version of Python that a stub was linked with, read off its library's name."""
+    match = re.search(rb"libpython(\d+\.\d+)", stub.read_bytes())
+    return match[1].decode() if match else None
+
+
+def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
+    """Start the stub without arguments, on which it complains and ends: 127 means that the loader
+    did not find a library, which would otherwise surface as a timeout of the model's load."""
+    ran = _run([stub], loader_environment(libraries))
+    if ran.returncode == 127:
+        raise BinaryError(
+            f"{stub} does not start: {ran.stderr.strip()}. Where libpython is missing, use a "
+            "Python built with --enable-shared (Debian and Ubuntu: apt-get install "
+            f"libpython{sys.version_info[0]}.{sys.version_info[1]})."
+        )
+
+
+def perf_analyzer() -> tuple[Path, dict[str, str]]:
+    """The load generator and the environment to run it in.
+
+    Raises:
+        BinaryError: there is none, or it does not start.
+    """
+    beside = Path(sys.executable).parent / "perf_analyzer"
+    found = str(beside) if beside.exists() else shutil.which("perf_analyzer")
+    if found is None:
+        raise BinaryError(
+            "no perf_analyzer on PATH or beside this Python. Install the client that carries it "
+            "(pip install 'tritonclient[grpc]==2.51.0'; later ones do not) or run inside the "
+            "Triton SDK container."
+        )
+    environment = loader_environment(_perf_libraries())
+    ran = _run([found, "--version"], environment)
+    if ran.returncode != 0:
+        reason = (ran.stderr or ran.stdout).strip() or f"it ended with {ran.returncode}"
+        raise BinaryError(
+            f"{found} does not start: {reason}. It needs glibc 2.34 and the libraries of {WHEEL} "
+            f"(pip install '{WHEEL}==0.7.0'), or the Triton SDK container."
+        )
+    return Path(found), environment
+
+
+def _perf_libraries() -> tuple[Path, ...]:
+    """A folder with the wheel's libraries under the names that perf_analyzer asks for."""
+    package = _wheel_package()
+    if package is None:
+        return ()  # the SDK container has them
+    folder = run_folder() / "perf_analyzer"
+    folder.mkdir(exist_ok=True)
+    for name, pattern in PERF_LIBRARIES.items():
+        for library in (package.parent / "nvidia_pytriton.libs").glob(pattern):
+            _link(folder / name, library)
+    return (folder,)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make or renew a link in one step, so that a process beside this one always finds it."""
+    if link.is_symlink() and Path(os.readlink(link)) == target:
+        return
+    with tempfile.TemporaryDirectory(dir=link.parent) as folder:
+        new = Path(folder) / link.name
+        new.symlink_to(target)
+        new.replace(link)
+
+
+def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
+    """This process's environment with `libraries` searched first by the dynamic loader."""
+    environment = dict(os.environ)
+    folders = [str(folder) for folder in libraries]
+    if inherited := environment.get("LD_LIBRARY_PATH"):
+        folders.append(inherited)
+    if folders:
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
+    return environment
+
+
+def _run(
+    command: Sequence[str | Path], environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))

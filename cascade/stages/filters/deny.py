@@ -1,0 +1,118 @@
+"""The deny list: a file of item ids that nobody is to get, watched while requests are answered.
+
+One id per line; what follows a `#` is a comment. Every process looks at the file's time and size
+while it answers a request, at most twice a second, so a change is in force within a second and
+takes no release. Replace the file by a rename, and nobody reads half of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cascade.index import Ids, Mask
+from cascade.stages.filters.items import Items
+
+CHECK_S = 0.5
+LOG = logging.getLogger(__name__)
+Stamp = tuple[int, int, int] | None  # None: there is no file
+
+
+@dataclass(frozen=True)
+class Denied:
+    """Rows that are denied.
+
+    Args:
+        mask: [N]. count: how much of it is true.
+    """
+
+    mask: Mask
+    count: int
+
+    @classmethod
+    def of(cls, ids: Ids, items: Items) -> Denied:
+        """Those of the ids that this catalogue has."""
+        mask = np.zeros(len(items), bool)
+        mask[items.rows(ids)] = True
+        return cls(mask, int(np.count_nonzero(mask)))
+
+
+class DenyList:
+    """What a file denies now.
+
+    Args:
+        path: a missing file denies nothing.
+        items: of the release.
+        clock: seconds on a monotonic clock.
+    """
+
+    def __init__(
+        self, path: Path, items: Items, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._path, self._items, self._clock = path, items, clock
+        self._denied = Denied.of(np.empty(0, np.int64), items)
+        self._stamp: Stamp = None
+        self._complaint = ""
+        self._next_check_s = -np.inf
+
+    def now(self) -> Denied:
+        """What is denied. A file that cannot be read is reported in the log, once, and the last
+        good one stays in force."""
+        now_s = self._clock()
+        if now_s >= self._next_check_s:
+            self._next_check_s = now_s + CHECK_S
+            self._check()
+        return self._denied
+
+    def _check(self) -> None:
+        try:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
+                return
+            text = self._path.read_bytes() if stamp else b""
+            self._stamp = stamp  # read, though perhaps not understood: no need to read it again
+            self._denied = Denied.of(parse(text, self._path), self._items)
+            self._complaint = ""
+        except (OSError, ValueError) as error:
+            if str(error) != self._complaint:
+                LOG.error("deny list: %s; the last good one stays in force", error)
+            self._complaint = str(error)
+
+
+def parse(text: bytes, path: Path) -> Ids:
+    """The ids of a deny list, as they stand there.
+
+    Raises:
+        ValueError: a line is not an id; says which.
+    """
+    ids = []
+    for number, line in enumerate(text.splitlines(), 1):
+        content = line.partition(b"#")[0].strip()
+        if content:
+            ids.append(_id(content, f"{path}, line {number}"))
+    return np.array(ids, np.int64)
+
+
+def _id(text: bytes, where: str) -> int:
+    try:
+        found = int(text)
+        if -(2**63) <= found < 2**63:
+            return found
+    except ValueError:
+        pass  # said below, as for what is too large
+    raise ValueError(f"{where}: {text[:40]!r} is not an item id, an integer of 64 bits")
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes when a file is edited or replaced."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size

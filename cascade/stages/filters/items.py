@@ -1,0 +1,160 @@
+"""Which rows of the catalogue have an id, and which have a value: mapped files beside the index.
+
+The values of all features lie one after the other, sorted within a feature, as one string of bytes
+and the places where each begins; their rows likewise. Nothing is read when a process starts: a
+look-up is a binary search in pages that all processes share.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cascade.artifact import ArtifactError, Mapped
+from cascade.encoding import InvalidInput
+from cascade.index import Ids, Mask
+from cascade.spec import ALLOW
+
+DESCRIPTION = "filters.json"
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Description:
+    """filters.json.
+
+    Args:
+        mapped: `row_ids` int64 [N], the id of each row; `ids` int64 [N], sorted, and `id_rows`
+            int32 [N], the row of each; `text` uint8 and `text_starts` int64 [V + 1], the values of
+            all features; `rows` int32 and `row_starts` int64 [V + 1], the rows that have each
+            value, ascending.
+        features: where the values of each feature begin and end among the V.
+        left_out: features that cannot be asked for, and why.
+    """
+
+    schema_hash: str
+    mapped: dict[str, Mapped]
+    features: dict[str, tuple[int, int]]
+    left_out: dict[str, str]
+
+    def save(self, folder: Path) -> None:
+        mapped = {name: vars(value) for name, value in self.mapped.items()}
+        content = {"format": FORMAT, **vars(self), "mapped": mapped}
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, schema_hash: str) -> Description:
+        """Read and check.
+
+        Raises:
+            ArtifactError: it is missing or damaged, of another schema, or a file is too short.
+        """
+        path = folder / DESCRIPTION
+        if not path.exists():
+            raise ArtifactError(f"{path} is missing: export again")
+        try:
+            content = json.loads(path.read_text())
+            if content["format"] != FORMAT:
+                raise ArtifactError(f"{path} has another format than {FORMAT}: export again")
+            mapped = {
+                name: Mapped(value["file"], value["dtype"], tuple(value["shape"]))
+                for name, value in content["mapped"].items()
+            }
+            features = {name: (first, end) for name, (first, end) in content["features"].items()}
+            found = cls(content["schema_hash"], mapped, features, content["left_out"])
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ArtifactError(f"{path} is damaged: {error!r}") from error
+        if found.schema_hash != schema_hash:
+            raise ArtifactError(
+                f"{path} was made for schema {found.schema_hash}, but the schema here is "
+                f"{schema_hash}: export all stages together"
+            )
+        for value in found.mapped.values():
+            value.check(folder)
+        return found
+
+
+class Items:
+    """The items of a release, by id and by value.
+
+    Raises:
+        ArtifactError: the folder was exported without, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path, schema_hash: str) -> None:
+        described = Description.load(folder, schema_hash)
+        arrays = {
+            # A plain view of the mapping: indexing a memmap costs a microsecond each time.
+            name: np.asarray(mapped.open(folder))
+            for name, mapped in described.mapped.items()
+        }
+        self._row_ids = arrays["row_ids"]
+        self._ids, self._id_rows = arrays["ids"], arrays["id_rows"]
+        self._text, self._text_starts = arrays["text"], arrays["text_starts"]
+        self._rows, self._row_starts = arrays["rows"], arrays["row_starts"]
+        self._features, self._left_out = described.features, described.left_out
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def rows(self, ids: Ids) -> Ids:
+        """Ids [n] of the outside world -> the rows that have them, int64 [<= n], in any order. An
+        id that no item has is passed over."""
+        ids = np.sort(ids)  # neighbours are found in the same pages
+        places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
+        rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)
+        return rows
+
+    def named(self, rows: Ids, ids: Ids) -> Mask:
+        """Which of these rows [n], each once, have one of these ids: a bool each. Much faster than
+        to look for the rows of the ids."""
+        own = self._row_ids[rows]
+        order = np.argsort(own)
+        own, ids = own[order], np.sort(ids)
+        places = np.searchsorted(own, ids)
+        places = places[places < len(own)]
+        found = np.zeros(len(rows), bool)
+        found[order[places[own[places] == ids[: len(places)]]]] = True
+        return found
+
+    def having(self, allow: Mapping[str, Sequence[bytes]]) -> Mask:
+        """[N]: whether an item has one of the values, of each feature that is named.
+
+        Raises:
+            InvalidInput: there is no such feature, or it cannot be asked for.
+        """
+        found = np.ones(len(self), bool)
+        for feature, values in allow.items():
+            self._check(feature)
+            some = np.zeros(len(self), bool)
+            for value in values:
+                some[self._having(feature, value)] = True
+            found &= some
+        return found
+
+    def _check(self, feature: str) -> None:
+        if feature in self._left_out:
+            raise InvalidInput(
+                f"{ALLOW}: feature {feature} cannot be asked for: {self._left_out[feature]}"
+            )
+        if feature not in self._features:
+            known = ", ".join(self._features) or "none: this release was exported without"
+            raise InvalidInput(f"{ALLOW}: no item feature is called {feature!r}; known: {known}")
+
+    def _having(self, feature: str, value: bytes) -> Ids:
+        """The rows that have the value."""
+        first, end = self._features[feature]
+        place = bisect_left(range(end), value, lo=first, key=self._value)
+        if place == end or self._value(place) != value:
+            return self._rows[:0]
+        found: Ids = self._rows[self._row_starts[place] : self._row_starts[place + 1]]
+        return found
+
+    def _value(self, place: int) -> bytes:
+        found: bytes = self._text[self._text_starts[place] : self._text_starts[place + 1]].tobytes()
+        return found

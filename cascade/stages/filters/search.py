@@ -1,0 +1,175 @@
+"""Candidates under filters: as many as without, as long as there are items left.
+
+So many more are fetched as are excluded or denied and may be among the best, and these are dropped
+(`cascade.index.among`). Where `allow` leaves at most K items, these are the candidates and nothing
+is searched; else the index searches among them, and what it does not find is filled up with other
+allowed items.
+
+What a user gets depends on his own filters and the deny list alone, not on who shares his batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from cascade.artifact import Array
+from cascade.encoding import Floats
+from cascade.index import Ids, Mask
+from cascade.runtime.graph import Graph
+from cascade.stages.filters.deny import Denied, DenyList
+from cascade.stages.filters.items import Items
+from cascade.stages.filters.request import allowed_values, excluded_ids
+
+DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the best; else a search
+
+
+class Searchable(Protocol):
+    """Both kinds of index."""
+
+    def search(self, queries: Floats, k: int) -> Ids:
+        """[B, D] -> rows int64 [B, k], best first, -1 pads."""
+
+    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
+        """The same among the `allowed` ones [N]."""
+
+    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+        """At least k [B, >= k], so that k remain when so many are left out."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What one user asks for.
+
+    Args:
+        excluded: ids int64 [E], in any order.
+        allowed: bool [N]; None = every item.
+    """
+
+    excluded: Ids
+    allowed: Mask | None
+
+    def __bool__(self) -> bool:
+        return self.allowed is not None or len(self.excluded) > 0
+
+
+class Filtered:
+    """Encoded users and their filters -> candidates int64 [B, K], -1 pads.
+
+    Args:
+        search: users -> candidates, as long as there is no filter.
+        tower: users -> their vectors, in a list.
+        deny: None = there is no list.
+        candidates: K.
+    """
+
+    def __init__(
+        self,
+        search: Any,
+        tower: Graph,
+        index: Searchable,
+        items: Items,
+        deny: DenyList | None,
+        candidates: int,
+    ) -> None:
+        self._search, self._tower, self._index = search, tower, index
+        self._items, self._deny, self._candidates = items, deny, candidates
+        self._nothing = Denied.of(np.empty(0, np.int64), items)
+
+    def __call__(
+        self,
+        user_dense: Array,
+        user_ids: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> Ids:
+        """Best first; but where all allowed items are candidates, in the order of their rows.
+
+        Args:
+            exclude, allow: object [B, 1] of bytes; None where nobody filters.
+
+        Raises:
+            InvalidInput: a filter cannot be read.
+        """
+        denied = self._deny.now() if self._deny else self._nothing
+        wishes = self._wishes(len(user_ids), exclude, allow)
+        if not denied.count and not any(wishes):
+            found: Ids = self._search(user_dense, user_ids)
+            return found
+        queries = self._tower(user_dense, user_ids)[0]
+        return self._filter(queries, wishes, denied)
+
+    def _wishes(self, users: int, exclude: Array | None, allow: Array | None) -> Sequence[Wish]:
+        if exclude is None and allow is None:
+            return [_NONE] * users
+        nothing = [b""] * users
+        return [
+            self._wish(excluded, allowed)
+            for excluded, allowed in zip(
+                nothing if exclude is None else exclude[:, 0],
+                nothing if allow is None else allow[:, 0],
+                strict=True,
+            )
+        ]
+
+    def _wish(self, exclude: bytes, allow: bytes) -> Wish:
+        values = allowed_values(allow)
+        allowed = self._items.having(values) if values else None
+        return Wish(excluded_ids(exclude), allowed)
+
+    def _filter(self, queries: Floats, wishes: Sequence[Wish], denied: Denied) -> Ids:
+        found = np.full((len(wishes), self._candidates), -1, np.int64)
+        fetched = self._candidates + min(DENIED_AT_ONCE, denied.count)
+        free = [user for user, wish in enumerate(wishes) if not wish]
+        if free:
+            for user, rows in zip(free, self._index.search(queries[free], fetched), strict=True):
+                self._keep(found[user], rows, wishes[user], denied)
+        for user, wish in enumerate(wishes):
+            if len(wish.excluded) and wish.allowed is None:
+                query = queries[user : user + 1]
+                rows = self._index.search_with_spares(query, fetched, len(wish.excluded))[0]
+                self._keep(found[user], rows, wish, denied)
+        for user in np.flatnonzero(found[:, -1] < 0):
+            if user in free and not denied.count:
+                continue  # has what the search without filters finds
+            left = self._left(wishes[user], denied)
+            found[user] = self._among(queries[user : user + 1], left)
+        return found
+
+    def _keep(self, found: Ids, rows: Ids, wish: Wish, denied: Denied) -> None:
+        """Rows [>= K] -> found [K]: those that are neither denied nor excluded."""
+        rows = rows[rows >= 0]
+        if denied.count:
+            rows = rows[~denied.mask[rows]]
+        if len(wish.excluded):
+            rows = rows[~self._items.named(rows, wish.excluded)]
+        rows = rows[: len(found)]
+        found[: len(rows)] = rows
+
+    def _left(self, wish: Wish, denied: Denied) -> Mask:
+        """[N]: what the user may get."""
+        left = ~denied.mask if wish.allowed is None else wish.allowed & ~denied.mask
+        left[self._items.rows(wish.excluded)] = False
+        return left
+
+    def _among(self, query: Floats, left: Mask) -> Ids:
+        """query [1, D] -> the K best of the items that are `left` [N], all where they are fewer."""
+        k = self._candidates
+        found = np.full(k, -1, np.int64)
+        count = int(np.count_nonzero(left))
+        if count > k:
+            rows = self._index.search_among(query, k, left)[0]
+            rows = rows[rows >= 0]
+            found[: len(rows)] = rows
+            left[rows] = False
+            if len(rows) < k:
+                found[len(rows) :] = np.flatnonzero(left)[: k - len(rows)]
+        else:
+            found[:count] = np.flatnonzero(left)
+        return found
+
+
+_NONE = Wish(np.empty(0, np.int64), None)

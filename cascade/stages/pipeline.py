@@ -1,0 +1,99 @@
+"""The whole cascade in one process: what the server's answers are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cascade.artifact import Array, ArtifactError
+from cascade.release import newest_version, read_release
+from cascade.spec import (
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    STAGES,
+    Serving,
+    sizes_from,
+    stage_path,
+)
+from cascade.stages.load import deny_list_of, load_stage
+from cascade.stages.retrieve import Retrieve
+from cascade.stages.scoring import Score
+
+
+class Pipeline:
+    """Chains the stage objects that the server runs."""
+
+    def __init__(self, retrieve: Retrieve, prerank: Score, rank: Score) -> None:
+        expected = retrieve.encoder.schema.hash
+        for name, stage in ((PRERANK, prerank), (RANK, rank)):
+            if stage.schema_hash != expected:
+                raise ArtifactError(
+                    f"{name} was exported for schema {stage.schema_hash}, {RETRIEVE} for "
+                    f"{expected}: export all stages together"
+                )
+        self._retrieve, self._prerank, self._rank = retrieve, prerank, rank
+        self.schema = retrieve.encoder.schema
+
+    @classmethod
+    def load(
+        cls, repository: Path, version: int | None = None, serving: Serving | None = None
+    ) -> Pipeline:
+        """Open the stages of one release of a model repository, the newest by default."""
+        version = newest_version(repository) if version is None else version
+        release = read_release(repository, version)
+        sizes, topology = sizes_from(release["sizes"]), release["topology"]
+        serving = serving or Serving()
+        wired = Serving(**release.get("serving", {}))
+        retrieve, prerank, rank = (
+            load_stage(
+                name,
+                repository / stage_path(topology, name, version),
+                serving,
+                sizes.candidates,
+                deny_list_of(repository, wired),
+            )
+            for name in STAGES
+        )
+        assert isinstance(retrieve, Retrieve)
+        assert isinstance(prerank, Score)
+        assert isinstance(rank, Score)
+        return cls(retrieve, prerank, rank)
+
+    @property
+    def item_ids(self) -> Array:
+        """int64 [N]: the outside world's id of every catalogue row that `retrieve` may name."""
+        assert self._rank.item_ids is not None
+        return self._rank.item_ids
+
+    def retrieve(
+        self,
+        dense: Array,
+        categorical: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> tuple[Array, Array, Array]:
+        """Raw users and their filters, as they come over the wire, object [B, 1] of bytes ->
+        user_dense, user_ids, candidates [B, 1000]."""
+        user_dense, user_ids, candidates = self._retrieve(dense, categorical, exclude, allow)
+        return user_dense, user_ids, candidates
+
+    def prerank(self, user_dense: Array, user_ids: Array, candidates: Array) -> Array:
+        """-> survivors [B, 200]."""
+        return self._prerank(user_dense, user_ids, candidates)[0]
+
+    def rank(self, user_dense: Array, user_ids: Array, survivors: Array) -> tuple[Array, Array]:
+        """-> item_ids [B, 10], scores [B, 10]."""
+        item_ids, scores, *_ = self._rank(user_dense, user_ids, survivors)
+        return item_ids, scores
+
+    def __call__(
+        self,
+        dense: Array,
+        categorical: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> tuple[Array, Array]:
+        """Raw users, dense [B, F_dense] and categorical [B, F_cat], and their filters -> item_ids,
+        scores [B, 10]."""
+        user_dense, user_ids, candidates = self.retrieve(dense, categorical, exclude, allow)
+        return self.rank(user_dense, user_ids, self.prerank(user_dense, user_ids, candidates))

@@ -1,0 +1,66 @@
+"""The first stage: who is the user, and which of all items come into question?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascade import index
+from cascade.artifact import Array
+from cascade.encoding import Encoder
+from cascade.index import exact
+from cascade.runtime import spans
+from cascade.runtime.load import load_graph
+from cascade.spec import ALLOW, EXCLUDE, Serving
+from cascade.stages import filters
+
+
+class Retrieve:
+    """Raw user -> encoded user and candidates.
+
+    dense [B, F_dense], categorical [B, F_cat] -> user_dense [B, F_dense], user_ids [B, C],
+    candidates [B, K]: catalogue rows, best first, -1 pads.
+
+    Args:
+        deny_list: file of the items that nobody is to get; None = there is none.
+    """
+
+    inputs: tuple[str, ...] = ("dense", "categorical")
+    optional: tuple[str, ...] = (EXCLUDE, ALLOW)
+    outputs: tuple[str, ...] = ("user_dense", "user_ids", "candidates")
+
+    def __init__(
+        self, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
+    ) -> None:
+        self.candidates = candidates
+        self.encoder = Encoder.load(folder, sides=("user",))
+        self.schema_hash = self.encoder.schema.hash
+        _, tower = load_graph(folder, self.encoder.schema, serving)
+        self._tower = spans.after("tower", tower)
+        index.set_threads(max(1, serving.threads))
+        self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
+        items = filters.Items(folder, self.encoder.schema.hash)
+        deny = filters.DenyList(deny_list, items) if deny_list else None
+        search = exact.searcher(self.index, self._tower, candidates)
+        self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
+        self._kept = 0
+
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        dense, categorical, *wanted = inputs
+        user_dense, user_ids = self.encoder.encode("user", dense, categorical)
+        spans.mark("encode")
+        if not len(user_ids):
+            return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
+        rows = self._search(user_dense, user_ids, *wanted)
+        spans.mark("search")
+        self._kept += int(np.count_nonzero(rows >= 0))
+        return user_dense, user_ids, rows
+
+    def counts(self) -> Mapping[str, int]:
+        return {"kept": self._kept}
+
+    def levels(self) -> Mapping[str, float]:
+        return {"items": len(self.index)}

@@ -1,0 +1,67 @@
+"""The stages of the cascade: arrays in, arrays out, no Triton.
+
+Each is built from one version folder and holds all that it needs. The same objects run in the
+server, in the in-process pipeline and in the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from cascade.artifact import Array
+from cascade.encoding import InvalidInput
+from cascade.runtime import spans
+from cascade.runtime.load import load_graph
+from cascade.spec import (
+    CATALOGUE_IDS,
+    Serving,
+)
+
+
+class Score:
+    """Preranker or ranker: user and candidate rows -> what the exported graph returns.
+
+    user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> survivors [B, K'], or item ids and
+    scores [B, K'].
+    """
+
+    optional: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, serving: Serving) -> None:
+        description, self._graph = load_graph(folder, None, serving)
+        self.inputs, self.outputs = description.inputs, description.outputs
+        self.schema_hash = description.schema_hash
+        self._sorted, self._scored = f"{description.stage}.sort", description.stage
+        ids = description.mapped.get(CATALOGUE_IDS)
+        self.item_ids = None if ids is None else ids.open(folder)[:, 0]
+        self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
+        self._kept = 0
+
+    def __call__(self, *inputs: Array) -> tuple[Array, ...]:
+        *users, rows = inputs
+        # In catalogue order: neighbours share pages, and the gather waits less. A pad goes first.
+        rows = np.sort(rows, axis=1)
+        # What a gather of a row beyond the last one does depends on the device.
+        if rows[:, -1:].max(initial=-1) >= self._items:
+            raise InvalidInput(
+                f"{self.inputs[-1]}: row {rows.max()} came, but the catalogue has {self._items} "
+                "items. Do all stages serve one release?"
+            )
+        if not len(inputs[0]):  # ONNX Runtime 1.19 ends the process over TopK of no rows
+            one = (np.zeros((1, *x.shape[1:]), x.dtype) for x in inputs)
+            return tuple(output[:0] for output in self._graph(*one))
+        spans.mark(self._sorted)
+        found = tuple(self._graph(*users, rows))
+        spans.mark(self._scored)
+        self._kept += int(np.count_nonzero(found[0] >= 0))
+        return found
+
+    def counts(self) -> Mapping[str, int]:
+        return {"kept": self._kept}
+
+    def levels(self) -> Mapping[str, float]:
+        return {"items": self._items} if self._items < sys.maxsize else {}

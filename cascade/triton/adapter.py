@@ -1,0 +1,213 @@
+"""The one adapter between stages and Triton's Python backend.
+
+A model.py in the repository is `from cascade.triton.adapter import TritonPythonModel`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from cascade.artifact import Array
+from cascade.encoding import InvalidInput
+from cascade.runtime import spans
+from cascade.spec import DEADLINE, RELEASE, Serving
+from cascade.stages.load import deny_list_of, load_stages
+from cascade.triton import request_log
+from cascade.triton.admission import AGAIN, Waiting
+from cascade.triton.metrics import Metrics
+from cascade.triton.request_log import RequestLog
+
+Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
+
+
+class TritonPythonModel:
+    """Runs the stages of one process: concatenates the requests of a batch, computes them in as
+    few runs as `users_per_run` allows, splits the answers."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        values = {k: v["string_value"] for k, v in config["parameters"].items()}
+        folder = Path(args["model_repository"]) / args["model_version"]
+        gpu = int(args["model_instance_device_id"])
+        serving = replace(Serving.from_parameters(values), device_id=gpu)
+        name, release = args["model_name"], int(args["model_version"])
+        names = values["stages"].split(",")
+        self.name = name
+        deny_list = deny_list_of(Path(args["model_repository"]).parent, serving)
+        candidates = int(values["candidates"])
+        self.stage = load_stages(names, folder, serving, candidates, deny_list)
+        self.absent = {
+            tensor["name"]: (
+                [int(size) for size in tensor["dims"]],
+                np.dtype(pb_utils.triton_string_to_numpy(tensor["data_type"])),
+            )
+            for tensor in config["input"]
+            if tensor.get("optional")
+        }
+        self.users_per_run = serving.users_per_run
+        self.waiting = Waiting.of(config, release, serving.max_queue_size)
+        tagged = any(output["name"] == RELEASE.name for output in config["output"])
+        self.release = release if tagged else None
+        self.log = RequestLog(name, release, request_log.wanted(values))
+        held = getattr(self.stage, "stages", (self.stage,))
+        self.metrics = Metrics(pb_utils, name, release, dict(zip(names, held, strict=True)))
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        if self.waiting.refuses(len(requests)):
+            return self._refuse(len(requests))
+        refusals = [self._refusal_of(request) for request in requests]
+        if not any(refusals):
+            return self._compute(requests)
+        left = [r for r, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        answers = iter(self._compute(left) if left else ())
+        return [next(answers) if refusal is None else refusal for refusal in refusals]
+
+    def _refusal_of(self, request: Any) -> Any | None:
+        """What a request gets whose answer nobody waits for any more; None for all others."""
+        deadline = _parameter(request, DEADLINE)
+        if deadline is None:
+            return None
+        if type(deadline) is not int:
+            self.metrics.error("input")
+            message = f"parameter {DEADLINE}: {deadline!r} came; send whole microseconds since 1970"
+            return _refusal(message, pb_utils.TritonError.INVALID_ARG)
+        if time.time_ns() // 1000 <= deadline:
+            return None
+        self.metrics.error("late")
+        message = f"its deadline passed before {self.name} began: allow more time"
+        return _refusal(message, pb_utils.TritonError.CANCELLED)
+
+    def _compute(self, requests: Sequence[Any]) -> list[Any]:
+        spans.mark(spans.START)
+        start = time.perf_counter()
+        inputs = [self._read(request) for request in requests]
+        try:
+            answers = self._answer(inputs)
+        except Exception:
+            # Somebody's mistake: find out whose, and let the neighbours have their answers.
+            answers = [
+                self._answer_one(arrays, request.request_id())
+                for arrays, request in zip(inputs, requests, strict=True)
+            ]
+        seconds, users = time.perf_counter() - start, [len(arrays[0]) for arrays in inputs]
+        self.metrics.batch(sum(users), seconds)
+        if self.log.every_request:
+            ids = (request.request_id() for request in requests)
+            self.log.answered([*zip(ids, users, strict=True)], seconds)
+        self.waiting.look(sum(users), len(requests))
+        return answers
+
+    def _refuse(self, requests: int) -> list[Any]:
+        self.metrics.error("queue", requests)
+        message = f"more than {self.waiting.most} users wait for {self.name}: {AGAIN}"
+        return [_refusal(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
+
+    def finalize(self) -> None:
+        self.metrics.close()
+        spans.write()
+
+    def _read(self, request: Any) -> Arrays:
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        users = tensors[next(iter(tensors))].shape()[0]
+        optional = (tensors.get(name) for name in self.stage.optional)
+        return (
+            *(
+                tensors[name].as_numpy() if name in tensors else self._nothing(name, users)
+                for name in self.stage.inputs
+            ),
+            *(None if tensor is None else tensor.as_numpy() for tensor in optional),
+        )
+
+    def _nothing(self, name: str, users: int) -> Array:
+        """Stands in for an optional input that a request left out: NaN, or empty texts."""
+        dims, dtype = self.absent[name]
+        return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
+
+    def _answer_one(self, arrays: Arrays, request_id: str) -> Any:
+        try:
+            return self._answer([arrays])[0]
+        except InvalidInput as error:
+            self.metrics.error("input")
+            self.log.problem(request_id, "warning", str(error))
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            # Nothing a caller can act on: the traceback goes into the log, not over the wire.
+            self.metrics.error("stage")
+            self.log.problem(request_id, "error", repr(error), traceback.format_exc())
+            message = f"{self.name} failed ({type(error).__name__}); the server's log says why"
+            return _refusal(message, pb_utils.TritonError.INTERNAL)
+
+    def _answer(self, inputs: list[Arrays]) -> list[Any]:
+        one = len(inputs) == 1
+        joined = inputs[0] if one else _joined(inputs)
+        spans.mark("read")
+        outputs = self._run(*joined)
+        responses, start = [], 0
+        for arrays in inputs:
+            stop = start + len(arrays[0])
+            tensors = [
+                pb_utils.Tensor(name, output[start:stop])
+                for name, output in zip(self.stage.outputs, outputs, strict=True)
+            ]
+            if self.release is not None:
+                releases = np.full((stop - start, 1), self.release, np.int64)
+                tensors.append(pb_utils.Tensor(RELEASE.name, releases))
+            responses.append(pb_utils.InferenceResponse(tensors))
+            start = stop
+        spans.mark("answer")
+        return responses
+
+    def _run(self, *inputs: Any) -> tuple[Array, ...]:
+        users, most = len(inputs[0]), self.users_per_run or len(inputs[0])
+        if users <= most:
+            return self.stage(*inputs)
+        runs = [
+            self.stage(*(x if x is None else x[i : i + most] for x in inputs))
+            for i in range(0, users, most)
+        ]
+        return tuple(map(np.concatenate, zip(*runs, strict=True)))
+
+
+def _joined(requests: Sequence[Arrays]) -> Arrays:
+    """The inputs of all requests of a batch. An optional one is None where nobody brought it; else
+    it is empty for those who did not."""
+    return tuple(_column(parts, requests) for parts in zip(*requests, strict=True))
+
+
+def _column(parts: Arrays, requests: Sequence[Arrays]) -> Array | None:
+    brought = [part for part in parts if part is not None]
+    if not brought:
+        return None
+    if len(brought) < len(parts):
+        users = [len(request[0]) for request in requests]
+        brought = [
+            np.full((count, 1), b"", object) if part is None else part
+            for part, count in zip(parts, users, strict=True)
+        ]
+    joined: Array = np.concatenate(brought)
+    return joined
+
+
+def _parameter(request: Any, name: str) -> Any:
+    """None where the request has none of that name."""
+    text: str = request.parameters()
+    if name not in text:
+        return None
+    try:
+        return json.loads(text).get(name)
+    except ValueError:  # a number that is not finite: the server has no JSON for it
+        return math.nan
+
+
+def _refusal(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,141 @@
+"""Prometheus metrics of the stages, beside Triton's own, under the server's /metrics.
+
+Every family has the labels `model` and `release`; what is so for a stage, `stage`, too.
+
+| family | further label | what |
+|---|---|---|
+| cascade_batch_seconds_bucket, _sum, _count | le | time of a batch in a process: a histogram |
+| cascade_batch_users_total | | users in those batches |
+| cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
+| cascade_<count>_total | stage | what a stage counts itself, see `Counting` |
+| cascade_<level> | stage | what a stage has now: `items` |
+| cascade_release | | the release that the model serves |
+
+Every increment, and every observation of a histogram of Triton's, is a message to the server. So a
+process counts in its own memory, and once a second hands over what is new: the buckets of the
+histogram as counters, which Prometheus' `histogram_quantile` reads alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+PERIOD_S = 1.0
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+PREFIX = "cascade_"
+Labels = dict[str, str]
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A stage with something to count takes part by having these two methods; the names in them
+    become those of the families, so nothing is declared twice.
+
+    Both are called once a second, from another thread than the stage's own.
+    """
+
+    def counts(self) -> Mapping[str, int]:
+        """Totals since the stage was loaded, which only grow: candidates or results `kept` and
+        `filtered`, `cold_starts`, `fallbacks`."""
+
+    def levels(self) -> Mapping[str, float]:
+        """What is so now, as `items`."""
+
+
+class Metrics:
+    """Counts what one process does.
+
+    Args:
+        backend: the module triton_python_backend_utils, which only the adapter may import.
+        stages: by name; the counts of those that are `Counting` are published.
+    """
+
+    def __init__(
+        self, backend: Any, model: str, release: int, stages: Mapping[str, object]
+    ) -> None:
+        self._backend = backend
+        self._counting = {n: s for n, s in stages.items() if isinstance(s, Counting)}
+        self._labels = {"model": model, "release": str(release)}
+        self._families: dict[str, Any] = {}
+        self._metrics: dict[tuple[str, str], Any] = {}
+        self._published: defaultdict[tuple[str, str], float] = defaultdict(float)
+        self._buckets = [0] * (len(BUCKETS_S) + 1)
+        self._seconds, self._users = 0.0, 0
+        self._errors = {"input": 0, "late": 0, "queue": 0, "stage": 0}
+        self._metric("release", {}, backend.MetricFamily.GAUGE).set(release)
+        self.publish()
+        self._ended = threading.Event()
+        self._publisher = threading.Thread(target=self._publish_often, daemon=True)
+        self._publisher.start()
+
+    def batch(self, users: int, seconds: float) -> None:
+        """A batch was answered."""
+        self._buckets[bisect_left(BUCKETS_S, seconds)] += 1
+        self._seconds += seconds
+        self._users += users
+
+    def error(self, kind: str, requests: int = 1) -> None:
+        """They got no answer: their `input` is at fault, a full `queue`, or the `stage`; or nobody
+        waited for it any more, as it was `late`."""
+        self._errors[kind] += requests
+
+    def publish(self) -> None:
+        """Hand the server what is new since the last time."""
+        total = 0
+        for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self._buckets, strict=True):
+            total += count
+            self._raise("batch_seconds_bucket", total, {"le": bound})
+        self._raise("batch_seconds_count", total)
+        self._raise("batch_seconds_sum", self._seconds)
+        self._raise("batch_users_total", self._users)
+        for kind, count in self._errors.items():
+            self._raise("errors_total", count, {"kind": kind})
+        for name, stage in self._counting.items():
+            for count_name, count in stage.counts().items():
+                self._raise(f"{count_name}_total", count, {"stage": name})
+            for level_name, level in stage.levels().items():
+                gauge = self._metric(level_name, {"stage": name}, self._backend.MetricFamily.GAUGE)
+                gauge.set(level)
+
+    def close(self) -> None:
+        """Publish the rest, and stop.
+
+        What the server keeps stays: 2.51 frees a metric when the first of its processes gives it
+        back, whoever still counts it. Python would give it back at exit, so it must not find it.
+        """
+        self._ended.set()
+        self._publisher.join()
+        self.publish()
+        for held in (*self._metrics.values(), *self._families.values()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+
+    def _publish_often(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            self.publish()
+
+    def _raise(self, name: str, total: float, labels: Labels | None = None) -> None:
+        """The processes of a model share its counters, so each adds what is new of its own."""
+        labels = labels or {}
+        metric = self._metric(name, labels, self._backend.MetricFamily.COUNTER)
+        key = name, str(labels)
+        if new := total - self._published[key]:
+            metric.increment(new)
+            self._published[key] = total
+
+    def _metric(self, name: str, labels: Labels, kind: Any) -> Any:
+        """Made at its first use. A family lives as long as this object knows it."""
+        key = name, str(labels)
+        if key not in self._metrics:
+            if name not in self._families:
+                self._families[name] = self._backend.MetricFamily(
+                    name=PREFIX + name,
+                    description=f"{name.replace('_', ' ')}: see cascade/triton/metrics.py",
+                    kind=kind,
+                )
+            self._metrics[key] = self._families[name].Metric(labels={**self._labels, **labels})
+        return self._metrics[key]

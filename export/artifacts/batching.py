@@ -1,0 +1,82 @@
+"""How many users a process should compute at once, found by trying.
+
+A batch shares what every call costs, and the weights that it reads; but the candidates of many
+users together leave the processor's cache. Where the two meet depends on the machine.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cascade.artifact import Array
+from cascade.release import read_release
+from cascade.server.threads import threads_per_process
+from cascade.spec import PROCESSES, STAGES, Serving, sizes_from, stage_path
+from cascade.stages.load import load_stage
+from cascade.stages.stage import Chain, Stage
+
+SIZES = (1, 2, 4, 8, 16, 32)
+ROUNDS = 9
+USERS = 256
+NO_SLOWER = 1.03  # a smaller run that costs hardly more per user keeps the others waiting less
+
+
+def measure(
+    repository: Path, version: int, users: tuple[Array, Array], serving: Serving
+) -> dict[str, dict[int, float]]:
+    """Try the processes of every topology, for they are made of the same stages: by the process's
+    name, microseconds per user by the users computed at once.
+
+    Args:
+        users: dense [B, F_dense] and categorical [B, F_cat], as they come over the wire.
+    """
+    release = read_release(repository, version)
+    candidates = sizes_from(release["sizes"]).candidates
+    threaded = replace(serving, threads=serving.threads or threads_per_process(repository))
+    known = {"dense": users[0][:USERS], "categorical": users[1][:USERS]}
+    stages: dict[str, Stage] = {}
+    for name in STAGES:
+        folder = repository / stage_path(release["topology"], name, version)
+        stages[name] = load_stage(name, folder, threaded, candidates)
+        outputs = [stages[name](*part) for part in _parts(_inputs(stages[name], known), SIZES[-1])]
+        known.update(
+            zip(stages[name].outputs, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
+        )
+    found = {}
+    for model, held in PROCESSES.items():
+        process = Chain([stages[name] for name in held])
+        found[model] = _time(process, _inputs(process, known))
+    return found
+
+
+def _inputs(stage: Stage, known: dict[str, Array]) -> tuple[Array, ...]:
+    return tuple(known[name] for name in stage.inputs)
+
+
+def best(us_by_size: dict[int, float]) -> int:
+    """The smallest number of users at once that is nearly as fast as the fastest."""
+    fastest = min(us_by_size.values())
+    return min(size for size, us in us_by_size.items() if us <= NO_SLOWER * fastest)
+
+
+def _time(stage: Stage, inputs: tuple[Array, ...]) -> dict[int, float]:
+    """Medians; the sizes take turns, and every turn sees other users."""
+    times: dict[int, list[float]] = {size: [] for size in SIZES}
+    users = len(inputs[0])
+    for turn in range(ROUNDS):
+        for size in SIZES:
+            some = np.arange(turn * SIZES[-1], (turn + 1) * SIZES[-1]) % users
+            parts = _parts(tuple(x[some] for x in inputs), size)
+            start = time.perf_counter_ns()
+            for part in parts:
+                stage(*part)
+            times[size].append((time.perf_counter_ns() - start) / 1e3 / len(some))
+    return {size: float(np.median(t)) for size, t in times.items()}
+
+
+def _parts(inputs: tuple[Array, ...], size: int) -> list[tuple[Array, ...]]:
+    return [tuple(x[i : i + size] for x in inputs) for i in range(0, len(inputs[0]), size)]

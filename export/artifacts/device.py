@@ -1,0 +1,161 @@
+"""What a device is given besides model.onnx and model.pt: half precision, native packages.
+
+Both are made from the same modules, and both are judged like everything else: half precision by
+`export.artifacts.guard`, a package by parity with the eager module.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cascade.artifact import AOTI_FILE, ArtifactError, Description
+from cascade.models.scorer import Scorer
+from export.artifacts.graphs import SURROGATE_ROWS, user_half
+
+HALVES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class HalfScorer(Scorer):
+    """A model whose `user` and `cross` are computed in half precision.
+
+    Item states are computed once, in float32, and are narrowed when they are used; logits leave
+    as float32, so that masks, top K and sigmoid are not rounded.
+
+    Args:
+        scorer: the trained model; it stays as it is.
+        dtype: float16, or bfloat16: fewer digits, and the range of float32.
+    """
+
+    def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.user_width, self.item_width = scorer.user_width, scorer.item_width
+        self.dtype = dtype
+        self.narrow = copy.deepcopy(user_half(scorer)).to(dtype)
+        self.__dict__["trained"] = scorer  # no part of this module: no second copy in a graph
+
+    def arranged(self, candidates: int, recompute: bool = False) -> HalfScorer:
+        trained: Scorer = self.__dict__["trained"]
+        return HalfScorer(trained.arranged(candidates, recompute), self.dtype)
+
+    def user(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.narrow.user(dense.to(self.dtype), ids).float()
+
+    def item(self, dense: Tensor, ids: Tensor) -> Tensor:
+        trained: Scorer = self.__dict__["trained"]
+        return trained.item(dense, ids)
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        return self.narrow.cross(user.to(self.dtype), item.to(self.dtype)).float()
+
+
+def half(scorer: Scorer, precision: str) -> HalfScorer:
+    """The same model in `float16` or `bfloat16`, for `TopCandidates` or `UserTower`.
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision not in HALVES:
+        raise ValueError(f"half precision is {precision!r}; expected one of {[*HALVES]}")
+    return HalfScorer(scorer, HALVES[precision]).eval()
+
+
+class Outside(nn.Module):
+    """A module whose large buffers come as arguments, after its own.
+
+    What a package holds is read by every process for itself; what it is handed over, they share.
+    """
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *inputs: Tensor) -> Any:
+        own, buffers = inputs[: -len(self.names)], inputs[-len(self.names) :]
+        named = dict(zip(self.names, buffers, strict=True))
+        return torch.func.functional_call(self.module, named, own)
+
+
+def package(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    description: Description,
+    folder: Path,
+    device: str = "cpu",
+) -> Path:
+    """Write folder/model.pt2: native code for this kind of device, compiled by AOTInductor.
+
+    Args:
+        module: as given to `onnx_file.export`, its surrogate rows still in place: the
+            buffers named in `description.mapped` become arguments.
+        example: arguments by name; batch size 2 at least, for the tracer takes a 1 for a constant.
+        device: `cpu` or `cuda`. What is compiled is for the machine that compiles, too: export
+            where you serve, or on its like.
+
+    Raises:
+        ArtifactError: there is no such device, or no compiler.
+    """
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArtifactError("device is cuda, but torch finds no GPU: export on a machine with one")
+    names = tuple(description.mapped)
+    path = folder / AOTI_FILE
+    partial = folder / f"partial-{AOTI_FILE}"
+    module.eval().to(device)
+    try:
+        buffers = tuple(getattr(module, name) for name in names)
+        arguments = (*(value.to(device) for value in example.values()), *buffers)
+        with torch.no_grad(), _dense_lookups(module), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes of the compiler about its own libraries
+            program = torch.export.export(
+                Outside(module, names) if names else module,
+                arguments,
+                dynamic_shapes=_dynamic(module, tuple(example), len(names)),
+            )
+            aoti_compile_and_package(program, package_path=str(partial))
+    except InductorError as error:
+        if not isinstance(error.inner_exception, InvalidCxxCompiler):
+            raise
+        raise ArtifactError(
+            f"torch finds no C++ compiler ({error.inner_exception}): install g++, or export with "
+            "another --runtime"
+        ) from error
+    finally:
+        module.to("cpu")
+    os.replace(partial, path)
+    return path
+
+
+@contextmanager
+def _dense_lookups(module: nn.Module) -> Iterator[None]:
+    """Tables whose gradients are sparse are looked up by a call back into torch, though there are
+    no gradients here."""
+    sparse = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse]
+    for table in sparse:
+        table.sparse = False
+    try:
+        yield
+    finally:
+        for table in sparse:
+            table.sparse = True
+
+
+def _dynamic(module: nn.Module, inputs: tuple[str, ...], buffers: int) -> Any:
+    """The batch, the candidates of a user and the items are free."""
+    batch = torch.export.Dim("batch", min=1)
+    free: list[dict[int, Any]] = [{0: batch} for _ in inputs]
+    if buffers:  # a scoring stage: its last input are rows
+        free[-1][1] = torch.export.Dim("candidates_per_user", min=getattr(module, "keep", 2))
+    items = torch.export.Dim("items", min=SURROGATE_ROWS // 2)
+    free += [{0: items} for _ in range(buffers)]
+    return (tuple(free),) if buffers else tuple(free)  # `Outside` takes all in one argument

@@ -1,0 +1,268 @@
+"""What retrieval has to know about the items to filter them: ids and values to rows of a release.
+
+Values are those that the checkpoints' catalogue has in raw form. Where it has encoded ones alone, a
+vocabulary leads back to the values; a hash does not, nor does an id that several values share, and
+such a feature is left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from cascade.artifact import Array, ArtifactError, Mapped
+from cascade.encoding import FIRST, MISSING, UNKNOWN, Encoder
+from cascade.errors import CascadeError
+from cascade.schema import Feature
+from cascade.stages.filters.items import Description
+from export.artifacts.stage_files import Catalogue
+
+FILES = {
+    "row_ids": ("filter_row_ids.bin", "int64"),
+    "ids": ("filter_ids.bin", "int64"),
+    "id_rows": ("filter_id_rows.bin", "int32"),
+    "text": ("filter_text.bin", "uint8"),
+    "text_starts": ("filter_text_starts.bin", "int64"),
+    "rows": ("filter_rows.bin", "int32"),
+    "row_starts": ("filter_row_starts.bin", "int64"),
+}
+
+
+class Unknown(CascadeError, ValueError):
+    """The values of a feature cannot be told from what the checkpoints hold; says why."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which item has which value.
+
+    Args:
+        values: [V], large_binary, each once, in any order.
+        codes: [n], positions in `values`. rows: [n], of the release.
+    """
+
+    values: pa.Array
+    codes: Array
+    rows: Array
+
+
+def write(
+    checkpoints: Path,
+    encoder: Encoder,
+    items: Catalogue,
+    order: Array,
+    folder: Path,
+    wanted: Sequence[str] | None,
+) -> Description:
+    """Write filters.json and the files that it describes.
+
+    Args:
+        items: of the release, in its order.
+        order: int64 [N], the item of the checkpoints that is in each row.
+        wanted: features that can be asked for; None = all that can be told.
+
+    Raises:
+        ArtifactError: an id occurs twice, or a wanted feature cannot be told.
+    """
+    known = {feature.name: feature for feature in encoder.schema.ids("item")}
+    if strangers := sorted(set(wanted or ()) - set(known)):
+        raise ArtifactError(f"no item feature is called {', '.join(strangers)}; known: {[*known]}")
+    source = _Source(checkpoints / "catalogue.parquet", encoder, items, order)
+    features: dict[str, tuple[int, int]] = {}
+    left_out: dict[str, str] = {}
+    with _Writer(folder) as writer:
+        writer.add_ids(items.item_ids)
+        for name, feature in tqdm(known.items(), desc="filters", unit=" features", leave=False):
+            if wanted is not None and name not in wanted:
+                left_out[name] = "it was left out of this export"
+                continue
+            try:
+                features[name] = writer.add(source.pairs(feature), len(items))
+            except Unknown as error:
+                if wanted is not None:
+                    raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
+                left_out[name] = str(error)
+    found = Description(encoder.schema.hash, writer.mapped, features, left_out)
+    found.save(folder)
+    return found
+
+
+def refresh(
+    source: Path, folder: Path, encoder: Encoder, keep: Array, added: Catalogue, item_ids: Array
+) -> Description:
+    """The same for a catalogue of which some items have left and to which others have come.
+
+    Args:
+        source: the folder of the release before.
+        keep: bool [N], which of its rows stay. added: the items behind those.
+        item_ids: of the new release.
+    """
+    old = Description.load(source, encoder.schema.hash)
+    arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
+    row, kept = np.cumsum(keep) - 1, int(keep.sum())
+    features: dict[str, tuple[int, int]] = {}
+    left_out = dict(old.left_out)
+    with _Writer(folder) as writer:
+        writer.add_ids(item_ids)
+        for name, (first, end) in tqdm(old.features.items(), desc="filters", leave=False):
+            feature = next(f for f in encoder.schema.ids("item") if f.name == name)
+            try:
+                new = pairs_of(added, feature, encoder)
+            except Unknown as error:
+                left_out[name] = f"of new items: {error}"
+                continue
+            before = _stored(arrays, first, end)
+            stays = keep[before.rows]
+            values = pa.concat_arrays([before.values, new.values]).dictionary_encode()
+            codes = np.concatenate((before.codes[stays], new.codes + len(before.values)))
+            rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
+            joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
+            features[name] = writer.add(joined, len(item_ids))
+    found = Description(encoder.schema.hash, writer.mapped, features, left_out)
+    found.save(folder)
+    return found
+
+
+def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
+    """What was written of one feature."""
+    starts, rows = (arrays[name][first : end + 1] for name in ("text_starts", "row_starts"))
+    buffers = (starts - starts[0], arrays["text"][starts[0] : starts[-1]])
+    contents = [None, *(pa.py_buffer(np.ascontiguousarray(part)) for part in buffers)]
+    values = pa.Array.from_buffers(pa.large_binary(), end - first, contents)
+    codes = np.repeat(np.arange(end - first), np.diff(rows))
+    return Pairs(values, codes, arrays["rows"][rows[0] : rows[-1]])
+
+
+def pairs_of(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
+    """Of items in the rows from 0 on. Raises `Unknown` where the values cannot be told."""
+    if items.raw is not None:
+        return raw_pairs(items.raw[feature.name], feature, np.arange(len(items)))
+    return decoded_pairs(items, feature, encoder)
+
+
+class _Source:
+    """Where the values come from."""
+
+    def __init__(self, catalogue: Path, encoder: Encoder, items: Catalogue, order: Array) -> None:
+        self._catalogue, self._encoder, self._items = catalogue, encoder, items
+        self._raw = set(pq.read_schema(catalogue).names)
+        self._places = np.empty_like(order)
+        self._places[order] = np.arange(len(order))
+
+    def pairs(self, feature: Feature) -> Pairs:
+        """Raises `Unknown` where they cannot be told."""
+        if feature.name in self._raw:
+            table = pq.read_table(self._catalogue, columns=[feature.name])
+            return raw_pairs(table[feature.name], feature, self._places)
+        return decoded_pairs(self._items, feature, self._encoder)
+
+
+def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
+    """From raw values: all members of a bag, more than a model reads of it.
+
+    Args:
+        column: [n]. places: [n], the row of each.
+    """
+    values, items = column.cast(pa.large_string()).combine_chunks(), pa.array(places)
+    if feature.multivalued:
+        members = pc.split_pattern(values, "|")
+        items, values = items.take(pc.list_parent_indices(members)), pc.list_flatten(members)
+    there = pc.fill_null(pc.not_equal(values, ""), False)
+    encoded = values.filter(there).cast(pa.large_binary()).dictionary_encode()
+    rows = items.filter(there).to_numpy(zero_copy_only=False)
+    return Pairs(encoded.dictionary, encoded.indices.to_numpy(), rows)
+
+
+def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
+    """Back from encoded values, item i in row i. Raises `Unknown` where there is no way back."""
+    first = encoder.schema.first_column(feature)
+    ids = items.ids[:, first : first + feature.length]
+    if feature.encoding == "hash":
+        raise Unknown("the catalogue holds hashes of its values alone")
+    if (ids == UNKNOWN).any():
+        raise Unknown("some items have a value that the vocabulary does not know")
+    if feature.multivalued and (ids != MISSING).all(axis=1).any():
+        raise Unknown(f"a {feature.kind} of {feature.length} members or more was cut")
+    rows, columns = np.nonzero(ids >= FIRST)
+    values = pa.array(encoder.vocabulary(feature), pa.large_binary())
+    return Pairs(values, ids[rows, columns] - FIRST, rows)
+
+
+class _Writer:
+    """Appends to the files, one feature after the other; whoever has an old one mapped keeps it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, IO[bytes]] = {}
+        self._counts = dict.fromkeys(FILES, 0)
+        self._text_end = self._row_end = 0
+
+    def __enter__(self) -> _Writer:
+        for name, (file, _) in FILES.items():
+            (self._folder / file).unlink(missing_ok=True)
+            self._files[name] = (self._folder / file).open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._append("text_starts", [self._text_end])
+        self._append("row_starts", [self._row_end])
+        for file in self._files.values():
+            file.close()
+
+    @property
+    def mapped(self) -> dict[str, Mapped]:
+        return {
+            name: Mapped(file, dtype, (self._counts[name],))
+            for name, (file, dtype) in FILES.items()
+        }
+
+    def add_ids(self, item_ids: Array) -> None:
+        """Raises ArtifactError where an id occurs twice."""
+        rows = np.argsort(item_ids, kind="stable")
+        ids = item_ids[rows]
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice):
+            raise ArtifactError(f"item {twice[0]} is in the catalogue more than once")
+        self._append("row_ids", item_ids)
+        self._append("ids", ids)
+        self._append("id_rows", rows)
+
+    def add(self, pairs: Pairs, items: int) -> tuple[int, int]:
+        """-> where the values of this feature begin and end among all values."""
+        order = pc.sort_indices(pairs.values)
+        values = pairs.values.take(order)
+        rank = np.empty(len(values), np.int64)
+        rank[order.to_numpy()] = np.arange(len(values))
+        # By value and row at once; a member that a bag names twice counts once.
+        both = np.unique(rank[pairs.codes] * items + pairs.rows)
+        counts = np.bincount(both // items, minlength=len(values))
+        starts, text = _text(values)
+        first = self._counts["text_starts"]
+        self._append("text_starts", self._text_end + starts[:-1])
+        self._append("row_starts", self._row_end + np.cumsum(counts) - counts)
+        self._append("text", text)
+        self._append("rows", both % items)
+        self._text_end += len(text)
+        self._row_end += len(both)
+        return first, first + len(values)
+
+    def _append(self, name: str, values: Any) -> None:
+        array = np.asarray(values, FILES[name][1])
+        array.tofile(self._files[name])
+        self._counts[name] += len(array)
+
+
+def _text(values: pa.Array) -> tuple[Array, Array]:
+    """[V], large_binary -> where each begins, and the last ends, int64 [V + 1]; and their bytes."""
+    _, starts, content = values.buffers()
+    found = np.frombuffer(starts, np.int64)[values.offset : values.offset + len(values) + 1]
+    text = np.frombuffer(content, np.uint8) if content else np.empty(0, np.uint8)
+    return found - found[0], text[found[0] : found[-1]]

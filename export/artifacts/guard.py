@@ -1,0 +1,240 @@
+"""Is a cheaper way of storing a scoring stage good enough, and is it any faster?
+
+Each variant is exported as it would be served, over those catalogue rows alone that the questions
+need, and judged against float32 on users and clicks that no model was trained on: by what it does
+to the AUC, and by how many of the cascade's ten best items it still finds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from cascade.artifact import Array, Description
+from cascade.data.parts import matrix
+from cascade.evaluation.metrics import auc
+from cascade.models.scorer import Scorer
+from cascade.runtime.graph import Graph
+from cascade.runtime.load import load_graph
+from cascade.schema import Schema
+from cascade.spec import PRERANK, RANK, Serving, Sizes
+from export.artifacts import onnx_file
+from export.artifacts.graphs import CandidateLogits
+from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, example_users, fill_state
+
+LARGEST_AUC_LOSS = 1e-4
+LEAST_OVERLAP = 0.99
+HELD_OUT_ROWS = 20_000
+ROWS_AT_ONCE = 2_000
+TIMED_ROUNDS, TIMED_USERS = 40, 4
+PLAIN = Variant()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One variant of one stage.
+
+    Args:
+        auc_loss: AUC of float32 minus its own, on held-out rows.
+        overlap: share of the float32 cascade's ten best that the cascade with it still finds.
+        latency_us: of its graph per user, median, timed in turn with the others on requests of
+            several users.
+        bytes_per_item: of its item state.
+    """
+
+    stage: str
+    variant: Variant
+    auc_loss: float
+    overlap: float
+    latency_us: float
+    bytes_per_item: int
+    chosen: bool = False
+
+    def marked(self) -> Verdict:
+        """The same, chosen."""
+        return replace(self, chosen=True)
+
+    @property
+    def passed(self) -> bool:
+        return self.auc_loss <= LARGEST_AUC_LOSS and self.overlap >= LEAST_OVERLAP
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "variant": asdict(self.variant), "passed": self.passed}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Labelled rows: encoded users, catalogue rows [n], labels [n]."""
+
+    users: tuple[Array, Array]
+    items: Array
+    labels: Array
+
+    @classmethod
+    def load(cls, path: Path) -> HeldOut:
+        """Read what `cascade.training.bundle.write_held_out` wrote, or the first part of it."""
+        table = pq.read_table(path).slice(0, HELD_OUT_ROWS)
+        users = matrix(table["user_dense"]).copy(), matrix(table["user_ids"]).astype(np.int64)
+        return cls(users, table["item"].to_numpy(), table["label"].to_numpy())
+
+    def take(self, places: Array) -> HeldOut:
+        """The same rows where the catalogue is in another order: `places` [N] says where each of
+        its rows now is."""
+        return HeldOut(self.users, places[self.items], self.labels)
+
+
+class Guard:
+    """Judges variants of the preranker and of the ranker of one release.
+
+    Args:
+        users: encoded users [U, ...], and `candidates` [U, K], what retrieval found for them.
+        items: the whole catalogue, in the order that `candidates` and `held_out` speak of.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        sizes: Sizes,
+        items: Catalogue,
+        scorers: dict[str, Scorer],
+        held_out: HeldOut,
+        users: tuple[Array, Array],
+        candidates: Array,
+    ) -> None:
+        self.schema, self.sizes, self.scorers, self.users = schema, sizes, scorers, users
+        rows, places = np.unique(
+            np.concatenate((candidates.ravel(), held_out.items)), return_inverse=True
+        )
+        pads = int(rows[0] < 0)
+        self.items = items.take(rows[pads:])
+        places = places.reshape(-1) - pads  # so that a pad is -1 again
+        self.candidates = places[: candidates.size].reshape(candidates.shape)
+        self.held_out = HeldOut(held_out.users, places[candidates.size :], held_out.labels)
+        self.logits = {name: self._eager(name) for name in (PRERANK, RANK)}
+        self.survivors = _best(self.logits[PRERANK], sizes.survivors)  # [U, S], places in a row
+        self.worst = self._ranked(self.survivors)[:, -1]
+        self._preranked: dict[Variant, Array] = {}
+
+    def judge(self, stage: str, variants: list[Variant]) -> list[Verdict]:
+        """Export, ask and time each of the variants; float32 goes first, as the yardstick."""
+        with tempfile.TemporaryDirectory(prefix="guard-") as folder:
+            made = {}
+            for variant in tqdm(
+                dict.fromkeys([PLAIN, *variants]), desc=f"variants of {stage}", leave=False
+            ):
+                path = Path(folder) / str(variant)
+                path.mkdir()
+                made[variant] = self._export(stage, variant, path)
+            latency_us = self._time(stage, {v: graph for v, (graph, _) in made.items()})
+            expected = self._auc_of(made[PLAIN][0])
+            return [
+                Verdict(
+                    stage,
+                    variant,
+                    expected - self._auc_of(graph),
+                    self._overlap(stage, variant, graph),
+                    latency_us[variant],
+                    bytes_per_item,
+                )
+                for variant, (graph, bytes_per_item) in made.items()
+            ]
+
+    def adopt(self, variant: Variant) -> None:
+        """Judge the ranker behind this preranker from now on: losses add up."""
+        self.survivors = self._preranked[variant]
+
+    def _export(self, stage: str, variant: Variant, folder: Path) -> tuple[Graph, int]:
+        rows = self._rows(stage)
+        scorer = variant.applied(self.scorers[stage], rows.shape[1])
+        module = CandidateLogits(scorer, variant.state)
+        mapped = fill_state(module, scorer, self.items, folder, stage)
+        example = example_users(self.schema)
+        example["candidates"] = torch.zeros(2, rows.shape[1], dtype=torch.long)
+        description = Description(
+            stage,
+            self.schema.hash,
+            tuple(example),
+            ("logits",),
+            {ITEM_STATE: mapped},
+            one_by_one=variant.one_by_one,
+        )
+        onnx_file.export(module, example, description, folder, variant.weights)
+        description.save(folder)
+        graph = load_graph(folder, self.schema, Serving(threads=1))[1]
+        return graph, mapped.nbytes // max(1, mapped.shape[0])
+
+    def _rows(self, stage: str) -> Array:
+        """What the stage is asked about: [U, K] or [U, S] rows of the small catalogue."""
+        if stage == PRERANK:
+            return self.candidates
+        return np.take_along_axis(self.candidates, self.survivors, 1)
+
+    def _eager(self, stage: str) -> Array:
+        """The trained model's logits of all candidates, [U, K]."""
+        found = []
+        scorer = self.scorers[stage]
+        with torch.inference_mode():
+            for user, rows in enumerate(self.candidates):
+                dense, ids = (torch.from_numpy(x[user : user + 1]) for x in self.users)
+                real = np.maximum(rows, 0)
+                items = (torch.from_numpy(x[real]) for x in (self.items.dense, self.items.ids))
+                logits = scorer.cross(scorer.user(dense, ids), scorer.item(*items)[None])[0]
+                found.append(np.where(rows < 0, -np.inf, logits.numpy()))
+        return np.stack(found)
+
+    def _ranked(self, places: Array) -> Array:
+        """The ranker's own logits of the results that come of these survivors, best first."""
+        logits = np.take_along_axis(self.logits[RANK], places, 1)
+        return -np.sort(-logits, axis=1)[:, : self.sizes.results]
+
+    def _overlap(self, stage: str, variant: Variant, graph: Graph) -> float:
+        """Ties count: a result is right where the ranker scores it as high as the tenth best."""
+        logits = np.concatenate(
+            [
+                graph(*(x[u : u + 1] for x in self.users), rows[None])[0]
+                for u, rows in enumerate(self._rows(stage))
+            ]
+        )
+        if stage == PRERANK:
+            self._preranked[variant] = _best(logits, self.sizes.survivors)
+            found = self._ranked(self._preranked[variant])
+        else:
+            places = np.take_along_axis(self.survivors, _best(logits, self.sizes.results), 1)
+            found = np.take_along_axis(self.logits[RANK], places, 1)
+        real = np.isfinite(found)
+        return float((found >= self.worst[:, None] - 1e-5)[real].mean()) if real.any() else 1.0
+
+    def _auc_of(self, graph: Graph) -> float:
+        """Each held-out row is asked about twice, for a graph wants several candidates."""
+        logits = []
+        for start in range(0, len(self.held_out.items), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            items = self.held_out.items[part]
+            users = (x[part] for x in self.held_out.users)
+            logits.append(graph(*users, np.stack((items, items), axis=1))[0][:, 0])
+        return auc(self.held_out.labels, np.concatenate(logits))
+
+    def _time(self, stage: str, graphs: dict[Variant, Graph]) -> dict[Variant, float]:
+        rows = np.sort(self._rows(stage), axis=1)
+        times: dict[Variant, list[int]] = {variant: [] for variant in graphs}
+        for turn in range(TIMED_ROUNDS):
+            some = np.arange(turn * TIMED_USERS, (turn + 1) * TIMED_USERS) % len(rows)
+            case = (*(x[some] for x in self.users), rows[some])
+            for variant, graph in graphs.items():
+                start = time.perf_counter_ns()
+                graph(*case)
+                times[variant].append(time.perf_counter_ns() - start)
+        return {v: float(np.median(t)) / 1e3 / TIMED_USERS for v, t in times.items()}
+
+
+def _best(logits: Array, keep: int) -> Array:
+    """[U, K] -> the places of the largest, [U, keep]."""
+    return np.argsort(-logits, axis=1, kind="stable")[:, :keep]

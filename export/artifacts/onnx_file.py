@@ -1,0 +1,167 @@
+"""A module to model.onnx, its large tensors in files of their own beside it.
+
+The graph is traced over a few surrogate rows of item state; then the initialiser is pointed at
+the mapped file. So the graph does not depend on the catalogue, and the catalogue may be larger
+than memory or than the 2 GB that a protobuf message can hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto
+from torch import Tensor, nn
+
+from cascade.artifact import ONNX_FILE, Description, Mapped
+from cascade.spec import Weights
+
+OPSET = 20  # ONNX Runtime 1.19, the oldest that is served with, reads up to opset 21
+WEIGHTS_FILE = "weights.bin"
+EXTERNAL_BYTES = 1 << 20  # a tensor above this leaves the protobuf
+KEPT = "GemmAsItIs"
+ONNX_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "int8": TensorProto.INT8,
+    "int64": TensorProto.INT64,
+}
+
+
+def export(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    description: Description,
+    folder: Path,
+    weights: Weights = "float32",
+) -> None:
+    """Write folder/model.onnx (and weights.bin), dynamic in the batch and in the candidates.
+
+    Args:
+        module: what to export; its buffers named in `description.mapped` lie in their own files.
+        example: arguments of the module by name; batch size 2 at least, for the tracer takes a 1
+            for a constant.
+        weights: int8 stores the weights of the layers that see every candidate in 8 bits per
+            column, and quantises what they are multiplied with as it comes.
+        description: names the graph's tensors, in the order of the arguments.
+    """
+    batch = torch.export.Dim("batch")
+    dynamic: dict[str, dict[int, torch.export.Dim]] = {name: {0: batch} for name in example}
+    if "candidates" in example:
+        keep = getattr(module, "keep", 2)
+        dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
+    # It says at every export that torchvision is missing, which nothing here needs.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(description.inputs),
+            output_names=list(description.outputs),
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    path = folder / ONNX_FILE
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)
+    program.save(str(path), external_data=False) if _small(module) else _save_large(program, path)
+    if weights == "int8":
+        _quantise(path, _worth_8_bits(module))
+    model = onnx.load(str(path), load_external_data=False)
+    for name, value in description.mapped.items():
+        point_at(model, name, value)
+    for key in ("stage", "schema_hash"):
+        model.metadata_props.add(key=key, value=getattr(description, key))
+    onnx.save(model, str(path))
+    onnx.checker.check_model(str(path))
+
+
+def _quantise(path: Path, layers: set[str]) -> None:
+    """Dynamic quantisation in place, of the products with the weights named in `layers`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load(str(path))
+    del model.graph.value_info[:]  # the exporter's do not all agree with what is inferred here
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] not in layers:
+            node.op_type = KEPT  # whatever it leaves as it is, it would take apart
+    logging.disable(logging.WARNING)  # it recommends a preparation that fails on TopK
+    try:
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],  # it makes the former of the latter first
+            nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # behind what it does not know
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    quantised = onnx.load(str(path))
+    for node in quantised.graph.node:
+        if node.op_type == KEPT:
+            node.op_type = "Gemm"
+    weights = path.parent / WEIGHTS_FILE
+    if weights.exists():  # what was outside has come into the protobuf: out with it again
+        weights.unlink()
+        onnx.external_data_helper.convert_model_to_external_data(
+            quantised, location=WEIGHTS_FILE, size_threshold=EXTERNAL_BYTES
+        )
+    onnx.save(quantised, str(path))
+    if weights.exists():  # in 8 bits all of them may be small enough to stay inside
+        weights.chmod(path.stat().st_mode)
+
+
+def _worth_8_bits(module: nn.Module) -> set[str]:
+    """The weights of the layers that see every candidate.
+
+    What sees the user alone has one row, and what gives one number one column: there it takes
+    longer to quantise the input than to multiply it. And what is no layer, but a product over all
+    pairs of a row, does not bear one scale for all of its inputs: in trials it cost 2 % of the ten
+    best items.
+    """
+    return {
+        f"{name}.weight"
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and ".user_" not in name and layer.out_features > 1
+    }
+
+
+def _small(module: nn.Module) -> bool:
+    return sum(p.numel() * p.element_size() for p in module.parameters()) < EXTERNAL_BYTES
+
+
+def _save_large(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    import onnx_ir
+
+    onnx_ir.save(
+        program.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=EXTERNAL_BYTES
+    )
+
+
+def point_at(model: onnx.ModelProto, name: str, value: Mapped) -> None:
+    """Replace an initialiser's values by a reference to a whole file."""
+    found = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    if len(found) != 1:
+        raise ValueError(
+            f"the exported graph has {len(found)} initialisers named {name}; expected one. They "
+            f"are: {[tensor.name for tensor in model.graph.initializer]}"
+        )
+    tensor = found[0]
+    tensor.Clear()
+    tensor.name, tensor.data_type = name, ONNX_TYPES[value.dtype]
+    tensor.dims.extend(value.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", value.file), ("offset", "0"), ("length", str(value.nbytes))):
+        tensor.external_data.add(key=key, value=text)
+    for info in model.graph.value_info:
+        if info.name == name:
+            model.graph.value_info.remove(info)
+            break

@@ -1,0 +1,1 @@
+"""Models that were trained elsewhere, wrapped into the contract of a scoring stage."""

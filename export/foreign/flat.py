@@ -1,0 +1,110 @@
+"""Our own ranker as a third party would export it: the whole model over flat (user, item) rows.
+
+    python -m export.flat --checkpoints DIR --onnx flat.onnx --inputs map.json
+
+Served by `python -m export --ranker-onnx flat.onnx --inputs map.json`, it is the baseline that
+shows what evaluating the user once saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cascade.encoding import Encoder
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema, Side
+from cascade.spec import RANK
+from cascade.training import checkpoint
+from export.artifacts.onnx_file import EXTERNAL_BYTES, OPSET
+
+OUTPUT = "logit"
+
+
+class Flat(nn.Module):
+    """Encoded rows, [n, F] each -> logits [n].
+
+    A side without dense features, or without ids, leaves that argument out.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(
+        self,
+        user_dense: Tensor | None = None,
+        user_ids: Tensor | None = None,
+        item_dense: Tensor | None = None,
+        item_ids: Tensor | None = None,
+    ) -> Tensor:
+        tensors = (user_dense, user_ids, item_dense, item_ids)
+        rows = next(tensor.shape[0] for tensor in tensors if tensor is not None)
+        kinds = (torch.float32, torch.long, torch.float32, torch.long)
+        logits: Tensor = self.scorer(
+            *(
+                torch.zeros(rows, 1, dtype=kind) if tensor is None else tensor
+                for tensor, kind in zip(tensors, kinds, strict=True)
+            )
+        )
+        return logits
+
+
+def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
+    """Write the model to one ONNX file (and `path`.data where it is large), dynamic in the rows.
+
+    Returns:
+        The content of the JSON that maps its inputs, see `export.foreign.onnx_model`.
+    """
+    inputs: dict[str, list[str]] = {}
+    example: dict[str, Tensor] = {}
+    sides: tuple[Side, ...] = ("user", "item")
+    for side in sides:
+        if schema.dense(side):
+            inputs[f"{side}_dense"] = [feature.name for feature in schema.dense(side)]
+            example[f"{side}_dense"] = torch.zeros(2, schema.dense_width(side))
+        if schema.ids(side):
+            inputs[f"{side}_ids"] = [feature.name for feature in schema.ids(side)]
+            example[f"{side}_ids"] = torch.zeros(2, schema.ids_width(side), dtype=torch.long)
+    rows = torch.export.Dim("rows")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
+        program = torch.onnx.export(
+            Flat(scorer).eval(),
+            kwargs=example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(example),
+            output_names=[OUTPUT],
+            dynamic_shapes={name: {0: rows} for name in example},
+            verbose=False,
+        )
+    assert program is not None
+    size = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    program.save(str(path), external_data=size >= EXTERNAL_BYTES)
+    return {"inputs": inputs, "output": OUTPUT, "output_is": "logit"}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m export.flat", description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, required=True)
+    parser.add_argument("--ranker", default=RANK, help="checkpoint to export [%(default)s]")
+    parser.add_argument("--onnx", type=Path, required=True, help="file to write")
+    parser.add_argument("--inputs", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    schema = Encoder.load(args.checkpoints).schema
+    scorer = checkpoint.load(args.checkpoints / args.ranker, schema)
+    mapping = flat_onnx(scorer, schema, args.onnx)
+    args.inputs.write_text(json.dumps(mapping, indent=1) + "\n")
+    print(f"wrote {args.onnx} and {args.inputs}")
+
+
+if __name__ == "__main__":
+    main()

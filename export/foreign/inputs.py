@@ -1,0 +1,177 @@
+"""The JSON that says which features feed a third-party ranker; `wrapper` tells its form."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from cascade.artifact import Array
+from cascade.errors import CascadeError
+from cascade.schema import Schema, Side
+
+Source = Literal["user_dense", "user_ids", "item_dense", "item_ids"]
+Rows = Mapping[str, Array]  # encoded rows [n, F], by source
+
+FORM = (
+    '{"inputs": {INPUT: [FEATURE, ...], ...}, "output": OUTPUT, '
+    '"output_is": "logit" or "probability"}'
+)
+DTYPES = tuple(ir.DataType[name] for name in ("FLOAT16", "FLOAT", "DOUBLE", "INT32", "INT64"))
+
+
+class ForeignError(CascadeError, ValueError):
+    """A third-party model, or the mapping of its inputs, that cannot be served."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of an encoded tensor."""
+
+    source: Source
+    position: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input of the foreign graph: [n, F], or [n] where rank is 1."""
+
+    name: str
+    dtype: ir.DataType
+    rank: int
+    columns: tuple[Column, ...]
+
+    def feed(self, rows: Rows) -> Array:
+        """Encoded rows -> the array that the input takes."""
+        columns = [rows[c.source][:, c.position] for c in self.columns]
+        values: Array = np.stack([c.astype(self.dtype.numpy()) for c in columns], axis=1)
+        return values[:, 0] if self.rank == 1 else values
+
+
+@dataclass(frozen=True)
+class InputMap:
+    """The JSON as it was read: features by input, the output and its meaning."""
+
+    path: Path
+    features: dict[str, list[str]]
+    output: str | None
+    is_logit: bool
+
+    @classmethod
+    def load(cls, path: Path) -> InputMap:
+        """Read the file.
+
+        Raises:
+            ForeignError: shows what the file holds and the form that is expected.
+        """
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ForeignError(f"{path} is no JSON file: {error}; expected {FORM}") from error
+        if not isinstance(content, dict) or not content.keys() <= {"inputs", "output", "output_is"}:
+            raise ForeignError(f"{path} holds {content!r:.200}; expected {FORM}")
+        features = content.get("inputs")
+        if not isinstance(features, dict) or not all(map(_is_names, features.values())):
+            raise ForeignError(f"{path}: inputs is {features!r:.200}; expected {FORM}")
+        meaning = content.get("output_is")
+        if meaning not in ("logit", "probability"):
+            raise ForeignError(f"{path}: output_is is {meaning!r}; expected {FORM}")
+        return cls(path, features, content.get("output"), meaning == "logit")
+
+    def inputs(self, values: Mapping[str, ir.Value], schema: Schema, name: str) -> list[Input]:
+        """The inputs of the graph, each with its columns.
+
+        Args:
+            values: the graph's inputs by name.
+            name: of the model, for messages.
+
+        Raises:
+            ForeignError: an input or a feature is missing, unknown, or does not fit.
+        """
+        missing, extra = values.keys() - self.features.keys(), self.features.keys() - values.keys()
+        if missing or extra:
+            raise ForeignError(
+                f"{self.path} does not fit {name}: inputs without a mapping: "
+                f"{sorted(missing) or 'none'}; mapped, but not in the graph: "
+                f"{sorted(extra) or 'none'}. The graph's inputs are {list(values)}"
+            )
+        known = schema_columns(schema)
+        inputs = [
+            self._input(f"input {key!r} of {name}", value, known) for key, value in values.items()
+        ]
+        if not any(c.source.startswith("item") for i in inputs for c in i.columns):
+            raise ForeignError(
+                f"{self.path} feeds {name} no item feature, so that every item would get the same "
+                f"score; the item features are {[f.name for f in schema.side('item')]}"
+            )
+        return inputs
+
+    def _input(self, where: str, value: ir.Value, known: Mapping[str, tuple[Column, ...]]) -> Input:
+        features = self.features[str(value.name)]
+        for feature in features:
+            if feature not in known:
+                close = difflib.get_close_matches(feature, known, 1, cutoff=0.4)
+                hint = f"did you mean {close[0]!r}?" if close else f"it has {list(known)}"
+                raise ForeignError(
+                    f"{self.path}: {where} is to be fed by {feature!r}, which is no feature of "
+                    f"the schema; {hint}"
+                )
+        columns = tuple(column for feature in features for column in known[feature])
+        if value.dtype not in DTYPES:
+            raise ForeignError(
+                f"{where} takes {value.dtype or value.type}; expected one of "
+                f"{[d.name for d in DTYPES]}, for encoded values are numbers"
+            )
+        return Input(str(value.name), value.dtype, _rank(where, value, columns, features), columns)
+
+
+def schema_columns(schema: Schema) -> dict[str, tuple[Column, ...]]:
+    """Where the encoded values of every feature lie."""
+    found: dict[str, tuple[Column, ...]] = {}
+    sides: tuple[tuple[Side, Source, Source], ...] = (
+        ("user", "user_dense", "user_ids"),
+        ("item", "item_dense", "item_ids"),
+    )
+    for side, dense, ids in sides:
+        for position, feature in enumerate(schema.dense(side)):
+            found[feature.name] = (Column(dense, position),)
+        start = 0
+        for feature in schema.ids(side):
+            stop = start + feature.length
+            found[feature.name] = tuple(Column(ids, position) for position in range(start, stop))
+            start = stop
+    return found
+
+
+def _rank(where: str, value: ir.Value, columns: tuple[Column, ...], features: list[str]) -> int:
+    """1 or 2; a shape that the file leaves open is taken for [n, columns]."""
+    shape = [None, None] if value.shape is None else list(value.shape)
+    dims = [dim if isinstance(dim, int) else None for dim in shape]
+    if len(dims) not in (1, 2):
+        raise ForeignError(
+            f"{where} has the {len(dims)} dimensions {value.shape}; expected [n] or [n, columns]"
+        )
+    if dims[0] is not None:
+        raise ForeignError(
+            f"{where} has a fixed batch dimension of {dims[0]}; it must be dynamic, for all "
+            "candidates of all users of a batch come at once. PyTorch: torch.onnx.export(..., "
+            f"dynamic_shapes={{{value.name!r}: {{0: 'rows'}}}}); skl2onnx: "
+            "FloatTensorType([None, columns])"
+        )
+    takes = 1 if len(dims) == 1 else dims[1]
+    if takes not in (None, len(columns)):
+        raise ForeignError(
+            f"{where} takes {takes} columns, but {features} have {len(columns)} (a bag has "
+            "`length` of them)"
+        )
+    return len(dims)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)

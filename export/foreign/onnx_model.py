@@ -1,0 +1,162 @@
+"""A ranker that was trained elsewhere: an ONNX file over flat (user, item) rows, as it came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from cascade.artifact import Array
+from cascade.schema import Schema
+from export.foreign.inputs import ForeignError, InputMap, Rows
+
+# What ONNX 1.16 defines is what ONNX Runtime 1.19 reads. The nodes that the surgery adds have had
+# their form since opset 11.
+OLDEST_OPSET = 11
+_VERSIONS = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.16.0")
+IR_VERSION, NEWEST_OPSET, NEWEST_ML_OPSET = (int(version) for version in _VERSIONS[1:4])
+RUNTIME_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+class Foreign:
+    """The file, the mapping of its inputs, and a session that runs it unchanged: the reference
+    that the wrapped graph is compared with.
+
+    Raises:
+        ForeignError: says what of the file or of the mapping is at fault.
+    """
+
+    def __init__(self, path: Path, mapping: Path, schema: Schema) -> None:
+        self.path, self.mapping = path, InputMap.load(mapping)
+        model = load_model(path)
+        self.inputs = self.mapping.inputs(model_inputs(model), schema, path.name)
+        self.output = self._output([str(value.name) for value in model.graph.outputs])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except RUNTIME_ERRORS as error:
+            raise ForeignError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+    def run(self, rows: Rows) -> Array:
+        """Encoded rows -> the output as it comes."""
+        feed = {i.name: i.feed(rows) for i in self.inputs}
+        try:
+            found: Array = self._session.run([self.output], feed)[0]
+        except RUNTIME_ERRORS as error:
+            raise ForeignError(
+                f"{self.path} cannot be run on {len(rows['user_ids'])} rows as the schema encodes "
+                "them: is a table smaller than the schema's vocabulary, or a number of rows "
+                f"written into the graph? ONNX Runtime says: {error}"
+            ) from error
+        return found
+
+    def probabilities(self, rows: Rows) -> Array:
+        """Encoded rows -> click probability, float32 [n]."""
+        count = len(rows["user_ids"])
+        if not count:
+            return np.empty(0, np.float32)
+        values = self.run(rows).astype(np.float32).reshape(count, -1)[:, -1]
+        if not np.isfinite(values).all():
+            raise ForeignError(f"{self.path} gives values that are not finite numbers")
+        if self.mapping.is_logit:
+            sigmoid: Array = (1 + np.tanh(values / 2)) / 2  # of this form it cannot overflow
+            return sigmoid
+        if values.min() < -1e-5 or values.max() > 1 + 1e-5:
+            raise ForeignError(
+                f"{self.mapping.path}: output_is says probability, but {self.path} gives values "
+                f"from {values.min():g} to {values.max():g}; say logit if that is what they are"
+            )
+        return values
+
+    def has_both_classes(self, rows: Rows) -> bool:
+        """Run some rows, at once and one by one; tell whether the output is [n, 2].
+
+        Raises:
+            ForeignError: the output is not one score a row, or not that row's alone.
+        """
+        count = len(rows["user_ids"])
+        together = self.run(rows)
+        came = together.shape if isinstance(together, np.ndarray) else type(together).__name__
+        if came not in ((count,), (count, 1), (count, 2)):
+            raise ForeignError(
+                f"output {self.output!r} of {self.path} is {came} for {count} rows; expected "
+                f"({count},), ({count}, 1), or ({count}, 2) with the probabilities of both "
+                "classes (skl2onnx: set the option zipmap=False, and name `probabilities`)"
+            )
+        alone = [self.run({k: v[i : i + 1] for k, v in rows.items()}) for i in range(count)]
+        if not np.allclose(together, np.concatenate(alone), rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ForeignError(
+                f"{self.path} gives a row another score when other rows stand beside it, but the "
+                "server batches users, and each must get its own. Was it exported in training "
+                "mode, or does it normalise over the batch?"
+            )
+        both = together.ndim == 2 and together.shape[1] == 2
+        if both and self.mapping.is_logit:
+            raise ForeignError(
+                f"{self.mapping.path}: output_is says logit, but {self.output!r} of {self.path} "
+                "has two columns, which are read as the probabilities of both classes"
+            )
+        return both
+
+    def _output(self, names: list[str]) -> str:
+        name = self.mapping.output
+        if name is None and len(names) == 1:
+            return names[0]
+        if name not in names:
+            raise ForeignError(
+                f"{self.mapping.path}: output is {name!r}, but {self.path} has {names}"
+            )
+        return name
+
+
+def load_model(path: Path) -> ir.Model:
+    """Read the graph, its external weights left where they are, and check that it can be served.
+
+    Raises:
+        ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or this surgery cannot take.
+    """
+    if not path.is_file():
+        raise ForeignError(f"{path} does not exist, or is not a file")
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError as error:
+        raise ForeignError(f"{path} is not an ONNX file: {error}") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise ForeignError(f"{path} is not an ONNX model: it holds no graph with nodes and outputs")
+    if proto.graph.sparse_initializer:
+        raise ForeignError(f"{path} has sparse initialisers: export it with dense ones")
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    opsets = model.opset_imports
+    if "ai.onnx" in opsets:  # the long name of the same domain
+        opsets[""] = opsets.pop("ai.onnx")
+    opset, ml_opset = opsets.setdefault("", NEWEST_OPSET), opsets.get("ai.onnx.ml", 1)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET or ml_opset > NEWEST_ML_OPSET:
+        raise ForeignError(
+            f"{path} has opset {opset} (ai.onnx.ml {ml_opset}); expected {OLDEST_OPSET} to "
+            f"{NEWEST_OPSET} (ai.onnx.ml up to {NEWEST_ML_OPSET}), the newest that ONNX Runtime "
+            "1.19 reads. Export it with such an opset, or convert it with "
+            f"onnx.version_converter.convert_version(model, {NEWEST_OPSET - 1})"
+        )
+    return model
+
+
+def model_inputs(model: ir.Model) -> dict[str, ir.Value]:
+    """What a caller must feed: older files list the weights among the inputs, too."""
+    weights = model.graph.initializers
+    return {str(value.name): value for value in model.graph.inputs if value.name not in weights}

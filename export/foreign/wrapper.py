@@ -1,0 +1,277 @@
+"""A third-party ONNX model, wrapped into the contract of a scoring stage.
+
+The foreign graph scores flat (user, item) rows. Nodes put before it gather the candidates' encoded
+features and repeat the user's beside each; nodes put after it mask the pads, take the top K and
+look up the ids, where the stage is the last. It is the slow path: what a model in the user / item /
+cross contract computes once per user or once per item, this one computes for every pair.
+
+A JSON file says which features feed each input of the graph, and what its output means:
+
+    {"inputs": {"numbers": ["I1", "I2"], "genre": ["C7"], "mixed": ["I1", "C7", "I2"]},
+     "output": "prob",
+     "output_is": "probability"}
+
+- `inputs`: for every input of the graph, the features of the schema whose encoded columns it
+  takes, side by side in this order. User and item features may be mixed. A dense or categorical
+  feature is one column, a bag is `length` columns. The columns are cast to the input's type:
+  float16, float, double, int32 or int64. The input is [n, columns], or [n] for a single column,
+  and n must be dynamic: all candidates of all users of a batch arrive at once.
+- `output`: its name; may be left out where the graph has one output only.
+- `output_is`: `logit` or `probability`. The output is [n] or [n, 1]; or [n, 2], the probabilities
+  of both classes, of which the last is a click's.
+
+What the model sees are the values as this repository encodes them: numbers after `log1p` where
+the schema says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
+
+from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
+from cascade.schema import Schema
+from cascade.spec import CATALOGUE_IDS, Stage
+from export.artifacts import parity
+from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
+from export.artifacts.stage_files import ITEM_STATE, Catalogue, write_item_ids
+from export.foreign.inputs import Column, Input
+from export.foreign.onnx_model import IR_VERSION, Foreign, load_model, model_inputs
+from export.foreign.parity import compare, draw_users, flat_rows
+
+TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
+PREFIX = "ranker/"
+PROBE_ROWS = 7
+DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
+
+
+def write(
+    ranker_onnx: Path,
+    inputs_json: Path,
+    stage: Stage,
+    schema: Schema,
+    items: Catalogue,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does.
+
+    There is no model.pt, for a foreign graph has no TorchScript form.
+
+    Returns:
+        Facts for the release: `ranker_onnx`, `bytes_per_item`, and `parity`, one dict per batch.
+
+    Raises:
+        ForeignError: the file or its mapping cannot be served.
+        ParityError: the wrapped graph does not give the file's answers.
+    """
+    foreign = Foreign(ranker_onnx, inputs_json, schema)
+    random = np.random.default_rng(0)
+    some = random.integers(len(items), size=PROBE_ROWS)
+    probe = flat_rows(*draw_users(schema, PROBE_ROWS, random), items, some)
+    both_classes = foreign.has_both_classes(probe)
+    for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
+        (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
+    tables = write_tables(foreign, items, folder)
+    mapped = tables
+    if stage.outputs[-1].name == "scores":
+        mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
+    model = load_model(ranker_onnx)
+    _carry_weights(model, folder)
+    Wrapping(model, foreign, stage, mapped, folder).wrap(both_classes)
+    model.metadata_props.update(stage=stage.name, schema_hash=schema.hash)
+    ir.save(model, folder / ONNX_FILE)
+    onnx.checker.check_model(str(folder / ONNX_FILE))
+    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
+    Description(stage.name, schema.hash, inputs, outputs, mapped).save(folder)
+    parities = compare(foreign, stage, schema, items, folder)
+    parity.report(parities)
+    return {
+        "ranker_onnx": ranker_onnx.name,
+        "bytes_per_item": sum(t.nbytes for t in tables.values()) / max(1, len(items)),
+        "parity": [asdict(p) for p in parities],
+    }
+
+
+def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:
+    """The encoded item features that the model reads, in mapped files."""
+    used = {column.source for i in foreign.inputs for column in i.columns}
+    found = {}
+    for source, values in (
+        ("item_dense", items.dense.astype("<f4", copy=False)),
+        ("item_ids", items.ids.astype("<i8", copy=False)),
+    ):
+        if source in used:
+            name = TABLES[source]
+            found[name] = Mapped(f"{name}.bin", values.dtype.name, values.shape)
+            values.tofile(folder / found[name].file)
+    return found
+
+
+def _carry_weights(model: ir.Model, folder: Path) -> None:
+    """Move large weights, wherever they lay, into one file beside the graph; load small ones."""
+    ir.external_data.unload_from_model(
+        model, folder, WEIGHTS_FILE, size_threshold_bytes=EXTERNAL_BYTES
+    )
+    if not (folder / WEIGHTS_FILE).stat().st_size:
+        (folder / WEIGHTS_FILE).unlink()
+
+
+class Wrapping:
+    """One foreign graph and the nodes around it. `model` is changed in place.
+
+    All nodes are of forms that opset 11 has, for the model keeps its own opset. Reshape reads a 0
+    as "this dimension stays", so that a batch of no users passes, too.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        foreign: Foreign,
+        stage: Stage,
+        mapped: dict[str, Mapped],
+        folder: Path,
+    ) -> None:
+        self.model, self.foreign, self.stage = model, foreign, stage
+        self.inputs = model_inputs(model)
+        self.score = next(v for v in model.graph.outputs if v.name == foreign.output)
+        self._set_apart()
+        widths: list[str | int] = [tensor.dims[0] for tensor in stage.inputs[:-1]]
+        self.requests = [
+            ir.val(tensor.name, DTYPES[tensor.dtype], ["stage_users", width])
+            for tensor, width in zip(stage.inputs, [*widths, "stage_rows"], strict=True)
+        ]
+        self.rows = self.requests[-1]  # [B, K]
+        self.tables = {name: self._table(name, value, folder) for name, value in mapped.items()}
+        self.tape = ir.tape.Tape()
+
+    def wrap(self, both_classes: bool) -> None:
+        """Put the nodes before and after the graph; give it the stage's inputs and outputs."""
+        graph = self.model.graph
+        self._lay_grid()
+        for i in self.foreign.inputs:
+            value = self.inputs[i.name]
+            ir.convenience.replace_all_uses_with(value, self._feed(i), replace_graph_outputs=True)
+        graph.insert_before(graph[0], self.tape.nodes)
+        self.tape = ir.tape.Tape()
+        outputs = self._best(both_classes)
+        graph.extend(self.tape.nodes)
+        graph.inputs.clear()
+        graph.inputs.extend(self.requests)
+        graph.outputs.clear()
+        graph.outputs.extend(outputs)
+        self.model.ir_version = IR_VERSION
+        RemoveUnusedNodesPass()(self.model)  # a predicted label, say
+        NameFixPass()(self.model)
+
+    def _set_apart(self) -> None:
+        """Give foreign values a prefix, and take their shapes away.
+
+        ONNX Runtime takes two symbolic dimensions of one name for equal, and shares buffers on it;
+        what shapes it needs it infers.
+        """
+        graph = self.model.graph
+        values = [*graph.inputs, *graph.initializers.values()]
+        values += [value for node in graph.all_nodes() for value in node.outputs]
+        for inner in graph.subgraphs():
+            values += [*inner.inputs, *inner.initializers.values()]
+        for value in dict.fromkeys(values):
+            if value.name:
+                value.name = PREFIX + value.name
+            if value.const_value is None:
+                value.shape = None
+
+    def _op(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        return self.tape.op(kind, inputs, attributes)
+
+    def _constant(self, value: Any, dtype: type = np.int64) -> ir.Value:
+        name = f"constant_{len(self.model.graph.initializers)}"
+        return self._initializer(ir.tensor(np.array(value, dtype), name=name))
+
+    def _table(self, name: str, value: Mapped, folder: Path) -> ir.Value:
+        dtype, shape = ir.DataType.from_numpy(np.dtype(value.dtype)), ir.Shape(value.shape)
+        tensor = ir.ExternalTensor(
+            value.file, 0, value.nbytes, dtype, shape=shape, name=name, base_dir=folder
+        )
+        return self._initializer(tensor)
+
+    def _initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        value = ir.val(tensor.name, const_value=tensor)
+        self.model.graph.register_initializer(value)
+        return value
+
+    def _lay_grid(self) -> None:
+        """The stage's rows [B, K] as flat catalogue rows [B * K], pads as row 0."""
+        self.shape = self._op("Shape", self.rows)
+        self.zero = self._constant(0)
+        self.pads = self._op("Less", self.rows, self.zero)
+        real = self._op("Where", self.pads, self.zero, self.rows)
+        self.flat = self._op("Reshape", real, self._constant([-1]))
+        one, candidates = self._constant([1]), self._op("Gather", self.shape, self._constant([1]))
+        self.repeat = self._op("Concat", one, candidates, one, axis=0)
+
+    def _feed(self, i: Input) -> ir.Value:
+        """What an input of the foreign graph takes, [B * K, columns] or [B * K]."""
+        parts = []
+        for source, columns in groupby(i.columns, key=lambda column: column.source):
+            part = self._block(source, list(columns))
+            parts.append(self._op("Cast", part, to=int(i.dtype)))
+        whole = self._op("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+        return self._op("Reshape", whole, self._constant([-1])) if i.rank == 1 else whole
+
+    def _block(self, source: str, columns: list[Column]) -> ir.Value:
+        """Some columns of one encoded tensor, [B * K, columns]."""
+        positions = [column.position for column in columns]
+        if source in TABLES:
+            table = self.tables[TABLES[source]]
+            return self._choose(self._op("Gather", table, self.flat, axis=0), table, positions)
+        user = next(value for value in self.requests if value.name == source)
+        chosen = self._choose(user, user, positions)  # [B, columns], before it is repeated
+        single = self._op("Reshape", chosen, self._constant([0, 1, len(positions)]))
+        repeated = self._op("Expand", single, self.repeat)  # [B, K, columns]
+        return self._op("Reshape", repeated, self._constant([-1, len(positions)]))
+
+    def _choose(self, value: ir.Value, whole: ir.Value, positions: list[int]) -> ir.Value:
+        """The columns at `positions` of rows of `whole`."""
+        assert whole.shape is not None
+        if positions == [*range(len(positions))] and whole.shape[1] == len(positions):
+            return value
+        return self._op("Gather", value, self._constant(positions), axis=1)
+
+    def _best(self, both_classes: bool) -> list[ir.Value]:
+        """The foreign output, [B * K] or [B * K, 1 or 2] -> what the stage returns: rows, or item
+        ids and probabilities, [B, K'] each."""
+        keep = self.stage.outputs[0].dims[0]
+        score = self.score
+        if both_classes:
+            score = self._op("Gather", score, self._constant(-1), axis=1)
+        grid = self._op("Reshape", self._op("Cast", score, to=int(ir.DataType.FLOAT)), self.shape)
+        masked = self._op("Where", self.pads, self._constant(-np.inf, np.float32), grid)
+        best, places = self.tape.op_multi_out(
+            "TopK", [masked, self._constant([keep])], {"axis": 1}, num_outputs=2
+        )
+        chosen = self._op("GatherElements", self.rows, places, axis=1)
+        outputs = [chosen]
+        if CATALOGUE_IDS in self.tables:
+            outputs = self._ids_and_probabilities(chosen, best, keep)
+        for value, tensor in zip(outputs, self.stage.outputs, strict=True):
+            value.name, value.dtype = tensor.name, DTYPES[tensor.dtype]
+            value.shape = ir.Shape(["stage_users", keep])
+        return outputs
+
+    def _ids_and_probabilities(self, chosen: ir.Value, best: ir.Value, keep: int) -> list[ir.Value]:
+        lost = self._op("Less", chosen, self.zero)
+        safe = self._op("Where", lost, self.zero, chosen)
+        ids = self._op("Gather", self.tables[CATALOGUE_IDS], safe, axis=0)  # [B, K', 1]
+        ids = self._op("Reshape", ids, self._constant([0, keep]))
+        probability = self._op("Sigmoid", best) if self.foreign.mapping.is_logit else best
+        return [
+            self._op("Where", lost, self._constant(-1), ids),
+            self._op("Where", lost, self._constant(0, np.float32), probability),
+        ]

@@ -1,0 +1,1 @@
+"""Releases of a repository: publishing, rolling back, sharing traffic, refreshing the catalogue."""

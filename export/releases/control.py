@@ -1,0 +1,101 @@
+"""What a publisher says to a server: load, unload, answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from cascade.artifact import Array
+from cascade.errors import CascadeError
+from cascade.spec import ENSEMBLE
+from export.releases.repository import pinned
+
+LOAD_TIMEOUT_S = 600.0
+ANSWER_TIMEOUT_S = 30.0
+
+
+class ControlError(CascadeError):
+    """The server does not do what it was told; the message is the server's."""
+
+
+class Control:
+    """A server whose models are under explicit control.
+
+    Args:
+        url: HOST:PORT of its gRPC service.
+        headers: what its restricted protocols want to see.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        self.url, self._headers = url, dict(headers or {})
+        self._client = grpc.InferenceServerClient(url)
+
+    def load(self, model: str) -> float:
+        """Load a model as its config.pbtxt now says -> seconds until the server had done so.
+
+        Raises:
+            ControlError: it did not; what was loaded before stays.
+        """
+        start = time.perf_counter()
+        try:
+            self._client.load_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise ControlError(f"{self.url} did not load {model}: {error.message()}") from error
+        return time.perf_counter() - start
+
+    def unload(self, model: str) -> None:
+        """Unload a model.
+
+        Raises:
+            ControlError: the server refused.
+        """
+        try:
+            self._client.unload_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise ControlError(f"{self.url} did not unload {model}: {error.message()}") from error
+
+    def ask(self, model: str, version: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One request: arrays by name -> arrays by name.
+
+        Raises:
+            ControlError: there is no answer.
+        """
+        tensors = []
+        for name, value in inputs.items():
+            tensor = grpc.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
+            tensor.set_data_from_numpy(np.ascontiguousarray(value))
+            tensors.append(tensor)
+        try:
+            answer = self._client.infer(
+                model,
+                tensors,
+                model_version="" if version is None else str(version),
+                client_timeout=ANSWER_TIMEOUT_S,
+            )
+        except InferenceServerException as error:
+            raise ControlError(f"{model} of {self.url}: {error.message()}") from error
+        return {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
+
+    def release(self) -> int | None:
+        """The release that `recommend` answers with now; None where none is loaded.
+
+        Raises:
+            ControlError: there is no such server.
+        """
+        try:
+            found = self._client.get_model_config(ENSEMBLE, client_timeout=ANSWER_TIMEOUT_S)
+        except InferenceServerException as error:
+            if error.status() in ("StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT"):
+                return None
+            raise ControlError(
+                f"no server answers at {self.url} ({error.message()}): start it, or publish "
+                "without --url"
+            ) from error
+        return pinned(found.config)
+
+    def close(self) -> None:
+        self._client.close()

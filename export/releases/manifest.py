@@ -1,0 +1,116 @@
+"""What a release consists of, and what it answers: written by the export, checked before anything
+is served.
+
+`release.json` names every file of every stage with its sha256, and holds a few users with the
+answers that the exported stages gave them: the canary requests, which a server must answer alike
+before it gets any traffic.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cascade.artifact import Array, ArtifactError
+from cascade.files import content, sha256, write_json
+from cascade.release import RELEASE_FILE, read_release
+from cascade.schema import Schema
+from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, Serving, Topology, stage_path
+from cascade.stages.pipeline import Pipeline
+from export.releases.canary import Canary
+
+FORMAT = 2
+UNLISTED = ("model.py", "__pycache__")  # the same in every release, and not part of it
+
+
+def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
+    """Add to the release.json of an export its files and its canary requests.
+
+    Args:
+        users: raw users, dense [B, F_dense] and categorical [B, F_cat]; the first few are asked.
+    """
+    release = read_release(repository, version)
+    serving = Serving(**{**release["serving"], "threads": 1})
+    canary = Canary.ask(Pipeline.load(repository, version, serving), users, serving.explored)
+    sealed = {
+        **release,
+        "format": FORMAT,
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "files": _described(repository, version, release["topology"]),
+        "canary": canary.to_dict(),
+    }
+    write_json(repository / ENSEMBLE / str(version) / RELEASE_FILE, sealed)
+
+
+def verify(repository: Path, version: int) -> dict[str, Any]:
+    """Check every file of a release against its manifest, and return the manifest.
+
+    Raises:
+        ArtifactError: names the file that is missing, damaged, foreign or of another schema.
+    """
+    release = read_release(repository, version)
+    where = repository / ENSEMBLE / str(version) / RELEASE_FILE
+    if release.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{where} has format {release.get('format', 1)}; this version publishes format "
+            f"{FORMAT}: export again"
+        )
+    if int(release["version"]) != version:
+        raise ArtifactError(f"{where} is the manifest of release {release['version']}")
+    found = {stage: _files(repository, version, release["topology"], stage) for stage in STAGES}
+    total = sum(file["bytes"] for files in release["files"].values() for file in files.values())
+    with tqdm(total=total, desc="checking", unit="B", unit_scale=True, leave=False) as bar:
+        for stage, files in release["files"].items():
+            for name, expected in files.items():
+                _check(found[stage].pop(name, None), f"{stage}/{name}", expected)
+                bar.update(expected["bytes"])
+    foreign = [str(path) for files in found.values() for path in files.values()]
+    if foreign:
+        raise ArtifactError(f"release {version} holds files that are not its own: {foreign}")
+    _check_schema(repository, version, release)
+    return release
+
+
+def _check(path: Path | None, name: str, expected: dict[str, Any]) -> None:
+    if path is None:
+        raise ArtifactError(f"{name} is missing: export again, or copy the release again")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ArtifactError(
+            f"{path} has {size} bytes, and {expected['bytes']} were exported: copy it again"
+        )
+    if sha256(path) != expected["sha256"]:
+        raise ArtifactError(f"{path} is not what was exported (sha256 differs): copy it again")
+
+
+def _check_schema(repository: Path, version: int, release: dict[str, Any]) -> None:
+    """A release whose stages are whole, but were made for another schema than it says."""
+    folder = repository / stage_path(release["topology"], RETRIEVE, version)
+    schema = Schema.load(folder / "schema.json")
+    schema.check_same(release["schema_hash"], f"release {version}")
+
+
+def _files(repository: Path, version: int, topology: Topology, stage: str) -> dict[str, Path]:
+    folder = repository / stage_path(topology, stage, version)
+    return {
+        str(path.relative_to(folder)): path
+        for path in content(folder)
+        if not set(path.relative_to(folder).parts) & set(UNLISTED)
+    }
+
+
+def _described(repository: Path, version: int, topology: Topology) -> dict[str, dict[str, Any]]:
+    """By stage and by name within it, so that a release may be wired otherwise."""
+    paths = {stage: _files(repository, version, topology, stage) for stage in STAGES}
+    total = sum(path.stat().st_size for files in paths.values() for path in files.values())
+    found: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    with tqdm(total=total, desc="sha256", unit="B", unit_scale=True, leave=False) as bar:
+        for stage, files in paths.items():
+            for name, path in files.items():
+                size = path.stat().st_size
+                found[stage][name] = {"bytes": size, "sha256": sha256(path)}
+                bar.update(size)
+    return found

@@ -1,0 +1,247 @@
+"""A model repository that a server serves while releases come and go.
+
+What is live is written down in one place: the pbtxt.pbtxt of `recommend`, whose steps pin a
+release. The server obeys it when `recommend` is loaded, after a restart too. The members keep two
+releases loaded, the live one and the one before, so that going back is no more than a switch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cascade import pbtxt
+from cascade.artifact import ArtifactError
+from cascade.client.split import CHALLENGER
+from cascade.errors import CascadeError
+from cascade.files import content, move, replace_text
+from cascade.release import RELEASE_FILE, read_release
+from cascade.schema import Schema
+from cascade.spec import (
+    CHALLENGER_SHARE,
+    ENSEMBLE,
+    RECOMMEND_USER,
+    RETRIEVE,
+    TOPOLOGIES,
+    Serving,
+    Topology,
+    sizes_from,
+    stage_path,
+)
+
+PENDING_FILE = "pending"  # beside release.json, until a release has been live
+STAGED = "staged-"  # not a number, so the server takes no notice of it
+FRONTS = (ENSEMBLE, RECOMMEND_USER)
+READ_ONLY = 0o444  # what is installed is never written again
+NEXT = "_next"  # where one process is the whole cascade, it is tried as `recommend_next`
+
+
+class BusyError(CascadeError):
+    """Somebody else is changing the repository."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The folder, and what is written in it about releases."""
+
+    root: Path
+
+    @property
+    def live(self) -> int | None:
+        """The release that `recommend` is pinned to; None before the first one."""
+        path = self.root / ENSEMBLE / "config.pbtxt"
+        if not path.exists():
+            return None
+        number = pinned(pbtxt.read(path))
+        return number if number is not None and self.complete(number) else self.newest
+
+    @property
+    def newest(self) -> int | None:
+        """The highest number of a complete release."""
+        return max(self.releases(), default=None)
+
+    @property
+    def topology(self) -> Topology | None:
+        """How the repository is wired; None before the first release."""
+        numbers = self.releases()
+        return read_release(self.root, numbers[0])["topology"] if numbers else None
+
+    def releases(self) -> list[int]:
+        """The numbers of all complete releases, in order."""
+        folders = (self.root / ENSEMBLE).glob(f"[0-9]*/{RELEASE_FILE}")
+        return sorted(int(path.parent.name) for path in folders)
+
+    def complete(self, number: int) -> bool:
+        return (self.folder(number) / RELEASE_FILE).exists()
+
+    def pending(self, number: int) -> bool:
+        """Whether a release was installed to be published, and has not been live yet."""
+        return (self.folder(number) / PENDING_FILE).exists()
+
+    def folder(self, number: int) -> Path:
+        """Where the manifest of a release lies."""
+        return self.root / ENSEMBLE / str(number)
+
+    def staging(self, number: int) -> Path:
+        """A folder on the same file system in which a release is made ready: a repository itself,
+        with this release alone."""
+        return self.root / ENSEMBLE / f"{STAGED}{number}"
+
+    def fronts(self) -> list[str]:
+        """What clients ask: `recommend`, and `recommend_user` where there is a store."""
+        return [name for name in FRONTS if (self.root / name / "config.pbtxt").exists()]
+
+    def members(self) -> list[str]:
+        """The Python models that hold the stages."""
+        topology = self.topology
+        return [] if topology is None else [*TOPOLOGIES[topology]]
+
+    def loaded(self) -> list[int]:
+        """The releases that the members are told to keep loaded."""
+        for member in self.members():
+            path = self.root / member / "config.pbtxt"
+            if path.exists():
+                return sorted(pbtxt.read(path).version_policy.specific.versions)
+        return []
+
+    def install(self, number: int) -> None:
+        """Move a release from its staging folder to where the server looks. Its manifest comes
+        last: until then, and after a kill, it is none."""
+        staged = self.staging(number)
+        for program in staged.glob(f"*/{number}/model.py"):
+            # In the way of Python's bytecode: the server would take a version that gets a file
+            # after it was loaded for a changed one, and load it again in the middle of the switch.
+            (program.parent / "__pycache__").touch()
+        for file in content(staged):
+            file.chmod(READ_ONLY)
+        (staged / ENSEMBLE / str(number) / PENDING_FILE).touch()
+        for folder in sorted(staged.glob(f"*/{number}"), key=lambda f: f.parent.name == ENSEMBLE):
+            move(folder, self.root / folder.parent.name / str(number))
+        shutil.rmtree(staged)
+
+    def configure(self, number: int, loaded: Sequence[int]) -> None:
+        """Tell the members which releases to keep loaded, and how they run: as `number` says."""
+        for name, found in configs_of(self.root, number).items():
+            if name not in FRONTS:
+                self._write(name, found, loaded)
+
+    def pin(self, number: int, share: float | None = None) -> None:
+        """Make a release the one that `recommend` answers with, from its next load on.
+
+        Args:
+            share: of the users whom the clients send to the challenger.
+        """
+        found = configs_of(self.root, number)
+        if share is not None:
+            found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"
+        # `recommend` last: it is what counts (`live`).
+        for name in sorted({*FRONTS} & {*found}, key=lambda name: name == ENSEMBLE):
+            self._write(name, found[name], [number])
+
+    @property
+    def split(self) -> float:
+        """The challenger's share of the users; 0 where there is none."""
+        path = self.root / ENSEMBLE / "config.pbtxt"
+        found = pbtxt.read(path).parameters if path.exists() else {}
+        return float(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else 0.0
+
+    @property
+    def challenger(self) -> int | None:
+        """The release that a share of the users has; None where no release has."""
+        path = self.root / f"{ENSEMBLE}{CHALLENGER}" / "config.pbtxt"
+        return pinned(pbtxt.read(path)) if self.split and path.exists() else None
+
+    def alias(self, ending: str, number: int) -> list[str]:
+        """Make what clients ask, of some release, models of other names, with one process where it
+        is one itself -> these names, in the order in which they load."""
+        configs = configs_of(self.root, number)
+        for name in (fronts := [name for name in FRONTS if name in configs]):
+            found, folder = configs[name], self.root / f"{name}{ending}"
+            found.name = folder.name
+            del found.instance_group[1:]
+            for step in found.ensemble_scheduling.step:
+                if step.model_name == ENSEMBLE:
+                    step.model_name += ending
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            (folder / str(number)).symlink_to((self.root / name / str(number)).resolve())
+            self._write(folder.name, found, [number])
+        return [f"{name}{ending}" for name in fronts]
+
+    def aliases(self, ending: str) -> list[str]:
+        """The names that `alias` has made, in the order in which they unload."""
+        names = [f"{name}{ending}" for name in reversed(FRONTS)]
+        return [name for name in names if (self.root / name).exists()]
+
+    def settle(self, number: int) -> None:
+        """Note that a release has been live."""
+        (self.folder(number) / PENDING_FILE).unlink(missing_ok=True)
+
+    def remove(self, number: int) -> None:
+        """Delete a release; without its manifest, which goes first, the rest is only left-overs."""
+        (self.folder(number) / RELEASE_FILE).unlink(missing_ok=True)
+        for folder in self.root.glob(f"*/{number}"):
+            shutil.rmtree(folder)
+
+    def leftovers(self) -> Iterator[Path]:
+        """Folders that a killed publisher left: staged, or installed without a manifest."""
+        yield from (self.root / ENSEMBLE).glob(f"{STAGED}*")
+        complete = {*self.releases()}
+        for member in (*self.members(), *FRONTS):
+            for folder in (self.root / member).glob("[0-9]*"):
+                if int(folder.name) not in complete:
+                    yield folder
+        for ending in (NEXT,) if self.split else (NEXT, CHALLENGER):
+            yield from (self.root / name for name in self.aliases(ending))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One at a time. A killed process holds nothing.
+
+        Raises:
+            BusyError: another one is at work.
+        """
+        folder = self.root / ENSEMBLE
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError(f"another process publishes into {self.root}") from error
+            yield
+
+    def _write(self, name: str, found: pb.ModelConfig, versions: Sequence[int]) -> None:
+        found.version_policy.specific.versions[:] = sorted(versions)
+        (self.root / name).mkdir(exist_ok=True)
+        replace_text(self.root / name / "config.pbtxt", text_format.MessageToString(found))
+
+
+def pinned(recommend: pb.ModelConfig) -> int | None:
+    """The release that a configuration of `recommend` answers with, where it names one."""
+    pins = {step.model_version for step in recommend.ensemble_scheduling.step}
+    pins = pins or {*recommend.version_policy.specific.versions}
+    return int(pins.pop()) if len(pins) == 1 else None
+
+
+def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
+    """config.pbtxt of every model, as a release was exported to be served.
+
+    Raises:
+        ArtifactError: the release is missing or damaged.
+    """
+    release = read_release(root, number)
+    folder = root / stage_path(release["topology"], RETRIEVE, number)
+    try:
+        serving = Serving(**release["serving"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"release {number} does not say how it is served: {error}") from error
+    schema = Schema.load(folder / "schema.json")
+    runs = pbtxt.runs_of(release, serving)
+    return pbtxt.configs(schema, sizes_from(release["sizes"]), serving, number, runs)
