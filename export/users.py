@@ -27,13 +27,13 @@ from tqdm import tqdm
 from cascade import pbtxt, values
 from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
+from cascade.errors import run
 from cascade.spec import ENSEMBLE
-from cascade.store import OtherLayout, StoreError, UserLayout, UserStore
+from cascade.store import UserLayout, UserStore
 from cascade.store.layout import Categorical, Dense
 from cascade.store.users import key
 
 CHUNK = 10_000  # users of one transaction
-EXPECTED = (ArtifactError, InvalidInput, OtherLayout, StoreError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EXPECTED as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from cascade.artifact import Array, ArtifactError
 from cascade.encoding import Encoder
-from cascade.training.checkpoint import CheckpointError
+from cascade.errors import run
 from export.artifacts.stage_files import Catalogue
-from export.releases.command import EXPECTED, add_server, publisher, report, run, say
+from export.releases.command import add_server, publisher, report, say
 from export.releases.refresh import Change, Refresh, change
 from export.releases.repository import Repository
 
@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, (*EXPECTED, CheckpointError))
+    run(main)

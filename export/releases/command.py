@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from cascade.artifact import ArtifactError
-from cascade.schema import SchemaError
 from cascade.server import security
 from cascade.server.security import KEY_VARIABLE
-from export.releases.control import Control, ControlError
-from export.releases.publishing import Published, Publisher, PublishError
-from export.releases.repository import BusyError, Repository
-from export.releases.trial import TrialError
-
-EXPECTED = (ArtifactError, BusyError, ControlError, PublishError, SchemaError, TrialError)
+from export.releases.control import Control
+from export.releases.publishing import Published, Publisher
+from export.releases.repository import Repository
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +40,3 @@ def report(published: Published) -> None:
     """One line about what is live now."""
     took = "" if published.switch_ms is None else f", switched in {published.switch_ms:.1f} ms"
     print(f"release {published.number} is live (before: {published.before}){took}")
-
-
-def run(main: Callable[[], None], expected: tuple[type[Exception], ...] = EXPECTED) -> None:
-    """Run a command line; what may be expected to go wrong is one line, not a traceback."""
-    try:
-        main()
-    except expected as error:
-        sys.exit(f"error: {error}")

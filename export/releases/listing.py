@@ -7,9 +7,9 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from cascade.errors import run
 from cascade.release import read_release
 from cascade.spec import RANK
-from export.releases.command import run
 from export.releases.repository import Repository
 
 HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")

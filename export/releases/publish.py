@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cascade.errors import run
 from export import arguments
-from export.releases.command import EXPECTED, add_server, publisher, report, run
+from export.releases.command import add_server, publisher, report
 from export.releases.transfer import from_export
 
 
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, (*EXPECTED, *arguments.EXPECTED))
+    run(main)

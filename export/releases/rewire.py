@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from cascade import pbtxt
-from cascade.artifact import ArtifactError
+from cascade.errors import run
 from cascade.files import link, write_json
 from cascade.release import RELEASE_FILE, newest_version, read_release
 from cascade.schema import Schema
@@ -81,7 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ArtifactError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run(main)

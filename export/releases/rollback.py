@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from export.releases.command import add_server, publisher, report, run
+from cascade.errors import run
+from export.releases.command import add_server, publisher, report
 
 
 def main() -> None:

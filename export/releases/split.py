@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from export.releases.command import add_server, publisher, run, say
+from cascade.errors import run
+from export.releases.command import add_server, publisher, say
 
 
 def main() -> None:

@@ -37,11 +37,10 @@ from cascade.client import (
     Retry,
     Tls,
     Unavailable,
-    batch,
-    recommend,
 )
 from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
+from clients import batch, recommend
 
 ROOT = Path(__file__).parents[2]
 MAX_BATCH = 4

@@ -16,10 +16,10 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommender
-from cascade.client import recommend as command
 from cascade.server.launcher import Server
 from cascade.spec import DENY_LIST, ENSEMBLE, Serving
 from cascade.stages.pipeline import Pipeline
+from clients import recommend as command
 from export.releases.rewire import rewire, serving_of
 from tests.filter_cases import Case, Shop, column, draw
 

@@ -22,11 +22,11 @@ from tritonclient.utils import InferenceServerException
 
 from cascade import pbtxt
 from cascade.client import AsyncRecommender, InvalidInput, Recommender, RecommendError
-from cascade.client import recommend as command
 from cascade.client.split import place
 from cascade.server.launcher import Server, ServerError
 from cascade.spec import RECOMMEND_USER, RETRIEVE, Serving
 from cascade.store import UserLayout, UserStore
+from clients import recommend as command
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository

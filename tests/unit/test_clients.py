@@ -31,16 +31,14 @@ from cascade.client import (
     Retry,
     Tls,
     Unavailable,
-    batch,
-    draw,
     filters,
-    recommend,
     split,
 )
 from cascade.client.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
 from cascade.client.layout import Answer, IdFeature, Layout, recommendations
 from cascade.encoding import Encoder
 from cascade.schema import Feature, Schema
+from clients import batch, draw, recommend
 from clients.parquet import AnswerFile, UserFile
 
 ROOT = Path(__file__).parents[2]
