@@ -15,7 +15,7 @@ from cascade.artifact import ArtifactError
 from cascade.spec import Serving
 from cascade.stages.pipeline import Pipeline
 from export.releases import listing, publish, rollback
-from export.releases.command import run
+from cascade.errors import run
 from export.releases.listing import HEADER, table
 from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Make, Publisher, PublishError
