@@ -12,10 +12,10 @@ import pytest
 
 from cascade import pbtxt
 from cascade.artifact import ArtifactError
+from cascade.errors import run
 from cascade.spec import Serving
 from cascade.stages.pipeline import Pipeline
 from export.releases import listing, publish, rollback
-from cascade.errors import run
 from export.releases.listing import HEADER, table
 from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Make, Publisher, PublishError
