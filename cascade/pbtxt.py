@@ -12,6 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade.artifact import ArtifactError
+from cascade.config import DEFAULT_PRODUCT, PARAMETER, ProcessConfig, Product, Serving
+from cascade.files import replace_text
 from cascade.schema import Schema
 from cascade.spec import (
     COLD_START,
@@ -27,7 +29,7 @@ from cascade.spec import (
     RETRIEVE,
     TOPOLOGIES,
     USER_ID,
-    Serving,
+    Process,
     Sizes,
     Tensor,
     by_id,
@@ -47,43 +49,43 @@ LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion
 
 
 def process_config(
-    model: str, schema: Schema, sizes: Sizes, serving: Serving, held: Sequence[str]
+    model: str,
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    product: Product,
+    process: Process,
 ) -> pb.ModelConfig:
-    """The stages `held` by one process, as a model of the Python backend."""
+    """A process of the Python backend."""
+    held = process.stages
     stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
-    store = {}
-    if serving.store and RETRIEVE in held:
-        stage, held, store = by_id(stage), (LOOKUP, *held), {"store": serving.store}
-    config = pb.ModelConfig(name=model, backend="python", max_batch_size=serving.max_batch_size)
     outputs = stage.outputs
+    if RETRIEVE not in held:
+        product = replace(product, deny_list="", store="")  # the first process reads both
+    elif product.store:
+        stage, held = by_id(stage), (LOOKUP, *held)
+        outputs = stage.outputs
     if RANK in held:
         outputs = (*outputs, RELEASE)
-        if serving.explored:
+        if product.explored:
             outputs = (*outputs, Tensor(PROPENSITIES, "FP32", (sizes.results,)))
+    config = pb.ModelConfig(
+        name=model, backend=process.backend, max_batch_size=serving.max_batch_size
+    )
     _tensors(config, stage.inputs, outputs)
     _instances(config, serving)
     batching = config.dynamic_batching
-    batching.SetInParent()  # batch even where every knob has its default
+    batching.SetInParent()  # batch even where every setting has its default
     batching.max_queue_delay_microseconds = serving.queue_delay_us
     if serving.batch_users:
         batching.preferred_batch_size.append(serving.batch_users)
-    _parameters(
-        config,
-        {
-            **serving.parameters(),
-            **({"deny_list": serving.deny_list} if RETRIEVE in held else {}),
-            **store,
-            "stages": ",".join(held),
-            "candidates": str(sizes.candidates),
-            "layout_hash": schema.layout_hash,
-        },
-    )
+    settings = ProcessConfig(held, sizes.candidates, schema.layout_hash, serving, product)
+    _parameters(config, {PARAMETER: settings.to_json()})
     return config
 
 
 def ensemble_config(
     name: str,
-    schema: Schema,
     serving: Serving,
     version: int,
     members: Sequence[pb.ModelConfig],
@@ -92,7 +94,7 @@ def ensemble_config(
     """The cascade: every step pinned to one release, every tensor under its own name.
 
     Args:
-        without: tensors of the members that these requests have nothing to do with.
+        without: tensors of the members that are no part of these requests and answers.
     """
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
     returned = {COLD_START, *(tensor.name for tensor in members[-1].output)}
@@ -110,8 +112,7 @@ def ensemble_config(
         made |= {*step.input_map, *step.output_map}
     for tensor in config.input:
         if tensor.name in (*FEATURES, USER_ID):
-            tensor.ClearField("optional")  # a member can do without; who asks here cannot
-    _parameters(config, {"layout_hash": schema.layout_hash})
+            tensor.ClearField("optional")  # optional for the member alone
     return config
 
 
@@ -121,6 +122,8 @@ def configs(
     serving: Serving,
     version: int,
     users_per_run: Mapping[str, int] | None = None,
+    *,
+    product: Product = DEFAULT_PRODUCT,
 ) -> dict[str, pb.ModelConfig]:
     """Every model of the repository by name; `users_per_run` is by model, too."""
     runs = users_per_run or {}
@@ -130,20 +133,24 @@ def configs(
             schema,
             sizes,
             replace(serving, users_per_run=runs.get(model, serving.users_per_run)),
-            held,
+            product,
+            process,
         )
-        for model, held in TOPOLOGIES[serving.topology].items()
+        for model, process in TOPOLOGIES[serving.topology].items()
     }
     members = [*found.values()]
     if ENSEMBLE not in found:
         found[ENSEMBLE] = ensemble_config(
-            ENSEMBLE, schema, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
+            ENSEMBLE, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
         )
-    if serving.store:
+    if product.store:
         found[RECOMMEND_USER] = ensemble_config(
-            RECOMMEND_USER, schema, serving, version, members, without=FEATURES
+            RECOMMEND_USER, serving, version, members, without=FEATURES
         )
-    # What a client reads to build a request, whichever way the cascade is wired.
+    for name in {ENSEMBLE, RECOMMEND_USER} & {*found}:
+        _parameters(found[name], {"layout_hash": schema.layout_hash})
+    # What a client reads to build a request, in every topology, under the names that clients of
+    # earlier releases know.
     _parameters(
         found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
     )
@@ -164,6 +171,8 @@ def write(
     serving: Serving,
     version: int,
     users_per_run: Mapping[str, int] | None = None,
+    *,
+    product: Product = DEFAULT_PRODUCT,
 ) -> None:
     """Write config.pbtxt of every model, and model.py of every process's version.
 
@@ -171,7 +180,7 @@ def write(
         ArtifactError: the repository holds models of another topology, or users come by id there
             and not here.
     """
-    made = configs(schema, sizes, serving, version, users_per_run)
+    made = configs(schema, sizes, serving, version, users_per_run, product=product)
     if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
         raise ArtifactError(
             f"{repository} is wired in another way than {serving.topology}: export into another "
@@ -185,13 +194,13 @@ def write(
     if others:
         raise ArtifactError(
             f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
-            f"{'with' if serving.store else 'without'} a store does not have, and the server would "
+            f"{'with' if product.store else 'without'} a store does not have, and the server would "
             "load them as well: export into another folder"
         )
     for name, config in made.items():
         folder = repository / name / str(version)
         folder.mkdir(parents=True, exist_ok=True)
-        (repository / name / "config.pbtxt").write_text(text_format.MessageToString(config))
+        save(config, repository / name / "config.pbtxt")
         if config.backend == "python":
             (folder / "model.py").write_text(MODEL_PY)
         else:
@@ -203,8 +212,45 @@ def _kind(path: Path) -> str | None:
 
 
 def read(path: Path) -> pb.ModelConfig:
-    """A config.pbtxt as a message."""
-    return text_format.Parse(path.read_text(), pb.ModelConfig())
+    """A config.pbtxt as a message. Fields that only a newer server knows are ignored.
+
+    Raises:
+        ArtifactError: the file is no model configuration.
+    """
+    try:
+        return text_format.Parse(path.read_text(), pb.ModelConfig(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise ArtifactError(f"{path} is not a model configuration: {error}") from error
+
+
+def save(config: pb.ModelConfig, path: Path) -> None:
+    """Write a config.pbtxt, whole."""
+    replace_text(path, text_format.MessageToString(config))
+
+
+def settings(config: pb.ModelConfig) -> ProcessConfig:
+    """The settings of a process, as its config.pbtxt has them.
+
+    Raises:
+        ConfigError: the model is not a process of a cascade.
+    """
+    return ProcessConfig.from_parameters(
+        {key: value.string_value for key, value in config.parameters.items()}
+    )
+
+
+def process_settings(repository: Path) -> dict[str, ProcessConfig]:
+    """The settings of every process that clients of `recommend` reach, by model.
+
+    Raises:
+        ArtifactError: the repository holds no exported cascade.
+    """
+    path = repository / ENSEMBLE / "config.pbtxt"
+    if not path.exists():
+        raise ArtifactError(f"{path} is missing: {repository} is not an exported repository")
+    recommend = read(path)
+    names = [step.model_name for step in recommend.ensemble_scheduling.step] or [ENSEMBLE]
+    return {name: settings(read(repository / name / "config.pbtxt")) for name in names}
 
 
 def _instances(config: pb.ModelConfig, serving: Serving) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import get_args
 
 from cascade import index
+from cascade.config import RUNTIMES, Product, Serving
 from cascade.server.threads import default_instances
-from cascade.spec import PRERANK, RUNTIMES, TOPOLOGIES, Precision, Serving, Sizes, Weights
+from cascade.spec import PRERANK, TOPOLOGIES, Precision, Sizes, Weights
 from cascade.store.backend import absolute
 from export.build import Export
 
@@ -42,13 +43,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--deny-list",
         metavar="FILE",
-        default=Serving.deny_list,
+        default=Product.deny_list,
         help="ids that nobody is to get, one per line, read again when it changes; a relative path "
         "begins at the repository [%(default)s]",
     )
     parser.add_argument(
         "--store",
-        default=Serving.store,
+        default=Product.store,
         metavar="URL",
         help="add recommend_user, which reads users by id from here (see cascade/store)",
     )
@@ -123,6 +124,8 @@ def export_of(
         cuda_graphs=args.cuda_graphs,
         half=args.half,
         users_per_run=args.users_per_run or 0,
+    )
+    product = Product(
         deny_list=args.deny_list,
         store=store,
         pool=args.pool,
@@ -132,7 +135,7 @@ def export_of(
     )
     sizes = Sizes(args.candidates, args.survivors, args.results)
     args = argparse.Namespace(**{**vars(args), "repository": repository, "version": version})
-    return Export(args, sizes, serving)
+    return Export(args, sizes, serving, product)
 
 
 def _unfit(args: argparse.Namespace) -> str:

@@ -14,24 +14,14 @@ import torch
 
 from cascade import index, pbtxt
 from cascade.artifact import Array
+from cascade.config import Device, Product, Serving
 from cascade.data.parts import matrix
 from cascade.encoding import Encoder
 from cascade.files import write_json
 from cascade.index import exact
 from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE
-from cascade.spec import (
-    ENSEMBLE,
-    PRERANK,
-    RANK,
-    RETRIEVE,
-    TOPOLOGIES,
-    Device,
-    Serving,
-    Sizes,
-    stage_path,
-    stages,
-)
+from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, TOPOLOGIES, Sizes, stage_path, stages
 from cascade.stages import reranked
 from cascade.training import checkpoint
 from cascade.training.bundle import HELD_OUT_FILE
@@ -49,8 +39,10 @@ TUNING_USERS = 512
 class Export:
     """Writes one release, stage by stage."""
 
-    def __init__(self, args: argparse.Namespace, sizes: Sizes, serving: Serving) -> None:
-        self.args, self.sizes, self.serving = args, sizes, serving
+    def __init__(
+        self, args: argparse.Namespace, sizes: Sizes, serving: Serving, product: Product
+    ) -> None:
+        self.args, self.sizes, self.serving, self.product = args, sizes, serving, product
         self.encoder = Encoder.load(args.checkpoints)
         self.schema = self.encoder.schema
         self.items = read_catalogue(args.checkpoints)
@@ -80,10 +72,12 @@ class Export:
         repository, version = self.args.repository, self.args.version
         manifest = repository / ENSEMBLE / str(version) / RELEASE_FILE
         manifest.unlink(missing_ok=True)
-        pbtxt.write(repository, self.schema, self.sizes, self.serving, version)
+        pbtxt.write(
+            repository, self.schema, self.sizes, self.serving, version, product=self.product
+        )
         facts = {RETRIEVE: self._retrieve(self._folder(RETRIEVE))}
         chosen = self._judge()
-        pooled = replace(self.sizes, results=max(self.sizes.results, self.serving.pool))
+        pooled = replace(self.sizes, results=max(self.sizes.results, self.product.pool))
         for stage in stages(self.schema, pooled)[1:]:
             facts[stage.name] = self._scoring(
                 stage, self._folder(stage.name), chosen.get(stage.name, Variant())
@@ -98,6 +92,7 @@ class Export:
             "schema_hash": self.schema.hash,
             "topology": self.serving.topology,
             "serving": vars(self.serving),
+            "product": vars(self.product),
             "sizes": vars(self.sizes),
             "items": len(self.items),
             "stages": facts,
@@ -187,11 +182,11 @@ class Export:
     def _reranking(self, folder: Path) -> None:
         """What chooses the list from the pool, where there is one."""
         reranked.remove(folder)
-        if self.serving.pool:
+        if self.product.pool:
             retriever = checkpoint.load(self.args.checkpoints / RETRIEVE, self.schema)
             vectors = item_states(retriever, self.items, RETRIEVE)
             item_ids, results = self.items.item_ids, self.sizes.results
-            reranked.save(folder, vectors, item_ids, results, self.serving)
+            reranked.save(folder, vectors, item_ids, results, self.product)
 
     def _source(self, stage: str) -> str:
         return str(self.args.preranker) if stage == PRERANK else RANK
@@ -240,7 +235,15 @@ class Export:
         users, version = self._raw_users(), self.args.version
         times_us = batching.measure(self.args.repository, version, users, self.serving)
         chosen = {model: batching.best(found) for model, found in times_us.items()}
-        pbtxt.write(self.args.repository, self.schema, self.sizes, self.serving, version, chosen)
+        pbtxt.write(
+            self.args.repository,
+            self.schema,
+            self.sizes,
+            self.serving,
+            version,
+            chosen,
+            product=self.product,
+        )
         for model in TOPOLOGIES[self.serving.topology]:
             found = times_us[model]
             text = ", ".join(f"{size}: {us:.0f}" for size, us in found.items())

@@ -203,10 +203,9 @@ def store_of(repository: Path) -> str:
     Raises:
         ArtifactError: it was exported without one.
     """
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        parameters = pbtxt.read(path).parameters
-        if "store" in parameters:
-            return str(parameters["store"].string_value)
+    for settings in pbtxt.process_settings(repository).values():
+        if settings.product.store:
+            return settings.product.store
     raise ArtifactError(f"{repository} was exported without --store; say which one to write")
 
 

@@ -26,8 +26,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from cascade.artifact import ArtifactError
+from cascade.config import one_thread
+from cascade.pbtxt import process_settings
 from cascade.server.threads import cores
-from cascade.spec import Serving
 from cascade.stages.pipeline import Pipeline
 from perf import payload, record
 from perf.measurement import Load, Measurement, latency_summary
@@ -75,13 +76,8 @@ class Times:
 
 def open_pipeline(repository: Path) -> Pipeline:
     """The stages of a repository, chained in this process, run as the server would run them."""
-    _, stages = configs(repository)
-    parameters = {
-        key: value.string_value for stage in stages for key, value in stage.parameters.items()
-    }
-    return Pipeline.load(
-        repository, serving=Serving.from_parameters({**parameters, "threads": "1"})
-    )
+    settings = next(iter(process_settings(repository).values()))
+    return Pipeline.load(repository, serving=one_thread(settings.serving))
 
 
 def measure(job: Job, processes: int) -> Measurement:

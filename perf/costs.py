@@ -22,15 +22,16 @@ import numpy.typing as npt
 
 from cascade import index
 from cascade.artifact import Array, Description
+from cascade.config import Serving, one_thread
 from cascade.index.kinds import base
+from cascade.pbtxt import process_settings
 from cascade.release import newest_version, read_release
-from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, sizes_from, stage_path
+from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, sizes_from, stage_path
 from cascade.stages.load import load_stage
 from cascade.stages.retrieve import Retrieve
 from cascade.stages.stage import Stage
 from export.artifacts.stage_files import ITEM_STATE
 from perf import work
-from perf.bound import configs
 from perf.payload import Payload
 
 Setting = TypeVar("Setting")
@@ -73,9 +74,7 @@ def folders_of(repository: Path) -> dict[str, Path]:
 
 def serving_of(repository: Path) -> Serving:
     """As the repository is served, but on one thread."""
-    members = configs(repository)[1]
-    values = {k: v.string_value for member in members for k, v in member.parameters.items()}
-    return Serving.from_parameters({**values, "threads": "1"})
+    return one_thread(next(iter(process_settings(repository).values())).serving)
 
 
 def open_stages(

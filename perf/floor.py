@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from cascade.artifact import Array, ArtifactError
+from cascade.config import Serving
 from cascade.index.exact import ExactIndex
+from cascade.pbtxt import settings
 from cascade.release import newest_version, read_release
 from cascade.runtime.devices import device_of
 from cascade.runtime.load import load_graph
 from cascade.server.threads import cores
-from cascade.spec import PRERANK, RANK, RETRIEVE, Serving, sizes_from, stage_path
+from cascade.spec import PRERANK, RANK, RETRIEVE, sizes_from, stage_path
 from cascade.stages.load import load_stage
 from perf import payload, work
 from perf.bound import configs
@@ -204,9 +206,8 @@ def main(arguments: list[str] | None = None) -> int:
         users = (
             payload.load(options.users, features) if options.users else payload.generated(features)
         )
-        values = {k: v.string_value for stage in stages for k, v in stage.parameters.items()}
         serving = replace(
-            Serving.from_parameters(values),
+            settings(stages[0]).serving,
             device=options.device,
             threads=options.threads or cores(),
             cuda_graphs=options.cuda_graphs,

@@ -11,6 +11,7 @@ from typing import Any
 
 import tritonclient.grpc as grpc
 
+from cascade.pbtxt import settings
 from perf.measurement import StageTimes
 
 
@@ -53,12 +54,9 @@ def members(config: Any) -> tuple[str, ...]:
 def configuration_name(kind: str, configs: Iterable[Any]) -> str:
     """A name for how stages with these ModelConfigs run: `ensemble-cpu`,
     `ensemble-cuda-torchscript`, ..."""
-    values = [
-        {key: p[key].string_value for key in ("device", "runtime") if key in p}
-        for p in (config.parameters for config in configs)
-    ]
-    device = "cuda" if any(v.get("device") == "cuda" for v in values) else "cpu"
-    runtimes = sorted({v.get("runtime", "onnx") for v in values} - {"onnx"})
+    found = [settings(config).serving for config in configs if config.parameters]
+    device = "cuda" if any(serving.device == "cuda" for serving in found) else "cpu"
+    runtimes = sorted({serving.runtime for serving in found} - {"onnx"})
     return "-".join([kind, device, *runtimes])
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import ArtifactError
+from cascade.pbtxt import process_settings
 from cascade.runtime import spans
 from cascade.server.launcher import ServerError
 from cascade.server.threads import default_instances, threads_per_process
@@ -138,8 +139,7 @@ def _operators(repository: Path, plan: Plan, batch: int) -> dict[str, Any]:
 
 def _users_per_run(repository: Path) -> int:
     """The smallest of the processes' settings; 0 where none cuts."""
-    _, stages = configs(repository)
-    values = [int(s.parameters["users_per_run"].string_value or 0) for s in stages]
+    values = [s.serving.users_per_run for s in process_settings(repository).values()]
     return min((v for v in values if v), default=0)
 
 

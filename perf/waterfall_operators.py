@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import ONNX_FILE, Array, Description
+from cascade.config import Serving
 from cascade.release import newest_version, read_release
 from cascade.runtime.onnx import choose_providers, session_options
-from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Serving, stage_path
+from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, stage_path
 from cascade.stages.load import load_stage
 from perf.payload import Payload
 

@@ -21,6 +21,7 @@ import torch
 from google.protobuf import text_format
 
 from cascade import pbtxt
+from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder
@@ -28,7 +29,7 @@ from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema, Side
 from cascade.server.launcher import Server
-from cascade.spec import Serving, Sizes
+from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import bundle, checkpoint
 from export.build import Export
@@ -81,6 +82,7 @@ class Plan:
     models: dict[str, tuple[str, str]] = field(default_factory=lambda: MODELS)
     sizes: Sizes = field(default_factory=Sizes)
     serving: Serving = field(default_factory=lambda: Serving(max_batch_size=32))
+    product: Product = field(default_factory=Product)
     index: str = "ivf"
     state: str = "float32"
     weights: str = "float32"
@@ -187,7 +189,7 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         weights=plan.weights,
         users_per_run=plan.serving.users_per_run,
     )
-    export = Export(arguments, plan.sizes, plan.serving)
+    export = Export(arguments, plan.sizes, plan.serving, plan.product)
     export.run()
     return Cascade(
         arguments.checkpoints,

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cascade import index
+from cascade.config import Serving
 from cascade.index import Floats, Ids, IndexFileError, Mask
 from cascade.runtime.graph import Graph
-from cascade.spec import Serving
 
 if TYPE_CHECKING:
     from torch import Tensor

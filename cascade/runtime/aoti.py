@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from cascade.artifact import AOTI_FILE, Array, ArtifactError, Description, unloadable
+from cascade.config import Serving
 from cascade.runtime.devices import Runner, device_of
-from cascade.spec import Serving
 
 DEVICE_KEY = "AOTI_DEVICE_KEY"  # under which a package says what it was compiled for
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cascade.artifact import Array, ArtifactError
+from cascade.config import Serving
 from cascade.runtime.buckets import in_buckets
-from cascade.spec import Serving
 
 WARM_UP_RUNS = 3  # a library that is used for the first time allocates, which cannot be recorded
 Function = Callable[..., Any]  # tensors of the device -> a tensor, or several

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cascade.artifact import Description
+from cascade.config import Serving
 from cascade.runtime.graph import Graph, OneByOne
 from cascade.schema import Schema
-from cascade.spec import Serving
 
 
 def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[Description, Graph]:

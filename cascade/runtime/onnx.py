@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import ONNX_FILE, Array, ArtifactError, Description, unloadable
+from cascade.config import Serving
 from cascade.runtime.buckets import BUCKETS, in_buckets
-from cascade.spec import Serving
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 ENGINES = "tensorrt"  # the folder, beside the graph, of what TensorRT has built

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from cascade.artifact import TORCH_FILE, Array, ArtifactError, Description, unloadable
+from cascade.config import Serving
 from cascade.runtime.devices import Runner, device_of
-from cascade.spec import Serving
 
 
 class TorchGraph:

@@ -8,16 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from cascade.artifact import ArtifactError
+from cascade.config import Product, Serving
 from cascade.schema import Schema
-from cascade.spec import (
-    LOOKUP,
-    PRERANK,
-    RANK,
-    RERANK,
-    RETRIEVE,
-    Serving,
-    wire_features,
-)
+from cascade.spec import LOOKUP, PRERANK, RANK, RERANK, RETRIEVE, wire_features
 from cascade.stages.scoring import Score
 from cascade.stages.stage import Chain, Stage
 
@@ -51,6 +44,7 @@ def load_stages(
     serving: Serving,
     candidates: int,
     deny_list: Path | None = None,
+    store: str = "",
 ) -> Stage:
     """Open the version folder of a process that runs these stages.
 
@@ -66,7 +60,7 @@ def load_stages(
         place = folder if len(names) == 2 else folder / RETRIEVE
         schema = Schema.load(place / "schema.json")
         layout = UserLayout.from_features(wire_features(schema), schema.layout_hash)
-        return ById(Lookup(layout, open_backend(serving.store)), stage)
+        return ById(Lookup(layout, open_backend(store)), stage)
     if len(names) == 1:
         return load_stage(names[0], folder, serving, candidates, deny_list)
     stages = [load_stage(name, folder / name, serving, candidates, deny_list) for name in names]
@@ -76,6 +70,6 @@ def load_stages(
     return Chain(stages)
 
 
-def deny_list_of(repository: Path, serving: Serving) -> Path | None:
-    """The file that `Serving.deny_list` names, of a repository."""
-    return repository / serving.deny_list if serving.deny_list else None
+def deny_list_of(repository: Path, product: Product) -> Path | None:
+    """The file that `Product.deny_list` names, of a repository."""
+    return repository / product.deny_list if product.deny_list else None

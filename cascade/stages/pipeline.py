@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cascade.artifact import Array, ArtifactError
+from cascade.config import Serving, of_release
 from cascade.release import newest_version, read_release
-from cascade.spec import (
-    PRERANK,
-    RANK,
-    RETRIEVE,
-    STAGES,
-    Serving,
-    sizes_from,
-    stage_path,
-)
+from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, sizes_from, stage_path
 from cascade.stages.load import deny_list_of, load_stage
 from cascade.stages.retrieve import Retrieve
 from cascade.stages.scoring import Score
@@ -43,14 +36,14 @@ class Pipeline:
         release = read_release(repository, version)
         sizes, topology = sizes_from(release["sizes"]), release["topology"]
         serving = serving or Serving()
-        wired = Serving(**release.get("serving", {}))
+        _, product = of_release(release)
         retrieve, prerank, rank = (
             load_stage(
                 name,
                 repository / stage_path(topology, name, version),
                 serving,
                 sizes.candidates,
-                deny_list_of(repository, wired),
+                deny_list_of(repository, product),
             )
             for name in STAGES
         )

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import Array, ArtifactError, Mapped
-from cascade.spec import PROPENSITIES, RERANK, Serving
+from cascade.config import Product, Serving
+from cascade.spec import PROPENSITIES, RERANK
 from cascade.stages import rerank
 from cascade.stages.scoring import Score
 
@@ -92,7 +93,7 @@ def vectors(folder: Path) -> Array:
     return stored.astype(np.float32)
 
 
-def save(folder: Path, vectors: Any, item_ids: Array, results: int, serving: Serving) -> None:
+def save(folder: Path, vectors: Any, item_ids: Array, results: int, product: Product) -> None:
     """Write what `Reranked` reads beside the ranker's graph.
 
     Args:
@@ -109,8 +110,8 @@ def save(folder: Path, vectors: Any, item_ids: Array, results: int, serving: Ser
     content = {
         "results": results,
         "width": width,
-        "diversity": serving.diversity,
-        "explored": serving.explored,
-        "temperature": serving.temperature,
+        "diversity": product.diversity,
+        "explored": product.explored,
+        "temperature": product.temperature,
     }
     (folder / RERANK).write_text(json.dumps(content, indent=1) + "\n")

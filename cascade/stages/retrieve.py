@@ -10,11 +10,12 @@ import numpy as np
 
 from cascade import index
 from cascade.artifact import Array
+from cascade.config import Serving
 from cascade.encoding import Encoder
 from cascade.index import exact
 from cascade.runtime import spans
 from cascade.runtime.load import load_graph
-from cascade.spec import ALLOW, EXCLUDE, Serving
+from cascade.spec import ALLOW, EXCLUDE
 from cascade.stages import filters
 
 

@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
+from cascade.config import Serving
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
 from cascade.runtime.load import load_graph
-from cascade.spec import (
-    CATALOGUE_IDS,
-    Serving,
-)
+from cascade.spec import CATALOGUE_IDS
 
 
 class Score:

@@ -18,9 +18,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cascade.artifact import Array
+from cascade.config import ProcessConfig
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
-from cascade.spec import DEADLINE, RELEASE, Serving
+from cascade.spec import DEADLINE, RELEASE
 from cascade.stages.load import deny_list_of, load_stages
 from cascade.triton import request_log
 from cascade.triton.admission import AGAIN, Waiting
@@ -39,13 +40,19 @@ class TritonPythonModel:
         values = {k: v["string_value"] for k, v in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         gpu = int(args["model_instance_device_id"])
-        serving = replace(Serving.from_parameters(values), device_id=gpu)
+        process = ProcessConfig.from_parameters(values)
+        serving = replace(process.serving, device_id=gpu)
         name, release = args["model_name"], int(args["model_version"])
-        names = values["stages"].split(",")
         self.name = name
-        deny_list = deny_list_of(Path(args["model_repository"]).parent, serving)
-        candidates = int(values["candidates"])
-        self.stage = load_stages(names, folder, serving, candidates, deny_list)
+        deny_list = deny_list_of(Path(args["model_repository"]).parent, process.product)
+        self.stage = load_stages(
+            process.stages,
+            folder,
+            serving,
+            process.candidates,
+            deny_list,
+            process.product.store,
+        )
         self.absent = {
             tensor["name"]: (
                 [int(size) for size in tensor["dims"]],
@@ -60,7 +67,9 @@ class TritonPythonModel:
         self.release = release if tagged else None
         self.log = RequestLog(name, release, request_log.wanted(values))
         held = getattr(self.stage, "stages", (self.stage,))
-        self.metrics = Metrics(pb_utils, name, release, dict(zip(names, held, strict=True)))
+        self.metrics = Metrics(
+            pb_utils, name, release, dict(zip(process.stages, held, strict=True))
+        )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         if self.waiting.refuses(len(requests)):

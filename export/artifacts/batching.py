@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
+from cascade.config import Serving
 from cascade.release import read_release
 from cascade.server.threads import threads_per_process
-from cascade.spec import PROCESSES, STAGES, Serving, sizes_from, stage_path
+from cascade.spec import PROCESSES, STAGES, sizes_from, stage_path
 from cascade.stages.load import load_stage
 from cascade.stages.stage import Chain, Stage
 
@@ -47,8 +48,8 @@ def measure(
             zip(stages[name].outputs, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
         )
     found = {}
-    for model, held in PROCESSES.items():
-        process = Chain([stages[name] for name in held])
+    for model, made_of in PROCESSES.items():
+        process = Chain([stages[name] for name in made_of.stages])
         found[model] = _time(process, _inputs(process, known))
     return found
 

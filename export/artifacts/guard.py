@@ -19,13 +19,14 @@ import torch
 from tqdm import tqdm
 
 from cascade.artifact import Array, Description
+from cascade.config import Serving
 from cascade.data.parts import matrix
 from cascade.evaluation.metrics import auc
 from cascade.models.scorer import Scorer
 from cascade.runtime.graph import Graph
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
-from cascade.spec import PRERANK, RANK, Serving, Sizes
+from cascade.spec import PRERANK, RANK, Sizes
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
 from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, example_users, fill_state

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from cascade.artifact import AOTI_FILE, ONNX_FILE, TORCH_FILE, Array
+from cascade.config import Device, Runtime, Serving
 from cascade.errors import CascadeError
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
-from cascade.spec import Device, Runtime, Serving
 from export.artifacts.graphs import CandidateLogits, TopCandidates
 
 LARGEST_DIFFERENCE = 1e-4

@@ -11,11 +11,12 @@ import numpy as np
 
 from cascade import index
 from cascade.artifact import Array, ArtifactError, Description
+from cascade.config import Serving
 from cascade.index import exact
 from cascade.models.scorer import Scorer
 from cascade.release import newest_version, read_release
 from cascade.schema import Schema
-from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE, Serving, stage_path
+from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE, stage_path
 from export.artifacts import frontier
 from export.artifacts.stage_files import Catalogue, item_states
 

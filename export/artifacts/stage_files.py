@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cascade.artifact import AOTI_FILE, TORCH_FILE, Description, Mapped
+from cascade.config import Device
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.spec import CATALOGUE_IDS, RETRIEVE, Device, Precision, Stage, Weights
+from cascade.spec import CATALOGUE_IDS, RETRIEVE, Precision, Stage, Weights
 from export.artifacts import device, onnx_file
 from export.artifacts.graphs import CandidateLogits, TopCandidates, UserTower
 

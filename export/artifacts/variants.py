@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cascade.artifact import Array
+from cascade.config import Device
 from cascade.errors import CascadeError
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.spec import PRERANK, RANK, Device, Precision, Sizes, Weights
+from cascade.spec import PRERANK, RANK, Precision, Sizes, Weights
 from export.artifacts.guard import Guard, HeldOut, Verdict
 from export.artifacts.stage_files import Catalogue, Variant
 

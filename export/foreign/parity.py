@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
+from cascade.config import Serving
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
-from cascade.spec import Serving, Stage
+from cascade.spec import Stage
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import Catalogue
 from export.foreign.inputs import Rows

@@ -8,6 +8,7 @@ before it gets any traffic.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from cascade.artifact import Array, ArtifactError
+from cascade.config import of_release
 from cascade.files import content, sha256, write_json
 from cascade.release import RELEASE_FILE, read_release
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, Serving, Topology, stage_path
+from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, Topology, stage_path
 from cascade.stages.pipeline import Pipeline
 from export.releases.canary import Canary
 
@@ -33,8 +35,9 @@ def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
         users: raw users, dense [B, F_dense] and categorical [B, F_cat]; the first few are asked.
     """
     release = read_release(repository, version)
-    serving = Serving(**{**release["serving"], "threads": 1})
-    canary = Canary.ask(Pipeline.load(repository, version, serving), users, serving.explored)
+    serving, product = of_release(release)
+    pipeline = Pipeline.load(repository, version, replace(serving, threads=1))
+    canary = Canary.ask(pipeline, users, product.explored)
     sealed = {
         **release,
         "format": FORMAT,

@@ -15,6 +15,7 @@ from typing import Any
 
 from cascade.artifact import ArtifactError
 from cascade.client.split import CHALLENGER
+from cascade.config import of_release
 from cascade.errors import CascadeError
 from cascade.files import sync
 from cascade.release import read_release
@@ -165,7 +166,7 @@ class Publisher:
                 f"the release is wired as {release['topology']}, and {self.repository.root} as "
                 f"{now['topology']}: export it with --topology {now['topology']}"
             )
-        if RECOMMEND_USER in self.repository.fronts() and not release["serving"].get("store"):
+        if RECOMMEND_USER in self.repository.fronts() and not of_release(release)[1].store:
             raise ArtifactError(
                 "clients ask for users by id here, and the release has no store: export it with "
                 "--store"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cascade import index, pbtxt
 from cascade.artifact import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
+from cascade.config import of_release
 from cascade.encoding import Encoder
 from cascade.files import link, write_json
 from cascade.index import exact
@@ -34,7 +35,6 @@ from cascade.spec import (
     RERANK,
     RETRIEVE,
     STAGES,
-    Serving,
     sizes_from,
     stage_path,
 )
@@ -124,10 +124,10 @@ class Refresh:
         with ThreadPoolExecutor(len(STAGES)) as pool:  # the time goes into writing
             for _ in pool.map(lambda name: self._stage(name, folders[name], changed), STAGES):
                 pass
-        serving = Serving(**self.release["serving"])
+        serving, product = of_release(self.release)
         runs = pbtxt.runs_of(self.release, serving)
         sizes = sizes_from(self.release["sizes"])
-        pbtxt.write(target, self.schema, sizes, serving, version, runs)
+        pbtxt.write(target, self.schema, sizes, serving, version, runs, product=product)
         front = target / ENSEMBLE / str(version)
         titles = self.root / ENSEMBLE / str(self.number) / "titles.csv"
         if titles.exists():
@@ -194,8 +194,8 @@ class Refresh:
             _computed(retriever, changed.added, RETRIEVE),
         )
         results = self.release["sizes"]["results"]
-        serving = Serving(**self.release["serving"])
-        reranked.save(target, vectors, self._ids(changed), results, serving)
+        _, product = of_release(self.release)
+        reranked.save(target, vectors, self._ids(changed), results, product)
 
     def _ids(self, changed: Change) -> Array:
         return np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))

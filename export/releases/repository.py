@@ -18,8 +18,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
-from cascade.artifact import ArtifactError
 from cascade.client.split import CHALLENGER
+from cascade.config import of_release
 from cascade.errors import CascadeError
 from cascade.files import content, move, replace_text
 from cascade.release import RELEASE_FILE, read_release
@@ -30,7 +30,6 @@ from cascade.spec import (
     RECOMMEND_USER,
     RETRIEVE,
     TOPOLOGIES,
-    Serving,
     Topology,
     sizes_from,
     stage_path,
@@ -238,10 +237,8 @@ def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
     """
     release = read_release(root, number)
     folder = root / stage_path(release["topology"], RETRIEVE, number)
-    try:
-        serving = Serving(**release["serving"])
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"release {number} does not say how it is served: {error}") from error
+    serving, product = of_release(release)
     schema = Schema.load(folder / "schema.json")
     runs = pbtxt.runs_of(release, serving)
-    return pbtxt.configs(schema, sizes_from(release["sizes"]), serving, number, runs)
+    sizes = sizes_from(release["sizes"])
+    return pbtxt.configs(schema, sizes, serving, number, runs, product=product)

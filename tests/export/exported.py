@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cascade.config import Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
@@ -21,7 +22,7 @@ from cascade.models.scorer import Scorer
 from cascade.runtime.graph import Graph
 from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.spec import PRERANK, RANK, Serving, Sizes, Stage, stages
+from cascade.spec import PRERANK, RANK, Sizes, Stage, stages
 from export.artifacts.graphs import TopCandidates
 from export.artifacts.stage_files import Catalogue, Variant, write_scoring
 from tests.schemas import draw_rows

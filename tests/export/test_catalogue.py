@@ -15,10 +15,10 @@ import pytest
 
 from cascade import index
 from cascade.artifact import ArtifactError, Description
+from cascade.config import Product, Serving
 from cascade.encoding import Encoder
 from cascade.index.refresh import RefreshError, refresh
 from cascade.release import read_release
-from cascade.spec import Serving
 from cascade.stages import reranked
 from cascade.stages.filters.items import Items
 from cascade.stages.pipeline import Pipeline
@@ -158,8 +158,8 @@ def test_a_refresh_may_be_refreshed(small: Cascade, tmp_path: Path) -> None:
 def test_a_list_chosen_from_a_pool_is_refreshed_with_it(
     make_cascade: Callable[..., Cascade], tmp_path: Path
 ) -> None:
-    serving = Serving(pool=30, diversity=0.5, explored=2, max_batch_size=8)
-    pooled = make_cascade(items=300, serving=serving)
+    product = Product(pool=30, diversity=0.5, explored=2)
+    pooled = make_cascade(items=300, serving=Serving(max_batch_size=8), product=product)
     started = Refresh(pooled.repository, 1, pooled.checkpoints)
     items = read_catalogue(pooled.checkpoints)
     twin = Catalogue(items.dense[:5], items.ids[:5], items.item_ids.max() + 1 + np.arange(5))

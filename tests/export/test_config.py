@@ -13,19 +13,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
 from cascade.client.layout import Layout
+from cascade.config import PARAMETER, QUEUE, ProcessConfig, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
-from cascade.spec import (
-    ENSEMBLE,
-    QUEUE,
-    RANK,
-    RELEASE,
-    STAGES,
-    Serving,
-    Sizes,
-    sizes_from,
-    stages,
-)
+from cascade.spec import ENSEMBLE, RANK, RELEASE, STAGES, ConfigError, Sizes, sizes_from, stages
 
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 BAGS = Schema(
@@ -160,12 +151,14 @@ def test_the_knobs_reach_the_server_and_the_stages(tmp_path: Path) -> None:
         assert (group.count, group.kind) == (3, pb.ModelInstanceGroup.KIND_GPU)
         assert message.dynamic_batching.max_queue_delay_microseconds == 250
         assert message.dynamic_batching.preferred_batch_size == [4]
-        parameters = {k: v.string_value for k, v in message.parameters.items()}
-        read = Serving.from_parameters(parameters)
+        assert set(message.parameters) == {PARAMETER}
+        process = pbtxt.settings(message)
+        read = process.serving
         assert (read.runtime, read.device, read.threads) == ("torchscript", "cuda", 2)
         assert read.max_queue_size == 128
-        assert parameters["candidates"] == "90"
-        assert parameters["layout_hash"] == CRITEO.layout_hash
+        assert process.stages == (name,)
+        assert process.candidates == 90
+        assert process.layout_hash == CRITEO.layout_hash
     parameters = {k: v.string_value for k, v in found[ENSEMBLE].parameters.items()}
     assert sizes_from(json.loads(parameters["sizes"])) == SMALL
     assert json.loads(parameters["sizes"]) == asdict(SMALL)
@@ -190,7 +183,7 @@ def test_the_bound_on_what_waits_is_the_processes() -> None:
     ):
         for name in STAGES:
             message = pbtxt.configs(CRITEO, Sizes(), serving, 1)[name]
-            assert message.parameters["max_queue_size"].string_value == str(expected)
+            assert pbtxt.settings(message).serving.max_queue_size == expected
             assert not message.dynamic_batching.HasField("default_queue_policy")
 
 
@@ -203,10 +196,14 @@ def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
         assert len(message.instance_group) == (name != ENSEMBLE)
 
 
-@pytest.mark.parametrize(("key", "value"), [("runtime", "tflite"), ("device", "tpu")])
-def test_an_unknown_parameter_is_named(key: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"parameter {key} is '{value}'; expected"):
-        Serving.from_parameters({key: value})
+@pytest.mark.parametrize(
+    ("key", "known", "value"), [("runtime", "onnx", "tflite"), ("device", "cpu", "tpu")]
+)
+def test_an_unknown_parameter_is_named(key: str, known: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"parameter {key} is '{value}'; expected"):
+        ProcessConfig.from_parameters(
+            {PARAMETER: ProcessConfig(("rank",), 90, "1234").to_json().replace(known, value)}
+        )
 
 
 @pytest.mark.parametrize("sizes", [(0, 0, 0), (100, 200, 10), (1000, 5, 10), (10, 5, 0)])

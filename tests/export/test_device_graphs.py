@@ -15,8 +15,9 @@ import torch
 import torch._inductor.config as inductor
 
 from cascade.artifact import ArtifactError, Description
+from cascade.config import Serving
 from cascade.runtime.load import load_graph
-from cascade.spec import PRERANK, Serving, stages
+from cascade.spec import PRERANK, stages
 from export.artifacts import device
 from export.artifacts.graphs import CandidateLogits, TopCandidates, UserTower
 from export.artifacts.stage_files import example_users, write_scoring, write_tower

@@ -15,10 +15,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from cascade.artifact import ONNX_FILE
+from cascade.config import Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema, SchemaError
-from cascade.spec import RANK, RETRIEVE, Serving
+from cascade.spec import RANK, RETRIEVE
 from export.artifacts.stage_files import Variant, write_tower
 from tests.export.exported import (
     BAGS,

@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from cascade.artifact import Description, Mapped
+from cascade.config import Serving
 from cascade.models import dlrm, logistic
 from cascade.models.scorer import Scorer
 from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.spec import RANK, RETRIEVE, Serving, Sizes, stages
+from cascade.spec import RANK, RETRIEVE, Sizes, stages
 from export.artifacts import onnx_file, parity, stage_files
 from export.artifacts.graphs import UserTower
 from export.artifacts.stage_files import Catalogue, write_scoring
@@ -129,7 +130,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from cascade.stages.scoring import load_stage
-from cascade.spec import Serving
+from cascade.config import Serving
 
 folder, runtime, rows, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 stage = load_stage("rank", folder, Serving(runtime=runtime, threads=1), 40)

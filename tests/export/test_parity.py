@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.config import Serving
 from cascade.runtime.load import load_graph
-from cascade.spec import Serving
 from export.artifacts import parity
 from tests.export.exported import (
     CASES,

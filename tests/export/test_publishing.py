@@ -12,8 +12,8 @@ import pytest
 
 from cascade import pbtxt
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.errors import run
-from cascade.spec import Serving
 from cascade.stages.pipeline import Pipeline
 from export.releases import listing, publish, rollback
 from export.releases.listing import HEADER, table

@@ -16,10 +16,11 @@ import torch
 
 from cascade import pbtxt
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.schema import SchemaError
-from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
+from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
@@ -134,9 +135,9 @@ def test_a_second_release_beside_the_first(
     member = pbtxt.read(repository / PRERANK / "config.pbtxt")
     assert [group.count for group in member.instance_group] == [1, 1]
     assert list(member.dynamic_batching.preferred_batch_size) == [8]
-    assert member.parameters["max_queue_size"].string_value == "32"
+    assert pbtxt.settings(member).serving.max_queue_size == 32
     assert member.max_batch_size == 16
-    assert member.parameters["runtime"].string_value == "torchscript"
+    assert pbtxt.settings(member).serving.runtime == "torchscript"
     release = json.loads((repository / ENSEMBLE / "2" / "release.json").read_text())
     assert release["stages"][PRERANK]["checkpoint"] == "prerank_logistic"
     assert release["sizes"] == {"candidates": 500, "survivors": 100, "results": 5}

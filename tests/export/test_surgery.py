@@ -15,11 +15,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.encoding import Encoder
 from cascade.models import build, preset
 from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
-from cascade.spec import RANK, Serving, Sizes, Stage, stages
+from cascade.spec import RANK, Sizes, Stage, stages
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.scoring import Score
 from cascade.training import checkpoint

@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
 from cascade.artifact import ArtifactError
+from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.spec import (
     ENSEMBLE,
@@ -23,7 +24,6 @@ from cascade.spec import (
     RECOMMEND_USER,
     RETRIEVE,
     TOPOLOGIES,
-    Serving,
     Sizes,
     wire_features,
 )
@@ -31,10 +31,11 @@ from cascade.store import OtherLayout, UserLayout, UserStore
 from export import __main__ as export_command
 from export import users
 from export.releases import rewire as rewire_command
-from export.releases.rewire import rewire, serving_of
+from export.releases.rewire import rewire, serving_of, settings_of
 from tests.conftest import BAGS
 
-STORED = Serving(store="redis://host:6379/1", instances=2)
+SERVING = Serving(instances=2)
+STORED = Product(store="redis://host:6379/1")
 LAYOUT = UserLayout.from_features(wire_features(BAGS), BAGS.layout_hash)
 
 
@@ -47,8 +48,8 @@ def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) -> None:
-    serving = replace(STORED, topology=topology)
-    pbtxt.write(tmp_path, CRITEO, Sizes(), serving, version=4)
+    serving = replace(SERVING, topology=topology)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), serving, version=4, product=STORED)
     found = {p.parent.name: pbtxt.read(p) for p in tmp_path.glob("*/config.pbtxt")}
     assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, RECOMMEND_USER}
     asked = {RECOMMEND_USER: {"user_id": False, "context": True}}
@@ -76,7 +77,7 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
         for name, tensor in tensors(ensemble.output).items():
             assert known[name] == tensor
     cold = {"cold_start": ("TYPE_BOOL", (1,))}
-    answer = tensors(pbtxt.configs(CRITEO, Sizes(), replace(serving, store=""), 4)[ENSEMBLE].output)
+    answer = tensors(pbtxt.configs(CRITEO, Sizes(), serving, 4)[ENSEMBLE].output)
     assert tensors(found[RECOMMEND_USER].output) == {**answer, **cold}
     assert tensors(found[ENSEMBLE].output) == (
         answer if topology != "fused" else {**answer, **cold}
@@ -84,16 +85,15 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
 
 
 def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None:
-    pbtxt.write(tmp_path, CRITEO, Sizes(), STORED, version=4)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), SERVING, version=4, product=STORED)
     for name in (*TOPOLOGIES["ensemble"], ENSEMBLE, RECOMMEND_USER):
-        parameters = pbtxt.read(tmp_path / name / "config.pbtxt").parameters
-        assert ("store" in parameters) == (name == RETRIEVE)
-    values = {
-        k: v.string_value
-        for k, v in pbtxt.read(tmp_path / RETRIEVE / "config.pbtxt").parameters.items()
+        text = (tmp_path / name / "config.pbtxt").read_text()
+        assert (STORED.store in text) == (name == RETRIEVE)
+    settings = pbtxt.process_settings(tmp_path)
+    assert {name: s.product.store for name, s in settings.items()} == {
+        name: STORED.store if name == RETRIEVE else "" for name in TOPOLOGIES["ensemble"]
     }
-    assert Serving.from_parameters(values).store == STORED.store
-    assert values["stages"] == f"{LOOKUP},{RETRIEVE}"
+    assert settings[RETRIEVE].stages == (LOOKUP, RETRIEVE)
     assert users.store_of(tmp_path) == STORED.store
     layout = users.layout_of(tmp_path)
     assert layout.hash == CRITEO.layout_hash
@@ -101,16 +101,16 @@ def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None
 
 
 def test_a_store_is_not_left_behind(tmp_path: Path) -> None:
-    pbtxt.write(tmp_path, CRITEO, Sizes(), STORED, version=1)
+    pbtxt.write(tmp_path, CRITEO, Sizes(), SERVING, version=1, product=STORED)
     with pytest.raises(ArtifactError, match=r"recommend_user, which .* without a store"):
-        pbtxt.write(tmp_path, CRITEO, Sizes(), replace(STORED, store=""), version=2)
+        pbtxt.write(tmp_path, CRITEO, Sizes(), SERVING, version=2)
 
 
 def test_rewiring_carries_it_along(criteo: Any, tmp_path: Path) -> None:
-    stored = replace(serving_of(criteo.repository), topology="paired", store="lmdb:/somewhere")
-    rewire(criteo.repository, tmp_path / "a", stored)
+    paired = replace(serving_of(criteo.repository), topology="paired")
+    rewire(criteo.repository, tmp_path / "a", paired, Product(store="lmdb:/somewhere"))
     again = replace(serving_of(tmp_path / "a"), topology="fused")
-    assert again.store == "lmdb:/somewhere"
+    assert settings_of(tmp_path / "a")[1].store == "lmdb:/somewhere"
     rewire(tmp_path / "a", tmp_path / "b", again)
     assert users.store_of(tmp_path / "b") == "lmdb:/somewhere"
     with pytest.raises(ArtifactError, match="exported without --store"):
@@ -156,8 +156,8 @@ def test_export_refuses_another_url(
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    serving = Serving(store=f"lmdb:{tmp_path / 'users'}")
-    pbtxt.write(tmp_path / "repository", BAGS, Sizes(), serving, version=1)
+    stored = Product(store=f"lmdb:{tmp_path / 'users'}")
+    pbtxt.write(tmp_path / "repository", BAGS, Sizes(), Serving(), version=1, product=stored)
     return tmp_path / "repository"
 
 

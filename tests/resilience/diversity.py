@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cascade.spec import RETRIEVE, Serving
+from cascade.config import Serving
+from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from cascade.client import Recommendation, Recommender
+from cascade.config import Serving
 from cascade.encoding import FIRST, Encoder
 from cascade.server.launcher import Server
-from cascade.spec import DENY_LIST, RANK, Serving
+from cascade.spec import DENY_LIST, RANK
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.build import read_catalogue

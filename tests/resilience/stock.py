@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.spec import Serving
+from cascade.config import Serving
 from cascade.stages.pipeline import Pipeline
 from export.releases.rewire import rewire, serving_of
 from perf import payload

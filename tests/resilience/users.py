@@ -21,7 +21,7 @@ from cascade.client import Recommender
 from cascade.server.launcher import Server
 from cascade.spec import RECOMMEND_USER
 from cascade.store import UserStore
-from export.releases.rewire import rewire, serving_of
+from export.releases.rewire import rewire, settings_of
 from export.users import CHUNK, layout_of
 from perf import load
 from perf.artifacts import Artifacts
@@ -135,7 +135,8 @@ def _requests(people: Payload, users: int) -> Requests:
 
 def _fill(made: Artifacts, target: Path, url: str, people: Payload, users: int) -> Path:
     """A repository that reads users from that store, and the users in it."""
-    rewire(made.repository, target, replace(serving_of(made.repository), store=url))
+    serving, product = settings_of(made.repository)
+    rewire(made.repository, target, serving, replace(product, store=url))
     with UserStore.create(url, layout_of(target), replace=True) as store:
         for start in range(0, users, CHUNK):
             ids = np.arange(start, min(start + CHUNK, users))

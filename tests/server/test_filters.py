@@ -16,8 +16,9 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommender
+from cascade.config import Serving
 from cascade.server.launcher import Server
-from cascade.spec import DENY_LIST, ENSEMBLE, Serving
+from cascade.spec import DENY_LIST, ENSEMBLE
 from cascade.stages.pipeline import Pipeline
 from clients import recommend as command
 from export.releases.rewire import rewire, serving_of

@@ -18,10 +18,10 @@ import pytest
 
 from cascade.client import Recommender
 from cascade.client.split import place
+from cascade.config import Serving
 from cascade.files import write_json
 from cascade.release import read_release
 from cascade.server.launcher import Server
-from cascade.spec import Serving
 from export.releases import listing
 from export.releases.control import Control, ControlError
 from export.releases.publishing import STEPS, Publisher

@@ -23,8 +23,9 @@ from tritonclient.utils import InferenceServerException
 from cascade import pbtxt
 from cascade.client import AsyncRecommender, InvalidInput, Recommender, RecommendError
 from cascade.client.split import place
+from cascade.config import Product, Serving
 from cascade.server.launcher import Server, ServerError
-from cascade.spec import RECOMMEND_USER, RETRIEVE, Serving
+from cascade.spec import RECOMMEND_USER, RETRIEVE
 from cascade.store import UserLayout, UserStore
 from clients import recommend as command
 from export.releases.control import Control
@@ -65,7 +66,8 @@ def wired(people: Any, folder: Path, topology: Any, store: str) -> Path:
     rewire(
         people.repository,
         folder,
-        replace(serving_of(people.repository), topology=topology, store=store),
+        replace(serving_of(people.repository), topology=topology),
+        Product(store=store),
     )
     return folder
 

@@ -15,9 +15,10 @@ import torch
 
 from cascade import index as ann
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.index import exact
 from cascade.runtime.load import load_graph
-from cascade.spec import RETRIEVE, Serving
+from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 
 SCHEMA = "0123456789abcdef"

@@ -16,10 +16,11 @@ import torch
 
 from cascade import index
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.encoding import InvalidInput
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
-from cascade.spec import DENY_LIST, RETRIEVE, Serving, Sizes
+from cascade.spec import DENY_LIST, RETRIEVE, Sizes
 from cascade.stages.filters import MOST_EXCLUDED, MOST_VALUES, DenyList, Items
 from cascade.stages.filters.request import allowed_values, excluded_ids
 from cascade.stages.pipeline import Pipeline
@@ -348,7 +349,7 @@ def test_a_deny_list_elsewhere_is_found_by_its_path(criteo: Any, tmp_path: Path)
     file = repository / "recommend" / "1" / "release.json"
     release = json.loads(file.read_text())
     elsewhere = tmp_path / "elsewhere.txt"
-    release["serving"]["deny_list"] = str(elsewhere)
+    release["product"]["deny_list"] = str(elsewhere)
     file.write_text(json.dumps(release))
     ids, _ = criteo.ask(criteo.pipeline(), 0, 1)
     elsewhere.write_text("\n".join(map(str, ids[0])))

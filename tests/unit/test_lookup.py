@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cascade.config import Serving
 from cascade.encoding import InvalidInput
-from cascade.spec import LOOKUP, TOPOLOGIES, Serving, wire_features
+from cascade.spec import LOOKUP, TOPOLOGIES, wire_features
 from cascade.stages.load import load_stages
 from cascade.stages.lookup import Lookup, LookupCounts
 from cascade.store import OtherLayout, StoreError, UserLayout, UserStore, open_backend
@@ -136,12 +137,14 @@ def test_the_stages_behind_it_are_as_they_were(
     """Users with features, users by id and both at once through one process."""
     store = f"lmdb:{tmp_path / 'users'}"
     rewire(criteo.repository, tmp_path, replace(serving_of(criteo.repository), topology=topology))
-    ((model, held), *_) = TOPOLOGIES[topology].items()
-    folder, serving = tmp_path / model / "1", Serving(threads=1, store=store)
+    ((model, process), *_) = TOPOLOGIES[topology].items()
+    held = process.stages
+    folder, serving = tmp_path / model / "1", Serving(threads=1)
     layout = layout_of(tmp_path)
     with UserStore.create(store, layout) as users:
         users.put(range(4), criteo.dense[:4], criteo.categorical[:4])
-    plain, first = (load_stages(names, folder, serving, 1000) for names in (held, (LOOKUP, *held)))
+    plain = load_stages(held, folder, serving, 1000)
+    first = load_stages((LOOKUP, *held), folder, serving, 1000, store=store)
     assert first.inputs == (*plain.inputs, "user_id", "context")
     assert first.outputs == (*plain.outputs, "cold_start")
     assert first.schema_hash == plain.schema_hash

@@ -13,8 +13,9 @@ import torch
 
 from cascade.artifact import ArtifactError
 from cascade.client import Recommender
+from cascade.config import Product, Serving
 from cascade.server.launcher import Server
-from cascade.spec import RANK, RERANK, RETRIEVE, Serving, Sizes
+from cascade.spec import RANK, RERANK, RETRIEVE, Sizes
 from cascade.stages import rerank
 from cascade.stages.load import load_stage
 from cascade.stages.reranked import Reranked
@@ -119,7 +120,8 @@ def diverse(make_cascade: Callable[..., Any]) -> Any:
         items=500,
         users=20,
         sizes=Sizes(200, 60, RESULTS),
-        serving=Serving(max_batch_size=32, pool=POOL, diversity=DIVERSITY),
+        serving=Serving(max_batch_size=32),
+        product=Product(pool=POOL, diversity=DIVERSITY),
     )
 
 
@@ -130,7 +132,8 @@ def explored(make_cascade: Callable[..., Any]) -> Any:
         items=500,
         users=20,
         sizes=Sizes(200, 60, RESULTS),
-        serving=Serving(max_batch_size=32, pool=POOL, explored=3, temperature=0.5),
+        serving=Serving(max_batch_size=32),
+        product=Product(pool=POOL, explored=3, temperature=0.5),
     )
 
 

@@ -15,16 +15,31 @@ import pytest
 import torch
 
 from cascade.artifact import ArtifactError, Description, Mapped
+from cascade.config import PARAMETER, RUNTIMES, ProcessConfig, Product, Serving, of_release
 from cascade.runtime import onnx
 from cascade.runtime.buckets import BUCKETS, bucket, in_buckets
 from cascade.runtime.devices import Runner
 from cascade.runtime.load import load_graph
 from cascade.schema import SchemaError
-from cascade.spec import RANK, RUNTIMES, Serving
+from cascade.spec import RANK, ConfigError
 
 ONNX = Serving(threads=1)
 TORCHSCRIPT = Serving(threads=1, runtime="torchscript")
 AOTI = Serving(threads=1, runtime="aoti")
+EARLIER = {
+    "stages": "lookup,retrieve",
+    "candidates": "90",
+    "layout_hash": "1234",
+    "runtime": "torchscript",
+    "device": "cpu",
+    "threads": "2",
+    "users_per_run": "0",
+    "max_queue_size": "7",
+    "cuda_graphs": "1",
+    "half": "0",
+    "deny_list": "",
+    "store": "lmdb:users",
+}
 
 
 @pytest.fixture
@@ -216,9 +231,30 @@ def test_a_function_of_one_tensor_or_of_several() -> None:
 def test_the_knobs_of_a_device_reach_the_process() -> None:
     for runtime in RUNTIMES:
         serving = Serving(runtime=runtime, device="cuda", cuda_graphs=True, half=True)
-        assert Serving.from_parameters(serving.parameters()) == serving
-    with pytest.raises(ValueError, match=r"runtime is 'onyx'; expected one of .*'tensorrt'"):
-        Serving.from_parameters({"runtime": "onyx"})
+        process = ProcessConfig(("rank",), 90, "1234", serving)
+        assert ProcessConfig.from_parameters({PARAMETER: process.to_json()}) == process
+    with pytest.raises(ConfigError, match=r"runtime is 'onyx'; expected one of .*tensorrt"):
+        ProcessConfig.from_parameters({**EARLIER, "runtime": "onyx"})
+
+
+def test_the_settings_of_an_earlier_release_are_read() -> None:
+    """One string parameter each in config.pbtxt, and all of them in `serving` of release.json."""
+    assert ProcessConfig.from_parameters(EARLIER) == ProcessConfig(
+        ("lookup", "retrieve"),
+        90,
+        "1234",
+        Serving(runtime="torchscript", threads=2, max_queue_size=7, cuda_graphs=True),
+        Product(deny_list="", store="lmdb:users"),
+    )
+    flat = {"topology": "paired", "threads": 2, "cuda_graphs": True, "pool": 30, "store": "lmdb:a"}
+    assert of_release({"serving": flat}) == (
+        Serving(topology="paired", threads=2, cuda_graphs=True),
+        Product(pool=30, store="lmdb:a"),
+    )
+    with pytest.raises(ConfigError, match="colour"):
+        of_release({"serving": {"colour": "red"}})
+    with pytest.raises(ConfigError, match="does not say how it is served"):
+        of_release({})
 
 
 class GpuBuild:

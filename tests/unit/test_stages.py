@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from cascade.artifact import ArtifactError
+from cascade.config import Serving
 from cascade.encoding import InvalidInput
 from cascade.index import IndexFileError
 from cascade.release import newest_version, read_sizes
 from cascade.schema import SchemaError
-from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Serving, Sizes
+from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Sizes
 from cascade.stages.load import load_stage
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.retrieve import Retrieve
