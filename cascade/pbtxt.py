@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from cascade.artifact import ArtifactError
 from cascade.config import DEFAULT_PRODUCT, PARAMETER, ProcessConfig, Product, Serving
 from cascade.files import replace_text
+from cascade.layout import RequestLayout
 from cascade.schema import Schema
 from cascade.spec import (
     COLD_START,
@@ -35,7 +36,6 @@ from cascade.spec import (
     by_id,
     chain,
     stages,
-    wire_features,
 )
 
 MODEL_PY = '''"""All of it is in the library."""
@@ -152,7 +152,8 @@ def configs(
     # What a client reads to build a request, in every topology, under the names that clients of
     # earlier releases know.
     _parameters(
-        found[ENSEMBLE], {"features": wire_features(schema), "sizes": json.dumps(asdict(sizes))}
+        found[ENSEMBLE],
+        {"features": RequestLayout.of(schema).to_json(), "sizes": json.dumps(asdict(sizes))},
     )
     return found
 

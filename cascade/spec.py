@@ -6,7 +6,6 @@ config.pbtxt, the ONNX signatures, the in-process pipeline and the clients are a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
@@ -168,23 +167,6 @@ def by_id(process: Stage) -> Stage:
         process.name,
         tuple(replace(tensor, optional=True) for tensor in (*process.inputs, *asked)),
         (*process.outputs, Tensor(COLD_START, "BOOL", (1,))),
-    )
-
-
-def wire_features(schema: Schema) -> str:
-    """The features of a request as JSON: what a client needs to build its tensors. `items` are the
-    features by whose values it may ask for items; an export may leave some out. A `bag` takes a
-    list; where it says `sequence`, the last members are read in place of the first."""
-    return json.dumps(
-        {
-            "dense": [feature.name for feature in schema.dense("user")],
-            "categorical": [
-                {"name": f.name, "bag": f.multivalued, "length": f.length}
-                | ({"sequence": True} if f.kind == "sequence" else {})
-                for f in schema.ids("user")
-            ],
-            "items": [feature.name for feature in schema.ids("item")],
-        }
     )
 
 

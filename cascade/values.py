@@ -111,9 +111,13 @@ def _is_missing(value: object) -> bool:
 
 
 def _wrong(feature: str, value: object, expected: str) -> InvalidInput:
+    return unexpected(f"feature {feature}", value, expected)
+
+
+def unexpected(where: str, value: object, expected: str) -> InvalidInput:
+    """The error that says what came, of which type, and what was expected there."""
     return InvalidInput(
-        f"feature {feature}: {reprlib.repr(value)} ({type(value).__name__}) came; "
-        f"expected {expected}"
+        f"{where}: {reprlib.repr(value)} ({type(value).__name__}) came; expected {expected}"
     )
 
 

@@ -10,7 +10,7 @@ from cascade import index
 from cascade.config import RUNTIMES, Product, Serving
 from cascade.server.threads import default_instances
 from cascade.spec import PRERANK, TOPOLOGIES, Precision, Sizes, Weights
-from cascade.store.backend import absolute
+from cascade.store import absolute_url
 from export.build import Export
 
 BATCH_USERS = 8  # on a CPU: a larger batch gains little and makes all of it wait
@@ -108,7 +108,7 @@ def export_of(
     if args.index is None:
         args.index = "exact" if args.device == "cuda" else "auto"
     try:
-        store = absolute(args.store)
+        store = absolute_url(args.store)
     except ValueError as error:
         parser.error(str(error))
     serving = Serving(

@@ -28,9 +28,9 @@ from cascade import pbtxt, values
 from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
 from cascade.errors import run
+from cascade.layout import Categorical, Dense, RequestLayout
 from cascade.spec import ENSEMBLE
-from cascade.store import UserLayout, UserStore
-from cascade.store.layout import Categorical, Dense
+from cascade.store import UserStore
 from cascade.store.users import key
 
 CHUNK = 10_000  # users of one transaction
@@ -55,7 +55,7 @@ class Table:
         InvalidInput: no such column, none of a feature, or one of a type that no feature has.
     """
 
-    def __init__(self, path: Path, layout: UserLayout, id_column: str | None) -> None:
+    def __init__(self, path: Path, layout: RequestLayout, id_column: str | None) -> None:
         try:
             self._file = pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
@@ -83,21 +83,21 @@ class Table:
         for batch in self._file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns))):
             rows = range(first, first + len(batch))
             ids = batch[self._id_column].to_pylist() if self._id_column else [*rows]
-            dense, categorical = self._layout.nobody(len(batch))
+            dense, categorical = self._layout.empty(len(batch))
             for name in self._present:
                 self._read(name, batch[name], dense, categorical)
             yield Chunk(ids, dense, categorical)
             first = rows.stop
 
     def _read(self, name: str, column: Any, dense: Dense, categorical: Categorical) -> None:
-        layout = self._layout
-        if name in layout.dense:
-            dense[:, layout.dense.index(name)] = _numbers(name, column)
-        elif name in layout.bags:
-            place = layout.categorical.index(name)
-            categorical[:, place] = [layout.members(name, v) for v in column.to_pylist()]
+        place = self._layout.columns[name]
+        feature = self._layout.id_features.get(name)
+        if feature is None:
+            dense[:, place] = _numbers(name, column)
+        elif feature.multivalued:
+            categorical[:, place] = [feature.to_wire(value) for value in column.to_pylist()]
         else:
-            categorical[:, layout.categorical.index(name)] = _texts(name, column)
+            categorical[:, place] = _texts(name, column)
 
 
 class Lines:
@@ -105,7 +105,7 @@ class Lines:
 
     absent: tuple[str, ...] = ()
 
-    def __init__(self, path: Path, layout: UserLayout, id_column: str | None) -> None:
+    def __init__(self, path: Path, layout: RequestLayout, id_column: str | None) -> None:
         self._path, self._layout, self._id_column = path, layout, id_column
         with path.open("rb") as file:
             self.rows = sum(1 for line in file if line.strip())
@@ -124,7 +124,7 @@ class Lines:
                 first += len(some)
 
     def _chunk(self, lines: list[tuple[int, bytes]], first: int) -> Chunk:
-        dense, categorical = self._layout.nobody(len(lines))
+        dense, categorical = self._layout.empty(len(lines))
         ids = []
         for row, (number, line) in enumerate(lines):
             try:
@@ -182,7 +182,7 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
     return written, store.keep_only(seen) if replace else 0
 
 
-def layout_of(repository: Path) -> UserLayout:
+def layout_of(repository: Path) -> RequestLayout:
     """The features of the users of a repository.
 
     Raises:
@@ -192,7 +192,7 @@ def layout_of(repository: Path) -> UserLayout:
     if not path.exists():
         raise ArtifactError(f"{path} is missing: run python -m export first")
     parameters = pbtxt.read(path).parameters
-    return UserLayout.from_features(
+    return RequestLayout.from_json(
         parameters["features"].string_value, parameters["layout_hash"].string_value
     )
 

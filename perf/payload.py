@@ -35,7 +35,7 @@ class Features:
 
     @classmethod
     def parse(cls, text: str) -> Features:
-        """Read the parameter `features` of the served ensemble (`cascade.spec.wire_features`)."""
+        """Read the parameter `features` of the served ensemble (`cascade.layout`)."""
         value = json.loads(text)
         return cls(
             dense=tuple(value["dense"]),

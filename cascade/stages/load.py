@@ -9,8 +9,9 @@ from pathlib import Path
 
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
+from cascade.layout import RequestLayout
 from cascade.schema import Schema
-from cascade.spec import LOOKUP, PRERANK, RANK, RERANK, RETRIEVE, wire_features
+from cascade.spec import LOOKUP, PRERANK, RANK, RERANK, RETRIEVE
 from cascade.stages.scoring import Score
 from cascade.stages.stage import Chain, Stage
 
@@ -54,13 +55,12 @@ def load_stages(
     """
     if names[0] == LOOKUP:
         from cascade.stages.lookup import ById, Lookup
-        from cascade.store import UserLayout, open_backend
+        from cascade.store import open_backend
 
         stage = load_stages(names[1:], folder, serving, candidates, deny_list)
         place = folder if len(names) == 2 else folder / RETRIEVE
         schema = Schema.load(place / "schema.json")
-        layout = UserLayout.from_features(wire_features(schema), schema.layout_hash)
-        return ById(Lookup(layout, open_backend(store)), stage)
+        return ById(Lookup(RequestLayout.of(schema), open_backend(store)), stage)
     if len(names) == 1:
         return load_stage(names[0], folder, serving, candidates, deny_list)
     stages = [load_stage(name, folder / name, serving, candidates, deny_list) for name in names]

@@ -19,11 +19,17 @@ import numpy as np
 
 from cascade.artifact import Array
 from cascade.encoding import InvalidInput
+from cascade.layout import RequestLayout
 from cascade.runtime import spans
 from cascade.spec import COLD_START, CONTEXT, FEATURES, LOOKUP, USER_ID
-from cascade.store import Backend, StoreError, UserLayout, Users, UserStore
-from cascade.store.breaker import Breaker
-from cascade.store.users import check_layout
+from cascade.store import (
+    Backend,
+    CircuitBreaker,
+    StoredUsers,
+    StoreError,
+    UserStore,
+    check_layout,
+)
 
 if TYPE_CHECKING:
     from cascade.stages.stage import Stage
@@ -66,16 +72,16 @@ class Lookup:
 
     def __init__(
         self,
-        layout: UserLayout,
+        layout: RequestLayout,
         backend: Backend,
-        breaker: Breaker | None = None,
+        breaker: CircuitBreaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layout = layout
         self.counted = LookupCounts()
         self._backend = backend
         self._users = UserStore(backend, layout)
-        self._breaker = breaker or Breaker()
+        self._breaker = breaker or CircuitBreaker()
         self._clock, self._quiet_until = clock, float("-inf")
         try:
             check_layout(backend, layout)
@@ -119,7 +125,7 @@ class Lookup:
         """Whether the store is asked now, or spared."""
         return {"store_up": float(not self._breaker.open)}
 
-    def _fetch(self, ids: Sequence[bytes]) -> Users:
+    def _fetch(self, ids: Sequence[bytes]) -> StoredUsers:
         if not self._breaker.allows():
             self.counted.failed += len(ids)
             return self._nobody(len(ids))
@@ -136,11 +142,11 @@ class Lookup:
         self.counted.cold += len(ids) - found - users.unreadable
         self.counted.failed += users.unreadable
         if users.unreadable:
-            self._tell(f"{self._backend.url} holds users that are not of {self.layout.hash}")
+            self._tell(f"{self._backend.url} holds users that are not of {self.layout.layout_hash}")
         return users
 
-    def _nobody(self, users: int) -> Users:
-        return Users(*self.layout.nobody(users), np.zeros(users, np.bool_), 0)
+    def _nobody(self, users: int) -> StoredUsers:
+        return StoredUsers(*self.layout.empty(users), np.zeros(users, np.bool_), 0)
 
     def _features(self, context: bytes) -> dict[str, Any]:
         """The features that a request brings itself, checked.
@@ -161,7 +167,7 @@ class Lookup:
                 f"context: a JSON {type(features).__name__} came; expected an object of feature "
                 "values by name"
             )
-        dense, categorical = self.layout.nobody()
+        dense, categorical = self.layout.empty()
         try:
             self.layout.fill(features, dense[0], categorical[0])
         except InvalidInput as error:

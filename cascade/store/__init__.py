@@ -3,26 +3,27 @@
     with UserStore.open("lmdb:users.lmdb") as users:
         users.append("17", "history", ["m-3", "m-9"])
 
-A store is named by a URL: `lmdb:PATH` is a folder that every process of a machine maps,
+A URL names a store: `lmdb:PATH` is a folder that every process of a machine maps,
 `redis://HOST:PORT/DB` (or `rediss://`, `unix://PATH?db=DB`) a Redis that several machines share.
-What stands in it is what clients of `recommend` send, so it outlives every vocabulary and release
-and is refused only where the features are other ones.
-
-`layout` says which features, `records` turns users into bytes, `embedded` and `redis_store` keep
-bytes, `users` puts them together, `breaker` spares a server that is gone.
+The records hold what clients of `recommend` send, so they outlive vocabularies and releases; a
+store is rejected only when its users have other features.
 """
 
-from cascade.store.backend import Backend, StoreError, open_backend
-from cascade.store.layout import OtherLayout, UserLayout
-from cascade.store.users import Event, Users, UserStore
+from cascade.store.backend import Backend, StoreError
+from cascade.store.circuit_breaker import CircuitBreaker
+from cascade.store.factory import absolute_url, open_backend
+from cascade.store.records import OtherLayout
+from cascade.store.users import Event, StoredUsers, UserStore, check_layout
 
 __all__ = [
     "Backend",
+    "CircuitBreaker",
     "Event",
     "OtherLayout",
     "StoreError",
-    "UserLayout",
+    "StoredUsers",
     "UserStore",
-    "Users",
+    "absolute_url",
+    "check_layout",
     "open_backend",
 ]

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
-from cascade.store.backend import Change, StoreError, batches, need, without_password
+from cascade.store.backend import Change, StoreError, need
 
 USER, LAYOUT = b"cascade:user:", b"cascade:layout"
-AT_ONCE = 1000  # users of one command: Redis serves nobody else meanwhile
+AT_ONCE = 1000  # users of one command: Redis runs one command at a time
 
-# Keeps the new record only where the old one still stands; an empty one stands for none.
+# Writes the new record only where the old one is unchanged; empty means that there is none.
 COMPARE_AND_SET = """
 if (redis.call('GET', KEYS[1]) or '') == ARGV[1] then
   redis.call('SET', KEYS[1], ARGV[2])
@@ -33,7 +33,7 @@ class RedisStore:
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = without_password(url)
         self._redis: Any = need("redis")
-        # Once again only where Redis hung up: what waits is a request.
+        # One more try, and only where Redis closed the connection: a request is waiting.
         retry = need("redis.retry").Retry(
             need("redis.backoff").NoBackoff(), 1, supported_errors=(self._redis.ConnectionError,)
         )
@@ -43,12 +43,12 @@ class RedisStore:
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=retry,
-            single_connection_client=True,  # a pool looks after each one before it lends it
+            single_connection_client=True,  # a pool would check the connection at every call
         )
 
     @cached_property
     def _client(self) -> Any:
-        """Connected by the first call."""
+        """Connects at the first call."""
         return self._open()
 
     def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
@@ -81,8 +81,8 @@ class RedisStore:
 
     def remove(self, ids: Sequence[bytes]) -> None:
         with self._errors():
-            for batch in batches(ids, AT_ONCE):
-                self._client.unlink(*(USER + user for user in batch))
+            for start in range(0, len(ids), AT_ONCE):
+                self._client.unlink(*(USER + user for user in ids[start : start + AT_ONCE]))
 
     def layout(self) -> bytes | None:
         with self._errors():
@@ -103,3 +103,9 @@ class RedisStore:
             yield
         except (self._redis.RedisError, OSError) as error:
             raise StoreError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+
+def without_password(url: str) -> str:
+    """The URL as it may stand in a log."""
+    before, at, after = url.partition("?")[0].rpartition("@")
+    return f"{before.partition('://')[0]}://...@{after}" if at else after

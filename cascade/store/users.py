@@ -1,4 +1,4 @@
-"""A store as its users see it: raw features by id, written, read and appended to."""
+"""The raw features of users by id: written, read and appended to."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from numbers import Integral
 from types import TracebackType
 from typing import Any
@@ -14,16 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade.encoding import InvalidInput
-from cascade.store.backend import Backend, Change, StoreError, batches, open_backend
-from cascade.store.layout import Categorical, Dense, UserLayout
-from cascade.store.records import Records
+from cascade.layout import Categorical, Dense, RequestLayout
+from cascade.store.backend import Backend, Change, StoreError
+from cascade.store.factory import open_backend
+from cascade.store.records import Records, check_same, layout_record, read_layout
 
-LONGEST_ID = 480  # bytes; LMDB's keys are little longer
+LONGEST_ID = 480  # bytes; the keys of LMDB are hardly longer
 REMOVED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
-class Users:
+class StoredUsers:
     """What a store knows of B users.
 
     Args:
@@ -41,7 +43,7 @@ class Users:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that a user did: `values` are new members of the bag `feature`, the latest last."""
+    """New members of the bag `feature` of a user, the latest last."""
 
     user_id: str | int | bytes
     feature: str
@@ -51,11 +53,11 @@ class Event:
 class UserStore:
     """Users of one layout in a backend.
 
-    Every call raises StoreError where the store cannot be asked, and InvalidInput where a value
-    is at fault.
+    Every call raises StoreError when the store cannot be reached, and InvalidInput for a value that
+    cannot be stored.
     """
 
-    def __init__(self, backend: Backend, layout: UserLayout) -> None:
+    def __init__(self, backend: Backend, layout: RequestLayout) -> None:
         self.layout = layout
         self._backend = backend
         self._records = Records(layout)
@@ -67,67 +69,65 @@ class UserStore:
 
     @classmethod
     def open(cls, url: str) -> UserStore:
-        """The store of that URL, to append to it; what its users look like it says itself.
+        """The store of that URL, to append to it; its layout is the recorded one.
 
         Raises:
-            StoreError: it cannot be reached, or nothing was written yet.
-            ValueError: no such kind of store.
+            StoreError: no such kind of store, it cannot be reached, or nothing was written yet.
         """
         backend = open_backend(url, writable=True)
         with _closed_on_failure(backend):
             text = backend.layout()
             if text is None:
                 raise StoreError(f"{backend.url} is empty: write users with python -m export users")
-            return cls(backend, UserLayout.from_json(text))
+            return cls(backend, read_layout(text))
 
     @classmethod
-    def create(cls, url: str, layout: UserLayout, replace: bool = False) -> UserStore:
+    def create(cls, url: str, layout: RequestLayout, replace: bool = False) -> UserStore:
         """The store of that URL, to write users of that layout into it.
 
         Args:
             replace: take it over from another layout.
 
         Raises:
-            OtherLayout: it holds users of another one, and is not to be replaced.
-            StoreError: it cannot be reached.
-            ValueError: no such kind of store.
+            OtherLayout: it holds users of another one, and `replace` is not set.
+            StoreError: no such kind of store, or it cannot be reached.
         """
         backend = open_backend(url, writable=True)
         with _closed_on_failure(backend):
             if not replace:
                 check_layout(backend, layout)
-            backend.set_layout(layout.to_json().encode())
+            backend.set_layout(layout_record(layout))
             return cls(backend, layout)
 
-    def get(self, ids: Sequence[bytes]) -> Users:
+    def get(self, ids: Sequence[bytes]) -> StoredUsers:
         """What is stored of these users, in their order."""
         if not ids:
-            return Users(*self.layout.nobody(0), np.zeros(0, np.bool_), 0)
+            return StoredUsers(*self.layout.empty(0), np.zeros(0, np.bool_), 0)
         found = self._backend.get(ids)
         readable = [record is not None and self._records.readable(record) for record in found]
         records = [
-            record if record is not None and good else self._records.nobody
+            record if record is not None and good else self._records.empty
             for record, good in zip(found, readable, strict=True)
         ]
         unreadable = len(found) - found.count(None) - sum(readable)
         dense, categorical = self._records.decode(records)
-        return Users(dense, categorical, np.array(readable, np.bool_), unreadable)
+        return StoredUsers(dense, categorical, np.array(readable, np.bool_), unreadable)
 
     def put(self, ids: Sequence[Any], dense: Dense, categorical: Categorical) -> None:
-        """Write users, whatever was known of them; all of the call at once for every reader of an
-        embedded store, each user by himself in Redis."""
+        """Write users, whatever was stored of them. LMDB shows a reader all users of the call or
+        none of them; Redis shows each user as soon as it is written."""
         records = self._records.encode(dense, categorical)
         self._backend.put([*zip(map(key, ids), records, strict=True)])
 
     def append(self, user_id: str | int | bytes, feature: str, values: Sequence[Any]) -> None:
-        """Put new members, the latest last, in front of a user's bag."""
+        """Add new members, the latest last, to a user's bag."""
         self.append_many([Event(user_id, feature, values)])
 
     def append_many(self, events: Iterable[Event]) -> None:
-        """The same for many events. A user who was not stored is from now on.
+        """The same for many events. An unknown user is stored with these members alone.
 
         Raises:
-            InvalidInput: one of them is at fault; then none of them is written.
+            InvalidInput: an event cannot be written; then none of them is.
         """
         by_user: dict[bytes, list[Event]] = {}
         for event in events:
@@ -136,27 +136,27 @@ class UserStore:
         self._backend.update({user: self._change(some) for user, some in by_user.items()})
 
     def check(self, event: Event) -> None:
-        """Raises InvalidInput where an event cannot be written, whatever the user has."""
+        """Raises InvalidInput for an event that no user's record can take."""
         key(event.user_id)
-        self._records.prepend(None, event.feature, event.values)
+        self._records.append(None, event.feature, event.values)
 
     def _change(self, events: Sequence[Event]) -> Change:
         def change(record: bytes | None) -> bytes:
             made = reduce(
-                lambda old, event: self._records.prepend(old, event.feature, event.values),
+                lambda old, event: self._records.append(old, event.feature, event.values),
                 events,
                 record,
             )
-            assert made is not None  # there is no user without an event
+            assert made is not None  # every user has an event
             return made
 
         return change
 
     def keep_only(self, ids: Collection[bytes]) -> int:
-        """Remove all users but these; returns how many were removed."""
+        """Remove all other users; returns how many."""
         removed = 0
         gone = (user for user in self._backend.ids() if user not in ids)
-        for batch in batches(gone, REMOVED_AT_ONCE):
+        while batch := [*islice(gone, REMOVED_AT_ONCE)]:
             self._backend.remove(batch)
             removed += len(batch)
         return removed
@@ -185,11 +185,11 @@ def _closed_on_failure(backend: Backend) -> Iterator[None]:
         raise
 
 
-def check_layout(backend: Backend, layout: UserLayout) -> None:
-    """Raises OtherLayout where the store holds users of another one; an empty store does not."""
+def check_layout(backend: Backend, layout: RequestLayout) -> None:
+    """Raises OtherLayout when the store holds users of another layout."""
     text = backend.layout()
     if text is not None:
-        layout.check_same(UserLayout.from_json(text), backend.url)
+        check_same(read_layout(text), layout, backend.url)
 
 
 def key(user_id: object) -> bytes:

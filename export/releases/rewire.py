@@ -18,7 +18,7 @@ from cascade.release import RELEASE_FILE, newest_version, read_release
 from cascade.schema import Schema
 from cascade.server.threads import default_instances
 from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, sizes_from, stage_path
-from cascade.store.backend import absolute
+from cascade.store import absolute_url
 
 
 def rewire(source: Path, target: Path, serving: Serving, product: Product | None = None) -> None:
@@ -88,7 +88,7 @@ def main() -> None:
     changes = {key: getattr(args, key) for key in ("instances", "threads")}
     serving = replace(serving, **{k: v for k, v in changes.items() if v is not None})
     if args.store is not None:
-        product = replace(product, store=absolute(args.store))
+        product = replace(product, store=absolute_url(args.store))
     rewire(args.repository, args.out, serving, product)
     print(f"{args.out}: {args.topology}, {serving.instances} instances of each process")
 

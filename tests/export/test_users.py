@@ -18,6 +18,7 @@ from cascade import pbtxt
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.layout import RequestLayout
 from cascade.spec import (
     ENSEMBLE,
     LOOKUP,
@@ -25,9 +26,8 @@ from cascade.spec import (
     RETRIEVE,
     TOPOLOGIES,
     Sizes,
-    wire_features,
 )
-from cascade.store import OtherLayout, UserLayout, UserStore
+from cascade.store import OtherLayout, UserStore
 from export import __main__ as export_command
 from export import users
 from export.releases import rewire as rewire_command
@@ -36,7 +36,7 @@ from tests.conftest import BAGS
 
 SERVING = Serving(instances=2)
 STORED = Product(store="redis://host:6379/1")
-LAYOUT = UserLayout.from_features(wire_features(BAGS), BAGS.layout_hash)
+LAYOUT = RequestLayout.of(BAGS)
 
 
 def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -96,7 +96,7 @@ def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None
     assert settings[RETRIEVE].stages == (LOOKUP, RETRIEVE)
     assert users.store_of(tmp_path) == STORED.store
     layout = users.layout_of(tmp_path)
-    assert layout.hash == CRITEO.layout_hash
+    assert layout.layout_hash == CRITEO.layout_hash
     assert layout.names == tuple(f.name for f in (*CRITEO.dense("user"), *CRITEO.ids("user")))
 
 
@@ -249,9 +249,9 @@ def test_replacing_removes_the_others_and_takes_over_another_layout(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    other = UserLayout(("height",), (), {}, "0123456789abcdef")
+    other = RequestLayout(("height",), (), "0123456789abcdef")
     with UserStore.create(f"lmdb:{tmp_path / 'users'}", other) as store:
-        store.put(["old", "anna"], *other.nobody(2))
+        store.put(["old", "anna"], *other.empty(2))
     pq.write_table(pa.table(TABLE), tmp_path / "users.parquet")
     arguments = ("--repository", repository, "--table", tmp_path / "users.parquet")
     with pytest.raises(OtherLayout, match="--replace"):

@@ -38,6 +38,7 @@ from cascade.client import (
     Tls,
     Unavailable,
 )
+from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from clients import batch, recommend
@@ -127,7 +128,7 @@ def ensemble_of(name: str, member: str) -> Any:
     for declared, mapped in ((config.input, step.input_map), (config.output, step.output_map)):
         for tensor in declared:
             mapped[tensor.name] = tensor.name
-    config.parameters["features"].string_value = spec.wire_features(SCHEMA)
+    config.parameters["features"].string_value = RequestLayout.of(SCHEMA).to_json()
     config.parameters["layout_hash"].string_value = SCHEMA.layout_hash
     return config
 

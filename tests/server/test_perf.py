@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.server.binaries import perf_analyzer
 from cascade.server.launcher import Server
-from cascade.spec import wire_features
 from perf.__main__ import main
 from perf.analyzer import Program, Target, measure, read_profile
 from perf.measurement import Effort, Load
@@ -80,7 +80,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name / "1" / "model.py").write_text(code)
         (root / name / "config.pbtxt").write_text(f'name: "{name}" {STAGE} {tensors}')
     (root / "recommend" / "1").mkdir(parents=True)
-    features = json.dumps(wire_features(SCHEMA))  # once more: a quoted string with escapes
+    features = json.dumps(
+        RequestLayout.of(SCHEMA).to_json()
+    )  # once more: a quoted string with escapes
     (root / "recommend" / "config.pbtxt").write_text(
         f"""name: "recommend" platform: "ensemble" max_batch_size: 16 {REQUEST}
         output {{ name: "item_ids" data_type: TYPE_INT64 dims: 1 }}
@@ -111,7 +113,7 @@ def program() -> Program:
 
 def target(server: Server, folder: Path, rows: list[float]) -> Target:
     """Users whose first feature is given and whose others are drawn, missing values included."""
-    users = generated(Features.parse(wire_features(SCHEMA)), len(rows))
+    users = generated(Features.parse(RequestLayout.of(SCHEMA).to_json()), len(rows))
     users.dense[:, 0] = rows
     users.write(folder / "users.json")
     return Target(server.url, folder / "users.json")

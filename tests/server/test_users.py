@@ -24,9 +24,10 @@ from cascade import pbtxt
 from cascade.client import AsyncRecommender, InvalidInput, Recommender, RecommendError
 from cascade.client.split import place
 from cascade.config import Product, Serving
+from cascade.layout import RequestLayout
 from cascade.server.launcher import Server, ServerError
 from cascade.spec import RECOMMEND_USER, RETRIEVE
-from cascade.store import UserLayout, UserStore
+from cascade.store import UserStore
 from clients import recommend as command
 from export.releases.control import Control
 from export.releases.publishing import Publisher
@@ -56,7 +57,7 @@ class Served:
     client: Recommender
     store: str
 
-    def write(self, layout: UserLayout, dense: Any, categorical: Any) -> None:
+    def write(self, layout: RequestLayout, dense: Any, categorical: Any) -> None:
         """Users named by their rows."""
         with UserStore.create(self.store, layout) as users:
             users.put(range(len(dense)), dense, categorical)
@@ -375,9 +376,9 @@ def test_redis_may_be_killed_and_come_back(people: Any, tmp_path: Path) -> None:
 
 def test_a_store_of_other_features_is_refused_at_the_start(people: Any, tmp_path: Path) -> None:
     store = f"lmdb:{tmp_path / 'users'}"
-    other = UserLayout(("height",), (), {}, "0123456789abcdef")
+    other = RequestLayout(("height",), (), "0123456789abcdef")
     with UserStore.create(store, other) as users:
-        users.put(["1"], *other.nobody())
+        users.put(["1"], *other.empty())
     repository = wired(people, tmp_path / "repository", "fused", store)
     with pytest.raises(ServerError, match="was written for layout 0123456789abcdef"):
         Server(repository).start()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.spec import TOPOLOGIES, wire_features
+from cascade.layout import RequestLayout
+from cascade.spec import TOPOLOGIES
 from export.releases.rewire import rewire
 from perf.payload import Features, Payload, load
 from perf.waterfall import intervals_of, main
@@ -19,7 +20,7 @@ COMPUTE = ("encode", "tower", "search", "prerank.sort", "prerank", "rank.sort", 
 
 @pytest.fixture(scope="module")
 def users(criteo: Cascade) -> Payload:
-    features = Features.parse(wire_features(criteo.schema))
+    features = Features.parse(RequestLayout.of(criteo.schema).to_json())
     return load(criteo.checkpoints / "users.jsonl", features)
 
 

@@ -37,6 +37,7 @@ from cascade.client import (
 from cascade.client.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
 from cascade.client.layout import Answer, IdFeature, Layout, recommendations
 from cascade.encoding import Encoder
+from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from clients import batch, draw, recommend
 from clients.parquet import AnswerFile, UserFile
@@ -66,7 +67,7 @@ def config_of(schema: Schema, max_batch_size: int = 3) -> Any:
     config = model_config_pb2.ModelConfig(name=spec.ENSEMBLE, max_batch_size=max_batch_size)
     for tensor in spec.stages(schema, spec.Sizes())[0].inputs:
         config.input.add(name=tensor.name, dims=tensor.dims, optional=tensor.optional)
-    config.parameters["features"].string_value = spec.wire_features(schema)
+    config.parameters["features"].string_value = RequestLayout.of(schema).to_json()
     config.parameters["layout_hash"].string_value = schema.layout_hash
     return config
 

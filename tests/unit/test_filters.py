@@ -18,11 +18,11 @@ from cascade import index
 from cascade.artifact import ArtifactError
 from cascade.config import Serving
 from cascade.encoding import InvalidInput
+from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decode_exclude
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, Sizes
-from cascade.stages.filters import MOST_EXCLUDED, MOST_VALUES, DenyList, Items
-from cascade.stages.filters.request import allowed_values, excluded_ids
+from cascade.stages.filters import DenyList, Items
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.build import read_catalogue
@@ -239,18 +239,18 @@ def test_exact_search_pads_where_too_few_are_allowed(vectors: Any) -> None:
 
 
 def test_ids_are_unpacked() -> None:
-    assert excluded_ids(b"").tolist() == []
-    assert excluded_ids(np.array([5, -1, 2**62], "<i8").tobytes()).tolist() == [5, -1, 2**62]
-    assert len(excluded_ids(bytes(8 * MOST_EXCLUDED))) == MOST_EXCLUDED
+    assert decode_exclude(b"").tolist() == []
+    assert decode_exclude(np.array([5, -1, 2**62], "<i8").tobytes()).tolist() == [5, -1, 2**62]
+    assert len(decode_exclude(bytes(8 * MOST_EXCLUDED))) == MOST_EXCLUDED
     with pytest.raises(InvalidInput, match="1001 ids came; at most 1000"):
-        excluded_ids(bytes(8 * 1001))
+        decode_exclude(bytes(8 * 1001))
     with pytest.raises(InvalidInput, match=r"13 bytes came; .*8 bytes each"):
-        excluded_ids(bytes(13))
+        decode_exclude(bytes(13))
 
 
 def test_values_are_read() -> None:
-    assert allowed_values(b"") == allowed_values(b"{}") == {}
-    assert allowed_values('{"a": ["é", 5], "b": []}'.encode()) == {
+    assert decode_allow(b"") == decode_allow(b"{}") == {}
+    assert decode_allow('{"a": ["é", 5], "b": []}'.encode()) == {
         "a": ["é".encode(), b"5"],
         "b": [],
     }
@@ -272,7 +272,7 @@ def test_values_are_read() -> None:
 )
 def test_what_is_no_filter_is_refused(text: bytes, complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
-        allowed_values(text)
+        decode_allow(text)
 
 
 def test_half_a_character_matches_nothing(criteo: Any) -> None:

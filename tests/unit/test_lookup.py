@@ -14,17 +14,17 @@ import pytest
 
 from cascade.config import Serving
 from cascade.encoding import InvalidInput
-from cascade.spec import LOOKUP, TOPOLOGIES, wire_features
+from cascade.layout import RequestLayout
+from cascade.spec import LOOKUP, TOPOLOGIES
 from cascade.stages.load import load_stages
 from cascade.stages.lookup import Lookup, LookupCounts
-from cascade.store import OtherLayout, StoreError, UserLayout, UserStore, open_backend
-from cascade.store.breaker import Breaker
+from cascade.store import CircuitBreaker, OtherLayout, StoreError, UserStore, open_backend
 from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
 from tests.conftest import BAGS
 from tests.redis_server import RedisServer
 
-LAYOUT = UserLayout.from_features(wire_features(BAGS), BAGS.layout_hash)
+LAYOUT = RequestLayout.of(BAGS)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def redis(tmp_path: Path) -> Any:
     (tmp_path / "redis").mkdir()
     with RedisServer(tmp_path / "redis") as server:
         with UserStore.create(server.url(), LAYOUT) as store:
-            dense, categorical = LAYOUT.nobody(2)
+            dense, categorical = LAYOUT.empty(2)
             dense[:, 0], categorical[:, 0] = (31, 32), (b"paris", b"rome")
             store.put([0, 1], dense, categorical)
         yield server
@@ -46,7 +46,7 @@ def texts(*values: str | bytes) -> Any:
 def ask(lookup: Lookup, ids: Any, contexts: Any = None) -> Any:
     """Users by id alone."""
     contexts = texts(*[""] * len(ids)) if contexts is None else contexts
-    return lookup(*LAYOUT.nobody(len(ids)), ids, contexts)
+    return lookup(*LAYOUT.empty(len(ids)), ids, contexts)
 
 
 def test_it_hands_on_what_is_stored_with_what_the_request_says(redis: Any) -> None:
@@ -76,7 +76,7 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
     redis: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
-    breaker = Breaker(failures=3, pause_s=1.0, clock=lambda: now)
+    breaker = CircuitBreaker(failures=3, pause_s=1.0, clock=lambda: now)
     backend = open_backend(f"{redis.url()}?timeout_ms=2000")
     lookup = Lookup(LAYOUT, backend, breaker, clock=lambda: now)
     asked = 0
@@ -115,10 +115,10 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
 
 
 def test_records_of_another_layout_are_nobody(redis: Any, caplog: pytest.LogCaptureFixture) -> None:
-    other = UserLayout(("height",), (), {}, "0123456789abcdef")
+    other = RequestLayout(("height",), (), "0123456789abcdef")
     lookup = Lookup(LAYOUT, open_backend(f"{redis.url()}?timeout_ms=2000"))
     with UserStore.create(redis.url(), other, replace=True) as store:
-        store.put(["0"], *other.nobody())
+        store.put(["0"], *other.empty())
     assert ask(lookup, texts("0", "1", "2"), texts("", "", ""))[2].tolist() == [
         [True],
         [False],
@@ -149,7 +149,7 @@ def test_the_stages_behind_it_are_as_they_were(
     assert first.outputs == (*plain.outputs, "cold_start")
     assert first.schema_hash == plain.schema_hash
     expected = plain(criteo.dense[:8], criteo.categorical[:8])
-    dense, categorical = layout.nobody(8)
+    dense, categorical = layout.empty(8)
     dense[4:], categorical[4:] = criteo.dense[4:8], criteo.categorical[4:8]
     ids = texts("0", "1", "2", "3", "", "", "", "")
     *found, cold = first(dense, categorical, ids, texts(*[""] * 8))

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
-from cascade.spec import wire_features
 from perf.payload import Features, PayloadError, generated, load
 
 SCHEMA = Schema(
@@ -18,7 +18,7 @@ SCHEMA = Schema(
         Feature("brand", "item", "categorical", "vocabulary"),
     ),
 )
-FEATURES = Features.parse(wire_features(SCHEMA))
+FEATURES = Features.parse(RequestLayout.of(SCHEMA).to_json())
 
 
 def write(path: Path, *users: object) -> Path:

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 
 from cascade.encoding import Encoder, InvalidInput
+from cascade.layout import IdFeature, LayoutError, RequestLayout
 from cascade.schema import Feature, Schema
-from cascade.spec import wire_features
 from cascade.store import (
+    CircuitBreaker,
     Event,
     OtherLayout,
     StoreError,
-    UserLayout,
     UserStore,
     open_backend,
 )
-from cascade.store.backend import absolute, without_password
-from cascade.store.breaker import Breaker
-from cascade.store.records import Records
+from cascade.store.factory import absolute_url
+from cascade.store.records import Records, layout_record, read_layout
+from cascade.store.redis_store import without_password
 from clients import events
 from tests.redis_server import RedisServer
 
@@ -46,8 +46,8 @@ SCHEMA = Schema(
         Feature("price", "item", "dense", "identity"),
     ),
 )
-LAYOUT = UserLayout.from_features(wire_features(SCHEMA), SCHEMA.layout_hash)
-OTHER = UserLayout(("age", "height"), (), {}, "0123456789abcdef")
+LAYOUT = RequestLayout.of(SCHEMA)
+OTHER = RequestLayout(("age", "height"), (), "0123456789abcdef")
 KINDS = ("lmdb", "redis")
 
 
@@ -89,7 +89,7 @@ def store(url: str) -> Iterator[UserStore]:
 
 def rows(*users: dict[str, Any]) -> tuple[Any, Any]:
     """dense and categorical of users given by name."""
-    dense, categorical = LAYOUT.nobody(len(users))
+    dense, categorical = LAYOUT.empty(len(users))
     for row, user in enumerate(users):
         LAYOUT.fill(user, dense[row], categorical[row])
     return dense, categorical
@@ -160,12 +160,37 @@ def test_new_members_come_first_and_no_more_are_kept_than_are_read(store: UserSt
 
 
 def test_new_members_of_a_sequence_come_last() -> None:
-    layout = UserLayout((), ("played", "seen"), {"played": 3}, "0123456789abcdef", ("played",))
-    assert UserLayout.from_json(layout.to_json()) == layout
-    record = Records(layout).prepend(None, "played", ["a", "b"])
+    features = (IdFeature("played", "sequence", 3), IdFeature("seen"))
+    layout = RequestLayout((), features, "0123456789abcdef")
+    assert read_layout(layout_record(layout)) == layout
+    record = Records(layout).append(None, "played", ["a", "b"])
     assert Records(layout).decode([record])[1].tolist() == [[b"a|b", b""]]
-    record = Records(layout).prepend(record, "played", ["c", "d"])
+    record = Records(layout).append(record, "played", ["c", "d"])
     assert Records(layout).decode([record])[1].tolist() == [[b"b|c|d", b""]]
+
+
+def test_a_layout_of_an_earlier_release_is_read() -> None:
+    """In a store, and in config.pbtxt; neither knew sequences, and config.pbtxt no `items`."""
+    old = {
+        "dense": ["age"],
+        "categorical": ["country", "history"],
+        "bags": {"history": 4},
+        "hash": "0123456789abcdef",
+    }
+    features = (IdFeature("country"), IdFeature("history", "bag", 4))
+    layout = RequestLayout(("age",), features, "0123456789abcdef")
+    assert read_layout(json.dumps(old).encode()) == layout
+    assert {**json.loads(layout_record(layout)), "sequences": None} == {**old, "sequences": None}
+    old["categorical"] = [
+        {"name": "country", "bag": False, "length": 1},
+        {"name": "history", "bag": True, "length": 4},
+    ]
+    assert RequestLayout.from_json(json.dumps(old), "0123456789abcdef") == layout
+    assert json.loads(layout.to_json())["categorical"] == old["categorical"]
+    with pytest.raises(LayoutError, match="does not list the features"):
+        RequestLayout.from_json("[]", "")
+    with pytest.raises(LayoutError, match="not the layout of a store"):
+        read_layout(b'{"dense": []}')
 
 
 def test_a_bag_stays_as_short_as_the_server_reads(store: UserStore) -> None:
@@ -218,7 +243,7 @@ def test_what_no_model_reads_is_not_stored(
         if name == "age":
             dense[1, 0] = value
         else:
-            categorical[1, LAYOUT.categorical.index(name)] = value
+            categorical[1, LAYOUT.columns[name]] = value
     with pytest.raises(InvalidInput, match=message):
         store.put(["anna", "bad"], dense, categorical)
     assert not store.get([b"anna"]).known[0]
@@ -236,13 +261,13 @@ def test_users_of_other_features_are_refused_by_name(url: str) -> None:
         found = store.get([b"anna", b"beno"])  # a record says itself what it is
         assert found.known.tolist() == [False, False]
         assert found.unreadable == 1
-        store.put(["anna"], *OTHER.nobody())
+        store.put(["anna"], *OTHER.empty())
         assert store.get([b"anna"]).known[0]
 
 
 def test_those_who_are_not_kept_are_gone(store: UserStore) -> None:
     many = 25_000
-    store.put(range(many), *LAYOUT.nobody(many))
+    store.put(range(many), *LAYOUT.empty(many))
     kept = {b"3", b"77", b"24999", b"unknown"}
     assert store.keep_only(kept) == many - 3
     found = store.get([b"3", b"77", b"24999", b"0", b"12345"])
@@ -304,7 +329,7 @@ from cascade.store import UserStore
 with UserStore.open(sys.argv[1]) as store:
     print("ready", flush=True)
     for turn in range(10**9):
-        dense, categorical = store.layout.nobody(2)
+        dense, categorical = store.layout.empty(2)
         dense[:] = turn
         categorical[:, 0] = str(turn).encode() * 300
         store.put(["anna", "beno"], dense, categorical)
@@ -350,13 +375,14 @@ def test_an_embedded_store_that_is_made_again_is_read_again(tmp_path: Path) -> N
         reader.get([b"anna"])
     for user in (ANNA, BENO):
         program = (
-            "import sys, json; from cascade.store import UserLayout, UserStore\n"
-            "layout = UserLayout.from_json(sys.argv[2])\n"
-            "dense, categorical = layout.nobody()\n"
+            "import sys, json; from cascade.store import UserStore\n"
+            "from cascade.store.records import read_layout\n"
+            "layout = read_layout(sys.argv[2])\n"
+            "dense, categorical = layout.empty()\n"
             "layout.fill(json.loads(sys.argv[3]), dense[0], categorical[0])\n"
             "UserStore.create(sys.argv[1], layout).put(['anna'], dense, categorical)\n"
         )
-        writer = start(program, f"lmdb:{path}", LAYOUT.to_json(), json.dumps(user))
+        writer = start(program, f"lmdb:{path}", layout_record(LAYOUT).decode(), json.dumps(user))
         assert writer.wait() == 0
         assert reader.get([b"anna"]) == Records(LAYOUT).encode(*rows(user))
         path.rename(moved)
@@ -408,10 +434,10 @@ def test_a_timeout_is_a_time(timeout: str) -> None:
 def test_a_url_may_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USERS_OF_A_TEST", str(tmp_path))
     assert open_backend("lmdb:$USERS_OF_A_TEST/x").url == f"lmdb:{tmp_path}/x"
-    assert absolute("lmdb:$USERS/x") == "lmdb:$USERS/x"
+    assert absolute_url("lmdb:$USERS/x") == "lmdb:$USERS/x"
     monkeypatch.chdir(tmp_path)
-    assert absolute("lmdb:x") == f"lmdb:{tmp_path}/x"
-    assert absolute("") == ""
+    assert absolute_url("lmdb:x") == f"lmdb:{tmp_path}/x"
+    assert absolute_url("") == ""
     assert without_password("redis://:pw@host:1/2?password=pw") == "redis://...@host:1/2"
 
 
@@ -433,7 +459,7 @@ def test_a_missing_package_is_named_with_its_remedy(
 
 def test_the_store_needs_no_torch() -> None:
     program = (
-        "import sys, cascade.store.embedded, cascade.store.redis_store\n"
+        "import sys, cascade.store.lmdb_store, cascade.store.redis_store\n"
         "import clients.events\n"
         "print({'torch', 'pyarrow', 'onnxruntime', 'faiss', 'lmdb', 'redis'} & set(sys.modules))"
     )
@@ -446,7 +472,7 @@ def test_the_store_needs_no_torch() -> None:
 
 def test_the_breaker_spares_and_tries_again() -> None:
     now = 0.0
-    breaker = Breaker(failures=3, pause_s=2.0, clock=lambda: now)
+    breaker = CircuitBreaker(failures=3, pause_s=2.0, clock=lambda: now)
     for _ in range(3):
         assert breaker.allows()
         breaker.failed()
@@ -463,7 +489,7 @@ def test_the_breaker_spares_and_tries_again() -> None:
     breaker.failed()  # one failure is none
     assert breaker.allows()
     with pytest.raises(ValueError, match="no breaker"):
-        Breaker(failures=0)
+        CircuitBreaker(failures=0)
 
 
 # --- the command

@@ -9,7 +9,6 @@ the deny list, `search` finds the candidates.
 
 from cascade.stages.filters.deny import DenyList
 from cascade.stages.filters.items import DESCRIPTION, Items
-from cascade.stages.filters.request import MOST_EXCLUDED, MOST_VALUES
 from cascade.stages.filters.search import Filtered
 
-__all__ = ["DESCRIPTION", "MOST_EXCLUDED", "MOST_VALUES", "DenyList", "Filtered", "Items"]
+__all__ = ["DESCRIPTION", "DenyList", "Filtered", "Items"]

@@ -18,11 +18,11 @@ import numpy as np
 
 from cascade.artifact import Array
 from cascade.encoding import Floats
+from cascade.filters_wire import decode_allow, decode_exclude
 from cascade.index import Ids, Mask
 from cascade.runtime.graph import Graph
 from cascade.stages.filters.deny import Denied, DenyList
 from cascade.stages.filters.items import Items
-from cascade.stages.filters.request import allowed_values, excluded_ids
 
 DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the best; else a search
 
@@ -116,9 +116,9 @@ class Filtered:
         ]
 
     def _wish(self, exclude: bytes, allow: bytes) -> Wish:
-        values = allowed_values(allow)
+        values = decode_allow(allow)
         allowed = self._items.having(values) if values else None
-        return Wish(excluded_ids(exclude), allowed)
+        return Wish(decode_exclude(exclude), allowed)
 
     def _filter(self, queries: Floats, wishes: Sequence[Wish], denied: Denied) -> Ids:
         found = np.full((len(wishes), self._candidates), -1, np.int64)

@@ -1,8 +1,8 @@
 """Users in an LMDB file: mapped by every process of a machine, written in transactions.
 
 A read transaction sees whole commits only, waits for no writer and costs microseconds. Writers of
-all processes take turns, so a change needs no second attempt. A process may open a file once: share
-one object among threads.
+all processes take turns, so a change needs no second attempt. A process may open a file only once,
+so its threads share one object.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cascade.store.backend import EMBEDDED, Change, StoreError, need
+from cascade.store.backend import LMDB, Change, StoreError, need
 
 MAP_BYTES = 1 << 40  # room to grow: addresses, neither memory nor disk
 MOST_READERS = 1024  # threads of all processes
 USER, LAYOUT = b"u", b"layout"
-SCANNED = 10_000  # ids in one transaction: an old one keeps old pages alive
+SCANNED = 10_000  # ids in one transaction: a long one keeps old pages alive
 LONGEST_KEY = 511  # of LMDB
-LOOK_EVERY_S = 1.0
+CHECK_PERIOD_S = 1.0
 
 
-class EmbeddedStore:
+class LmdbStore:
     """See `Backend`.
 
     Args:
-        path: a folder, made by the first writer.
-        writable: readers open the file so that they cannot damage it.
+        path: a folder; the first writer makes it.
+        writable: readers open the file read-only.
     """
 
     def __init__(self, path: Path, writable: bool) -> None:
-        self.url = f"{EMBEDDED}:{path}"
+        self.url = f"{LMDB}:{path}"
         self._path, self._writable = path, writable
         self._lmdb: Any = need("lmdb")
         self._environment: Any = None
         self._file: tuple[int, int] | None = None
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
-        try:  # a request waits: a generator's `with` would cost as much as the reading
+        try:  # not by `_transaction`: its generator would cost as much as the reading
             with self._opened().begin() as transaction:
                 get: Callable[[bytes], bytes | None] = transaction.get
                 return [get(USER + user) if len(user) < LONGEST_KEY else None for user in ids]
@@ -76,7 +76,7 @@ class EmbeddedStore:
 
     def layout(self) -> bytes | None:
         if self._writable and self._identity() is None:
-            return None  # to ask is not to make one
+            return None  # opening it would make one
         with self._transaction() as transaction:
             found: bytes | None = transaction.get(LAYOUT)
             return found
@@ -103,12 +103,12 @@ class EmbeddedStore:
         return StoreError(f"{self.url}: {error}")
 
     def _opened(self) -> Any:
-        """The file that lies there now: one that was moved or deleted would answer for ever. Not
-        every request looks, because that costs several times the reading."""
+        """The environment of the file that lies there now: one that was moved or deleted would
+        answer for ever. To look costs several times the reading, so it happens once a second."""
         now = time.monotonic()
-        if self._environment is not None and now < self._look_at:
+        if self._environment is not None and now < self._check_at:
             return self._environment
-        self._look_at = now + LOOK_EVERY_S
+        self._check_at = now + CHECK_PERIOD_S
         if self._environment is not None and self._file == self._identity():
             return self._environment
         self.close()
@@ -118,10 +118,10 @@ class EmbeddedStore:
             str(self._path),
             map_size=MAP_BYTES,
             readonly=not self._writable,
-            readahead=False,  # users are asked for in no order
+            readahead=False,  # reads are in no order
             max_readers=MOST_READERS,
         )
-        self._environment.reader_check()  # of processes that were killed
+        self._environment.reader_check()  # frees the slots of processes that were killed
         self._file = self._identity()
         return self._environment
 
@@ -134,7 +134,7 @@ class EmbeddedStore:
 
 
 def _some_keys(cursor: Any) -> list[bytes]:
-    """The next ids from where the cursor stands."""
+    """Up to `SCANNED` keys of users from where the cursor stands."""
     found: list[bytes] = []
     for key in cursor.iternext(keys=True, values=False):
         if not key.startswith(USER) or len(found) == SCANNED:

@@ -1,7 +1,7 @@
-"""Spares callers a server that is gone: after a few failures nobody asks it for a while.
+"""A circuit breaker: after a few failures in a row, the store is not asked for a while.
 
-The circuit breaker of M. Nygard, "Release It!" (2007): closed while all is well; open after
-`failures` in a row; when a pause is over, one caller tries whether it is back.
+After M. Nygard, "Release It!" (2007): closed while calls succeed; open after `failures` in a row;
+when the pause is over, one call tries whether the store is back.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 
 
-class Breaker:
-    """Says who may try. For one thread, as the stages are.
+class CircuitBreaker:
+    """Decides whether to try. For one thread, as the stages are.
 
     Args:
         failures: so many in a row open it.
-        pause_s: how long nobody tries then.
+        pause_s: how long it then stays open.
         clock: seconds on a monotonic clock.
     """
 
@@ -33,11 +33,11 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether callers are being spared."""
+        """Whether calls are being spared."""
         return self._failed >= self._most
 
     def allows(self) -> bool:
-        """Whether to try now. Who is allowed says how it went."""
+        """Whether to try now. After a try the caller reports `succeeded` or `failed`."""
         return not self.open or self._clock() >= self._until
 
     def succeeded(self) -> None:

@@ -1,0 +1,79 @@
+"""Opens the store that a URL names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
+
+from cascade.store.backend import LMDB, Backend, StoreError
+from cascade.store.lmdb_store import LmdbStore
+from cascade.store.redis_store import RedisStore, without_password
+
+READ_TIMEOUT_MS = 10.0
+WRITE_TIMEOUT_MS = 30_000.0
+REDIS = ("redis", "rediss", "unix")
+
+
+class StoreUrlError(StoreError, ValueError):
+    """A URL that names no store."""
+
+
+def open_backend(url: str, *, writable: bool = False) -> Backend:
+    """The store of that URL. `$NAME` in it is taken from the environment, which is where a password
+    belongs. The store is first reached by the first call.
+
+    Args:
+        url: `lmdb:PATH`, or `redis://HOST:PORT/DB` (`rediss://`, `unix://`) with an optional
+            `?timeout_ms=`, the longest time that a reader waits for a batch.
+        writable: allow writing to LMDB; with Redis, wait longer for an answer.
+
+    Raises:
+        StoreUrlError: no such kind of store.
+        StoreError: the package that it needs is not installed.
+    """
+    url = os.path.expandvars(url)
+    kind, place = _split(url)
+    if kind == LMDB:
+        return LmdbStore(Path(place), writable)
+    plain, timeout_ms = _timeout(url)
+    return RedisStore(plain, (WRITE_TIMEOUT_MS if writable else timeout_ms) / 1000)
+
+
+def absolute_url(url: str) -> str:
+    """The URL as a repository holds it: checked, and with an absolute path to LMDB, because the
+    server runs elsewhere. An empty URL, and one that begins with `$`, stay as they are.
+
+    Raises:
+        StoreUrlError: no such kind of store.
+    """
+    if not url or url.startswith("$"):
+        return url
+    kind, place = _split(url)
+    if kind == LMDB and not place.startswith("$"):
+        return f"{LMDB}:{Path(place).absolute()}"
+    return url
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The kind of store, and where it is."""
+    kind, _, place = url.partition(":")
+    if kind not in (LMDB, *REDIS) or not place:
+        raise StoreUrlError(
+            f"store {without_password(url)!r}: expected {LMDB}:PATH or one of "
+            f"{', '.join(REDIS)}://..."
+        )
+    return kind, place
+
+
+def _timeout(url: str) -> tuple[str, float]:
+    """The URL without `timeout_ms`, and its value."""
+    base, _, text = url.partition("?")
+    query = dict(parse_qsl(text))
+    try:
+        timeout_ms = float(query.pop("timeout_ms", READ_TIMEOUT_MS))
+    except ValueError:
+        timeout_ms = 0.0
+    if not 0 < timeout_ms < float("inf"):
+        raise StoreUrlError(f"store {without_password(url)!r}: timeout_ms is a number above 0")
+    return f"{base}?{urlencode(query)}" if query else base, timeout_ms
