@@ -20,10 +20,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cascade.data.lines import line_count
-from cascade.data.rows import RowFormat, is_integer, read_rows, shown
-from cascade.data.source import BadRows, DataError, Source, Split, file_identity
-from cascade.schema import Feature, Schema, Side
+from cascade.data.rows import RowFormat, is_integer, line_count, read_rows, shown
+from cascade.data.source import BadRows, DataError, Source, Split, file_identity, found_in
+from cascade.schema import Feature, Schema
 
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
@@ -35,15 +34,13 @@ MIN_COUNT = 2
 
 # The data set does not say what its columns mean. That the numbers and the first six categories
 # are the user's, the others the item's, is a choice of this program.
-_SIDES: dict[Side, tuple[str, ...]] = {"user": CATEGORIES[:6], "item": CATEGORIES[6:]}
 SCHEMA = Schema(
     "criteo",
     (
         *(Feature(name, "user", "dense", "log1p") for name in NUMBERS),
         *(
-            Feature(name, side, "categorical", "vocabulary", min_count=MIN_COUNT)
-            for side, names in _SIDES.items()
-            for name in names
+            Feature(name, "user" if i < 6 else "item", "categorical", "vocabulary", 1, MIN_COUNT)
+            for i, name in enumerate(CATEGORIES)
         ),
     ),
 )
@@ -62,16 +59,14 @@ class Criteo(Source):
         DataError: nothing of that kind is there.
     """
 
+    schema = SCHEMA
+
     def __init__(self, path: Path, bad: BadRows) -> None:
         self._bad = bad
         self._files = _files(path)
         empty = next((file for file in self._files if not file.stat().st_size), None)
         if empty is not None:
             raise DataError(f"{empty} is empty")
-
-    @property
-    def schema(self) -> Schema:
-        return SCHEMA
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -98,21 +93,15 @@ class Criteo(Source):
         *days, last = self._files
         lines = self._lines_of_last
         held_out = lines if days else lines // 7
-        train, half = lines - held_out, held_out // 2
+        train, test = lines - held_out, lines - held_out // 2
         start, stop = {
             "train": (0, train),
-            "validation": (train, lines - half),
-            "test": (lines - half, lines),
+            "validation": (train, test),
+            "test": (test, lines),
         }[split]
         for day in days if split == "train" else []:
-            yield from self._rows(day)
-        yield from self._rows(last, start, stop)
-
-    def _rows(self, path: Path, start: int = 0, stop: int | None = None) -> Iterator[pa.Table]:
-        for table in read_rows(path, _FORMAT, self._bad, start, stop):
-            for position, name in enumerate(("label", *NUMBERS)):
-                table = table.set_column(position, name, pc.cast(table[name], pa.float32()))
-            yield table
+            yield from read_rows(day, _FORMAT, self._bad)
+        yield from read_rows(last, _FORMAT, self._bad, start, stop)
 
 
 def _files(path: Path) -> list[Path]:
@@ -133,10 +122,9 @@ def _files(path: Path) -> list[Path]:
     kaggle = [path / name for name in ("train.txt", "train.txt.gz") if (path / name).is_file()]
     if len(kaggle) == 1:
         return kaggle
-    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
     raise DataError(
         f"{path} holds no Criteo data: expected train.txt or day_0, day_1, … (each may be .gz), "
-        f"found {found}"
+        f"found {found_in(path)}"
     )
 
 

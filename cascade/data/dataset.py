@@ -23,7 +23,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cascade.data.parts import Columns, Group, concatenate, groups, matrix, read_groups
+from cascade.data.parts import (
+    Columns,
+    Group,
+    concatenate,
+    matrix,
+    read_groups,
+    row_count,
+    row_groups,
+)
 from cascade.data.source import DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
 from cascade.schema import Schema
@@ -91,7 +99,7 @@ class Dataset:
     @cached_property
     def catalogue(self) -> pa.Table:
         """All columns of all items; `items` and `item_ids` read no more than they return."""
-        return pq.read_table(self.root / "catalogue.parquet")
+        return self._catalogue()
 
     @property
     def item_count(self) -> int:
@@ -99,21 +107,22 @@ class Dataset:
 
     def items(self) -> tuple[Floats, Ids]:
         """The encoded catalogue: dense float32 [N, F_dense], ids int64 [N, sum of lengths]."""
-        table = pq.read_table(self.root / "catalogue.parquet", columns=["dense", "ids"])
+        table = self._catalogue("dense", "ids")
         return matrix(table["dense"]), matrix(table["ids"]).astype(np.int64)
 
     def item_ids(self) -> Ids:
         """int64 [N]: what the world calls the item in each row of the catalogue."""
-        table = pq.read_table(self.root / "catalogue.parquet", columns=["item_id"])
-        ids: Ids = table["item_id"].to_numpy()
+        ids: Ids = self._catalogue("item_id")["item_id"].to_numpy()
         return ids
 
     def titles(self) -> list[str] | None:
         """A title for each row of the catalogue, None where the source has no titles."""
         if "title" not in pq.read_schema(self.root / "catalogue.parquet").names:
             return None
-        table = pq.read_table(self.root / "catalogue.parquet", columns=["title"])
-        return [title or "" for title in table["title"].to_pylist()]
+        return [title or "" for title in self._catalogue("title")["title"].to_pylist()]
+
+    def _catalogue(self, *names: str) -> pa.Table:
+        return pq.read_table(self.root / "catalogue.parquet", columns=list(names) or None)
 
     def rows(self, split: Split) -> int:
         return int(self.source["rows"][split])
@@ -122,11 +131,6 @@ class Dataset:
     def bad_rows(self) -> int:
         """Malformed rows of the input that were left out."""
         return int(self.source["bad_row_count"])
-
-    @property
-    def bad_row(self) -> str:
-        """Where the first of them was and what was wrong with it; empty where there was none."""
-        return str(self.source["bad_row"])
 
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""
@@ -158,7 +162,7 @@ class Dataset:
         pending: Columns = {}
         for start in range(0, len(order), width):
             window = order[start : start + width]
-            size = sum(group.rows for group in window)
+            size = sum(map(row_count, window))
             if left_out >= size:
                 left_out -= size
                 continue
@@ -203,8 +207,8 @@ class Dataset:
 
     def _groups(self, split: Split) -> list[Group]:
         """Every row group of a split."""
-        found = groups(self.root / split)
-        rows = sum(group.rows for group in found)
+        found = row_groups(self.root / split)
+        rows = sum(map(row_count, found))
         if rows != self.rows(split):
             raise DataError(
                 f"{self.root / split} has {rows} rows, and source.json says {self.rows(split)}: "
@@ -224,7 +228,7 @@ class Dataset:
             if parts and found >= size:
                 break
             parts.append(read_groups([group], names))
-            found += group.rows
+            found += row_count(group)
         return {name: values[:size] for name, values in concatenate(parts).items()}
 
 

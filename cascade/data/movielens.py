@@ -1,8 +1,8 @@
 """MovieLens as impressions in the order of time, each with what its user had liked before it.
 
-https://grouplens.org/datasets/movielens/. A rating above 3 is a positive. Ratings are sorted by
-time; the first 80 % train, the next 10 % validate, the last 10 % test, and what carries one
-timestamp stays together. An event sees only what is strictly earlier: users rate whole pages of
+https://grouplens.org/datasets/movielens/. A rating above 3 is a positive. `MovieLens` sorts the
+ratings by time; the first 80 % train, the next 10 % validate, the last 10 % test, and ratings of
+one timestamp stay together. An event sees only what is strictly earlier: users rate whole pages of
 movies within one second, and those would otherwise tell each other's labels.
 """
 
@@ -19,16 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cascade.data.items import ListedItems
-from cascade.data.movielens_files import read_movies, read_ratings, read_users
-from cascade.data.movielens_layout import Files
+from cascade.data.movielens_files import DEMOGRAPHICS, Files
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import BadRows, Source, Split, file_identity
 from cascade.schema import Feature, Schema
 
 HISTORY = 50
 GENRES = 8  # a few movies have more; most have two or three
-DEMOGRAPHICS = ("gender", "age", "occupation", "zip")
 
 Codes = npt.NDArray[np.int64]
 
@@ -69,6 +66,10 @@ class Events:
     user_ids: Codes
     times: int
 
+    def keys(self, rows: Codes | slice) -> Codes:
+        """[B]: orders events by user, then by time."""
+        return self.user[rows] * self.times + self.time[rows]
+
 
 class MovieLens(Source):
     """A MovieLens folder.
@@ -87,7 +88,7 @@ class MovieLens(Source):
 
     @property
     def schema(self) -> Schema:
-        return schema(demographics=self._files.users_path is not None)
+        return schema(demographics=self._files.users is not None)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -100,52 +101,6 @@ class MovieLens(Source):
     def catalogue(self) -> pa.Table:
         """Every listed movie, rated or not."""
         return self._movies
-
-    @cached_property
-    def _movies(self) -> pa.Table:
-        return read_movies(self._files, self._bad)
-
-    @cached_property
-    def _events(self) -> Events:
-        items = ListedItems(self._movies)
-        ids = self._movies["item_id"].to_numpy()
-        parts: dict[str, list[npt.NDArray[Any]]] = {n: [] for n in ("user", "movie", "label", "at")}
-        for table in read_ratings(self._files, ids, self._bad):
-            parts["user"].append(table["userId"].to_numpy())
-            parts["movie"].append(items.find(table["movieId"].to_numpy()).astype(np.int32))
-            parts["label"].append(table["rating"].to_numpy() > 3)
-            parts["at"].append(table["timestamp"].to_numpy())
-        columns = {name: np.concatenate(part or [np.zeros(0)]) for name, part in parts.items()}
-        order = np.argsort(columns["at"], kind="stable")
-        user_ids, user = np.unique(columns["user"], return_inverse=True)
-        times, time = np.unique(columns["at"], return_inverse=True)
-        return Events(
-            user[order],
-            columns["movie"][order].astype(np.int32),
-            columns["label"][order].astype(bool),
-            time[order],
-            user_ids.astype(np.int64),
-            len(times),
-        )
-
-    @cached_property
-    def _liked(self) -> tuple[Codes, npt.NDArray[np.int32]]:
-        """The positives by user, then by time: their keys (see `_key`) and their movies."""
-        events = self._events
-        liked = np.flatnonzero(events.label)
-        keys = _key(events, liked)
-        order = np.argsort(keys, kind="stable")
-        return keys[order], events.movie[liked][order]
-
-    @cached_property
-    def _about_users(self) -> dict[str, pa.Array]:
-        """The categorical features of each user in `user_ids`, missing where nobody told."""
-        ids = self._events.user_ids.tolist()
-        users = read_users(self._files, self._bad)
-        told = DEMOGRAPHICS if self._files.users_path is not None else ()
-        about = {name: [users.get(user, {}).get(name) for user in ids] for name in told}
-        columns = {"user_id": [str(user) for user in ids], **about}
-        return {name: pa.array(values, pa.string()) for name, values in columns.items()}
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Ratings in the order of time, with `item_id` in place of the movie's features."""
@@ -165,6 +120,45 @@ class MovieLens(Source):
                 }
             )
 
+    @cached_property
+    def _movies(self) -> pa.Table:
+        return self._files.read_movies(self._bad)
+
+    @cached_property
+    def _events(self) -> Events:
+        listed = self._movies["item_id"].combine_chunks()
+        parts: list[list[npt.NDArray[Any]]] = [
+            [np.empty(0, kind)] for kind in (np.int64, np.int32, np.bool_, np.int64)
+        ]
+        for table in self._files.read_ratings(listed.to_numpy(), self._bad):
+            movie = pc.index_in(table["movieId"], value_set=listed)  # int32
+            columns = (table["userId"], movie, pc.greater(table["rating"], 3), table["timestamp"])
+            for part, column in zip(parts, columns, strict=True):
+                part.append(column.to_numpy())
+        user, movie, label, at = map(np.concatenate, parts)
+        order = np.argsort(at, kind="stable")
+        user_ids, user = np.unique(user, return_inverse=True)
+        times, time = np.unique(at, return_inverse=True)
+        return Events(user[order], movie[order], label[order], time[order], user_ids, len(times))
+
+    @cached_property
+    def _liked(self) -> tuple[Codes, npt.NDArray[np.int32]]:
+        """The positives by user, then by time: their keys and their movies."""
+        liked = np.flatnonzero(self._events.label)
+        keys = self._events.keys(liked)
+        order = np.argsort(keys, kind="stable")
+        return keys[order], self._events.movie[liked][order]
+
+    @cached_property
+    def _about_users(self) -> dict[str, pa.Array]:
+        """The categorical features of each user in `user_ids`, missing where a file lacks them."""
+        ids = self._events.user_ids.tolist()
+        users = self._files.read_users(self._bad)
+        told = DEMOGRAPHICS if self._files.users is not None else ()
+        about = {name: [users.get(user, {}).get(name) for user in ids] for name in told}
+        columns = {"user_id": [str(user) for user in ids], **about}
+        return {name: pa.array(values, pa.string()) for name, values in columns.items()}
+
     def _bounds(self) -> dict[Split, tuple[int, int]]:
         """First row and last row + 1 of each split."""
         time, rows = self._events.time, len(self._events.time)
@@ -179,7 +173,7 @@ class MovieLens(Source):
         """Events [B] -> how many movies the user had liked before [B], and the last of them."""
         keys, movies = self._liked
         user_starts = np.searchsorted(keys, self._events.user[rows] * self._events.times)
-        before = np.searchsorted(keys, _key(self._events, rows))  # a strictly earlier time
+        before = np.searchsorted(keys, self._events.keys(rows))  # a strictly earlier time
         lengths = np.minimum(before - user_starts, HISTORY)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -187,8 +181,3 @@ class MovieLens(Source):
         names = self._movies["movie_id"].combine_chunks().take(pa.array(movies[latest_first]))
         bags = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
         return before - user_starts, pc.binary_join(bags, "|")
-
-
-def _key(events: Events, rows: Codes) -> Codes:
-    """Orders events by user, then by time."""
-    return events.user[rows] * events.times + events.time[rows]

@@ -1,131 +1,213 @@
-"""The rows of MovieLens files, whichever form they have."""
+"""The files of MovieLens, whichever form they have.
+
+    ml-latest-small, ml-20m and later   ratings.csv, movies.csv
+    ml-1m, ml-10m                       ratings.dat, movies.dat, users.dat (ml-1m)
+    ml-100k                             u.data, u.item, u.user
+
+https://grouplens.org/datasets/movielens/ has them, each with a README of its format.
+"""
 
 from __future__ import annotations
 
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cascade.data.movielens_layout import GENRES_100K, Files
 from cascade.data.rows import RowFormat, is_integer, read_rows, shown
-from cascade.data.source import BadRows, DataError
+from cascade.data.source import BadRows, DataError, found_in
 
-_RATING = ("userId", "movieId", "rating", "timestamp")
+DEMOGRAPHICS = ("gender", "age", "occupation", "zip")
+GENRES_100K = (
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
+    *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
+    *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 _NO_GENRE = ("unknown", "(no genres listed)")
 _YEAR = re.compile(r"\((\d{4})(?:[-–]\d{0,4})?\)\s*$")
 _NUMBER = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_RATING = ("userId", "movieId", "rating", "timestamp")
+_RATING_TYPES = (pa.int64(), pa.int64(), pa.float64(), pa.int64())
 
 
-def read_movies(files: Files, bad: BadRows) -> pa.Table:
-    """-> item_id int64, title, movie_id, genres (joined by `|`) and year as strings."""
-    path = files.folder / files.layout.movies
-    header = files.layout.header[1] if files.layout.header else None
-    rows: dict[int, tuple[str, str, str | None]] = {}
-    for line, text in _text_lines(path, header):
-        fields = _split(text, files.layout.delimiters[1])
-        number = _identity(path, line, fields, files.layout.movie_fields, bad)
-        if number is None:
-            continue
-        if number in rows:
-            bad.add(path, line, f"movie {number} was listed before")
-            continue
-        year = _YEAR.search(fields[1])
-        rows[number] = (fields[1].strip(), _genres(fields), year[1] if year else None)
-    titles, genres, years = zip(*rows.values(), strict=True) if rows else ((), (), ())
-    return pa.table(
-        {
-            "item_id": pa.array(rows, pa.int64()),
-            "title": pa.array(titles, pa.string()),
-            "movie_id": pa.array(map(str, rows), pa.string()),
-            "genres": pa.array(genres, pa.string()),
-            "year": pa.array(years, pa.string()),
-        }
-    )
-
-
-def read_users(files: Files, bad: BadRows) -> dict[int, dict[str, str]]:
-    """Demographics by user; empty where the data set has none."""
-    path = files.users_path
-    users: dict[int, dict[str, str]] = {}
-    if path is None:
-        return users
-    names = files.layout.user_fields
-    for line, text in _text_lines(path):
-        fields = _split(text, files.layout.delimiters[2])
-        number = _identity(path, line, fields, len(names), bad)
-        if number is not None:
-            users[number] = dict(zip(names, fields, strict=True))
-    return users
-
-
-def read_ratings(files: Files, movies: npt.NDArray[np.int64], bad: BadRows) -> Iterator[pa.Table]:
-    """-> userId, movieId, timestamp int64, rating float64, in chunks, in file order.
+@dataclass(frozen=True)
+class Files:
+    """A folder and the form of its files.
 
     Args:
-        movies: the ids that a rating may name.
-        bad: takes the malformed rows.
+        names: of the files of ratings, movies and users; the last need not be there.
+        delimiters: between the fields of each of the three.
+        movie_fields: how many fields a movie has.
+        user_fields: the names of a user's fields after the id.
+        headers: the first lines of ratings and movies, where those name the columns.
     """
-    path = files.folder / files.layout.ratings
-    if files.layout.header:
-        _check_header(path, files.layout.header[0])
-    known = set(movies.tolist())
 
-    def well_formed(table: pa.Table) -> bool:
-        if any(column.null_count for column in table.columns):
-            return False
-        rating = table["rating"].to_numpy()
-        in_range = (rating >= 0) & (rating <= 5)  # which not-a-number is not
-        return bool(in_range.all() and np.isin(table["movieId"].to_numpy(), movies).all())
+    names: tuple[str, str, str]
+    delimiters: tuple[str, str, str]
+    movie_fields: int
+    user_fields: tuple[str, ...] = DEMOGRAPHICS
+    headers: tuple[str, str] = ("", "")
+    folder: Path = Path()
 
-    layout = RowFormat(
-        dict(zip(_RATING, (pa.int64(), pa.int64(), pa.float64(), pa.int64()), strict=True)),
-        files.layout.delimiters[0].encode(),
-        well_formed,
-        lambda fields: _rating_fault(fields, known),
-    )
-    return read_rows(path, layout, bad, start=1 if files.layout.header else 0)
+    @classmethod
+    def find(cls, folder: Path) -> Files:
+        """Recognise the files of a folder.
+
+        Raises:
+            DataError: they are of no known form, or one of them is missing.
+        """
+        if not folder.exists():
+            raise DataError(f"{folder} does not exist")
+        if not folder.is_dir():
+            raise DataError(f"{folder} is a file; give the (unpacked) MovieLens folder")
+        for form in _FORMS:
+            there = [name for name in form.names[:2] if (folder / name).is_file()]
+            if len(there) == 2:
+                return replace(form, folder=folder)
+            if there:
+                (missing,) = {*form.names[:2]} - {*there}
+                raise DataError(f"{folder} has {there[0]} but not {missing}: both are needed")
+        known = "; ".join(
+            f"{ratings} with {movies}" for ratings, movies, _ in (form.names for form in _FORMS)
+        )
+        raise DataError(
+            f"{folder} holds no MovieLens data: expected {known}; found {found_in(folder)}"
+        )
+
+    @property
+    def ratings(self) -> Path:
+        return self.folder / self.names[0]
+
+    @property
+    def movies(self) -> Path:
+        return self.folder / self.names[1]
+
+    @property
+    def users(self) -> Path | None:
+        """The file of demographics, where there is one."""
+        path = self.folder / self.names[2]
+        return path if path.is_file() else None
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files that are read."""
+        return [path for path in (self.ratings, self.movies, self.users) if path]
+
+    def read_movies(self, bad: BadRows) -> pa.Table:
+        """-> item_id int64, title, movie_id, genres (joined by `|`) and year as strings."""
+        rows: dict[int, tuple[str, str, str | None]] = {}
+        listed = _read_listed(
+            self.movies, self.delimiters[1], self.movie_fields, bad, self.headers[1]
+        )
+        for line, number, fields in listed:
+            if number in rows:
+                bad.add(self.movies, line, f"movie {number} was listed before")
+                continue
+            year = _YEAR.search(fields[0])
+            rows[number] = (fields[0].strip(), _genres(fields), year[1] if year else None)
+        titles, genres, years = zip(*rows.values(), strict=True) if rows else ((), (), ())
+        columns = {"title": titles, "movie_id": map(str, rows), "genres": genres, "year": years}
+        strings = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        return pa.table({"item_id": pa.array(rows, pa.int64()), **strings})
+
+    def read_users(self, bad: BadRows) -> dict[int, dict[str, str]]:
+        """Demographics by user; empty where the data set has none."""
+        if self.users is None:
+            return {}
+        names = self.user_fields
+        listed = _read_listed(self.users, self.delimiters[2], 1 + len(names), bad)
+        return {number: dict(zip(names, fields, strict=True)) for _, number, fields in listed}
+
+    def read_ratings(self, movies: npt.NDArray[np.int64], bad: BadRows) -> Iterator[pa.Table]:
+        """-> userId, movieId int64, rating float64, timestamp int64, in chunks, in file order.
+
+        Args:
+            movies: the ids that a rating may name.
+            bad: takes the malformed rows.
+        """
+        known = set(movies.tolist())
+
+        def well_formed(table: pa.Table) -> bool:
+            if any(column.null_count for column in table.columns):
+                return False
+            rating = table["rating"].to_numpy()
+            in_range = (rating >= 0) & (rating <= 5)  # which not-a-number is not
+            return bool(in_range.all() and np.isin(table["movieId"].to_numpy(), movies).all())
+
+        def fault(fields: list[bytes]) -> str | None:
+            for name, field in zip(_RATING, fields, strict=True):
+                if name == "rating":
+                    if not _NUMBER.fullmatch(field) or not 0 <= float(field) <= 5:
+                        return f"the rating is {shown(field)}, not a number from 0 to 5"
+                elif not is_integer(field):
+                    return f"{name} is {shown(field)}, not an integer"
+            if int(fields[1]) not in known:
+                return f"movie {int(fields[1])} is rated, but the list of movies does not have it"
+            return None
+
+        _check_header(self.ratings, self.headers[0])
+        columns = dict(zip(_RATING, _RATING_TYPES, strict=True))
+        layout = RowFormat(columns, self.delimiters[0].encode(), well_formed, fault)
+        return read_rows(self.ratings, layout, bad, start=1 if self.headers[0] else 0)
 
 
-def _rating_fault(fields: list[bytes], movies: set[int]) -> str | None:
-    """What is wrong with a rating, None if nothing is."""
-    for name, field in zip(_RATING, fields, strict=True):
-        if name == "rating":
-            if not _NUMBER.fullmatch(field) or not 0 <= float(field) <= 5:
-                return f"the rating is {shown(field)}, not a number from 0 to 5"
-        elif not is_integer(field):
-            return f"{name} is {shown(field)}, not an integer"
-    if int(fields[1]) not in movies:
-        return f"movie {int(fields[1])} is rated, but the list of movies does not have it"
-    return None
+_FORMS = (
+    Files(
+        ("ratings.csv", "movies.csv", ""),
+        delimiters=(",", ",", ""),
+        movie_fields=3,
+        headers=("userId,movieId,rating,timestamp", "movieId,title,genres"),
+    ),
+    Files(("ratings.dat", "movies.dat", "users.dat"), ("::", "::", "::"), movie_fields=3),
+    Files(
+        ("u.data", "u.item", "u.user"),
+        delimiters=("\t", "|", "|"),
+        movie_fields=5 + len(GENRES_100K),
+        user_fields=("age", "gender", "occupation", "zip"),
+    ),
+)
 
 
-def _check_header(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        line = file.readline(10_000)
-    header = line.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf")
-    if line and header != expected.encode():  # an empty file has an error of its own
-        raise DataError(f"{path}:1: the header is {shown(header)}; expected {expected!r}")
-
-
-def _text_lines(path: Path, header: str | None = None) -> Iterator[tuple[int, str]]:
-    """The lines of a small file, numbered from 1. The older sets are in latin-1."""
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+def _read_listed(
+    path: Path, delimiter: str, width: int, bad: BadRows, header: str = ""
+) -> Iterator[tuple[int, int, list[str]]]:
+    """The well-formed rows of a small file: line, id and the fields after the id. The older sets
+    are in latin-1."""
+    _check_header(path, header)
+    content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     if not content:
         raise DataError(f"{path} is empty")
-    if header:
-        _check_header(path, header)
     try:
         text = content.decode()
     except UnicodeDecodeError:
         text = content.decode("latin-1")
     for line, row in enumerate(text.removesuffix("\n").split("\n"), 1):
-        if line > 1 or not header:
-            yield line, row.removesuffix("\r")
+        if header and line == 1:
+            continue
+        fields = _split(row.removesuffix("\r"), delimiter)
+        if len(fields) != width:
+            came = f"{len(fields)} fields came" if fields else "a quote is left open"
+            bad.add(path, line, f"{came}, {width} fields were expected")
+        elif not is_integer(fields[0].encode()):
+            bad.add(path, line, f"the id is {fields[0][:40]!r}, not an integer")
+        else:
+            yield line, int(fields[0]), fields[1:]
+
+
+def _check_header(path: Path, expected: str) -> None:
+    if not expected:
+        return
+    with path.open("rb") as file:
+        line = file.readline(10_000)
+    header = line.rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK)
+    if line and header != expected.encode():  # an empty file has an error of its own
+        raise DataError(f"{path}:1: the header is {shown(header)}; expected {expected!r}")
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -138,23 +220,10 @@ def _split(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def _identity(path: Path, line: int, fields: list[str], expected: int, bad: BadRows) -> int | None:
-    """The id that a row of movies or users starts with; None for a malformed row."""
-    if len(fields) != expected:
-        came = f"{len(fields)} fields came" if fields else "a quote is left open"
-        bad.add(path, line, f"{came}, {expected} fields were expected")
-        return None
-    if not is_integer(fields[0].encode()):
-        bad.add(path, line, f"the id is {fields[0][:40]!r}, not an integer")
-        return None
-    return int(fields[0])
-
-
 def _genres(fields: list[str]) -> str:
-    """Joined by `|`: as a list already, or as the flags of ml-100k."""
-    if len(fields) == 3:
-        names = fields[2].split("|")
+    """The genres of a movie, joined by `|`: as a list already, or as the flags of ml-100k."""
+    if len(fields) == 2:
+        names = fields[1].split("|")
     else:
-        flags = zip(GENRES_100K, fields[5:], strict=True)
-        names = [name for name, flag in flags if flag == "1"]
+        names = [name for name, flag in zip(GENRES_100K, fields[4:], strict=True) if flag == "1"]
     return "|".join(name for name in names if name not in _NO_GENRE)

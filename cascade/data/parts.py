@@ -1,105 +1,90 @@
-"""Parquet files in parts: tables of any length in, row groups of one size out."""
+"""Parquet in parts: tables of any length in, row groups of one size out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 ROW_GROUP = 131_072  # rows that are read, and shuffled, at once
 GROUPS_PER_PART = 32  # 4 million rows: a part is written and read within seconds
 
 Columns = dict[str, npt.NDArray[Any]]
+Group: TypeAlias = ds.ParquetFileFragment  # of one row group
 
 
-class PartWriter:
-    """Writes part-00000.parquet, part-00001.parquet, … into a folder, which it makes."""
+def write_file(path: Path, tables: Iterable[pa.Table]) -> int:
+    """Write a Parquet file, a row group for every table; without tables there is no file.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.rows = 0
-        self._groups = 0
-        self._pending: list[pa.Table] = []
-        self._file: pq.ParquetWriter | None = None
-        folder.mkdir(parents=True)
+    Returns:
+        the number of rows.
+    """
+    rows, file = 0, None
+    try:
+        for table in tables:
+            file = file or pq.ParquetWriter(path, table.schema, compression="zstd")
+            file.write_table(table)
+            rows += table.num_rows
+    finally:
+        if file is not None:
+            file.close()
+    return rows
 
-    def __enter__(self) -> PartWriter:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None and self._pending:
-            self._write(pa.concat_tables(self._pending))
-        if self._file is not None:
-            self._file.close()
+def write_parts(folder: Path, tables: Iterable[pa.Table]) -> int:
+    """Write part-00000.parquet, part-00001.parquet, … into a new folder; -> the number of rows."""
+    folder.mkdir(parents=True)
+    groups, rows = regrouped(tables), 0
+    for part in count():
+        path = folder / f"part-{part:05d}.parquet"
+        written = write_file(path, islice(groups, GROUPS_PER_PART))
+        if not written:
+            break
+        rows += written
+    return rows
 
-    def add(self, table: pa.Table) -> None:
-        """Take rows; they are on disk once there are enough of them, or on exit."""
-        self.rows += table.num_rows
-        self._pending.append(table)
-        if sum(part.num_rows for part in self._pending) < ROW_GROUP:
-            return
-        table = pa.concat_tables(self._pending)
-        whole = table.num_rows // ROW_GROUP * ROW_GROUP
+
+def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of `ROW_GROUP` rows; the last may be shorter, none is empty."""
+    pending: list[pa.Table] = []
+    for table in tables:
+        pending.append(table)
+        if sum(part.num_rows for part in pending) < ROW_GROUP:
+            continue
+        joined = pa.concat_tables(pending)
+        whole = joined.num_rows // ROW_GROUP * ROW_GROUP
         for start in range(0, whole, ROW_GROUP):
-            self._write(table.slice(start, ROW_GROUP))
-        self._pending = [table.slice(whole)] if whole < table.num_rows else []
-
-    def _write(self, table: pa.Table) -> None:
-        if self._file is None or self._groups % GROUPS_PER_PART == 0:
-            if self._file is not None:
-                self._file.close()
-            path = self.folder / f"part-{self._groups // GROUPS_PER_PART:05d}.parquet"
-            self._file = pq.ParquetWriter(path, table.schema, compression="zstd")
-        self._file.write_table(table.combine_chunks(), row_group_size=ROW_GROUP)
-        self._groups += 1
+            yield joined.slice(start, ROW_GROUP).combine_chunks()
+        pending = [joined.slice(whole)]
+    if any(part.num_rows for part in pending):
+        yield pa.concat_tables(pending).combine_chunks()
 
 
-@dataclass(frozen=True)
-class Group:
-    """A row group: its file, its number there, its rows."""
-
-    path: Path
-    number: int
-    rows: int
-
-
-def groups(folder: Path) -> list[Group]:
-    """All row groups that a `PartWriter` wrote into a folder, in order."""
-    found = []
-    for path in sorted(folder.glob("part-*.parquet")):
-        metadata = pq.read_metadata(path)
-        for number in range(metadata.num_row_groups):
-            found.append(Group(path, number, metadata.row_group(number).num_rows))
-    return found
+def row_groups(folder: Path) -> list[Group]:
+    """The row groups that `write_parts` wrote into a folder, in order."""
+    parquet, disk = ds.ParquetFileFormat(), LocalFileSystem()
+    paths = sorted(folder.glob("part-*.parquet"))
+    files = (parquet.make_fragment(str(path), disk) for path in paths)
+    return [group for file in files for group in file.split_by_row_group()]
 
 
-def read_tables(folder: Path) -> Iterator[pa.Table]:
-    """What a `PartWriter` wrote into a folder, a row group at a time."""
-    for group in groups(folder):
-        yield _read(group)
+def row_count(group: Group) -> int:
+    """Rows of a row group, from the metadata."""
+    return int(group.row_groups[0].num_rows)
 
 
 def read_groups(wanted: Sequence[Group], names: list[str]) -> Columns:
     """Some columns of some row groups, as arrays: lists as [B, F], strings as bytes."""
-    tables = (_read(group, names) for group in wanted)
+    tables = (group.to_table(columns=names) for group in wanted)
     return concatenate([{name: _numpy(table[name]) for name in names} for table in tables])
-
-
-def _read(group: Group, names: list[str] | None = None) -> pa.Table:
-    with pq.ParquetFile(group.path) as file:
-        return file.read_row_group(group.number, columns=names)
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:

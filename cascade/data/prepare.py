@@ -6,44 +6,27 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cascade.data.criteo import Criteo
 from cascade.data.dataset import FORMAT, Dataset
+from cascade.data.movielens import MovieLens
 from cascade.data.source import BadRows, DataError, Policy, Source
+from cascade.data.synthetic import Synthetic
 from cascade.data.write import write
 from cascade.schema import Schema
 
-
-@dataclass(frozen=True)
-class Categories:
-    """How categories and bags become ids, where it is not to be as the source's schema says.
-
-    Args:
-        min_count: a value seen less often in training shares the out-of-vocabulary id.
-        buckets: hash the values of every feature into so many ids, and keep no vocabulary.
-    """
-
-    min_count: int | None = None
-    buckets: int | None = None
-
-    def applied(self, schema: Schema) -> Schema:
-        """The schema with these choices in it."""
-        chosen: dict[str, Any] = {}
-        if self.min_count is not None:
-            chosen["min_count"] = self.min_count
-        if self.buckets is not None:
-            chosen |= {"encoding": "hash", "buckets": self.buckets}
-        features = (f if f.kind == "dense" else replace(f, **chosen) for f in schema.features)
-        return replace(schema, features=tuple(features))
+SPEC = "criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]"
 
 
 def prepare(
     spec: str,
     root: Path | str,
     bad_rows: Policy = "error",
-    categories: Categories = Categories(),
+    min_count: int | None = None,
+    buckets: int | None = None,
 ) -> Dataset:
     """Prepare what `--data` names, or reuse the folder if it was made from just that.
 
@@ -54,15 +37,17 @@ def prepare(
         root: the folder to write. One that holds anything else is refused.
         bad_rows: `error` stops at the first malformed row, `skip` leaves such rows out and counts
             them.
-        categories: vocabularies by another minimum count, or hashing.
+        min_count: a value seen less often in training shares the out-of-vocabulary id; None: as
+            the source's schema says.
+        buckets: hash the values of every feature into so many ids, and keep no vocabulary.
 
     Raises:
-        DataError: the input cannot be read as named, or `root` is someone else's folder.
+        DataError: the input cannot be read as named, or `root` holds something else.
     """
     root = Path(root)
     bad = BadRows(bad_rows)
     source = open_source(spec, bad)
-    schema = categories.applied(source.schema)
+    schema = _chosen(source.schema, min_count, buckets)
     made_from = {
         "format": FORMAT,
         "fingerprint": source.fingerprint,
@@ -70,15 +55,81 @@ def prepare(
         "bad_rows": bad_rows,
     }
     found = _existing(root)
-    if found is None or any(found.get(key) != value for key, value in made_from.items()):
+    if any(found.get(key) != value for key, value in made_from.items()):
         _make(source, schema, bad, made_from, root.resolve())
     dataset = Dataset.open(root)
     if dataset.bad_rows:
+        first = dataset.source["bad_row"]
         print(
-            f"{dataset.bad_rows:,} malformed rows were left out; the first: {dataset.bad_row}",
+            f"{dataset.bad_rows:,} malformed rows were left out; the first: {first}",
             file=sys.stderr,
         )
     return dataset
+
+
+def open_source(spec: str, bad: BadRows) -> Source:
+    """The reader that `spec` names; malformed rows go to `bad`."""
+    kind, _, rest = spec.partition(":")
+    if kind == "synthetic":
+        return Synthetic.parse(rest)
+    if kind == "criteo" and rest:
+        return Criteo(Path(rest), bad)
+    if kind == "movielens" and rest:
+        return MovieLens(Path(rest), bad)
+    raise DataError(f"--data {spec!r} is not understood; give {SPEC}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every program that prepares data."""
+    add = parser.add_argument
+    add("--data", required=True, metavar="SPEC", help=SPEC)
+    add(
+        "--bad-rows",
+        choices=("error", "skip"),
+        default="error",
+        help="stop at the first malformed row, or leave such rows out and count them",
+    )
+    add(
+        "--min-count",
+        type=int,
+        metavar="N",
+        help="rarer values of a category share the out-of-vocabulary id",
+    )
+    add(
+        "--hash-buckets",
+        type=int,
+        metavar="N",
+        help="hash each category into N ids; no vocabularies",
+    )
+
+
+def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
+    """`prepare` by the options of `add_arguments`."""
+    return prepare(options.data, root, options.bad_rows, options.min_count, options.hash_buckets)
+
+
+def _chosen(schema: Schema, min_count: int | None, buckets: int | None) -> Schema:
+    """The schema with these choices for its categories."""
+    chosen: dict[str, Any] = {}
+    if min_count is not None:
+        chosen["min_count"] = min_count
+    if buckets is not None:
+        chosen |= {"encoding": "hash", "buckets": buckets}
+    features = (f if f.kind == "dense" else replace(f, **chosen) for f in schema.features)
+    return replace(schema, features=tuple(features))
+
+
+def _existing(root: Path) -> dict[str, Any]:
+    """What a prepared folder says it was made from; nothing where there is no folder yet."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return {}
+    if not (root / "source.json").is_file():
+        raise DataError(
+            f"{root} exists and is not a prepared data set, so it is not overwritten; choose "
+            "another folder, or empty this one"
+        )
+    description: dict[str, Any] = json.loads((root / "source.json").read_text())
+    return description
 
 
 def _make(
@@ -104,66 +155,4 @@ def _make(
     if root.exists():
         root.rename(old)
     partial.rename(root)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def open_source(spec: str, bad: BadRows) -> Source:
-    """The reader that `spec` names; malformed rows go to `bad`."""
-    kind, _, rest = spec.partition(":")
-    if kind == "synthetic":
-        from cascade.data.synthetic import Synthetic
-
-        return Synthetic.parse(rest)
-    if kind not in ("criteo", "movielens") or not rest:
-        raise DataError(
-            f"--data {spec!r} is not understood; give criteo:PATH, movielens:PATH or "
-            "synthetic[:rows=…,items=…,seed=…]"
-        )
-    if kind == "criteo":
-        from cascade.data.criteo import Criteo
-
-        return Criteo(Path(rest), bad)
-    from cascade.data.movielens import MovieLens
-
-    return MovieLens(Path(rest), bad)
-
-
-def _existing(root: Path) -> dict[str, Any] | None:
-    """What a prepared folder says it was made from; None where there is no folder yet."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    if not (root / "source.json").is_file():
-        raise DataError(
-            f"{root} exists and is not a prepared data set, so it is not overwritten; choose "
-            "another folder, or empty this one"
-        )
-    description: dict[str, Any] = json.loads((root / "source.json").read_text())
-    return description
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that prepares data."""
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]",
-    )
-    parser.add_argument(
-        "--bad-rows",
-        choices=("error", "skip"),
-        default="error",
-        help="stop at the first malformed row, or leave such rows out and count them",
-    )
-    parser.add_argument(
-        "--min-count", type=int, help="rarer values of a category share the out-of-vocabulary id"
-    )
-    parser.add_argument(
-        "--hash-buckets", type=int, help="hash each category into so many ids; no vocabularies"
-    )
-
-
-def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
-    """`prepare` by the options of `add_arguments`."""
-    categories = Categories(options.min_count, options.hash_buckets)
-    return prepare(options.data, root, options.bad_rows, categories)
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from cascade.errors import CascadeError
-from cascade.schema import Schema
+from cascade.schema import Feature, Schema
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -25,7 +25,20 @@ class Source(Protocol):
     """Raw rows in chunks that fit in memory.
 
     A source that knows how many rows all its splits have says so in an optional attribute
-    `total_rows`, for the progress bar.
+    `total_rows`, for the progress bar. The smallest source, and what is made of it:
+
+    >>> city = Feature("city", "user", "categorical", "vocabulary")
+    >>> price = Feature("price", "item", "dense", "log1p")
+    >>> class Visits:
+    ...     schema = Schema("visits", (city, price))
+    ...     fingerprint = {"source": "visits", "version": 1}
+    ...     def catalogue(self):
+    ...         return None  # two impressions of one price show the same item
+    ...     def chunks(self, split):
+    ...         yield pa.table({"label": [1, 0], "city": ["Oslo", None], "price": [9.5, 20]})
+    >>> from cascade.data.write import write
+    >>> write(Visits(), Visits.schema, folder)  # an empty folder; `prepare` adds source.json
+    {'rows': {'train': 2, 'validation': 2, 'test': 2}, 'items': 2, 'probability': False}
     """
 
     @property
@@ -39,10 +52,10 @@ class Source(Protocol):
         ...
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
-        """Rows in their order, read once: `label` float32, every feature by its name (float32
-        for dense, string for the others, null = missing, members of a bag joined by `|`).
-        Optional: `probability` float32, the true chance of a click. With a `catalogue`, `item_id`
-        int64 takes the place of the item features.
+        """Rows in their order, read once: `label` 0 or 1, every feature by its name (a number
+        for dense, a string for the others, null = missing, several members joined by `|`).
+        Optional: `probability`, the true chance of a click. With a `catalogue`, `item_id` int64
+        takes the place of the item features.
         """
         ...
 
@@ -74,7 +87,27 @@ class BadRows:
         self.count += 1
 
 
+def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
+    """The raw columns of some features: float32 for dense, string for the others.
+
+    Raises:
+        DataError: the source does not give one of them.
+    """
+    types = {f.name: pa.float32() if f.kind == "dense" else pa.string() for f in features}
+    missing = [name for name in types if name not in table.column_names]
+    if missing:
+        raise DataError(
+            f"the source gives no column for the features {missing}; it gives {table.column_names}"
+        )
+    return pa.table({name: table[name].cast(type_) for name, type_ in types.items()})
+
+
 def file_identity(path: Path) -> dict[str, Any]:
     """A file as part of a fingerprint: reading gigabytes for a checksum would cost a pass."""
     stat = path.stat()
     return {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def found_in(folder: Path) -> str:
+    """The first files of a folder, for an error that expected others."""
+    return ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"

@@ -49,7 +49,7 @@ def read(path, split, bad=None):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows: what must not depend on where a block ends."""
-    monkeypatch.setattr("cascade.data.lines.BLOCK_BYTES", 1000)
+    monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 1000)
 
 
 def test_which_columns_are_whose():
@@ -125,7 +125,7 @@ FAULTS = {
 @pytest.mark.parametrize("name", ["train.txt", "train.txt.gz"])
 @pytest.mark.parametrize("line", [1, 30, 70])
 def test_malformed_row_is_found_by_its_line(tmp_path, monkeypatch, fault, name, line):
-    monkeypatch.setattr("cascade.data.lines.BLOCK_BYTES", 5000)
+    monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 5000)
     break_row, message = FAULTS[fault]
     lines = [row.encode() for row in rows(70)]
     lines[line - 1] = break_row(lines[line - 1].decode())

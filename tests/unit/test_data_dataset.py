@@ -1,5 +1,6 @@
 """A prepared folder: written whole, reused, and read in every order exactly once."""
 
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,13 @@ import pyarrow as pa
 import pytest
 
 from cascade.data import DataError, Dataset, prepare
+from cascade.data import source as source_module
 from cascade.data.__main__ import main
-from cascade.data.prepare import Categories
 from cascade.data.source import SPLITS
 from cascade.data.synthetic import Synthetic
 from cascade.data.write import write
 from cascade.encoding import FIRST, MISSING, UNKNOWN
+from cascade.errors import run
 from cascade.schema import Feature, Schema
 
 SPEC = "synthetic:rows=3500,items=60,seed=3"
@@ -203,6 +205,11 @@ def test_a_side_may_lack_a_kind(tmp_path):
     assert (dense.tolist(), ids.tolist()) == ([[2], [0]], [[0], [0]])
 
 
+def test_example_of_a_source(tmp_path):
+    found = doctest.testmod(source_module, extraglobs={"folder": tmp_path})
+    assert (found.attempted > 0, found.failed) == (True, 0)
+
+
 def modified(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
 
@@ -257,20 +264,20 @@ def test_spec_that_is_not_understood(tmp_path, spec):
 
 
 def test_command_line(tmp_path, capsys):
-    assert main(["--data", "synthetic:rows=700,items=5", "--out", str(tmp_path / "out")]) == 0
+    main(["--data", "synthetic:rows=700,items=5", "--out", str(tmp_path / "out")])
     assert capsys.readouterr().out == (
         f"{tmp_path / 'out'}: 600 train, 50 validation, 50 test rows; 5 items\n"
     )
-    assert main(["--data", "criteo:nowhere", "--out", str(tmp_path / "other")]) == 1
-    assert capsys.readouterr().err == "error: nowhere does not exist\n"
+    with pytest.raises(SystemExit, match=r"^error: nowhere does not exist$"):
+        run(lambda: main(["--data", "criteo:nowhere", "--out", str(tmp_path / "other")]))
 
 
 def test_categories_may_be_hashed_instead(tmp_path: Path) -> None:
     spec = "synthetic:rows=300,items=20"
-    hashed = prepare(spec, tmp_path / "hashed", categories=Categories(buckets=50))
+    hashed = prepare(spec, tmp_path / "hashed", buckets=50)
     assert {f.cardinality for f in hashed.schema.features if f.kind != "dense"} == {FIRST + 50}
     assert not list((tmp_path / "hashed" / "vocabulary").iterdir())
-    rare = prepare(spec, tmp_path / "rare", categories=Categories(min_count=10**6))
+    rare = prepare(spec, tmp_path / "rare", min_count=10**6)
     ids = rare.read("train").user_ids
     assert set(np.unique(ids)) == {MISSING, UNKNOWN}
     plain = prepare(spec, tmp_path / "plain")

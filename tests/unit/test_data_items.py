@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data import items as items_module
-from cascade.data.items import DistinctItems, ListedItems
-from cascade.data.parts import PartWriter, read_tables
+from cascade.data.distinct import Counts, DistinctItems, ListedItems, Vocabularies, hash_rows
 from cascade.data.source import DataError
-from cascade.data.vocabulary import Counts, Vocabularies
 from cascade.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -42,29 +39,27 @@ def plain(row):
 
 @given(st.lists(st.lists(ITEMS, max_size=8), max_size=6))
 def test_distinct_items_are_numbered_as_they_appear(tmp_path_factory, chunks):
-    folder = tmp_path_factory.mktemp("items") / "items"
     known: dict = {}
-    with PartWriter(folder) as writer:
-        items = DistinctItems(SCHEMA, writer)
-        for rows in chunks:
-            expected = [known.setdefault(plain(row), len(known)) for row in rows]
-            assert items.rows(table(rows)).tolist() == expected
+    items = DistinctItems(SCHEMA, tmp_path_factory.mktemp("items") / "items")
+    for rows in chunks:
+        expected = [known.setdefault(plain(row), len(known)) for row in rows]
+        assert items.rows(table(rows)).tolist() == expected
     assert items.count == len(known)
-    written = [tuple(row.values()) for part in read_tables(folder) for row in part.to_pylist()]
+    written = [tuple(row.values()) for part in items.tables() for row in part.to_pylist()]
     assert [plain(row) for row in written] == list(known)
+    assert [row[-1] for row in written] == list(range(len(known)))
 
 
 def test_many_items_over_many_chunks(tmp_path):
     random = np.random.default_rng(0)
     known: dict = {}
-    with PartWriter(tmp_path / "items") as writer:
-        items = DistinctItems(SCHEMA, writer)
-        for _ in range(30):
-            codes = random.integers(0, 5000, 400)
-            rows = [(float(code % 7), f"{code:08x}", None) for code in codes]
-            expected = [known.setdefault(row, len(known)) for row in rows]
-            assert items.rows(table(rows)).tolist() == expected
-        runs = [len(run[0]) for run in items._known._runs]
+    items = DistinctItems(SCHEMA, tmp_path / "items")
+    for _ in range(30):
+        codes = random.integers(0, 5000, 400)
+        rows = [(float(code % 7), f"{code:08x}", None) for code in codes]
+        expected = [known.setdefault(row, len(known)) for row in rows]
+        assert items.rows(table(rows)).tolist() == expected
+    runs = [len(run[0]) for run in items._runs]
     assert sum(runs) == items.count == len(known)
     assert all(long >= 2 * short for long, short in pairwise(runs))
 
@@ -73,14 +68,13 @@ def test_hash_tells_columns_lengths_and_padding_apart():
     rows = [(None, "a", "b"), (None, "b", "a"), (None, "ab", ""), (None, "", "ab")]
     rows += [(None, "a\0", ""), (None, "a", ""), (None, "12345678", ""), (None, "12345678\0", "")]
     rows += [(1, "", ""), (None, "1", ""), (None, "x" * 17, ""), (None, "x" * 16 + "y", "")]
-    hashes = DistinctItems(SCHEMA, None)._hashes(table(rows))
+    hashes = hash_rows(table(rows))
     assert len(set(hashes.tolist())) == len(rows)
 
 
 def test_hash_of_a_slice_is_that_of_the_whole():
-    words = pa.array(["zero", "one", "two and a half", "three"])
-    hashes = items_module._hash_strings(words)
-    np.testing.assert_array_equal(items_module._hash_strings(words.slice(1, 2)), hashes[1:3])
+    rows = table([(None, word, "x") for word in ("zero", "one", "two and a half", "three")])
+    np.testing.assert_array_equal(hash_rows(rows.slice(1, 2)), hash_rows(rows)[1:3])
 
 
 def test_listed_items_are_found_by_id():
@@ -105,7 +99,7 @@ def test_counts_equal_a_counter(chunks, min_count):
 
 
 def test_counts_merge_as_they_grow(monkeypatch):
-    monkeypatch.setattr("cascade.data.vocabulary.COMPACT_AT", 10)
+    monkeypatch.setattr("cascade.data.distinct.COMPACT_AT", 10)
     counts = Counts()
     for start in range(100):
         counts.add(pa.chunked_array([[str(value) for value in range(start, start + 5)]]))

@@ -8,7 +8,7 @@ import pytest
 
 from cascade.data import DataError, prepare
 from cascade.data.movielens import GENRES, HISTORY, MovieLens, schema
-from cascade.data.movielens_layout import GENRES_100K
+from cascade.data.movielens_files import GENRES_100K
 from cascade.data.source import SPLITS, BadRows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
@@ -153,7 +153,7 @@ def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
         )
     ]
     monkeypatch.setattr("cascade.data.movielens.ROW_GROUP", 100)
-    monkeypatch.setattr("cascade.data.lines.BLOCK_BYTES", 200)
+    monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 200)
     rows = read(write_csv(tmp_path / "ml", ratings, movies))
     liked = defaultdict(list)
     expected = []

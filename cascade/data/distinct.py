@@ -1,0 +1,207 @@
+"""What the first pass over the rows collects: the distinct items, and how often values occur.
+
+A source either lists its items (MovieLens) or only shows their features (Criteo). In the second
+case two impressions show the same item when all raw item features are equal. `DistinctItems`
+compares them by a 64-bit hash of the features: among 30 million items the odds of any collision at
+all are n^2 / 2^65 = 2.4e-5, and it would merge two items, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cascade.data.parts import ROW_GROUP
+from cascade.data.source import DataError, typed
+from cascade.schema import Feature, Schema, Side
+
+Hashes = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int64]
+
+COMPACT_AT = 1_000_000  # pending distinct values that make merging worth its time
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # any odd number
+
+
+class ListedItems:
+    """Items that the source lists: found by their id.
+
+    Raises:
+        DataError: an id occurs twice in the list.
+    """
+
+    def __init__(self, catalogue: pa.Table) -> None:
+        self._catalogue = catalogue
+        self._ids = catalogue["item_id"].combine_chunks()
+        self.count = len(self._ids)
+        counts = pc.value_counts(self._ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        if len(twice):
+            name = twice.field("values")[0]
+            raise DataError(f"the item list names item {name} more than once")
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The list as it came."""
+        yield self._catalogue
+
+    def rows(self, chunk: pa.Table) -> Rows:
+        """`item_id` of B impressions -> rows of the catalogue [B].
+
+        Raises:
+            DataError: an id is not in the list.
+        """
+        ids = chunk["item_id"]
+        rows = pc.index_in(ids, value_set=self._ids)
+        if rows.null_count:
+            unknown = ids.filter(rows.is_null())[0]
+            raise DataError(f"item {unknown} is shown, but the item list does not have it")
+        found: Rows = rows.to_numpy().astype(np.int64)
+        return found
+
+
+class DistinctItems:
+    """Items known by their features only, numbered in the order of their first appearance.
+
+    The hashes of the known items lie in sorted runs, 16 bytes an item, each run at least twice as
+    long as the next. Looking up costs one binary search per run; adding merges a new run into those
+    that are too short, which costs O(log N) moves per item altogether.
+
+    Args:
+        schema: names the item features.
+        path: a file for every item's raw features, in the items' order.
+    """
+
+    def __init__(self, schema: Schema, path: Path) -> None:
+        self._features = schema.side("item")
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._runs: list[tuple[Hashes, Rows]] = []
+        self.count = 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The raw features of all items; an item is named, as `item_id`, by its row."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        start = 0
+        for batch in pq.ParquetFile(self._path).iter_batches(ROW_GROUP):
+            names = pa.array(np.arange(start, start + len(batch)))
+            yield pa.Table.from_batches([batch]).append_column("item_id", names)
+            start += len(batch)
+
+    def rows(self, chunk: pa.Table) -> Rows:
+        """Raw item features of B impressions -> rows of the catalogue [B]."""
+        shown = typed(self._features, chunk)
+        hashes, first, inverse = np.unique(hash_rows(shown), return_index=True, return_inverse=True)
+        rows = self._find(hashes)
+        new = np.flatnonzero(rows < 0)
+        if len(new):
+            appearing = new[np.argsort(first[new])]
+            rows[appearing] = np.arange(self.count, self.count + len(new))
+            self.count += len(new)
+            self._add(hashes[new], rows[new])
+            self._writer = self._writer or pq.ParquetWriter(self._path, shown.schema)
+            self._writer.write_table(shown.take(pa.array(first[appearing])))
+        found: Rows = rows[inverse]
+        return found
+
+    def _find(self, hashes: Hashes) -> Rows:
+        """Rows [B], -1 where a hash is new."""
+        rows = np.full(len(hashes), -1, np.int64)
+        for run, run_rows in self._runs:
+            at = np.searchsorted(run, hashes).clip(max=len(run) - 1)
+            known = run[at] == hashes
+            rows[known] = run_rows[at[known]]
+        return rows
+
+    def _add(self, hashes: Hashes, rows: Rows) -> None:
+        """Add entries that are new, sorted by hash."""
+        while self._runs and len(self._runs[-1][0]) < 2 * len(hashes):
+            run, run_rows = self._runs.pop()
+            hashes, rows = np.concatenate((run, hashes)), np.concatenate((run_rows, rows))
+            order = np.argsort(hashes, kind="stable")  # two sorted runs: one merge
+            hashes, rows = hashes[order], rows[order]
+        self._runs.append((hashes, rows))
+
+
+def hash_rows(table: pa.Table) -> Hashes:
+    """[B]: Python hashes every distinct value of a column once (64 bits, SipHash); a polynomial
+    joins the columns. Null and the empty string are the same value."""
+    joined = np.zeros(table.num_rows, np.uint64)
+    for column in table.columns:
+        text = pc.fill_null(pc.cast(column, pa.string()), "")
+        encoded = text.combine_chunks().dictionary_encode()
+        values = np.fromiter(map(hash, encoded.dictionary.to_pylist()), np.int64)
+        joined = joined * _FACTOR + values.view(np.uint64)[encoded.indices.to_numpy()]
+    return joined
+
+
+class Counts:
+    """How often strings occur, added up in chunks: memory follows the distinct values."""
+
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+        self._merged = 0
+        self._pending = 0
+
+    def add(self, values: pa.ChunkedArray) -> None:
+        """Count strings; null and the empty string are missing values and not counted."""
+        counted = pc.value_counts(values.combine_chunks())
+        self._parts.append(pa.table(counted.flatten(), ["value", "count"]))
+        self._pending += len(counted)
+        if self._pending > max(COMPACT_AT, self._merged):
+            self._merge()
+
+    def _merge(self) -> pa.Table:
+        table = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
+        table = table.rename_columns(["value", "count"])
+        self._parts, self._merged, self._pending = [table], table.num_rows, 0
+        return table
+
+    def vocabulary(self, min_count: int) -> list[bytes]:
+        """The values seen `min_count` times or more: most frequent first, ties by value."""
+        if not self._parts:
+            return []
+        table = self._merge()
+        table = table.filter((pc.field("count") >= min_count) & (pc.field("value") != ""))
+        table = table.sort_by([("count", "descending"), ("value", "ascending")])
+        values: list[bytes] = table["value"].cast(pa.binary()).to_pylist()
+        return values
+
+
+class Vocabularies:
+    """The counts of every feature of some sides whose encoding is `vocabulary`."""
+
+    def __init__(self, schema: Schema, sides: tuple[Side, ...]) -> None:
+        wanted = (f for f in schema.features if f.encoding == "vocabulary" and f.side in sides)
+        self._counts: dict[Feature, Counts] = {feature: Counts() for feature in wanted}
+
+    def add(self, table: pa.Table) -> None:
+        """Count raw columns named by feature; a value of several members counts each of them."""
+        columns = typed(self._counts, table)
+        for feature, counts in self._counts.items():
+            values = columns[feature.name]
+            if feature.multivalued:
+                values = pc.list_flatten(pc.split_pattern(values, "|"))
+            counts.add(values)
+
+    def fitted(self) -> dict[str, list[bytes]]:
+        """Values by feature, in the order of their ids.
+
+        Raises:
+            DataError: a value holds a line feed; a vocabulary is stored one value per line.
+        """
+        fitted = {f.name: counts.vocabulary(f.min_count) for f, counts in self._counts.items()}
+        for name, values in fitted.items():
+            broken = next((value for value in values if b"\n" in value), None)
+            if broken is not None:
+                raise DataError(
+                    f"feature {name}: the value {broken[:40]!r} holds a line feed, which a "
+                    "category cannot have; remove it"
+                )
+        return fitted
