@@ -15,7 +15,7 @@ from cascade.errors import CascadeError
 from cascade.schema import Schema
 
 DType = Literal["FP32", "INT64", "BYTES", "BOOL"]
-Precision = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "float16"]
 Weights = Literal["float32", "float16", "bfloat16", "int8"]
 Topology = Literal["ensemble", "paired", "fused"]
 T = TypeVar("T")

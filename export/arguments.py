@@ -55,6 +55,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recall", type=float, default=0.95, help="target at the candidates")
     parser.add_argument("--runtime", choices=RUNTIMES, default="onnx")
+    parser.add_argument(
+        "--also",
+        choices=("torchscript", "aoti"),
+        action="append",
+        default=[],
+        help="write and prove this form of the graphs, too",
+    )
     parser.add_argument("--cuda-graphs", action="store_true", help="replay recorded launches")
     parser.add_argument("--half", action="store_true", help="let TensorRT compute in float16")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

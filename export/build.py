@@ -14,7 +14,7 @@ import torch
 
 from cascade import index, pbtxt
 from cascade.artifact import Array
-from cascade.config import Device, Product, Serving
+from cascade.config import Device, Product, Runtime, Serving
 from cascade.data.parts import matrix
 from cascade.encoding import Encoder
 from cascade.files import write_json
@@ -108,8 +108,9 @@ class Export:
         print(f"exported release {version} of {len(self.items):,} items to {repository}")
 
     @property
-    def _packaged_for(self) -> Device | None:
-        return self.serving.device if self.serving.runtime == "aoti" else None
+    def _forms(self) -> tuple[set[Runtime], Device]:
+        """The forms of the graphs besides ONNX, and the device that packages are compiled for."""
+        return {self.serving.runtime, *self.args.also}, self.serving.device
 
     def _folder(self, stage: str) -> Path:
         folder: Path = self.args.repository / stage_path(
@@ -120,7 +121,7 @@ class Export:
 
     def _retrieve(self, folder: Path) -> dict[str, Any]:
         retriever = checkpoint.load(self.args.checkpoints / RETRIEVE, self.schema)
-        tower = write_tower(retriever, self.schema, folder, self._packaged_for)
+        tower = write_tower(retriever, self.schema, folder, *self._forms)
         self.encoder.save(folder)
         self._compare(RETRIEVE, tower, folder, None)
         queries = self._vectors(retriever, TUNING_USERS)
@@ -199,7 +200,7 @@ class Export:
         source = self._source(stage.name)
         scorer = checkpoint.load(self.args.checkpoints / source, self.schema)
         module = write_scoring(
-            scorer, stage, self.schema, self.items, folder, variant, self._packaged_for
+            scorer, stage, self.schema, self.items, folder, variant, *self._forms
         )
         quantised = variant.weights != "float32"
         self._compare(stage.name, module, folder, stage.inputs[-1].dims[0], quantised)

@@ -188,6 +188,7 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         state=plan.state,
         weights=plan.weights,
         users_per_run=plan.serving.users_per_run,
+        also=["torchscript"],
     )
     export = Export(arguments, plan.sizes, plan.serving, plan.product)
     export.run()

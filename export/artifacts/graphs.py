@@ -41,12 +41,10 @@ class CandidateLogits(nn.Module):
 
     Args:
         scorer: any model of the contract.
-        precision: how an item state is stored; it is widened after it was gathered. An int8
-            column is a share of the `item_scale` of that column.
+        precision: how an item state is stored; it is widened after it was gathered.
     """
 
     item_state: Tensor
-    item_scale: Tensor
 
     def __init__(self, scorer: Scorer, precision: Precision = "float32") -> None:
         super().__init__()
@@ -54,13 +52,10 @@ class CandidateLogits(nn.Module):
         self.precision = precision
         surrogate = torch.zeros(SURROGATE_ROWS, scorer.item_width)
         self.register_buffer("item_state", surrogate.to(getattr(torch, precision)))
-        if precision == "int8":
-            self.register_buffer("item_scale", torch.ones(scorer.item_width))
 
     def forward(self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor) -> Tensor:
         # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
-        stored = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
-        items = stored.float() * self.item_scale if self.precision == "int8" else stored
+        items = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
         logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
         return logits.masked_fill(candidates < 0, -torch.inf)
 

@@ -29,7 +29,13 @@ from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
-from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, example_users, fill_state
+from export.artifacts.stage_files import (
+    ITEM_STATE,
+    Catalogue,
+    Variant,
+    example_users,
+    write_item_state,
+)
 
 LARGEST_AUC_LOSS = 1e-4
 LEAST_OVERLAP = 0.99
@@ -156,7 +162,7 @@ class Guard:
         rows = self._rows(stage)
         scorer = variant.applied(self.scorers[stage], rows.shape[1])
         module = CandidateLogits(scorer, variant.state)
-        mapped = fill_state(module, scorer, self.items, folder, stage)
+        mapped = write_item_state(scorer, self.items, folder, stage, variant.state)
         example = example_users(self.schema)
         example["candidates"] = torch.zeros(2, rows.shape[1], dtype=torch.long)
         description = Description(

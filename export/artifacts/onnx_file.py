@@ -26,7 +26,6 @@ KEPT = "GemmAsItIs"
 ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
-    "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
 }
 

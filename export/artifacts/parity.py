@@ -1,4 +1,7 @@
-"""Is what was exported the model that was trained? Eager = ONNX = TorchScript, after a reload."""
+"""Compares every exported graph, reloaded from disk, with the eager model.
+
+Eager = ONNX, and = TorchScript and = AOTInductor where those forms are exported.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cascade.artifact import AOTI_FILE, TORCH_FILE, Description, Mapped
-from cascade.config import Device
+from cascade.config import Device, Runtime
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import CATALOGUE_IDS, RETRIEVE, Precision, Stage, Weights
 from export.artifacts import device, onnx_file
-from export.artifacts.graphs import CandidateLogits, TopCandidates, UserTower
+from export.artifacts.graphs import TopCandidates, UserTower
 
 CHUNK = 16_384  # items at a time
-SCALE_ITEMS = 65_536  # whose largest values set the scale of an int8 state
-INT8_LARGEST = 127
 ITEM_STATE = "item_state"
 
 
@@ -97,38 +95,19 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndar
             bar.update(len(ids))
 
 
-def column_scale(scorer: Scorer, items: Catalogue) -> Tensor:
-    """[V]: what the value 1 of an int8 item state stands for, from some items; what goes beyond
-    them in another is cut off."""
-    some = np.random.default_rng(0).permutation(len(items))[:SCALE_ITEMS]
-    with torch.inference_mode():
-        states = scorer.item(*(torch.from_numpy(x[some]) for x in (items.dense, items.ids)))
-    return states.abs().amax(0).clamp(min=1e-12) / INT8_LARGEST
-
-
-def stored(states: np.ndarray, precision: Precision, scale: np.ndarray | None) -> np.ndarray:
-    """float32 [n, V] in the form in which it lies in the file."""
-    if precision == "int8":
-        assert scale is not None
-        steps = np.rint(states / scale)
-        return np.clip(steps, -INT8_LARGEST, INT8_LARGEST).astype(np.int8)
-    return states.astype({"float32": "<f4", "float16": "<f2"}[precision], copy=False)
-
-
 def write_item_state(
     scorer: Scorer,
     items: Catalogue,
     folder: Path,
     name: str,
     precision: Precision = "float32",
-    scale: np.ndarray | None = None,
 ) -> Mapped:
     """Write the item state of the whole catalogue into a file that will be mapped."""
     mapped = Mapped(f"{ITEM_STATE}.bin", precision, (len(items), scorer.item_width))
     (folder / mapped.file).unlink(missing_ok=True)  # a server that has the old one mapped keeps it
     with (folder / mapped.file).open("wb") as file:
         for states in item_states(scorer, items, name):
-            stored(states, precision, scale).tofile(file)
+            states.astype(mapped.dtype, copy=False).tofile(file)
     return mapped
 
 
@@ -141,26 +120,19 @@ def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
 
 
 def write_tower(
-    retriever: Scorer, schema: Schema, folder: Path, packaged_for: Device | None = None
+    retriever: Scorer,
+    schema: Schema,
+    folder: Path,
+    also: Collection[Runtime] = (),
+    package_for: Device = "cpu",
 ) -> UserTower:
     """The user tower's graphs."""
     module = UserTower(retriever)
     description = Description(
         RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}
     )
-    _write(module, example_users(schema), description, folder, packaged_for=packaged_for)
+    write_graphs(module, example_users(schema), description, folder, also, package_for)
     return module
-
-
-def fill_state(
-    module: CandidateLogits, scorer: Scorer, items: Catalogue, folder: Path, name: str
-) -> Mapped:
-    """Write the item state in the precision of the module; an int8 module learns its scale."""
-    scale = None
-    if module.precision == "int8":
-        module.item_scale.copy_(column_scale(scorer, items))
-        scale = module.item_scale.numpy()
-    return write_item_state(scorer, items, folder, name, module.precision, scale)
 
 
 def write_scoring(
@@ -170,18 +142,19 @@ def write_scoring(
     items: Catalogue,
     folder: Path,
     variant: Variant = Variant(),
-    packaged_for: Device | None = None,
+    also: Collection[Runtime] = (),
+    package_for: Device = "cpu",
 ) -> TopCandidates:
     """A scoring stage's graphs, item state and ids; returns the eager module over the same rows.
 
     Args:
-        packaged_for: write native code for this kind of device as well, `export.artifacts.device`.
+        also, package_for: see `write_graphs`.
     """
     keep = stage.outputs[0].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
     scorer = variant.applied(scorer, stage.inputs[-1].dims[0])
     module = TopCandidates(scorer, keep, with_ids, variant.state)
-    mapped = {ITEM_STATE: fill_state(module, scorer, items, folder, stage.name)}
+    mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}
     if with_ids:
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
     example = example_users(schema)
@@ -196,7 +169,7 @@ def write_scoring(
         widths={tensor.name: tensor.dims[0] for tensor in stage.inputs},
         one_by_one=variant.one_by_one,
     )
-    _write(module, example, description, folder, variant.weights, packaged_for)
+    write_graphs(module, example, description, folder, also, package_for, variant.weights)
     for name, value in mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))
     return module
@@ -210,23 +183,32 @@ def example_users(schema: Schema) -> dict[str, Tensor]:
     }
 
 
-def _write(
+def write_graphs(
     module: nn.Module,
     example: dict[str, Tensor],
     description: Description,
     folder: Path,
+    also: Collection[Runtime] = (),
+    package_for: Device = "cpu",
     weights: Weights = "float32",
-    packaged_for: Device | None = None,
 ) -> None:
-    """model.onnx, model.pt and stage.json; model.pt2 where it is asked for."""
+    """Write model.onnx and stage.json, and the other forms of the graph that are asked for.
+
+    Args:
+        also: `torchscript` adds model.pt, `aoti` adds model.pt2; other names add nothing. A file
+            of an earlier export that is not asked for is deleted.
+        package_for: the device that model.pt2 is compiled for.
+    """
+    for file in (TORCH_FILE, AOTI_FILE):
+        (folder / file).unlink(missing_ok=True)
     onnx_file.export(module, example, description, folder, weights)
-    (folder / AOTI_FILE).unlink(missing_ok=True)
-    if packaged_for:
-        device.package(module, example, description, folder, packaged_for)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; Triton's PyTorch backend is not
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            module, tuple(example.values()), check_trace=False
-        )
+    if "aoti" in also:
+        device.package(module, example, description, folder, package_for)
+    if "torchscript" in also:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, Triton's backend is not
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                module, tuple(example.values()), check_trace=False
+            )
         traced.save(str(folder / TORCH_FILE))
     description.save(folder)

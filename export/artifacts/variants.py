@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cascade.artifact import Array
 from cascade.config import Device
@@ -19,7 +19,7 @@ from export.artifacts.stage_files import Catalogue, Variant
 GUARD_USERS = 100
 NO_SLOWER = 1.03  # of two that differ by less, the smaller one is taken
 AUTO: Any = "auto"  # in place of a precision
-STATES: tuple[Precision, ...] = ("float32", "float16", "int8")
+STATES: tuple[Precision, ...] = get_args(Precision)
 
 
 class GuardError(CascadeError, ValueError):

@@ -11,14 +11,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
-import torch
 from tqdm import tqdm
 
 from cascade import index, pbtxt
-from cascade.artifact import ONNX_FILE, TORCH_FILE, Array, ArtifactError, Description, Mapped
+from cascade.artifact import ONNX_FILE, Array, ArtifactError, Description, Mapped
 from cascade.config import of_release
 from cascade.encoding import Encoder
 from cascade.files import link, write_json
@@ -35,6 +35,7 @@ from cascade.spec import (
     RERANK,
     RETRIEVE,
     STAGES,
+    Precision,
     sizes_from,
     stage_path,
 )
@@ -44,7 +45,7 @@ from cascade.stages.filters.items import Description as FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
 from export.artifacts.onnx_file import point_at
-from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, item_states, stored
+from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, item_states
 from export.foreign import wrapper
 from export.releases.canary import Canary
 from export.releases.manifest import seal
@@ -113,6 +114,12 @@ class Refresh:
                 raise ArtifactError(
                     f"{checkpoints / source} are not the weights that {stage} of release {number} "
                     "was exported from"
+                )
+            state = facts.get("variant", {}).get("state", "float32")
+            if state not in get_args(Precision):
+                raise ArtifactError(
+                    f"{stage} of release {number} stores its items as {state}, which is no longer "
+                    "written: publish the checkpoints again"
                 )
         folder = self._folder(RANK)
         self.item_ids = Description.load(folder).mapped[CATALOGUE_IDS].open(folder)[:, 0]
@@ -215,11 +222,7 @@ class Refresh:
         k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
         scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)
         states = _computed(variant.applied(scorer, k), items, stage)
-        scale = None
-        if variant.state == "int8":
-            traced = torch.jit.load(str(self._folder(stage) / TORCH_FILE))  # type: ignore[no-untyped-call]
-            scale = dict(traced.named_buffers())["item_scale"].numpy()
-        return stored(states, variant.state, scale)
+        return states.astype(value.dtype, copy=False)
 
 
 def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:

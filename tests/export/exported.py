@@ -174,5 +174,5 @@ class Exported:
 def export_case(case: Case, folder: Path, variant: Variant = PLAIN) -> Exported:
     stage = next(s for s in stages(case.schema, case.sizes) if s.name == case.stage)
     scorer, items = drawn_scorer(case.model, case.preset, case.schema), drawn_items(case.schema)
-    module = write_scoring(scorer, stage, case.schema, items, folder, variant)
+    module = write_scoring(scorer, stage, case.schema, items, folder, variant, ("torchscript",))
     return Exported(folder, stage, case.schema, scorer, module, items)

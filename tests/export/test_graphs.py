@@ -123,7 +123,7 @@ def test_what_depends_on_the_catalogue_lies_in_files_of_its_own(exported: Export
 @pytest.mark.parametrize("schema", [fitted(CRITEO), BAGS, NUMBERS], ids=lambda s: s.name)
 def test_the_user_tower(schema: Schema, tmp_path: Path) -> None:
     retriever = drawn_scorer("two_tower", "tiny", schema)
-    write_tower(retriever, schema, tmp_path)
+    write_tower(retriever, schema, tmp_path, RUNTIMES)
     for runtime in RUNTIMES:
         description, graph = load_graph(tmp_path, schema, Serving(runtime=runtime, threads=1))
         assert description.stage == RETRIEVE

@@ -87,7 +87,7 @@ def large_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         patch.setattr(stage_files, "write_item_state", sparse_state(known))
         items = endless_catalogue(schema, count)
         stage = next(stage for stage in stages(schema, SIZES) if stage.name == RANK)
-        module = write_scoring(scorer, stage, schema, items, folder)
+        module = write_scoring(scorer, stage, schema, items, folder, also=("torchscript",))
     yield {"folder": folder, "schema": schema, "module": module, "rows": rows, "count": count}
     for path in folder.iterdir():
         path.unlink()
