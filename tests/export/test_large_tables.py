@@ -129,7 +129,7 @@ READER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from cascade.stages.scoring import load_stage
+from cascade.stages.load import load_stage
 from cascade.config import Serving
 
 folder, runtime, rows, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
