@@ -1,23 +1,26 @@
-"""What a version folder holds: stage.json, and large arrays in files that processes map.
+"""The files of a version folder: JSON that describes it, and large arrays that processes map.
 
 A scoring stage's item state is a file of its own, mapped into memory, so that every process of a
-machine shares one copy. ONNX Runtime maps it as external data; the torch runtimes are handed the
-mapping, and move it to their device once.
+machine shares one copy. ONNX Runtime maps it as external data; the torch runtimes get the mapping
+and copy it to their device once.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade.errors import CascadeError
+from cascade.files import sha256
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 FORMAT = 1
 ONNX_FILE, TORCH_FILE, AOTI_FILE = "model.onnx", "model.pt", "model.pt2"
@@ -26,6 +29,58 @@ DESCRIPTION_FILE = "stage.json"
 
 class ArtifactError(CascadeError, ValueError):
     """A version folder that cannot be served: files missing, damaged, or of another schema."""
+
+
+def read_json(path: Path, parse: Callable[[Any], T]) -> T:
+    """Read a JSON file of a release; `parse` takes its content.
+
+    Raises:
+        ArtifactError: the file is missing, or its content is not what `parse` expects.
+    """
+    try:
+        return parse(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing: export again") from error
+    except CascadeError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error!r}. Export again") from error
+
+
+def check_format(path: Path, content: Mapping[str, Any], expected: int) -> None:
+    """Raises ArtifactError if a JSON file has another format than this version reads."""
+    if content["format"] != expected:
+        raise ArtifactError(
+            f"{path} has format {content['format']}; this version reads {expected}: export again"
+        )
+
+
+def check_schema(place: Path, found: str, expected: str) -> None:
+    """Raises ArtifactError if files were made for another schema, by the hashes of the two."""
+    if found != expected:
+        raise ArtifactError(
+            f"{place} was made for schema {found}, but the schema here is {expected}: export all "
+            "stages together"
+        )
+
+
+def check_file(path: Path, nbytes: int, digest: str | None = None, content: str = "") -> None:
+    """Raises ArtifactError if a file is missing, of another length, or of another sha256.
+
+    Args:
+        content: of the file, for the message.
+    """
+    size = path.stat().st_size if path.is_file() else None
+    if size != nbytes:
+        what = "is missing" if size is None else f"has {size} bytes"
+        raise ArtifactError(
+            f"{path} {what}; {nbytes} bytes were saved{content}: export again, or restore the file"
+        )
+    if digest is not None and sha256(path) != digest:
+        raise ArtifactError(
+            f"{path} is not the file that was saved (sha256 differs): export again, or restore the "
+            "file"
+        )
 
 
 @dataclass(frozen=True)
@@ -40,22 +95,32 @@ class Mapped:
     def nbytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape))
 
-    def check(self, folder: Path) -> None:
-        """Raises ArtifactError where the file is missing or of another length."""
-        file = folder / self.file
-        what = f"has {file.stat().st_size} bytes" if file.exists() else "is missing"
-        if what != f"has {self.nbytes} bytes":
-            raise ArtifactError(
-                f"{file} {what}, where {self.shape} of {self.dtype} take {self.nbytes}: "
-                "export again, or restore the file"
-            )
+    def check(self, folder: Path, digest: str | None = None) -> None:
+        """Raises ArtifactError if the file is missing, of another length or sha256."""
+        content = f", {self.shape} of {self.dtype}"
+        check_file(folder / self.file, self.nbytes, digest, content)
 
     def open(self, folder: Path) -> Array:
-        """Map the file. Processes share its pages; what one writes would stay its own copy (torch
-        warns of memory that it may not write at all)."""
+        """Map the file. Processes share its pages; a process that writes to the array gets a copy
+        of the page (torch warns of memory that it must not write to at all)."""
         if not self.nbytes:
-            return np.empty(self.shape, self.dtype)  # nothing cannot be mapped
+            return np.empty(self.shape, self.dtype)  # an empty file cannot be mapped
         return np.memmap(folder / self.file, self.dtype, "c", shape=self.shape)
+
+
+def mapped_from(content: Mapping[str, Any]) -> dict[str, Mapped]:
+    """The mapped arrays of a JSON file, by name."""
+    return {
+        name: Mapped(value["file"], value["dtype"], tuple(value["shape"]))
+        for name, value in content["mapped"].items()
+    }
+
+
+def save_described(path: Path, format: int, description: Any) -> None:
+    """Write a description, a dataclass with `mapped` arrays, as a JSON file."""
+    mapped = {name: vars(value) for name, value in description.mapped.items()}
+    content = {"format": format, **vars(description), "mapped": mapped}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -63,10 +128,10 @@ class Description:
     """stage.json: what a version folder holds.
 
     Args:
-        widths: the columns with which an input is served, where the graph takes any number of
-            them. A runtime that tunes for shapes wants to know.
+        widths: the columns with which an input is served, if the graph takes any number of them. A
+            runtime that tunes for shapes needs them.
         one_by_one: model.onnx rounds a user's numbers by the largest of the whole batch, so each
-            user runs alone: nobody's answer may depend on who else asks.
+            user runs alone: an answer must not depend on the other users of the batch.
     """
 
     stage: str
@@ -78,9 +143,7 @@ class Description:
     one_by_one: bool = False
 
     def save(self, folder: Path) -> None:
-        mapped = {name: vars(value) for name, value in self.mapped.items()}
-        content = {"format": FORMAT, **vars(self), "mapped": mapped}
-        (folder / DESCRIPTION_FILE).write_text(json.dumps(content, indent=1) + "\n")
+        save_described(folder / DESCRIPTION_FILE, FORMAT, self)
 
     @classmethod
     def load(cls, folder: Path) -> Description:
@@ -92,31 +155,26 @@ class Description:
         path = folder / DESCRIPTION_FILE
         if not path.exists():
             raise ArtifactError(f"{folder} holds no exported stage: {path.name} is missing")
-        try:
-            content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT:
-                raise ArtifactError(f"{path} has another format than {FORMAT}: export again")
-            mapped = {
-                name: Mapped(value["file"], value["dtype"], tuple(value["shape"]))
-                for name, value in content.pop("mapped").items()
-            }
-            found = cls(
+
+        def parse(content: Any) -> Description:
+            check_format(path, content, FORMAT)
+            return cls(
                 stage=content["stage"],
                 schema_hash=content["schema_hash"],
                 inputs=tuple(content["inputs"]),
                 outputs=tuple(content["outputs"]),
-                mapped=mapped,
+                mapped=mapped_from(content),
                 widths={name: int(width) for name, width in content.get("widths", {}).items()},
                 one_by_one=bool(content.get("one_by_one", False)),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ArtifactError(f"{path} is damaged: {error}") from error
+
+        found = read_json(path, parse)
         for value in found.mapped.values():
             value.check(folder)
         return found
 
 
 def unloadable(path: Path, error: Exception) -> ArtifactError:
-    """What a library said about a graph that it could not open."""
+    """The error for a graph that a library could not open."""
     reason = str(error).splitlines()[0]
     return ArtifactError(f"{path} cannot be loaded ({reason}): export again, or restore the file")

@@ -1,12 +1,11 @@
-"""release.json: what a release of a repository holds, and how it is wired."""
+"""release.json: the content of a release, and how its stages are wired."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from cascade.artifact import ArtifactError
+from cascade.artifact import ArtifactError, read_json
 from cascade.spec import ENSEMBLE, TOPOLOGIES, Sizes, sizes_from
 
 RELEASE_FILE = "release.json"
@@ -30,14 +29,12 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
         ArtifactError: it is missing or damaged.
     """
     path = repository / ENSEMBLE / str(version) / RELEASE_FILE
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing: export again")
-    try:
-        release: dict[str, Any] = json.loads(path.read_text())
-        release.setdefault("topology", "ensemble")  # before there was a choice
+
+    def parse(release: Any) -> dict[str, Any]:
         sizes_from(release["sizes"])
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged: {error!r}") from error
+        return {"topology": "ensemble", **release}  # releases before there was a choice lack it
+
+    release = read_json(path, parse)
     if release["topology"] not in TOPOLOGIES:
         raise ArtifactError(
             f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"

@@ -20,7 +20,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """What an export can be told, besides where it reads and where it writes."""
     parser.add_argument("--preranker", default=PRERANK, help="checkpoint to prerank with")
     parser.add_argument(
-        "--index", help="[auto; exact on cuda]", choices=("auto", "exact", *index.KINDS)
+        "--index",
+        metavar="KIND",
+        help=f"auto, exact, {', '.join(index.KINDS)}, or a factory string of FAISS, as "
+        "HNSW32,SQ8 [auto; exact on cuda]",
     )
     parser.add_argument(
         "--row-order",

@@ -18,7 +18,6 @@ from cascade.data.dataset import Dataset
 from cascade.data.source import DataError
 from cascade.evaluation import report
 from cascade.evaluation.cascade import COMPARED, EvaluationError, evaluate
-from cascade.index import IndexFileError
 from cascade.models.scorer import Scorer
 from cascade.schema import SchemaError
 from cascade.stages.pipeline import Pipeline
@@ -63,7 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SchemaError,
         CheckpointError,
         ArtifactError,
-        IndexFileError,
         EvaluationError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

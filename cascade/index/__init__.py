@@ -1,27 +1,26 @@
 """The index over item vectors: which items have the largest inner product with a user vector.
 
-Wraps FAISS (Douze et al., "The Faiss library", 2024, arXiv:2401.08281): sizes chosen from the
-catalogue, search effort tuned to a recall target against exact search, the fastest kind found by
-measurement, files that are mapped rather than read, so that all processes of a machine share one
-copy.
+Wraps FAISS (Douze et al., "The Faiss library", 2024, arXiv:2401.08281): sizes follow from the
+catalogue, the search effort is tuned to a recall target against exact search, the fastest kind is
+found by measurement, and files are mapped rather than read, so that all processes of a machine
+share one copy.
 
-`kinds` is the table of what can be built, `search` builds and asks, `among` asks for some of the
-items only, `tuning` sets the effort, `clock` times it, `screen` and `choice` find the fastest,
-`ordering` brings near items together, `files` saves and maps.
+`kinds` says what can be built, `search` builds and searches, `filtered` searches some of the items
+only, `tuning` sets the effort and times it, `shortlist` and `choice` find the fastest kind, `rows`
+changes the order and the set of the items, `files` saves and maps, `exact` searches without FAISS,
+`open` opens whichever index a release has.
 """
 
-from cascade.index.among import Mask, fetched
-from cascade.index.candidates import Candidate, save_frontier
-from cascade.index.choice import auto
-from cascade.index.clock import exact_us, timing
-from cascade.index.files import FACTS, FILE, FRONTIER, IndexFileError, load, save
-from cascade.index.kinds import EFFORT, KINDS, Floats, Ids, Kind
-from cascade.index.ordering import order, renumber
+from cascade.index.choice import auto, save_frontier
+from cascade.index.files import FACTS, FILE, FRONTIER, load, save
+from cascade.index.filtered import Mask, fetched
+from cascade.index.kinds import KINDS, Floats, Ids, IndexKindError, Kind
+from cascade.index.rows import RefreshError, order, refresh, renumber
 from cascade.index.search import Index, IndexFacts, build, set_threads
-from cascade.index.tuning import recall_at, tune
+from cascade.index.shortlist import Candidate
+from cascade.index.tuning import exact_us, recall_at, timing, tune
 
 __all__ = [
-    "EFFORT",
     "FACTS",
     "FILE",
     "FRONTIER",
@@ -31,9 +30,10 @@ __all__ = [
     "Ids",
     "Index",
     "IndexFacts",
-    "IndexFileError",
+    "IndexKindError",
     "Kind",
     "Mask",
+    "RefreshError",
     "auto",
     "build",
     "exact_us",
@@ -41,6 +41,7 @@ __all__ = [
     "load",
     "order",
     "recall_at",
+    "refresh",
     "renumber",
     "save",
     "save_frontier",

@@ -1,38 +1,28 @@
-"""The fastest index that reaches a recall, found by building and timing the kinds there are.
+"""The fastest index that reaches a recall, found by building and timing several kinds.
 
-What wins depends on the catalogue's size, on how the vectors lie and on the machine, so nothing is
-assumed but how the cost of a kind grows: all kinds run on a sample of the items, the few that can
-win are built over all of them, and those are timed in turns.
+Which kind wins depends on the catalogue's size, on how the vectors lie and on the machine. So all
+contenders run on a sample of the items (`cascade.index.shortlist`), the few that can win are built
+over all of them, and those are timed in turns.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from cascade.index.candidates import Built, Candidate, Plan, build_all, progress
-from cascade.index.clock import beside_exact, timing
-from cascade.index.kinds import EFFORT, Floats, Kind, list_count
-from cascade.index.screen import screen
+from cascade.index.files import FRONTIER
+from cascade.index.kinds import Floats, Kind, has_lists, list_count
 from cascade.index.search import Index
-from cascade.index.tuning import Truth, reach
+from cascade.index.shortlist import Built, Candidate, Contender, build_all, progress, shortlist
+from cascade.index.tuning import Truth, beside_exact, reach, timing
 
-# What can be the fastest: `ivfpq` is slower than fast scan at the same codes, `sqfp16` than `sq8`.
-CONTENDERS: tuple[Kind, ...] = (
-    "flat",
-    "sq8",
-    "ivf",
-    "ivfsq8",
-    "ivfsq8u",
-    "pcaivfsq8",
-    "ivffs",
-    "hnsw",
-    "hnswsq8",
-)
+# `sqfp16` is slower than `sq8`. perf/tried.md has the kinds that lost elsewhere: HNSW, fast scan.
+CONTENDERS: tuple[Kind, ...] = ("flat", "sq8", "ivf", "ivfsq8", "ivfsq8u", "pcaivfsq8")
 DENSITIES = (2.0, 4.0)  # lists per sqrt(N); the first at every size
 MOST_LISTS = 4096  # k-means of more takes many minutes, and gains little
-LEVELS = (0.8, 0.9, 0.98, 0.99)  # recalls of the frontier, beside the one that is wanted
-MAPPED_GAIN = 1.2  # codes that every process holds for itself must be faster than shared by this
+LEVELS = (0.8, 0.9, 0.98, 0.99)  # recalls of the frontier, besides the wanted one
 TIMED_QUERIES, ROUNDS = 128, 5
 
 
@@ -52,8 +42,8 @@ def auto(
             every other one; recall is reported, and the target judged, on the rest.
 
     Returns:
-        The index, its facts with recall, latency and that of exact search beside it; and all that
-        was measured, the chosen one marked. Where nothing else reaches the target, it is flat.
+        The index, with recall, latency and the latency of exact search in its facts; and all that
+        was measured, the chosen one marked. If no other kind reaches the target, it is flat.
 
     Raises:
         ValueError: as `build`, or fewer than two queries.
@@ -62,7 +52,9 @@ def auto(
         raise ValueError(f"{len(queries)} queries cannot both tune an index and judge it; give two")
     if k >= len(vectors):  # every item is an answer: an approximation could only lose some
         return _flat(vectors, queries, k, seed)
-    finalists, dropped = screen(_plans(kinds, len(vectors)), vectors, queries, k, target, seed)
+    finalists, dropped = shortlist(
+        _contenders(kinds, len(vectors)), vectors, queries, k, target, seed
+    )
     index, frontier = _final(finalists, vectors, queries, k, target, seed)
     if index is None:
         index, more = _flat(vectors, queries, k, seed)
@@ -70,48 +62,53 @@ def auto(
     return index, frontier + dropped
 
 
-def _plans(kinds: Sequence[Kind], items: int) -> list[Plan]:
-    """Each kind once; those with lists once for each number of them that is worth its k-means."""
+def save_frontier(folder: Path, index: Index, target: float, found: Sequence[Candidate]) -> None:
+    """Write frontier.json: what `auto` measured, and the recall it was asked for."""
+    facts = index.facts
+    text = {
+        "items": facts.items,
+        "k": facts.recall_k,
+        "target": target,
+        "exact_us": facts.exact_us,
+        "candidates": [asdict(candidate) for candidate in found],
+    }
+    (folder / FRONTIER).write_text(json.dumps(text, indent=1) + "\n")
+
+
+def _contenders(kinds: Sequence[Kind], items: int) -> list[Contender]:
+    """Each kind once; kinds with lists once for each number of them that is worth its k-means."""
     few, many = DENSITIES
     densities = (few, many) if list_count(items, many) <= MOST_LISTS else (few,)
-    plans: list[Plan] = []
-    for kind in kinds:
-        plans += [(kind, d) for d in (densities if EFFORT.get(kind) == "nprobe" else (0.0,))]
-    return plans
+    return [(kind, d) for kind in kinds for d in (densities if has_lists(kind) else (0.0,))]
 
 
 def _final(
-    plans: Sequence[Plan], vectors: Floats, queries: Floats, k: int, target: float, seed: int
+    contenders: Sequence[Contender],
+    vectors: Floats,
+    queries: Floats,
+    k: int,
+    target: float,
+    seed: int,
 ) -> tuple[Index | None, list[Candidate]]:
-    """Build over all items, tune, time in turns -> the fastest that reaches, and the frontier."""
+    """Build over all items, tune, time in turns -> the fastest that reaches the target, and the
+    frontier."""
     tuned_on, judged_on = Truth.of(vectors, queries, k).halves()
-    built = build_all(plans, vectors, seed, "build")
+    built = build_all(contenders, vectors, seed, "build")
     queries = judged_on.queries[:TIMED_QUERIES]
     indexes = [each.index for each in built]
     frontier: list[Candidate] = []
     for level in progress([level for level in LEVELS if level != target], "frontier"):
         recalls = [_reach_judged(index, tuned_on, judged_on, level) for index in indexes]
         frontier += _points(built, recalls, timing(indexes, queries, k, rounds=2))
-    # Last, so that these knobs stay set.
+    # Last, so that these efforts stay set.
     recalls = [_reach_judged(index, tuned_on, judged_on, target) for index in indexes]
     times_us, exact_us = beside_exact(indexes, vectors, queries, k, ROUNDS)
     wanted = _points(built, recalls, times_us)
     chosen = _choose(wanted, target)
     if chosen is None:
         return None, frontier + wanted
-    best = wanted[chosen]
-    index = built[chosen].index
-    index.facts = replace(
-        index.facts,
-        recall=best.recall,
-        recall_k=k,
-        latency_us=best.latency_us,
-        exact_us=round(exact_us, 1),
-    )
-    if not best.mapped:
-        index.facts = index.facts.noted(_unmapped_note(best, wanted, target))
-    wanted[chosen] = replace(best, chosen=True)
-    return index, frontier + wanted
+    wanted[chosen] = replace(wanted[chosen], chosen=True)
+    return _measured(built[chosen].index, wanted[chosen], k, exact_us), frontier + wanted
 
 
 def _points(
@@ -126,7 +123,7 @@ def _points(
 def _reach_judged(index: Index, tuned_on: Truth, judged_on: Truth, target: float) -> float:
     """Tune until the other queries reach the target too -> the recall on those.
 
-    An effort that just reaches it on one half misses it on the other half as often as not: a
+    An effort that just reaches it on one half misses it on the other half half of the time: a
     little more is asked for, by as much as was missing.
     """
     wanted = target
@@ -135,29 +132,27 @@ def _reach_judged(index: Index, tuned_on: Truth, judged_on: Truth, target: float
         reached = judged_on.recall(index)
         if reached >= target or wanted >= 1:
             break
-        # Over what it has by now, too: one list more may be a larger step than what is missing.
+        # Above the present recall, too: one list more may be a larger step than what is missing.
         wanted = min(1.0, max(wanted + 1.2 * (target - reached), tuned_on.recall(index) + 1e-5))
     return reached
 
 
 def _choose(wanted: Sequence[Candidate], target: float) -> int | None:
-    """The fastest that reaches the target; a mapped one unless the gain is large."""
+    """The fastest that reaches the target."""
     reaching = [i for i, candidate in enumerate(wanted) if candidate.recall >= target]
-
-    def cost(i: int) -> float:
-        return wanted[i].latency_us * (1 if wanted[i].mapped else MAPPED_GAIN)
-
-    return min(reaching, key=cost, default=None)
+    return min(reaching, key=lambda i: wanted[i].latency_us, default=None)
 
 
-def _unmapped_note(best: Candidate, wanted: Sequence[Candidate], target: float) -> str:
-    mapped = [c.latency_us for c in wanted if c.mapped and c.recall >= target]
-    rival = (
-        f"the fastest kind that is mapped whole takes {min(mapped):.0f} us"
-        if mapped
-        else "no kind that is mapped whole was in the final"
+def _measured(index: Index, point: Candidate, k: int, exact_us: float) -> Index:
+    """The index with what was measured in its facts."""
+    index.facts = replace(
+        index.facts,
+        recall=point.recall,
+        recall_k=k,
+        latency_us=point.latency_us,
+        exact_us=round(exact_us, 1),
     )
-    return f"the short codes of {best.kind} are read by every process, not mapped; {rival}"
+    return index
 
 
 def _flat(vectors: Floats, queries: Floats, k: int, seed: int) -> tuple[Index, list[Candidate]]:
@@ -165,12 +160,4 @@ def _flat(vectors: Floats, queries: Floats, k: int, seed: int) -> tuple[Index, l
     _, judged_on = Truth.of(vectors, queries, k).halves()
     times_us = timing([built.index], judged_on.queries[:TIMED_QUERIES], k, ROUNDS)
     [point] = _points([built], [judged_on.recall(built.index)], times_us)
-    index = built.index
-    index.facts = replace(
-        index.facts,
-        recall=point.recall,
-        recall_k=k,
-        latency_us=point.latency_us,
-        exact_us=point.latency_us,
-    )
-    return index, [replace(point, chosen=True)]
+    return _measured(built.index, point, k, point.latency_us), [replace(point, chosen=True)]

@@ -2,9 +2,9 @@
 
 A GPU reads a million half-precision vectors in a fraction of a millisecond, so nothing has to be
 left out; approximate GPU indexes lose at K = 1000, which their lists of candidates are not made
-for. The K best of so many scores are found in two steps. The scores are seen as groups: whatever
-is among the K best lies in one of the K groups with the largest maxima, so only those are sorted.
-(Chern et al., "TPU-KNN", NeurIPS 2022, keep a group's maximum alone, and so are approximate.)
+for. The K best of so many scores are found in two steps. The scores are cut into groups: each of
+the K best lies in one of the K groups with the largest maxima, so only those are sorted. (Chern et
+al., "TPU-KNN", NeurIPS 2022, keep only the maximum of a group, and so are approximate.)
 
 The vectors are stored as float16; sums are float32. On a CPU they are widened block by block,
 while the block is in cache.
@@ -12,7 +12,6 @@ while the block is in cache.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -21,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cascade import index
+from cascade.artifact import Mapped, check_schema, read_json
 from cascade.config import Serving
-from cascade.index import Floats, Ids, IndexFileError, Mask
-from cascade.runtime.graph import Graph
+from cascade.files import sha256
+from cascade.index.filtered import Mask, fetched
+from cascade.index.kinds import Floats, Ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,6 @@ DTYPE = "<f2"
 LARGEST_HALF = float(np.finfo(np.float16).max)
 CPU_BLOCK_ITEMS = 1024  # times 256 floats are a megabyte: what the second cache of a core holds
 SCORES_BYTES = 1 << 30  # of a GPU's memory, for the scores of one block
-GPU_KINDS = ("flat", "ivf", "ivfpq")  # of FAISS's, those that a GPU has
 Search = Callable[..., Ids]
 
 
@@ -55,7 +54,7 @@ class ExactIndex:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a release says about its index."""
+        """What release.json records about the index."""
         items, width = self._items.shape
         return {"kind": "exact", "items": items, "width": width, "device": self.device.type}
 
@@ -84,8 +83,8 @@ class ExactIndex:
         return found
 
     def after(self, tower: Callable[..., Any], k: int) -> Search:
-        """What `tower` makes of its inputs, searched for on the device, without a way over the
-        host: arrays, batch first -> rows int64 [B, k].
+        """A search for the vectors that `tower` computes, all of it on the device: arrays, batch
+        first -> rows int64 [B, k].
 
         Args:
             tower: tensors of this index's device -> vectors [B, D].
@@ -113,10 +112,10 @@ class ExactIndex:
                 found[:, :wanted] = self.rows(vectors, wanted, mask).cpu().numpy()
         return found
 
-    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
-        """[B, D] -> the best rows int64 [B, >= k], where so many of them may be left out later,
-        best first, -1 where there are no more."""
-        return self.search(queries, index.fetched(k, spares))
+    def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
+        """[B, D] -> the best rows int64 [B, >= k], so that k remain after `extra` of them are left
+        out; best first, -1 where there are no more."""
+        return self.search(queries, fetched(k, extra))
 
     def rows(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
         """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for.
@@ -196,27 +195,27 @@ def save(vectors: Floats, folder: Path, schema_hash: str) -> None:
     """
     if vectors.ndim != 2 or not vectors.size:
         raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
-    if not (np.abs(vectors) <= LARGEST_HALF).all():  # false for what is not a number, too
+    if not (np.abs(vectors) <= LARGEST_HALF).all():  # false for NaN, too
         raise ValueError("an item vector is not finite in float16: the item tower diverged")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{FILE}.partial"
-    stored = vectors.astype(DTYPE)
-    stored.tofile(partial)
+    vectors.astype(DTYPE).tofile(partial)
+    digest = sha256(partial)
     os.replace(partial, folder / FILE)
-    facts = {
-        "schema_hash": schema_hash,
-        "items": vectors.shape[0],
-        "width": vectors.shape[1],
-        "sha256": hashlib.sha256(stored.data).hexdigest(),
-    }
+    items, width = vectors.shape
+    facts = {"schema_hash": schema_hash, "items": items, "width": width, "sha256": digest}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def _facts(content: Any) -> tuple[Mapped, str, str]:
+    """item_vectors.json -> the vectors' file, its sha256 and the schema's hash."""
+    shape = int(content["items"]), int(content["width"])
+    return Mapped(FILE, DTYPE, shape), content["sha256"], content["schema_hash"]
+
+
 def vectors(folder: Path) -> Floats:
-    """What `save` wrote: float16 [N, D], mapped."""
-    facts = json.loads((folder / FACTS).read_text())
-    mapped: Floats = np.memmap(folder / FILE, DTYPE, "r", shape=(facts["items"], facts["width"]))
-    return mapped
+    """The item vectors that `save` wrote: float16 [N, D], mapped."""
+    return read_json(folder / FACTS, _facts)[0].open(folder)
 
 
 def remove(folder: Path) -> None:
@@ -234,68 +233,15 @@ def load(folder: Path, schema_hash: str, serving: Serving, *, verify: bool = Tru
     """Open what `save` wrote, on the device of `serving`. On a CPU the file stays mapped.
 
     Raises:
-        ArtifactError: there is no such device.
-        IndexFileError: missing, damaged, or made for another schema.
+        ArtifactError: there is no such device; or a file is missing, damaged, or made for another
+            schema.
     """
     import torch
 
     from cascade.runtime.devices import device_of
 
-    path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text())
-        made_for, sha256 = facts["schema_hash"], facts["sha256"]
-        shape = int(facts["items"]), int(facts["width"])
-    except FileNotFoundError as error:
-        raise IndexFileError(f"{path} is missing: export the index again") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise IndexFileError(f"{path} does not describe item vectors: {error!r}") from error
-    if made_for != schema_hash:
-        raise IndexFileError(
-            f"{folder} was made for schema {made_for}, but the schema here is {schema_hash}. "
-            "Export all stages from one set of checkpoints."
-        )
-    file, expected = folder / FILE, 2 * shape[0] * shape[1]
-    size = file.stat().st_size if file.is_file() else -1
-    if size != expected:
-        what = f"has {size} bytes" if size >= 0 else "is missing"
-        raise IndexFileError(f"{file} {what}; {expected} bytes were saved: copy it again")
-    mapped = np.memmap(file, DTYPE, "c", shape=shape)
-    if verify and hashlib.sha256(mapped.data).hexdigest() != sha256:
-        raise IndexFileError(
-            f"{file} is not the file that was saved (sha256 differs): copy it again"
-        )
-    items = torch.from_numpy(np.asarray(mapped)).to(device_of(serving))
+    file, digest, made_for = read_json(folder / FACTS, _facts)
+    check_schema(folder, made_for, schema_hash)
+    file.check(folder, digest if verify else None)
+    items = torch.from_numpy(np.asarray(file.open(folder))).to(device_of(serving))
     return ExactIndex(items, serving.cuda_graphs)
-
-
-def open_index(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex | index.Index:
-    """Whichever index a version folder holds."""
-    if present(folder):
-        return load(folder, schema_hash, serving)
-    found = index.load(folder, schema_hash)
-    return on_gpu(found, serving.device_id) if serving.device == "cuda" else found
-
-
-def searcher(found: ExactIndex | index.Index, tower: Graph, k: int) -> Search:
-    """Encoded users -> catalogue rows int64 [B, k]. The vectors stay on the device between a tower
-    of the torch runtimes and exact search."""
-    if isinstance(found, ExactIndex):
-        function = getattr(tower, "function", None)
-        if function is not None:
-            return found.after(function, k)
-    return lambda *users: found.search(tower(*users)[0], k)
-
-
-def on_gpu(found: index.Index, device_id: int) -> index.Index:
-    """A FAISS index on the GPU, its vectors as float16, where FAISS has its GPU build and the kind
-    exists there. There it finds at most 2048 rows."""
-    import faiss
-
-    count = getattr(faiss, "get_num_gpus", lambda: 0)()
-    if not count or not hasattr(faiss, "index_cpu_to_gpu") or found.facts.kind not in GPU_KINDS:
-        return found
-    options = faiss.GpuClonerOptions()
-    options.useFloat16 = True
-    raw: Any = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), device_id, found.raw, options)
-    return index.Index(raw, found.facts)

@@ -1,4 +1,4 @@
-"""Building an index, and asking it."""
+"""Building an index and searching it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,36 @@ from typing import Any
 import faiss
 import numpy as np
 
-from cascade.index.among import Mask, among, can_select, deeper, fetched
+from cascade.index.filtered import Mask, among, can_select, fetched, oversampled
 from cascade.index.kinds import (
-    EFFORT,
-    KINDS,
     Floats,
     Ids,
+    IndexKindError,
     Kind,
     affordable,
     base,
     empty,
-    set_knob,
+    has_lists,
+    set_parameter,
     train_projection,
 )
+
+EFFORTS = ("nprobe", "efSearch")  # what buys recall with time: of lists, of an HNSW graph
 
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What index.json tells about an index.
+    """The content of index.json about an index.
 
     Args:
-        kind: what was built; `flat` where the catalogue is too small for what was asked.
+        kind: what was built; `flat` if the catalogue is too small for the kind asked for.
         items: N. width: D.
         parameters: the sizes that were chosen, the search effort among them.
         recall: share of the exact top `recall_k` that it finds, on the queries of `tune`, or on
             those that `auto` kept for it; None before that.
         note: what a person should know: a kind replaced, a recall target missed.
-        latency_us: one query on one thread, where `auto` measured it.
-        exact_us: exact search beside it, in the same minutes.
+        latency_us: one query on one thread, if `auto` measured it.
+        exact_us: exact search, measured in the same minutes.
     """
 
     kind: Kind
@@ -49,20 +51,19 @@ class IndexFacts:
     exact_us: float | None = None
 
     def noted(self, text: str) -> IndexFacts:
-        """The same with one more thing to know."""
+        """The same facts with one more note."""
         return replace(self, note=f"{self.note}; {text}" if self.note else text)
 
 
 class Index:
-    """A FAISS index and what is known about it. Made by `build`, `auto` or `load`."""
+    """A FAISS index and its facts. Made by `build`, `auto` or `load`."""
 
     def __init__(self, raw: Any, facts: IndexFacts, *, writable: bool = True) -> None:
         self.raw = raw
         self.writable = writable  # False: FAISS looks into a file that is mapped read-only
         self.facts = facts
-        for name in ("nprobe", "efSearch", "refine_percent"):
-            if name in facts.parameters:
-                set_knob(raw, name, facts.parameters[name])
+        for name, value in facts.parameters.items():
+            set_parameter(raw, name, value)
 
     def __len__(self) -> int:
         return self.facts.items
@@ -72,25 +73,25 @@ class Index:
         return self._search(queries, k)[0]
 
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
-        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` ones [N], -1 where the
-        index finds no more. Some of it is true. On a GPU, which knows no selectors, they are those
-        of the best of all that are allowed."""
+        """[B, D] -> the best rows int64 [B, k] among the `allowed` items [N], of which there are
+        some; -1 where the index finds no more. FAISS on a GPU has no selectors: there the answer is
+        the allowed ones among the best k of all."""
         queries = self._checked(queries, k)
         if not can_select(self.raw):
             rows = self.search(queries, k)
             return np.where((rows >= 0) & allowed[rows], rows, -1)
-        raw, options = among(self.raw, self.facts.kind, self.facts.parameters, allowed)
+        raw, options = among(self.raw, self.facts.parameters, allowed)
         found: Ids = raw.search(queries, k, **options)[1]
         return found
 
-    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
-        """[B, D] -> the best rows int64 [B, >= k], where so many of them may be left out later and
-        k are to remain, -1 where the index finds no more."""
+    def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
+        """[B, D] -> the best rows int64 [B, >= k], so that k remain after `extra` of them are left
+        out; -1 where the index finds no more."""
         queries = self._checked(queries, k)
         if not can_select(self.raw):
-            return self.search(queries, fetched(k, spares))
-        raw, options = deeper(self.raw, self.facts.kind, self.facts.parameters, k, spares)
-        found: Ids = raw.search(queries, k + spares, **options)[1]
+            return self.search(queries, fetched(k, extra))
+        raw, options = oversampled(self.raw, self.facts.parameters, k, extra)
+        found: Ids = raw.search(queries, k + extra, **options)[1]
         return found
 
     def search_with_scores(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
@@ -102,22 +103,19 @@ class Index:
         rows, scores = self._search(queries, k)
         return rows, np.where(rows < 0, np.float32(-np.inf), scores)
 
+    @property
+    def effort(self) -> str | None:
+        """The parameter that trades time for recall: the lists that an IVF index probes, or the
+        length of the queue of HNSW; None for an index that looks at every item."""
+        return next((name for name in EFFORTS if name in self.facts.parameters), None)
+
     def set_effort(self, value: int) -> None:
-        """Trade time for recall: the lists that an IVF index probes, or the length of the queue
-        that HNSW keeps. `tune` finds the value."""
-        if self.facts.kind not in EFFORT:
+        """Set the parameter `effort`; `tune` finds the value."""
+        if self.effort is None:
             raise ValueError(f"{self.facts.kind} looks at every item: it has no effort to set")
-        self._set(EFFORT[self.facts.kind], value)
-
-    def set_refinement(self, percent: int) -> None:
-        """How many items are looked at again by their longer codes, in percent of k (>= 100)."""
-        if "refine_percent" not in self.facts.parameters:
-            raise ValueError(f"{self.facts.kind} has no second look to set")
-        self._set("refine_percent", percent)
-
-    def _set(self, name: str, value: int) -> None:
-        set_knob(self.raw, name, value)
-        self.facts = replace(self.facts, parameters={**self.facts.parameters, name: value})
+        set_parameter(self.raw, self.effort, value)
+        parameters = {**self.facts.parameters, self.effort: value}
+        self.facts = replace(self.facts, parameters=parameters)
 
     def _search(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
         scores, rows = self.raw.search(self._checked(queries, k), k)
@@ -149,22 +147,20 @@ def build(
 ) -> Index:
     """Index item vectors [N, D] for the inner product.
 
-    Sizes follow FAISS's guidelines: 4 sqrt(N) lists, never fewer than 39 items to a list; product
-    quantisers over 4 or more dimensions each, 8 bits where there are items enough to train them
-    (fast scan: 2 dimensions, 4 bits); 32 links per HNSW node. A catalogue too small for any of
-    that gets a flat index, and the facts say so. The effort is a guess until `tune` replaces it.
-    HNSW draws its levels from a seed of its own and, built by several threads, differs a little
-    from run to run.
+    The number of lists follows FAISS's guidelines: 4 sqrt(N), never fewer than 39 items to a list.
+    A catalogue too small for that gets a flat index, and the facts say so. The effort is a guess
+    until `tune` replaces it. HNSW draws its levels from a seed of its own and, built by several
+    threads, differs a little from run to run.
 
     Args:
-        lists: how many lists, where it is not 4 sqrt(N). Kinds without lists take no notice.
+        kind: a name of `KINDS`, or a factory string of FAISS.
+        lists: how many lists, if not 4 sqrt(N); other kinds than the named ones ignore it.
         centroids: [lists, D] of an index over the same items: k-means is then not run again.
 
     Raises:
-        ValueError: no vectors, not finite, or an unknown kind.
+        IndexKindError: FAISS has no such kind, or the items are too few to train it.
+        ValueError: no vectors, or not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(f"there is no index kind {kind!r}; choose one of {list(KINDS)}")
     if vectors.ndim != 2 or not vectors.size:
         raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
     _check_finite(vectors)
@@ -175,16 +171,20 @@ def build(
         made, items, width, seed, len(centroids) if centroids is not None else lists
     )
     projection = train_projection(raw, vectors)
-    if centroids is not None and "lists" in parameters:
+    if centroids is not None and has_lists(made):
         centroids = np.ascontiguousarray(centroids, np.float32)
         base(raw).quantizer.add(projection.apply(centroids) if projection else centroids)
-    raw.train(vectors)
+    try:
+        raw.train(vectors)
+    except RuntimeError as error:  # FAISS's one error
+        reason = str(error).splitlines()[-1].strip()
+        raise IndexKindError(f"{items} items cannot train {kind!r}: {reason}") from error
     raw.add(vectors)
     return Index(raw, IndexFacts(made, items, width, parameters, note=note))
 
 
 def _check_finite(vectors: Floats) -> None:
-    """Refuse a NaN or an infinity. In blocks: a mask of the whole is as large as the codes."""
+    """Reject NaN and infinity. In blocks: a mask of the whole is as large as the codes."""
     block = 1 << 16
     for start in range(0, len(vectors), block):
         finite = np.isfinite(vectors[start : start + block]).all(axis=1)

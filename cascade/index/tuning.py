@@ -1,25 +1,25 @@
-"""The effort that a recall target takes, against exact search."""
+"""The search effort that a recall target needs, and the time of a search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
 
-from cascade.index.clock import timing
-from cascade.index.kinds import EFFORT, RECIPES, Floats, Ids
+from cascade.index.kinds import Floats, Ids
 from cascade.index.search import Index
 
 HNSW_LARGEST_EFFORT = 16  # times k: beyond that exact search is faster
-REFINEMENTS = (100, 125, 150, 200, 300, 400)  # percent of k that are looked at twice
-TIMED_QUERIES = 48  # to choose between two settings of one index
+EXACT_QUERIES = 5  # a round; each reads the whole matrix
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Queries and what exact search answers: what recall is measured against.
+    """Queries and the answers of exact search, which recall is measured against.
 
     Args:
         vectors: [N, D]. queries: [B, D].
@@ -64,7 +64,7 @@ class Truth:
         for row, query in enumerate(self.queries):
             mine = np.unique(found[row][found[row] >= 0])
             others = np.setdiff1d(mine, self.best[row], assume_unique=True)
-            # Only what exact search did not name has to be compared by its inner product. The two
+            # Only rows that exact search did not return need their inner product compared. The two
             # sums run in different orders: allow for float32's rounding.
             threshold = float(self.kth_best[row])
             least = threshold - 1e-5 * max(1.0, abs(threshold))
@@ -85,16 +85,13 @@ def recall_at(found: Ids, vectors: Floats, queries: Floats, k: int) -> float:
 def tune(index: Index, vectors: Floats, queries: Floats, k: int, target: float = 0.95) -> float:
     """Set the least effort whose recall@k on these queries reaches the target.
 
-    Where an index has two knobs, there is a least effort for each value of the second; the
-    fastest of these pairs is taken, by measurement.
-
     Args:
         vectors: [N, D], what the index was built over: the exact answer is computed from them.
         queries: [B, D], user vectors that were not trained on; a few hundred are enough.
 
     Returns:
-        The recall reached. Below the target only where the largest effort does not reach it; the
-        facts say so. They record the recall either way.
+        The recall reached. It is below the target only if the largest effort does not reach it;
+        the facts say so. They record the recall in both cases.
     """
     truth = Truth.of(vectors, queries, k)
     reach(index, truth, target)
@@ -107,60 +104,18 @@ def tune(index: Index, vectors: Floats, queries: Floats, k: int, target: float =
 
 
 def reach(index: Index, truth: Truth, target: float) -> None:
-    """Set the fastest knobs that reach the target; the largest where none does."""
-    if index.facts.kind not in EFFORT:
+    """Set the least effort that reaches the target, or the largest if none does."""
+    if index.effort is None:
         return
-    if not RECIPES[index.facts.kind].refines:
-        _reach_effort(index, truth, target)
-        return
-    settings = list(_settings(index, truth, target))
-    if len(settings) > 1:
-        settings.sort(key=lambda setting: _time(index, truth, setting))
-    _apply(index, settings[0])
-
-
-def _settings(index: Index, truth: Truth, target: float) -> Iterator[tuple[int, int]]:
-    """(percent looked at twice, least lists probed) that reach the target; one pair at least.
-
-    A second look at more items can only cost more time once it no longer saves lists.
-    """
-    lists = index.facts.parameters["lists"]
-    before = None
-    for percent in REFINEMENTS:
-        index.set_refinement(percent)
-        index.set_effort(before or lists)
-        if truth.recall(index) < target:
-            continue  # not even so: nothing to look for below
-        _reach_effort(index, truth, target)
-        effort = index.facts.parameters["nprobe"]
-        yield percent, effort
-        if before is not None and effort > 0.97 * before:
-            return
-        before = effort
-    if before is None:
-        yield REFINEMENTS[-1], lists
-
-
-def _apply(index: Index, setting: tuple[int, int]) -> None:
-    index.set_refinement(setting[0])
-    index.set_effort(setting[1])
-
-
-def _time(index: Index, truth: Truth, setting: tuple[int, int]) -> float:
-    _apply(index, setting)
-    return timing([index], truth.queries[:TIMED_QUERIES], truth.k, rounds=2)[0]
-
-
-def _reach_effort(index: Index, truth: Truth, target: float) -> None:
-    """Set the least effort that reaches the target, or the largest."""
 
     def enough(effort: int) -> bool:
         index.set_effort(effort)
         return truth.recall(index) >= target
 
-    lists = index.facts.parameters.get("lists")
-    largest = max(truth.k, min(len(truth.vectors), HNSW_LARGEST_EFFORT * truth.k))
-    low, high = (1, lists) if lists else (truth.k, largest)
+    if index.effort == "nprobe":
+        low, high = 1, index.facts.parameters["lists"]
+    else:
+        low, high = truth.k, max(truth.k, min(len(truth.vectors), HNSW_LARGEST_EFFORT * truth.k))
     index.set_effort(_least(low, high, enough))
 
 
@@ -174,3 +129,68 @@ def _least(low: int, high: int, enough: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return high
+
+
+def timing(indexes: Sequence[Index], queries: Floats, k: int, rounds: int = 5) -> list[float]:
+    """Median microseconds of one query on one thread, of each index.
+
+    The indexes take turns, and within a round every query [B, D] is another one: no index finds
+    the data of its previous search in the cache, and a slow second of the machine hits all alike.
+    """
+    searches = [_search(index, k) for index in indexes]
+    return _alternate(searches, [queries] * len(indexes), rounds)
+
+
+def exact_us(vectors: Floats, queries: Floats, k: int, rounds: int = 3) -> float:
+    """Median microseconds of exact search over all items [N, D], one query on one thread."""
+    return beside_exact([], vectors, queries, k, rounds)[1]
+
+
+def beside_exact(
+    indexes: Sequence[Index], vectors: Floats, queries: Floats, k: int, rounds: int
+) -> tuple[list[float], float]:
+    """As `timing`, with the time of exact search in the same turns: their ratio is the speedup."""
+    least = min(k, len(vectors))
+
+    def exact(query: Floats) -> None:
+        faiss.knn(query, vectors, least, metric=faiss.METRIC_INNER_PRODUCT)
+
+    searches = [*(_search(index, k) for index in indexes), exact]
+    *times_us, exact_us = _alternate(
+        searches, [queries] * len(indexes) + [queries[:EXACT_QUERIES]], rounds
+    )
+    return times_us, exact_us
+
+
+def _search(index: Index, k: int) -> Callable[[Floats], None]:
+    def search(query: Floats) -> None:
+        index.search(query, k)
+
+    return search
+
+
+def _alternate(
+    searches: Sequence[Callable[[Floats], None]], queries: Sequence[Floats], rounds: int
+) -> list[float]:
+    """Rounds of every search over its queries, the first one of each unmeasured -> medians."""
+    times_ns: list[list[int]] = [[] for _ in searches]
+    with one_thread():
+        for _ in range(rounds):
+            for search, mine, taken_ns in zip(searches, queries, times_ns, strict=True):
+                search(mine[:1])
+                for row in range(len(mine)):
+                    began = time.perf_counter_ns()
+                    search(mine[row : row + 1])
+                    taken_ns.append(time.perf_counter_ns() - began)
+    return [float(np.median(taken_ns)) / 1000 for taken_ns in times_ns]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """FAISS on one thread; afterwards on as many as before."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)

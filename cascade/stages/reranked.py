@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.artifact import Array, ArtifactError, Mapped
+from cascade.artifact import Array, Mapped, read_json
 from cascade.config import Product, Serving
 from cascade.spec import PROPENSITIES, RERANK
 from cascade.stages import rerank
@@ -32,15 +32,7 @@ class Reranked(Score):
 
     def __init__(self, folder: Path, serving: Serving) -> None:
         super().__init__(folder, serving)
-        path = folder / RERANK
-        try:
-            content = json.loads(path.read_text())
-            self._results, self._explored = int(content["results"]), int(content["explored"])
-            self._diversity = float(content["diversity"])
-            self._temperature = float(content["temperature"])
-            width = int(content["width"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is damaged: {error!r}") from error
+        width = read_json(folder / RERANK, self._settings)
         assert self.item_ids is not None
         self._ids, items = self.item_ids, len(self.item_ids)
         mapped = Mapped(VECTORS, "float16", (items, width)), Mapped(ORDER, "int32", (items,))
@@ -50,6 +42,13 @@ class Reranked(Score):
         self._random = np.random.default_rng()
         if self._explored:
             self.outputs = (*self.outputs, PROPENSITIES)
+
+    def _settings(self, content: Any) -> int:
+        """Take over rerank.json -> the width of the vectors."""
+        self._results, self._explored = int(content["results"]), int(content["explored"])
+        self._diversity = float(content["diversity"])
+        self._temperature = float(content["temperature"])
+        return int(content["width"])
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         pool_ids, pool_scores, *rest = super().__call__(*inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from cascade import index
 from cascade.artifact import Array
 from cascade.config import Serving
 from cascade.encoding import Encoder
-from cascade.index import exact
+from cascade.index.exact import ExactIndex
+from cascade.index.open import open_index
 from cascade.runtime import spans
+from cascade.runtime.graph import Graph
 from cascade.runtime.load import load_graph
 from cascade.spec import ALLOW, EXCLUDE
 from cascade.stages import filters
@@ -42,10 +44,10 @@ class Retrieve:
         _, tower = load_graph(folder, self.encoder.schema, serving)
         self._tower = spans.after("tower", tower)
         index.set_threads(max(1, serving.threads))
-        self.index = exact.open_index(folder, self.encoder.schema.hash, serving)
+        self.index = open_index(folder, self.encoder.schema.hash, serving)
         items = filters.Items(folder, self.encoder.schema.hash)
         deny = filters.DenyList(deny_list, items) if deny_list else None
-        search = exact.searcher(self.index, self._tower, candidates)
+        search = _searcher(self.index, self._tower, candidates)
         self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
         self._kept = 0
 
@@ -65,3 +67,12 @@ class Retrieve:
 
     def levels(self) -> Mapping[str, float]:
         return {"items": len(self.index)}
+
+
+def _searcher(found: ExactIndex | index.Index, tower: Graph, k: int) -> Callable[..., index.Ids]:
+    """Encoded users -> catalogue rows int64 [B, k]. Between a tower of the torch runtimes and exact
+    search the vectors stay on the device."""
+    function = getattr(tower, "function", None)
+    if isinstance(found, ExactIndex) and function is not None:
+        return found.after(function, k)
+    return lambda *users: found.search(tower(*users)[0], k)

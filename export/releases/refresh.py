@@ -23,7 +23,6 @@ from cascade.config import of_release
 from cascade.encoding import Encoder
 from cascade.files import link, write_json
 from cascade.index import exact
-from cascade.index.refresh import RefreshError, refresh
 from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE, read_release
 from cascade.schema import Schema
@@ -171,10 +170,7 @@ class Refresh:
             exact.save(np.concatenate((kept, vectors)), target, self.schema.hash)
             return
         found = index.load(source, self.schema.hash, mapped=False, verify=False)
-        try:
-            index.save(refresh(found, changed.keep, vectors), target, self.schema.hash)
-        except RefreshError as error:
-            raise ArtifactError(str(error)) from error
+        index.save(index.refresh(found, changed.keep, vectors), target, self.schema.hash)
 
     def _score(self, stage: str, target: Path, changed: Change) -> None:
         source = self._folder(stage)

@@ -135,15 +135,15 @@ def spoiled(path: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no vectors": (lambda f: (f / exact.FILE).unlink(), "item_vectors.bin is missing; 160 bytes"),
     "half of them": (lambda f: (f / exact.FILE).write_bytes(b"x" * 80), "has 80 bytes; 160"),
-    "another byte": (lambda f: spoiled(f / exact.FILE), "sha256 differs.*copy it again"),
+    "another byte": (lambda f: spoiled(f / exact.FILE), "sha256 differs.*export again"),
     "no facts": (lambda f: (f / exact.FACTS).unlink(), "item_vectors.json is missing"),
     "half of the facts": (
         lambda f: (f / exact.FACTS).write_text("{"),
-        "does not describe item vectors",
+        "item_vectors.json is damaged",
     ),
     "facts without a size": (
         lambda f: (f / exact.FACTS).write_text(json.dumps({"schema_hash": SCHEMA, "sha256": ""})),
-        "does not describe item vectors: .*items",
+        "item_vectors.json is damaged: .*items",
     ),
 }
 
@@ -154,7 +154,7 @@ def test_damage_is_named(tmp_path: Path, name: str) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [exact.FILE, exact.FACTS]
     damage, message = DAMAGE[name]
     damage(tmp_path)
-    with pytest.raises(ann.IndexFileError, match=message):
+    with pytest.raises(ArtifactError, match=message):
         exact.load(tmp_path, SCHEMA, ONE)
 
 
@@ -162,7 +162,7 @@ def test_another_schema_or_a_missing_gpu_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact.save(drawn(5, 0), tmp_path, SCHEMA)
-    with pytest.raises(ann.IndexFileError, match=f"schema {SCHEMA}, but .* is other"):
+    with pytest.raises(ArtifactError, match=f"schema {SCHEMA}, but .* is other"):
         exact.load(tmp_path, "other", ONE)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ArtifactError, match="torch finds no GPU"):

@@ -174,6 +174,8 @@ def test_stages_answer_to_pads_alone(criteo: Any, runtime: Any) -> None:
 
 # --- the index
 
+FACTORY = ("IVF60,PQ8x4fs,RFlat", "IVF60,PQ4x4", "HNSW32,Flat", "PCA8,HNSW32,SQ8")
+
 
 @pytest.fixture(scope="module")
 def vectors() -> Any:
@@ -183,7 +185,7 @@ def vectors() -> Any:
     return found.astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+@pytest.mark.parametrize("kind", [*KINDS, *FACTORY, "exact"])
 @pytest.mark.parametrize("share", [0.5, 0.02])
 def test_every_kind_searches_among_what_is_allowed(kind: Any, share: float, vectors: Any) -> None:
     random, k = np.random.default_rng(4), 50
@@ -205,7 +207,7 @@ def test_every_kind_searches_among_what_is_allowed(kind: Any, share: float, vect
     assert np.mean(hits) / k >= recall - 0.05  # as good as it is without a filter
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "exact"])
+@pytest.mark.parametrize("kind", [*KINDS, *FACTORY, "exact"])
 def test_every_kind_finds_enough_for_some_to_be_left_out(kind: Any, vectors: Any) -> None:
     """Even the best of all."""
     k, queries = 50, vectors[:20]
@@ -218,11 +220,11 @@ def test_every_kind_finds_enough_for_some_to_be_left_out(kind: Any, vectors: Any
     order = np.argsort(-queries @ vectors.T, axis=1)
     hits = 0
     for number, right in enumerate(order):
-        spares = number % 3 * 30
-        [mine] = built.search_with_spares(queries[number : number + 1], k, spares)
+        extra = number % 3 * 30
+        [mine] = built.search_oversampled(queries[number : number + 1], k, extra)
         assert len(set(mine[mine >= 0])) == (mine >= 0).sum()
-        left = mine[~np.isin(mine, right[:spares])][:k]
-        hits += len(set(left) & set(right[spares : spares + k]))
+        left = mine[~np.isin(mine, right[:extra])][:k]
+        hits += len(set(left) & set(right[extra : extra + k]))
     assert hits / (len(queries) * k) >= recall - 0.05
 
 

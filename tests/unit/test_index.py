@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from cascade import index as ann
-from cascade.index.kinds import base
+from cascade.artifact import ArtifactError
+from cascade.index.kinds import base, set_parameter
 
 SCHEMA = "0123456789abcdef"
 N, D, B, K = 2000, 16, 25, 50
+FAST_SCAN, GRAPH = "IVF40,PQ8x4fs,RFlat", "HNSW32,SQ8"
+KINDS = (*ann.KINDS, FAST_SCAN, GRAPH)
 
 
 def unit(rows: int, seed: int, width: int = D) -> ann.Floats:
@@ -40,7 +43,7 @@ def check_same(found: ann.Ids, vectors: ann.Floats, queries: ann.Floats, k: int)
 
 def exhaust(index: ann.Index) -> None:
     """Raise the effort until nothing of the catalogue is left out."""
-    if index.facts.kind in ann.EFFORT:
+    if index.effort:
         index.set_effort(index.facts.parameters.get("lists", index.facts.items))
 
 
@@ -55,7 +58,7 @@ def knobs(index: ann.Index) -> dict[str, int]:
     return {name: read[name]() for name in read if name in index.facts.parameters}
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "HNSW32,Flat"])
 def test_kind_set_to_exhaustive_equals_exact_search(kind: ann.Kind) -> None:
     vectors, queries = unit(N, 0), unit(B, 1)
     vectors[100:110] = vectors[100]  # ten items that no score tells apart
@@ -68,7 +71,7 @@ def test_kind_set_to_exhaustive_equals_exact_search(kind: ann.Kind) -> None:
     np.testing.assert_allclose(scores, exact(vectors, queries, K)[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ann.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mapped", [True, False])
 def test_reloaded_index_answers_as_before(kind: ann.Kind, mapped: bool, tmp_path: Path) -> None:
     vectors, queries = unit(N, 0), unit(B, 1)
@@ -78,7 +81,7 @@ def test_reloaded_index_answers_as_before(kind: ann.Kind, mapped: bool, tmp_path
     again = ann.load(tmp_path, SCHEMA, mapped=mapped)
     assert again.facts == index.facts
     assert knobs(again).items() <= index.facts.parameters.items()  # FAISS got the tuned values
-    assert len(knobs(again)) == {"ivffs": 2}.get(kind, int(kind in ann.EFFORT))
+    assert len(knobs(again)) == {FAST_SCAN: 2}.get(kind, int(index.effort is not None))
     for got, expected in zip(
         again.search_with_scores(queries, K), index.search_with_scores(queries, K), strict=True
     ):
@@ -89,7 +92,7 @@ def test_reloaded_index_answers_as_before(kind: ann.Kind, mapped: bool, tmp_path
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["index.faiss", "index.json"]
 
 
-@pytest.mark.parametrize("kind", ann.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_equals_single(kind: ann.Kind) -> None:
     index, queries = ann.build(unit(N, 0), kind), unit(3, 1)
     together = index.search(queries, K)
@@ -97,7 +100,7 @@ def test_batch_equals_single(kind: ann.Kind) -> None:
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize("kind", ann.KINDS)
+@pytest.mark.parametrize("kind", [*ann.KINDS, GRAPH])
 @pytest.mark.parametrize("items", [1, 7, 39, 45, 700])
 def test_small_catalogues_pad_with_minus_one(kind: ann.Kind, items: int) -> None:
     vectors, queries = unit(items, 2), unit(4, 3)
@@ -111,13 +114,13 @@ def test_small_catalogues_pad_with_minus_one(kind: ann.Kind, items: int) -> None
     assert ann.recall_at(rows, vectors, queries, 1000) == 1.0
 
 
-@pytest.mark.parametrize("kind", ["sq8", "sqfp16", "ivfsq8", "ivfsq8u", "ivffs", "hnswsq8"])
+@pytest.mark.parametrize("kind", ["sq8", "sqfp16", "ivfsq8", "ivfsq8u", FAST_SCAN, GRAPH])
 def test_rounded_codes_find_nearly_what_exact_search_finds(kind: ann.Kind) -> None:
     vectors, queries = unit(N, 0), unit(B, 1)
     index = ann.build(vectors, kind)
     exhaust(index)
-    if kind == "ivffs":
-        index.set_refinement(400)
+    if kind == FAST_SCAN:
+        set_parameter(index.raw, "refine_percent", 400)
     rows, scores = index.search_with_scores(queries, K)
     assert ann.recall_at(rows, vectors, queries, K) > 0.95
     true = np.stack([vectors[r] @ q for r, q in zip(rows, queries, strict=True)])
@@ -141,20 +144,39 @@ def test_a_projection_loses_the_axes_that_it_drops_and_no_more() -> None:
     np.testing.assert_allclose(scores, true, atol=0.1)
 
 
-def test_second_look_buys_recall() -> None:
-    vectors, queries = unit(N, 0), unit(B, 1)
-    index = ann.build(vectors, "ivffs")
-    exhaust(index)
-    recalls = []
-    for percent in (100, 200, 400):
-        index.set_refinement(percent)
-        recalls.append(ann.recall_at(index.search(queries, K), vectors, queries, K))
-    assert recalls == sorted(recalls)
-    assert recalls[-1] > recalls[0]
-    with pytest.raises(ValueError, match="ivf has no second look"):
-        ann.build(vectors, "ivf").set_refinement(200)
+def test_an_index_without_effort_has_none_to_set() -> None:
     with pytest.raises(ValueError, match="sq8 looks at every item"):
-        ann.build(vectors, "sq8").set_effort(3)
+        ann.build(unit(N, 0), "sq8").set_effort(3)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "kind"),
+    [
+        ("ivffs", "IVF40,PQ8x4fs,Refine(SQ8)"),
+        ("ivfpq", "IVF40,PQ4x4"),
+        ("hnsw", "HNSW32,Flat"),
+        ("hnswsq8", "HNSW32,SQ8"),
+    ],
+)
+def test_kinds_of_earlier_releases_load(earlier: str, kind: ann.Kind, tmp_path: Path) -> None:
+    vectors, queries = unit(N, 0), unit(B, 1)
+    index = ann.build(vectors, kind)
+    ann.tune(index, vectors, queries, K, 0.8)
+    ann.save(index, tmp_path, SCHEMA)
+    path = tmp_path / ann.FACTS
+    stored = json.loads(path.read_text())
+    named = {"ivffs": {"quantizers": 8}, "ivfpq": {"quantizers": 4, "bits": 4}}
+    stored["parameters"] |= named.get(earlier, {"links": 32})
+    path.write_text(json.dumps({**stored, "kind": earlier}))
+    again = ann.load(tmp_path, SCHEMA)
+    assert again.facts.kind == earlier
+    np.testing.assert_array_equal(again.search(queries, K), index.search(queries, K))
+    allowed = np.arange(N) % 2 == 0
+    found = again.search_among(queries, K, allowed)
+    assert allowed[found[found >= 0]].all()
+    loose = ann.load(tmp_path, SCHEMA, mapped=False)
+    rows = ann.renumber(loose, ann.order(loose)).search(queries, K)
+    assert ann.recall_at(rows, vectors[ann.order(index)], queries, K) > 0.3
 
 
 def test_centroids_of_one_index_serve_the_next() -> None:
@@ -176,7 +198,7 @@ def test_facts_of_an_earlier_release_load(tmp_path: Path) -> None:
     assert ann.load(tmp_path, SCHEMA).facts == index.facts
     del stored["recall"]
     path.write_text(json.dumps(stored))
-    with pytest.raises(ann.IndexFileError, match=r"does not describe an index: KeyError.*recall"):
+    with pytest.raises(ArtifactError, match=r"is damaged: KeyError.*recall"):
         ann.load(tmp_path, SCHEMA)
 
 
@@ -185,12 +207,12 @@ def test_catalogue_too_small_for_a_kind_says_so() -> None:
     assert index.facts.kind == "flat"
     assert "ivf needs at least 40 items; 10" in index.facts.note
     assert ann.build(unit(40, 0), "ivf").facts.kind == "ivf"
-    assert ann.build(unit(623, 0), "ivfpq").facts.kind == "flat"
-    assert ann.build(unit(624, 0), "ivfpq").facts.parameters["bits"] == 4
+    with pytest.raises(ann.IndexKindError, match=r"10 items cannot train 'IVF40,PQ8x4fs,RFlat'"):
+        ann.build(unit(10, 0), FAST_SCAN)
 
 
 def test_mapped_index_is_mapped_not_read(tmp_path: Path) -> None:
-    for kind in ann.KINDS:
+    for kind in KINDS:
         ann.save(ann.build(unit(N, 0), kind), tmp_path / kind, SCHEMA)
         index = ann.load(tmp_path / kind, SCHEMA)
         maps = [
@@ -203,7 +225,7 @@ def test_mapped_index_is_mapped_not_read(tmp_path: Path) -> None:
         del index
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "HNSW32,Flat"])
 def test_tune_finds_the_least_effort(kind: ann.Kind) -> None:
     vectors, queries = unit(N, 0), unit(50, 1)
     index = ann.build(vectors, kind)
@@ -212,7 +234,7 @@ def test_tune_finds_the_least_effort(kind: ann.Kind) -> None:
     assert index.facts.recall == reached
     assert ann.recall_at(index.search(queries, 10), vectors, queries, 10) == reached
     least = 1 if kind == "ivf" else 10
-    effort = index.facts.parameters[ann.EFFORT[kind]]
+    effort = index.facts.parameters[index.effort]
     if effort > least:
         index.set_effort(effort - 1)
         assert ann.recall_at(index.search(queries, 10), vectors, queries, 10) < 0.9
@@ -222,7 +244,7 @@ def test_tune_says_when_the_target_is_out_of_reach() -> None:
     random = np.random.default_rng(0)
     vectors = random.standard_normal((N, D)).astype(np.float32)  # no structure: codes lose much
     queries = random.standard_normal((50, D)).astype(np.float32)
-    index = ann.build(vectors, "ivfpq")
+    index = ann.build(vectors, "IVF40,PQ4x4")
     reached = ann.tune(index, vectors, queries, 10, target=0.999)
     assert 0.2 < reached < 0.999
     assert index.facts.parameters["nprobe"] == index.facts.parameters["lists"]
@@ -239,34 +261,34 @@ def test_recall_counts_ties_and_not_pads() -> None:
     assert ann.recall_at(np.array([[3, -1]]), vectors, query, 2) == 0.0
 
 
-@pytest.mark.parametrize("kind", ann.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_damaged_file_is_refused(kind: ann.Kind, tmp_path: Path) -> None:
     ann.save(ann.build(unit(N, 0), kind), tmp_path, SCHEMA)
     path = tmp_path / "index.faiss"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ann.IndexFileError, match=f"{len(whole) // 2} bytes; {len(whole)} bytes"):
+    with pytest.raises(ArtifactError, match=f"{len(whole) // 2} bytes; {len(whole)} bytes"):
         ann.load(tmp_path, SCHEMA)
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(ann.IndexFileError, match="sha256 differs"):
+    with pytest.raises(ArtifactError, match="sha256 differs"):
         ann.load(tmp_path, SCHEMA)
     path.write_bytes(b"????" + whole[4:])
-    with pytest.raises(ann.IndexFileError, match=r"FAISS .* cannot read"):
+    with pytest.raises(ArtifactError, match=r"FAISS .* cannot read"):
         ann.load(tmp_path, SCHEMA, verify=False)
     path.unlink()
-    with pytest.raises(ann.IndexFileError, match="is missing"):
+    with pytest.raises(ArtifactError, match="is missing"):
         ann.load(tmp_path, SCHEMA)
 
 
 def test_other_schema_and_damaged_facts_are_refused(tmp_path: Path) -> None:
     ann.save(ann.build(unit(N, 0), "flat"), tmp_path, SCHEMA)
-    with pytest.raises(ann.IndexFileError, match=f"schema {SCHEMA}, but .* fedcba9876543210"):
+    with pytest.raises(ArtifactError, match=f"schema {SCHEMA}, but .* fedcba9876543210"):
         ann.load(tmp_path, "fedcba9876543210")
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(ann.IndexFileError, match="does not describe an index"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         ann.load(tmp_path, SCHEMA)
     (tmp_path / "index.json").unlink()
-    with pytest.raises(ann.IndexFileError, match=r"index\.json is missing"):
+    with pytest.raises(ArtifactError, match=r"index\.json is missing"):
         ann.load(tmp_path, SCHEMA)
 
 
@@ -278,7 +300,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         index.search(vectors[:1], 0)
     with pytest.raises(ValueError, match="no index kind 'annoy'"):
-        ann.build(vectors, "annoy")  # type: ignore[arg-type]
+        ann.build(vectors, "annoy")
     with pytest.raises(ValueError, match="N > 0"):
         ann.build(vectors[:0], "flat")
     vectors[17, 3] = np.nan

@@ -9,9 +9,10 @@ import pytest
 
 from cascade import index as ann
 from cascade.index.kinds import base
-from cascade.index.ordering import list_ids
+from cascade.index.rows import list_ids
 
 N, D, B, K, CLUSTERS = 3000, 16, 20, 50, 30
+FAST_SCAN = "IVF60,PQ8x4fs,RFlat"
 
 
 def clustered(rows: int, seed: int) -> tuple[ann.Floats, ann.Ids]:
@@ -23,7 +24,7 @@ def clustered(rows: int, seed: int) -> tuple[ann.Floats, ann.Ids]:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), member
 
 
-@pytest.mark.parametrize("kind", ann.KINDS)
+@pytest.mark.parametrize("kind", [*ann.KINDS, FAST_SCAN, "HNSW32,SQ8"])
 def test_renumbered_index_answers_the_same_items(kind: ann.Kind, tmp_path: Path) -> None:
     vectors, queries = clustered(N, 0)[0], clustered(B, 1)[0]
     index = ann.build(vectors, kind)
@@ -40,7 +41,7 @@ def test_renumbered_index_answers_the_same_items(kind: ann.Kind, tmp_path: Path)
     assert recalls == [ann.recall_at(rows, vectors, queries, K)]
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivf", "ivffs", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", FAST_SCAN, "HNSW32,Flat"])
 def test_neighbours_in_the_new_order_are_near(kind: ann.Kind) -> None:
     vectors, member = clustered(N, 0)
     order = ann.order(ann.build(vectors, kind))
@@ -52,7 +53,7 @@ def test_neighbours_in_the_new_order_are_near(kind: ann.Kind) -> None:
     assert pages[1] < pages[0] / 2
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivffs"])
+@pytest.mark.parametrize("kind", ["ivf", FAST_SCAN])
 def test_rows_of_a_list_follow_each_other(kind: ann.Kind) -> None:
     index = ann.build(clustered(N, 0)[0], kind)
     inner = base(ann.renumber(index, ann.order(index)).raw)
@@ -63,7 +64,7 @@ def test_rows_of_a_list_follow_each_other(kind: ann.Kind) -> None:
 
 
 @pytest.mark.parametrize("items", [1, 5, 45])
-@pytest.mark.parametrize("kind", ["flat", "ivf", "sq8", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "ivf", "sq8", "HNSW32,Flat"])
 def test_small_catalogues_have_an_order(kind: ann.Kind, items: int) -> None:
     vectors = clustered(items, 0)[0]
     index = ann.build(vectors, kind)

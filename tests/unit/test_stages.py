@@ -18,7 +18,6 @@ import torch
 from cascade.artifact import ArtifactError
 from cascade.config import Serving
 from cascade.encoding import InvalidInput
-from cascade.index import IndexFileError
 from cascade.release import newest_version, read_sizes
 from cascade.schema import SchemaError
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Sizes
@@ -226,7 +225,7 @@ def test_an_index_of_another_schema_is_refused(seven: Any, repository: Path) -> 
     folder = repository / RETRIEVE / "1"
     for file in ("index.faiss", "index.json"):
         shutil.copy(seven.repository / RETRIEVE / "1" / file, folder)
-    with pytest.raises(IndexFileError, match="was made for schema"):
+    with pytest.raises(ArtifactError, match="was made for schema"):
         load_stage(RETRIEVE, folder, ONE, 1000)
 
 

@@ -7,15 +7,22 @@ look-up is a binary search in pages that all processes share.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cascade.artifact import ArtifactError, Mapped
+from cascade.artifact import (
+    Mapped,
+    check_format,
+    check_schema,
+    mapped_from,
+    read_json,
+    save_described,
+)
 from cascade.encoding import InvalidInput
 from cascade.index import Ids, Mask
 from cascade.spec import ALLOW
@@ -43,9 +50,7 @@ class Description:
     left_out: dict[str, str]
 
     def save(self, folder: Path) -> None:
-        mapped = {name: vars(value) for name, value in self.mapped.items()}
-        content = {"format": FORMAT, **vars(self), "mapped": mapped}
-        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1) + "\n")
+        save_described(folder / DESCRIPTION, FORMAT, self)
 
     @classmethod
     def load(cls, folder: Path, schema_hash: str) -> Description:
@@ -55,25 +60,14 @@ class Description:
             ArtifactError: it is missing or damaged, of another schema, or a file is too short.
         """
         path = folder / DESCRIPTION
-        if not path.exists():
-            raise ArtifactError(f"{path} is missing: export again")
-        try:
-            content = json.loads(path.read_text())
-            if content["format"] != FORMAT:
-                raise ArtifactError(f"{path} has another format than {FORMAT}: export again")
-            mapped = {
-                name: Mapped(value["file"], value["dtype"], tuple(value["shape"]))
-                for name, value in content["mapped"].items()
-            }
+
+        def parse(content: Any) -> Description:
+            check_format(path, content, FORMAT)
             features = {name: (first, end) for name, (first, end) in content["features"].items()}
-            found = cls(content["schema_hash"], mapped, features, content["left_out"])
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ArtifactError(f"{path} is damaged: {error!r}") from error
-        if found.schema_hash != schema_hash:
-            raise ArtifactError(
-                f"{path} was made for schema {found.schema_hash}, but the schema here is "
-                f"{schema_hash}: export all stages together"
-            )
+            return cls(content["schema_hash"], mapped_from(content), features, content["left_out"])
+
+        found = read_json(path, parse)
+        check_schema(path, found.schema_hash, schema_hash)
         for value in found.mapped.values():
             value.check(folder)
         return found

@@ -1,11 +1,12 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
-So many more are fetched as are excluded or denied and may be among the best, and these are dropped
-(`cascade.index.among`). Where `allow` leaves at most K items, these are the candidates and nothing
-is searched; else the index searches among them, and what it does not find is filled up with other
-allowed items.
+The search fetches as many more items as are excluded or denied and may be among the best, and drops
+these (`cascade.index.filtered`). If `allow` leaves at most K items, they are the candidates and
+nothing is searched. Otherwise the index searches among them, and other allowed items fill the
+places for which it finds none.
 
-What a user gets depends on his own filters and the deny list alone, not on who shares his batch.
+A user's candidates depend on their own filters and the deny list alone, not on the other users of
+the batch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Searchable(Protocol):
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
         """The same among the `allowed` ones [N]."""
 
-    def search_with_spares(self, queries: Floats, k: int, spares: int) -> Ids:
+    def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
         """At least k [B, >= k], so that k remain when so many are left out."""
 
 
@@ -130,7 +131,7 @@ class Filtered:
         for user, wish in enumerate(wishes):
             if len(wish.excluded) and wish.allowed is None:
                 query = queries[user : user + 1]
-                rows = self._index.search_with_spares(query, fetched, len(wish.excluded))[0]
+                rows = self._index.search_oversampled(query, fetched, len(wish.excluded))[0]
                 self._keep(found[user], rows, wish, denied)
         for user in np.flatnonzero(found[:, -1] < 0):
             if user in free and not denied.count:

@@ -1,8 +1,8 @@
-"""Near items side by side: catalogue rows in the order of the index's lists.
+"""Which row an item of an index has: another order of the rows, and items that leave or join.
 
-The candidates of one user come from a few lists. Where the item states of the scoring stages lie in
-the same order, a gather of a thousand rows reads a few stretches of memory instead of a thousand
-places.
+The candidates of one user come from a few lists of the index. If the item states of the scoring
+stages lie in the order of the lists, a gather of a thousand rows reads a few stretches of memory
+instead of a thousand places.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ from typing import Any
 import faiss
 import numpy as np
 
+from cascade.errors import CascadeError
+from cascade.index.filtered import Mask
 from cascade.index.kinds import Floats, Ids, base, list_count
 from cascade.index.search import Index
 
 SAMPLE = 64  # vectors per centroid for the k-means of an index that has no lists
+NOTE = "recall was measured before items came and went"
+
+
+class RefreshError(CascadeError, ValueError):
+    """An index of a kind that cannot drop single items."""
 
 
 def order(index: Index) -> Ids:
-    """-> permutation int64 [N]: what is to be row i of the new catalogue is row `order[i]` now.
+    """-> permutation int64 [N]: row i of the new catalogue is row `order[i]` of the present one.
 
-    Rows of one list are neighbours, and each list is followed by the nearest one that is left. An
-    index without lists is cut into clusters for this.
+    Rows of one list follow each other, and each list is followed by the nearest one that is left.
+    An index without lists is cut into clusters for this.
     """
     inner = base(index.raw)
     if hasattr(inner, "invlists"):
@@ -56,9 +63,7 @@ def renumber(index: Index, order: Ids) -> Index:
     if hasattr(inner, "invlists"):
         new_row = np.empty(items, np.int64)
         new_row[order] = np.arange(items)
-        for number in range(inner.nlist):
-            ids = list_ids(inner, number)
-            ids[:] = new_row[ids]
+        _renumber_lists(inner, new_row)
     else:
         inner.permute_entries(order)
     if hasattr(index.raw, "refine_index"):  # its rows are the ids that the lists hold
@@ -75,14 +80,20 @@ def list_ids(inner: Any, number: int) -> Ids:
     return ids
 
 
+def _renumber_lists(inner: Any, new_row: Ids) -> None:
+    for number in range(inner.nlist):
+        ids = list_ids(inner, number)
+        ids[:] = new_row[ids]
+
+
 def _clusters(index: Index) -> tuple[Floats, Ids]:
-    """k-means over what the index holds -> centroids [C, D] and the cluster of each item [N]."""
+    """k-means over the vectors -> centroids [C, D] and the cluster of each item [N]."""
     items, width = index.facts.items, index.facts.width
     count = list_count(items)
     kmeans = faiss.Kmeans(
         width, count, niter=10, spherical=True, max_points_per_centroid=SAMPLE, seed=0
     )
-    kmeans.cp.min_points_per_centroid = 1  # a catalogue of ten items is no reason for a warning
+    kmeans.cp.min_points_per_centroid = 1  # no warning for a catalogue of ten items
     vectors = index.raw.reconstruct_n(0, items)
     kmeans.train(vectors)
     centroids: Any = kmeans.centroids
@@ -100,3 +111,48 @@ def _chain(centroids: Floats) -> Ids:
         left[current] = -np.inf
         current = int(np.argmax(centroids @ centroids[current] + left))
     return path
+
+
+def refresh(index: Index, keep: Mask, added: Floats) -> Index:
+    """The same index over another catalogue: first the kept items, in their order, then the added
+    ones. Changed in place.
+
+    The lists and codes stay those that the earlier items were trained for; after many changes, a
+    new index finds more.
+
+    Args:
+        keep: [N], which rows stay.
+        added: vectors [n, D] of the new items.
+
+    Raises:
+        RefreshError: items are to leave an index that cannot drop them.
+        ValueError: the shapes do not fit, or the index is mapped.
+    """
+    if not index.writable:
+        raise ValueError("the index is mapped read-only: load it with mapped=False to refresh it")
+    items, width = index.facts.items, index.facts.width
+    if keep.shape != (items,) or added.ndim != 2 or added.shape[1] != width:
+        raise ValueError(
+            f"keep has shape {list(keep.shape)} and the new vectors {list(added.shape)}; expected "
+            f"[{items}] and [n, {width}]"
+        )
+    if not keep.all():
+        _drop(index, keep)
+    if len(added):
+        index.raw.add(np.ascontiguousarray(added, np.float32))
+    facts = replace(index.facts, items=int(keep.sum()) + len(added))
+    return Index(index.raw, facts if NOTE in facts.note else facts.noted(NOTE))
+
+
+def _drop(index: Index, keep: Mask) -> None:
+    gone = np.flatnonzero(~keep).astype(np.int64)
+    try:
+        index.raw.remove_ids(faiss.IDSelectorBatch(gone))
+    except RuntimeError as error:  # FAISS's one error
+        raise RefreshError(
+            f"an index of kind {index.facts.kind} cannot drop {len(gone)} items: export the "
+            "catalogue again, or deny them"
+        ) from error
+    inner = base(index.raw)
+    if hasattr(inner, "invlists"):  # a flat index has closed the gaps by itself
+        _renumber_lists(inner, np.cumsum(keep, dtype=np.int64) - 1)
