@@ -1,11 +1,11 @@
-"""Run a model repository in the foreground: python -m cascade.server --repository DIR.
+"""Run a model repository in the foreground: python -m cascade.server --repository DIR
 
-Prints one line when the server answers, watches it from then on (`supervisor`), stops it in order
-on SIGTERM and Ctrl-C, and ends with its exit code; with 1 where the server stays without an answer.
-What follows `--` goes to tritonserver as it is.
+Prints one line when the server answers, supervises it from then on (`supervisor`), stops it in
+order on SIGTERM and Ctrl-C, and ends with its exit code; with 1 when the server does not answer.
+Arguments after `--` go to tritonserver unchanged.
 
-Loading models and whatever else changes the server takes the control key: that of the file
-`--control-key-file`, else of the variable CASCADE_CONTROL_KEY, else one that nobody knows.
+Loading models and other changes of the server take the control key: the one in the file
+`--control-key-file`, else in the variable CASCADE_CONTROL_KEY, else a random one.
 """
 
 from __future__ import annotations
@@ -17,26 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from cascade import errors
+from cascade.errors import CascadeError
 from cascade.server import arguments, security
-from cascade.server.binaries import BinaryError
 from cascade.server.launcher import Ports, Server, ServerError
-from cascade.server.security import ServerTls
+from cascade.server.security import SecurityError, ServerTls
 from cascade.server.supervisor import Supervisor
 from cascade.spec import ENSEMBLE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    try:
-        server = _server(options)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    signals: list[int] = []
+    server = _server(_parser().parse_args(argv))
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
         server.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,12 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if code is None:
             return server.stop()
         print(f"tritonserver ended with {code}:\n{server.log_excerpt()}", file=sys.stderr)
-        return code if code >= 0 else 128 - code  # as a shell tells of a signal
-    except (BinaryError, ServerError, PermissionError, ValueError) as error:
-        if signals:
-            return 0  # asked to stop before it was up
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return code if code >= 0 else 128 - code  # a signal, in a shell's notation
+    except CascadeError as error:
+        if server.cancelled:
+            return 0  # by a signal, while it started
+        if isinstance(error, ServerError) and error.log:
+            print(error.log, file=sys.stderr)
+            raise CascadeError(error.message) from error
+        raise
     finally:
         server.stop()
 
@@ -78,10 +74,10 @@ def _server(options: argparse.Namespace) -> Server:
 def _tls(options: argparse.Namespace) -> ServerTls | None:
     if options.tls_cert is None and options.tls_key is None:
         if options.tls_client_ca is not None:
-            raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
+            raise SecurityError("--tls-client-ca needs --tls-cert and --tls-key")
         return None
     if options.tls_cert is None or options.tls_key is None:
-        raise ValueError("--tls-cert and --tls-key come together; one is missing")
+        raise SecurityError("--tls-cert and --tls-key come together; one is missing")
     return ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca, options.tls_name)
 
 
@@ -101,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--repository", type=Path, required=True, help="the model repository")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    for service, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
+    for service, port in Ports().by_service().items():
         parser.add_argument(f"--{service}-port", type=int, default=port, help="0 = any free one")
     parser.add_argument("--models", nargs="+", help="load only these")
     parser.add_argument("--log", type=Path, help="file to append the server's log to")
@@ -110,10 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--startup-timeout-s", type=float, default=120)
     parser.add_argument("--exit-timeout-s", type=int, default=10)
     parser.add_argument("--control-key-file", type=Path, help="holds the control key")
-    tls = parser.add_argument_group("TLS", "of gRPC; HTTP, which has none, is then off")
+    tls = parser.add_argument_group("TLS", "for gRPC; HTTP, which has none, is then off")
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate")
     tls.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")
-    tls.add_argument("--tls-client-ca", type=Path, metavar="PEM", help="wants clients of this one")
+    tls.add_argument("--tls-client-ca", type=Path, metavar="PEM", help="clients need its signature")
     tls.add_argument("--tls-name", default=ServerTls.name, help="in the certificate [%(default)s]")
     parser.add_argument("--otlp", metavar="URL", help="send traces to this OpenTelemetry collector")
     parser.add_argument("--otlp-rate", type=int, default=1, help="trace one request of [1]")
@@ -122,4 +118,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run(main)

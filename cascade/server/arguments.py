@@ -1,23 +1,64 @@
-"""The command line of tritonserver, safe by default."""
+"""The command line of tritonserver, safe by default, and the ports it listens on."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from cascade.server import security
-from cascade.server.ports import Ports
+from cascade.server.process import ServerError
 from cascade.server.security import ServerTls
 
-# A thread is handed its answers through a socket with room for 278 of them. What does not fit is
-# lost: Triton does not look at whether it went in. Two threads lost some of a thousand clients'.
+# A thread receives its answers through a socket that holds 278 of them. Triton does not check
+# whether an answer fitted, so the rest is lost: two threads lost answers of a thousand clients.
 HTTP_THREADS = 8
 GPU_DEVICE = Path("/dev/nvidiactl")
 ALL_MODELS = ("*",)
 
 
+@dataclass(frozen=True)
+class Ports:
+    """Where the three services listen; 0 = choose a free port at the start."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Three free ports, chosen when the server starts."""
+        return cls(0, 0, 0)
+
+    def resolve(self, host: str) -> Ports:
+        """Fill in the zeros.
+
+        Raises:
+            ServerError: a wanted port is in use.
+        """
+        with ExitStack() as stack:
+            chosen = [stack.enter_context(_bound(host, p)) for p in self.by_service().values()]
+            return Ports(*(bound.getsockname()[1] for bound in chosen))
+
+    def by_service(self) -> dict[str, int]:
+        """By tritonserver's name of the service."""
+        return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=1)
+    except OSError as error:
+        raise ServerError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another port (0 = any free "
+            "one) or stop what listens there."
+        ) from error
+
+
 def services(host: str, ports: Ports, tls: ServerTls | None) -> Iterator[str]:
-    """Where it listens, and to whom."""
+    """The addresses that the services listen on, and whether they encrypt."""
     for service, port in ports.by_service().items():
         if tls is None or service != "http":
             yield f"--{service}-address={host}"
@@ -29,8 +70,8 @@ def services(host: str, ports: Ports, tls: ServerTls | None) -> Iterator[str]:
 
 
 def control(key: str, models: Sequence[str] | None) -> Iterator[str]:
-    """Explicit model control: a model whose process died must be unloaded to be loaded again, and
-    a release is switched without a restart. Only who has the key may do it."""
+    """Explicit model control, guarded by the key. A model whose process died must be unloaded to be
+    loaded again, and a release is switched without a restart."""
     yield "--model-control-mode=explicit"
     for model in ALL_MODELS if models is None else models:
         yield f"--load-model={model}"
@@ -38,7 +79,7 @@ def control(key: str, models: Sequence[str] | None) -> Iterator[str]:
 
 
 def lifetime(name: str, repository: Path, exit_timeout_s: int) -> Iterator[str]:
-    """What it serves, under which name, and how it starts and ends."""
+    """The server's name and repository, and how it starts and ends."""
     yield f"--id={name}"
     yield f"--model-repository={repository}"
     yield "--rate-limit=execution_count"  # the ranks of instances count

@@ -1,4 +1,4 @@
-"""Where the programs are: tritonserver and perf_analyzer, and whether they fit this Python.
+"""Finds tritonserver and perf_analyzer, and checks that they fit this Python.
 
 Both come from an NVIDIA container or from wheels. The server's wheel is `nvidia-pytriton`: only the
 binary in it is used, its Python package is never imported. perf_analyzer comes with the SDK
@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from cascade.errors import CascadeError
@@ -42,23 +43,19 @@ class ServerBinary:
 
     Args:
         path: the executable.
-        origin: where it came from, for messages.
-        stub: the program that runs a Python model, if the Python backend is there.
         libraries: folders that the dynamic loader must search.
-        arguments: what this server must be told about its own files.
+        arguments: of tritonserver, about its own files.
         python_backend: files to be linked into the folder `python` of a backend directory; empty
             where the server's own backend directory serves.
     """
 
     path: Path
-    origin: str
-    stub: Path | None
     libraries: tuple[Path, ...] = ()
     arguments: tuple[str, ...] = ()
     python_backend: tuple[Path, ...] = field(default=(), repr=False)
 
     def assemble(self, folder: Path, package: Path) -> tuple[str, ...]:
-        """Build the backend directory that the wheel does not have, out of links, in `folder`.
+        """Build the wheel's missing backend directory out of links, in `folder`.
 
         Models can import what lies in it, so a link to `package` goes there too: the stub's Python
         searches no other folder that does not depend on the current one.
@@ -96,17 +93,16 @@ def _container(path: Path) -> ServerBinary:
     backends = path.parent.parent / "backends"
     stub = backends / "python" / STUB
     if not stub.exists():
-        return ServerBinary(path, "container", None)
+        return ServerBinary(path)
     check_python(_stub_python(stub), sys.version_info[:2], str(path))
-    return ServerBinary(path, "container", stub, (), (f"--backend-directory={backends}",))
+    return ServerBinary(path, arguments=(f"--backend-directory={backends}",))
 
 
 def _wheel(package: Path) -> ServerBinary:
     root = package / "tritonserver"
     stubs = {p.parent.name: p for p in (root / "python_backend_stubs").glob(f"*/{STUB}")}
-    version = importlib.metadata.version(WHEEL)
     check_wheel(
-        wheel=version,
+        wheel=importlib.metadata.version(WHEEL),
         numpy=importlib.metadata.version("numpy"),
         python=sys.version_info[:2],
         stubs=stubs,
@@ -117,8 +113,6 @@ def _wheel(package: Path) -> ServerBinary:
     _check_runs(stub, libraries)
     return ServerBinary(
         root / "bin" / "tritonserver",
-        f"{WHEEL} {version}",
-        stub,
         libraries,
         (f"--cache-directory={root / 'caches'}",),
         (stub, *(p for p in (root / "backends" / "python").iterdir() if p.is_file())),
@@ -135,7 +129,7 @@ def _wheel_package() -> Path | None:
 
 
 def _libpython_folders() -> tuple[Path, ...]:
-    """Where libpython may lie: the stub embeds it."""
+    """Folders that may hold libpython, which the stub embeds."""
     folder = Path(sysconfig.get_config_var("LIBDIR") or sys.base_prefix)
     multiarch = sysconfig.get_config_var("MULTIARCH")
     return (folder, folder / multiarch) if multiarch else (folder,)
@@ -144,7 +138,7 @@ def _libpython_folders() -> tuple[Path, ...]:
 def check_wheel(
     *, wheel: str, numpy: str, python: tuple[int, int], stubs: Collection[str], glibc: str
 ) -> None:
-    """Refuse versions that are known not to work with the wheel's server, before it starts.
+    """Reject versions that do not work with the wheel's server, before it starts.
 
     Args:
         wheel, numpy: versions of the installed packages.
@@ -153,7 +147,7 @@ def check_wheel(
         glibc: version of the C library; empty where it is another one (musl).
 
     Raises:
-        BinaryError: says which version came, which is needed and how to get it.
+        BinaryError: names the version found, the one needed and how to get it.
     """
     wanted = f"{python[0]}.{python[1]}"
     if wanted not in stubs:
@@ -176,7 +170,7 @@ def check_wheel(
 
 
 def check_python(stub: str | None, python: tuple[int, int], server: str) -> None:
-    """Refuse a stub whose Python cannot import this interpreter's packages.
+    """Reject a stub whose Python cannot import this interpreter's packages.
 
     Raises:
         BinaryError: the versions differ.
@@ -191,14 +185,14 @@ def check_python(stub: str | None, python: tuple[int, int], server: str) -> None
 
 
 def _stub_python(stub: Path) -> str | None:
-    """The version of Python that a stub was linked with, read off its library's name."""
+    """The version of Python that a stub is linked with, from the name of its library."""
     match = re.search(rb"libpython(\d+\.\d+)", stub.read_bytes())
     return match[1].decode() if match else None
 
 
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
-    """Start the stub without arguments, on which it complains and ends: 127 means that the loader
-    did not find a library, which would otherwise surface as a timeout of the model's load."""
+    """Start the stub without arguments, which it rejects: exit code 127 means that the loader did
+    not find a library. Without this check a load of the model would time out instead."""
     ran = _run([stub], loader_environment(libraries))
     if ran.returncode == 127:
         raise BinaryError(
@@ -238,22 +232,13 @@ def _perf_libraries() -> tuple[Path, ...]:
     package = _wheel_package()
     if package is None:
         return ()  # the SDK container has them
-    folder = run_folder() / "perf_analyzer"
+    folder = run_folder() / f"perf_analyzer_{sha256(str(package).encode()).hexdigest()[:16]}"
     folder.mkdir(exist_ok=True)
     for name, pattern in PERF_LIBRARIES.items():
         for library in (package.parent / "nvidia_pytriton.libs").glob(pattern):
-            _link(folder / name, library)
+            with suppress(FileExistsError):
+                (folder / name).symlink_to(library)
     return (folder,)
-
-
-def _link(link: Path, target: Path) -> None:
-    """Make or renew a link in one step, so that a process beside this one always finds it."""
-    if link.is_symlink() and Path(os.readlink(link)) == target:
-        return
-    with tempfile.TemporaryDirectory(dir=link.parent) as folder:
-        new = Path(folder) / link.name
-        new.symlink_to(target)
-        new.replace(link)
 
 
 def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:

@@ -1,60 +1,71 @@
-"""No server outlives its launcher: how the processes and the shared memory of a server are found
-and removed, also when the launcher was killed and could not do it.
+"""Finds and removes the processes and the shared memory of servers, also after a `kill -9`.
 
-Every server gets a name that nothing else has. All its processes carry the name in their
-environment, all its shared-memory segments carry it in front of theirs, so neither a recycled
-process id nor another server's segment is ever touched. A state file says which launcher the server
-belongs to; `reap` removes what belongs to launchers that are gone.
+Each server has a unique name. All its processes carry the name in their environment and all its
+shared-memory segments start with it, so cleanup never touches a recycled process id or another
+server's segment. A launcher holds a lock on the file of its server; the kernel releases the lock
+when the launcher ends in any way. `remove_orphans` removes the servers whose lock is free.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import secrets
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+import psutil
+
+from cascade.errors import CascadeError
 
 VARIABLE = "CASCADE_SERVER"
 SHARED_MEMORY = Path("/dev/shm")
 KILL_TIMEOUT_S = 10.0
 
 
+class RunFolderError(CascadeError, PermissionError):
+    """Other users could write into the folder of running servers."""
+
+
+_locks: dict[str, IO[str]] = {}  # held by this process, by the name of the server
+
+
 def run_folder() -> Path:
     """A private folder of this user for what lives as long as a server.
 
     Raises:
-        PermissionError: somebody else could write into it, and so plant a library.
+        RunFolderError: another user could write into it, and so plant a library.
     """
     folder = Path(tempfile.gettempdir()) / f"cascade-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise PermissionError(
+        raise RunFolderError(
             f"{folder} is not private to this user; remove it, or set TMPDIR to a folder of yours"
         )
     return folder
 
 
 def register() -> str:
-    """Choose a name for a new server and note that it belongs to this process."""
+    """Choose a name for a new server and lock its file for as long as this process lives."""
     name = f"cascade_{secrets.token_hex(8)}"
-    state = {"launcher": os.getpid(), "started": _start_time(os.getpid()), "machine": _machine()}
     (run_folder() / name).mkdir()
-    unfinished = run_folder() / name / "state"
-    unfinished.write_text(json.dumps(state))
-    unfinished.replace(run_folder() / f"{name}.json")  # nobody reads half a file
+    file = run_folder() / name / "lock"
+    _locks[name] = lock = file.open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    file.rename(run_folder() / f"{name}.lock")  # other launchers see it only once it is locked
     return name
 
 
 def processes(name: str) -> list[int]:
-    """The process ids of the server of that name: tritonserver, its stubs, and their children."""
-    marker = f"{VARIABLE}={name}".encode()
-    return [pid for pid, variables in _environments() if marker in variables]
+    """The process ids of the server of that name: tritonserver, its workers, and their children."""
+    running = psutil.process_iter(["environ"])  # None for the processes of other users
+    return [p.pid for p in running if (p.info["environ"] or {}).get(VARIABLE) == name]
 
 
 def segments(name: str) -> list[Path]:
@@ -63,65 +74,33 @@ def segments(name: str) -> list[Path]:
 
 
 def remove(name: str) -> None:
-    """End what is left of a server, at once, and delete its segments and files.
+    """Kill what is left of a server, and delete its segments and files.
 
     Raises:
-        TimeoutError: a process did not die, which only the kernel can explain.
+        TimeoutError: a process survives SIGKILL.
     """
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while alive := processes(name):
         if time.monotonic() > deadline:
             raise TimeoutError(f"processes {alive} of {name} survive SIGKILL")
         for pid in alive:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it ended by itself meanwhile
         time.sleep(0.02)
     for segment in segments(name):
         segment.unlink(missing_ok=True)
     shutil.rmtree(run_folder() / name, ignore_errors=True)
-    (run_folder() / f"{name}.json").unlink(missing_ok=True)
+    (run_folder() / f"{name}.lock").unlink(missing_ok=True)
+    if lock := _locks.pop(name, None):
+        lock.close()
 
 
-def reap() -> list[str]:
-    """Remove the servers whose launchers are gone, and return their names."""
-    reaped = []
-    for path in sorted(run_folder().glob("cascade_*.json")):
-        try:
-            state = json.loads(path.read_text())
-        except FileNotFoundError:
-            continue  # its launcher has just removed it
-        if state["machine"] != _machine():
-            continue  # another container that shares this folder: its processes cannot be seen
-        if _start_time(state["launcher"]) != state["started"]:
+def remove_orphans() -> list[str]:
+    """Remove the servers whose launchers have ended, and return their names."""
+    removed = []
+    for path in sorted(run_folder().glob("cascade_*.lock")):
+        with suppress(FileNotFoundError, BlockingIOError), path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove(path.stem)
-            reaped.append(path.stem)
-    return reaped
-
-
-def _start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot: with the id it names one process for
-    ever. None when it is gone or only waits to be buried by its parent."""
-    try:
-        line = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _machine() -> str:
-    """Where process ids mean the same: this boot and this process namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-
-
-def _environments() -> Iterator[tuple[int, list[bytes]]]:
-    """The environments that processes of this user were started with."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                yield int(folder.name), (folder / "environ").read_bytes().split(b"\0")
-            except (PermissionError, FileNotFoundError, ProcessLookupError):
-                continue  # another user's, or it has just ended
+            removed.append(path.stem)
+    return removed

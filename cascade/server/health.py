@@ -1,17 +1,16 @@
-"""Whether a server answers, and rightly: python -m cascade.server.health --url HOST:PORT
+"""Whether a server answers, and correctly: python -m cascade.server.health --url HOST:PORT
 
-Sends a real request and looks at the answer. Server 2.51 says that it is live and ready while the
-process of a model is dead and every request fails; this does not. Prints one line; exit code 0 =
-it answers, 1 = it does not. A server that refuses for want of room is asked again until the
-timeout: being busy is no illness, and restarting it would not help.
+Sends a real request and checks the answer. Server 2.51 reports itself live and ready while the
+process of a model is dead and every request fails. Prints one line; exit code 0 = healthy, 1 = not.
+A server that rejects the request because its queues are full is asked again until the timeout: an
+overloaded server counts as healthy, a restart would not help.
 
-As a probe of Docker (HEALTHCHECK) or Kubernetes (exec).
+For the health check of Docker (HEALTHCHECK) or Kubernetes (exec).
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade import errors
 from cascade.server import probe
 from cascade.spec import ENSEMBLE
 
@@ -30,18 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     try:
         with grpc.InferenceServerClient(options.url, **_tls(options)) as client:
-            probe.insist(client, options.model, options.timeout_s)
+            probe.ask_until_available(client, options.model, options.timeout_s)
     except (InferenceServerException, probe.ProbeError) as error:
-        print(f"unhealthy: {options.model} at {options.url}: {_one_line(error)}")
+        text = error.message() if isinstance(error, InferenceServerException) else str(error)
+        print(f"unhealthy: {options.model} at {options.url}: {' '.join(text.split())}")
         return 1
     ms = 1000 * (time.monotonic() - start)
     print(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms")
     return 0
-
-
-def _one_line(error: Exception) -> str:
-    text = error.message() if isinstance(error, InferenceServerException) else str(error)
-    return " ".join(text.split())
 
 
 def _tls(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,4 +66,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run(main)

@@ -3,10 +3,10 @@
     with Server(repository) as server, server.connect() as client:
         client.infer(...)
 
-The server listens on the loopback interface unless told otherwise, and only who has its key may
-load models or change it (`security`). When this process ends in whatever way, the server ends too:
-`stop` does it in order, the kernel tells the server when this process dies, and `reap`, which every
-start calls, clears what a `kill -9` left.
+The server listens on the loopback interface by default, and only requests with its key load models
+or change it (`security`). The server ends with this process: `stop` ends it in order, the kernel
+signals it when this process dies, and every start calls `cleanup.remove_orphans`, which removes
+what a `kill -9` left.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.server import arguments, binaries, cleanup, probe, process, security, server_log
-from cascade.server.cleanup import reap
-from cascade.server.ports import Ports, ServerError
+from cascade.server import arguments, binaries, cleanup, probe, process, security
+from cascade.server.arguments import Ports
+from cascade.server.process import ServerError
 from cascade.server.security import ServerTls
 from cascade.server.threads import threads_per_process
+from cascade.spec import ENSEMBLE
 
-__all__ = ["Ports", "Server", "ServerError", "reap"]
+__all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
-NOT_YET = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+NOT_YET = (probe.UNAVAILABLE, probe.DEADLINE_EXCEEDED)
 # By default gRPC waits ever longer between attempts: up to two minutes after a long load.
 QUICK_RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -41,59 +43,50 @@ QUICK_RECONNECT = [
 ]
 
 
+@dataclass(eq=False)
 class Server:
     """A tritonserver that lives as long as this object's `with` block.
 
     Args:
         repository: the model repository.
-        host: address to listen on. Whoever reaches it may ask for recommendations; an address that
-            other machines reach wants `tls` or a proxy in front.
+        host: address to listen on. Every client that reaches it may ask for recommendations; an
+            address that other machines reach needs `tls` or a proxy in front.
         ports: where to listen; by default three free ones.
         models: load only these; by default all of the repository.
         log: file that the server's output is appended to; by default one that `stop` deletes.
         startup_timeout_s: longest time until the probe is answered.
         exit_timeout_s: how long requests under way may take to end when the server stops.
-        probe: the model that is sent a real request before the server counts as started; None to
-            trust its readiness.
-        control_key: what a request must bring that loads models or changes the server, see
-            `control_headers`; by default one that only this object knows.
+        probe: the model that gets a real request before the server counts as started; None to
+            trust the server's readiness.
+        control_key: the key of requests that load models or change the server, see
+            `control_headers`; by default a new one that only this object holds.
         tls: encrypt gRPC, and switch HTTP off, which cannot be encrypted.
         extra_args: further arguments of tritonserver; they win over those set here.
     """
 
-    def __init__(
-        self,
-        repository: Path,
-        *,
-        host: str = "127.0.0.1",
-        ports: Ports | None = None,
-        models: Sequence[str] | None = None,
-        log: Path | None = None,
-        startup_timeout_s: float = 120,
-        exit_timeout_s: int = 10,
-        probe: str | None = "recommend",
-        control_key: str | None = None,
-        tls: ServerTls | None = None,
-        extra_args: Sequence[str] = (),
-    ) -> None:
-        self.repository = repository.resolve()
-        self.host = host
-        self.ports = ports or Ports.free()
-        self.models = models
-        self.log = log
-        self.startup_timeout_s = startup_timeout_s
-        self.exit_timeout_s = exit_timeout_s
-        self.probe = probe
-        self.tls = tls
-        self.extra_args = tuple(extra_args)
-        self.name = ""
-        self.threads = 0
-        self.version = ""
-        self.log_path = Path(os.devnull)
-        self.cancelled = False
-        self._key = security.control_key() if control_key is None else control_key
-        self._log_start = 0
-        self._process: subprocess.Popen[bytes] | None = None
+    repository: Path
+    _: KW_ONLY
+    host: str = "127.0.0.1"
+    ports: Ports = field(default_factory=Ports.free)
+    models: Sequence[str] | None = None
+    log: Path | None = None
+    startup_timeout_s: float = 120
+    exit_timeout_s: int = 10
+    probe: str | None = ENSEMBLE
+    control_key: str = field(default_factory=security.control_key, repr=False)
+    tls: ServerTls | None = None
+    extra_args: Sequence[str] = ()
+
+    name: str = field(default="", init=False)
+    threads: int = field(default=0, init=False)
+    version: str = field(default="", init=False)
+    log_path: Path = field(default=Path(os.devnull), init=False)
+    cancelled: bool = field(default=False, init=False)
+    _log_start: int = field(default=0, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.repository = self.repository.resolve()
 
     @property
     def url(self) -> str:
@@ -111,13 +104,7 @@ class Server:
     @property
     def control_headers(self) -> dict[str, str]:
         """The headers of a request, over gRPC or HTTP, that changes the server."""
-        return security.headers(self._key)
-
-    def connect(self) -> grpc.InferenceServerClient:
-        """A gRPC client of this server, in TLS where the server wants it."""
-        options, channel = ({}, []) if self.tls is None else self.tls.connection()
-        channel_args = [*QUICK_RECONNECT, *channel]
-        return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
+        return security.headers(self.control_key)
 
     @property
     def pid(self) -> int:
@@ -145,6 +132,12 @@ class Server:
     ) -> None:
         self.stop()
 
+    def connect(self) -> grpc.InferenceServerClient:
+        """A gRPC client of this server, in TLS where the server wants it."""
+        options, channel = ({}, []) if self.tls is None else self.tls.connection()
+        channel_args = [*QUICK_RECONNECT, *channel]
+        return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
+
     def start(self) -> None:
         """Start the server and wait until the probe is answered.
 
@@ -158,7 +151,7 @@ class Server:
             raise ServerError(
                 f"there is no model repository at {self.repository}; make one (python -m export)"
             )
-        reap()
+        cleanup.remove_orphans()
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)
         self.ports = self.ports.resolve(self.host)
@@ -178,7 +171,7 @@ class Server:
             str(binary.path),
             *arguments.lifetime(self.name, self.repository, self.exit_timeout_s),
             *arguments.services(self.host, self.ports, self.tls),
-            *arguments.control(self._key, self.models),
+            *arguments.control(self.control_key, self.models),
             *binary.assemble(folder / "backends", process.PACKAGE),
             *self.extra_args,
         )
@@ -190,22 +183,21 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env=process.environment(binary, self.name, self.threads, self.metrics_url),
-                start_new_session=True,  # a Ctrl-C is for the launcher, which then stops it
+                start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
 
     def cancel(self) -> None:
-        """Make `start` fail and whoever waits return soon. It only sets a flag: a signal handler
-        may call it, while an exception that it raised could get lost in the code that it
-        interrupts."""
+        """Make `start` fail and `Supervisor.watch` return soon. A signal handler may call this: it
+        only sets a flag. An exception raised there could get lost in the code it interrupts."""
         self.cancelled = True
 
     def poll(self) -> int | None:
-        """The exit code, None while it runs. Raises ServerError if it was never started."""
+        """The exit code, None while the server runs. Raises ServerError before `start`."""
         return self._running.poll()
 
     def stop(self) -> int:
-        """End the server: let it answer what is under way, tell it to end, then force it. Returns
-        its exit code, 0 if none runs."""
+        """End the server: let it answer the requests under way, tell it to end, then force it.
+        Returns its exit code, 0 if none runs."""
         try:
             if self._process is None:
                 return 0
@@ -220,9 +212,9 @@ class Server:
                 cleanup.remove(self.name)
 
     def _drain(self, model: str) -> None:
-        """Take away what clients call, and wait until the requests in it are answered. Told to end,
-        server 2.51 closes the members of an ensemble before requests that are still on their way
-        to them."""
+        """Unload the model that clients call, and wait until its requests are answered. When server
+        2.51 is told to end, it closes the members of an ensemble before requests that are still on
+        their way to them."""
         limits = {"headers": self.control_headers, "client_timeout": REQUEST_TIMEOUT_S}
         deadline = time.monotonic() + self.exit_timeout_s
         with suppress(InferenceServerException), self.connect() as client:
@@ -242,29 +234,30 @@ class Server:
                     raise ServerError("cancelled while it was starting")
                 code = self._running.poll()
                 if code is not None:
-                    raise ServerError(f"tritonserver ended with {code}:\n{self.log_excerpt()}")
+                    raise ServerError(f"tritonserver ended with {code}", self.log_excerpt())
                 try:
                     if self._answers(client):
                         return
                 except probe.ProbeError as error:
-                    raise ServerError(f"{error}\n{self.log_excerpt()}") from error
+                    raise ServerError(str(error), self.log_excerpt()) from error
                 except InferenceServerException as error:
+                    reason = error.message()
                     if error.status() not in NOT_YET:
                         raise ServerError(
                             f"tritonserver runs, but the model {self.probe!r} does not answer: "
-                            f"{error.message()}\n{self.log_excerpt()}"
+                            f"{reason}",
+                            self.log_excerpt(),
                         ) from error
-                    reason = error.message()
                 time.sleep(POLL_S)
         raise ServerError(
-            f"tritonserver did not answer within {self.startup_timeout_s:g} s ({reason}):\n"
-            f"{self.log_excerpt()}"
+            f"tritonserver did not answer within {self.startup_timeout_s:g} s ({reason})",
+            self.log_excerpt(),
         )
 
     def _answers(self, client: grpc.InferenceServerClient) -> bool:
         if not client.is_server_ready(client_timeout=REQUEST_TIMEOUT_S):
             return False
-        process.wipe(self.pid, self._key)
+        process.wipe(self.pid, self.control_key)
         server = client.get_server_metadata(client_timeout=REQUEST_TIMEOUT_S)
         if server.name != self.name:
             raise ServerError(f"another server, {server.name!r}, listens on {self.url}")
@@ -279,4 +272,4 @@ class Server:
             return f"(its log went to {self.log_path})"  # a terminal or a pipe
         with self.log_path.open("rb") as log:
             log.seek(self._log_start)
-            return server_log.excerpt(log.read().decode(errors="replace"))
+            return process.log_excerpt(log.read().decode(errors="replace"))

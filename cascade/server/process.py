@@ -1,6 +1,4 @@
-"""The process of tritonserver: the environment that it and its stubs run in, how it is tied to its
-launcher, how it is ended.
-"""
+"""The process of tritonserver: its environment, its tie to the launcher, its end and its log."""
 
 from __future__ import annotations
 
@@ -16,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import cascade
+from cascade.errors import CascadeError
 from cascade.server import binaries, cleanup, security
 from cascade.triton import admission
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
-STOP_MARGIN_S = 5.0  # what tritonserver may take beyond its own exit timeout
+STOP_MARGIN_S = 5.0  # beyond tritonserver's own exit timeout
+EXCERPT_LINES = 30
 
 # Runs in place of tritonserver for an instant: asks the kernel for SIGTERM when the launcher dies,
 # then becomes tritonserver under the same process id. A `preexec_fn` would do the same between fork
@@ -33,17 +33,33 @@ if int(sys.argv[2]):
         sys.exit("the launcher has ended")
 os.execv(sys.argv[3], sys.argv[3:])
 """
+_ARGUMENTS_START, _ARGUMENTS_END = 45, 46  # arg_start and arg_end
+_LOG_ENTRY = re.compile(r"^(?P<level>[IWEF])\d{4} \S+ +\d+ \S+\] ?(?P<message>.*)$")
+# A server built for GPUs logs these on every machine without one.
+_WITHOUT_GPU = re.compile(r"CUDA|CudaDriver|pinned system memory|NVML|DCGM", re.IGNORECASE)
+
+
+class ServerError(CascadeError):
+    """tritonserver did not start or does not answer.
+
+    Args:
+        log: what the server's log says of it, line by line.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(f"{message}:\n{log}" if log else message)
+        self.message, self.log = message, log
 
 
 def environment(
     binary: binaries.ServerBinary, name: str, threads: int, metrics_url: str
 ) -> dict[str, str]:
-    """What the server called `name` and its stubs find in their environment.
+    """The environment of the server called `name` and of its workers.
 
     Args:
         threads: bound on the compute threads of each process, for the numerical libraries and, as
             CASCADE_THREADS, for the stages.
-        metrics_url: where the stages see how many requests wait for them.
+        metrics_url: where the stages read how many requests wait for them.
     """
     variables = binaries.loader_environment(binary.libraries)
     variables[cleanup.VARIABLE] = name
@@ -65,10 +81,11 @@ def environment(
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """The command that becomes `command` and is told to stop when this process dies.
+    """The command that becomes `command` and gets SIGTERM when this process dies.
 
-    The kernel tells it when the *thread* that started it ends: only the main thread is sure to live
-    as long as this process. Started elsewhere, it is left to `reap`.
+    The kernel sends it when the *thread* that started the process ends, and only the main thread
+    is sure to live as long as this process. A server that another thread starts is left to
+    `cleanup.remove_orphans`.
     """
     in_main = threading.current_thread() is threading.main_thread()
     launcher = [str(os.getpid()), str(int(signal.SIGTERM) if in_main else 0)]
@@ -86,16 +103,48 @@ def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:
 
 
 def wipe(pid: int, secret: str) -> None:
-    """Overwrite a secret in the command line of a child, which `ps` shows to everybody.
+    """Overwrite a secret in the command line of a child, which `ps` shows to every user.
 
-    The kernel lets a parent do so unless it was told to be stricter; then the secret stays.
+    The kernel allows a parent to do so unless it is set to be stricter; then the secret stays.
     """
     with suppress(PermissionError, FileNotFoundError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of man 5 proc
+        fields = stat_fields(pid)
+        start, end = int(fields[_ARGUMENTS_START]), int(fields[_ARGUMENTS_END])
         with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
             memory.seek(start)
             words = memory.read(end - start)
             for found in re.finditer(re.escape(secret.encode()), words):
                 memory.seek(start + found.start())
                 memory.write(b"*" * len(secret))
+
+
+def stat_fields(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third, `state`, on; psutil leaves some of them out.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+    """
+    line = Path(f"/proc/{pid}/stat").read_text()
+    return line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+
+
+def log_excerpt(log: str, lines: int = EXCERPT_LINES) -> str:
+    """The last lines of a server's log that tell of a problem: warnings, errors, and what models or
+    libraries printed; without times, tables, repetitions and messages about absent GPUs.
+
+    Where nothing is left, the last lines as they are.
+    """
+    kept: dict[str, None] = {}
+    for line in log.splitlines():
+        if not line.strip() or line[0] in "|+":
+            continue
+        if line.startswith("Usage: tritonserver"):
+            kept["tritonserver does not accept its arguments"] = None
+            break  # pages of help follow
+        entry = _LOG_ENTRY.match(line)
+        if entry is None:
+            kept[line] = None
+        elif entry["level"] != "I" and not _WITHOUT_GPU.search(entry["message"]):
+            kept[entry["message"].strip('" ').replace("\\n", "\n").strip()] = None
+    wanted = "\n".join(kept).splitlines() or log.splitlines()
+    return "\n".join(wanted[-lines:]) or "(its log is empty)"

@@ -1,12 +1,12 @@
-"""Who may do what with a server: the key that guards its control, and TLS.
+"""Access to a server: the key that guards its control, and TLS.
 
-Everybody who reaches the server may ask for recommendations and look at configurations, health and
-statistics. What changes the server (loading models, shared memory, traces, logging) takes a key,
-over gRPC and over HTTP alike.
+Every client that reaches the server may ask for recommendations and read configurations, health
+and statistics. What changes the server (loading models, shared memory, traces, logging) takes a
+key, over gRPC and over HTTP alike.
 
 tritonserver takes the key on its command line alone. The launcher wipes it from there as soon as
-the server answers (`process.wipe`); while models load, whoever may list the processes of this
-machine can read it. Model code never finds the key in its environment.
+the server answers (`process.wipe`); while models load, every user that may list the processes of
+this machine can read it. Model code never finds the key in its environment.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade.errors import CascadeError
+
 KEY_VARIABLE = "CASCADE_CONTROL_KEY"
 KEY_HEADER = "control-key"
 GRPC_PREFIX = "triton-grpc-protocol-"  # which tritonserver puts before the header's name
@@ -27,27 +29,24 @@ GUARDED = ("model-repository", "shared-memory", "trace", "logging")
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
+class SecurityError(CascadeError, ValueError):
+    """A control key or a TLS file that cannot be used."""
+
+
 def control_key(file: Path | None = None) -> str:
-    """The key from a file, else from the environment, else a new one that nobody else knows.
+    """The key from a file, else from the environment, else a new random one.
 
     Raises:
-        ValueError: what stands there is no key, or can be guessed.
+        SecurityError: the key is too short, or tritonserver could not tell where it ends.
         OSError: the file cannot be read.
     """
     key = file.read_text().strip() if file else os.environ.get(KEY_VARIABLE)
-    return check(secrets.token_urlsafe(32) if key is None else key, file or KEY_VARIABLE)
-
-
-def check(key: str, origin: object) -> str:
-    """The key, if it is one.
-
-    Raises:
-        ValueError: it is too short, or tritonserver could not tell where it ends.
-    """
+    if key is None:
+        key = secrets.token_urlsafe(32)
     if not _KEY.fullmatch(key):
-        raise ValueError(
-            f"the control key of {origin} has {len(key)} characters; expected 16 or more, and only "
-            "letters, digits, - and _. Make one with: openssl rand -hex 32"
+        raise SecurityError(
+            f"the control key of {file or KEY_VARIABLE} has {len(key)} characters; expected 16 or "
+            "more, and only letters, digits, - and _. Make one with: openssl rand -hex 32"
         )
     return key
 
@@ -58,7 +57,7 @@ def headers(key: str) -> dict[str, str]:
 
 
 def arguments(key: str) -> Iterator[str]:
-    """What tells tritonserver to ask for the key."""
+    """The arguments that make tritonserver ask for the key."""
     guarded = f"{','.join(GUARDED)}:{KEY_HEADER}={key}"
     yield f"--grpc-restricted-protocol={guarded}"
     yield f"--http-restricted-api={guarded}"
@@ -66,18 +65,17 @@ def arguments(key: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ServerTls:
-    """gRPC in TLS. Triton's HTTP has none, so it is switched off.
+    """gRPC in TLS. Triton's HTTP has none, so the launcher switches HTTP off.
 
     Args:
-        cert, key: PEM files of the server: its certificate with what it was signed by, its key.
-        client_ca: authority of the clients' certificates; with it, a client without one is refused.
-        name: a name in the certificate, by which the launcher, which asks 127.0.0.1, knows it.
-
-    With `client_ca` the launcher shows the server's own certificate to be let in: sign it by that
-    authority, too.
+        cert, key: PEM files of the server: its certificate chain, its key.
+        client_ca: authority of the clients' certificates; when it is given, the server refuses
+            clients without a certificate. The launcher then shows the server's own certificate,
+            so this authority must have signed that one, too.
+        name: a name in the certificate; the launcher, which asks 127.0.0.1, checks for it.
 
     Raises:
-        ValueError: a file is missing.
+        SecurityError: a file is missing.
     """
 
     cert: Path
@@ -88,10 +86,10 @@ class ServerTls:
     def __post_init__(self) -> None:
         for path in (self.cert, self.key, self.client_ca):
             if path is not None and not path.is_file():
-                raise ValueError(f"TLS: there is no file {path}")
+                raise SecurityError(f"TLS: there is no file {path}")
 
     def arguments(self) -> Iterator[str]:
-        """What tells tritonserver to encrypt."""
+        """The arguments that make tritonserver encrypt."""
         yield "--allow-http=false"
         yield "--grpc-use-ssl=true"
         yield f"--grpc-server-cert={self.cert.resolve()}"
@@ -101,8 +99,8 @@ class ServerTls:
             yield f"--grpc-root-cert={self.client_ca.resolve()}"
 
     def connection(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """For the launcher's own client: arguments and channel options. It trusts the server's
-        certificate itself, whoever has signed it."""
+        """For the launcher's own client: arguments and channel options. The client trusts the
+        server's certificate itself, whatever authority signed it."""
         files = {"root_certificates": self.cert}
         if self.client_ca is not None:
             files |= {"private_key": self.key, "certificate_chain": self.cert}

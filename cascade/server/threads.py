@@ -12,6 +12,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from cascade.artifact import ArtifactError
 from cascade.spec import TOPOLOGIES, Topology
 
 
@@ -21,9 +22,9 @@ def cores() -> int:
 
 
 def default_instances(topology: Topology) -> int:
-    """Processes of each model where nobody says otherwise: so many in all as there are cores, each
-    with one thread. The thread pools of ONNX Runtime and of FAISS, spinning in one process, would
-    take the cores from each other."""
+    """The default number of processes of each model: in all, one per core, each with one thread.
+    The thread pools of ONNX Runtime and of FAISS, spinning in one process, would take the cores
+    from each other."""
     return max(1, cores() // len(TOPOLOGIES[topology]))
 
 
@@ -31,7 +32,7 @@ def instances(repository: Path) -> int:
     """How many Python processes the models of a repository start together.
 
     Raises:
-        ValueError: a config.pbtxt cannot be read.
+        ArtifactError: a config.pbtxt cannot be read.
     """
     total = 0
     for path in sorted(repository.glob("*/config.pbtxt")):
@@ -40,7 +41,7 @@ def instances(repository: Path) -> int:
             # A newer server knows fields that this client does not.
             text_format.Parse(path.read_text(), config, allow_unknown_field=True)
         except text_format.ParseError as error:
-            raise ValueError(f"{path} is not a model configuration: {error}") from error
+            raise ArtifactError(f"{path} is not a model configuration: {error}") from error
         if config.backend == "python":
             groups = [max(1, g.count) * max(1, len(g.gpus)) for g in config.instance_group]
             total += sum(groups) or 1

@@ -1,7 +1,8 @@
 """The Python processes of a server: which model each runs, and which of them have died.
 
-tritonserver never waits for a stub that somebody killed, so it stays a zombie until its model is
-unloaded. One that a model's unload ended in order exits with 0 and is soon waited for.
+Each instance of a Python model runs in a process of its own; Triton calls its program the stub.
+tritonserver does not wait for a stub that was killed, so the stub stays a zombie until its model is
+unloaded. A stub that an unload ends in order exits with 0, and tritonserver soon waits for it.
 """
 
 from __future__ import annotations
@@ -9,73 +10,59 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+import psutil
 
 from cascade.server import cleanup
 from cascade.server.binaries import STUB
+from cascade.server.process import stat_fields
 
-PROC = Path("/proc")
-_RUNS = re.compile(rf"(?:[^\0]*/)?{STUB}\0(?:[^\0]*/)?([^/\0]+)/(\d+)/model\.py\0")
-
-
-class _State(NamedTuple):
-    """What man 5 proc says of a process: when it started, whether it ended in disorder."""
-
-    started: int
-    failed: bool
+_MODEL_FILE = re.compile(r"(?:.*/)?([^/]+)/(\d+)/model\.py")
+_EXIT_CODE = 49
 
 
 @dataclass(frozen=True)
-class Stub:
-    """One process of a model.
+class Worker:
+    """One process of a model; psutil tells it from a later process with the same id."""
 
-    Args:
-        started: in clock ticks since boot; with the process id it names one process for ever.
-    """
-
-    pid: int
-    started: int
+    process: psutil.Process
     model: str
     version: int
 
     @property
+    def pid(self) -> int:
+        return int(self.process.pid)
+
+    @property
     def dead(self) -> bool:
-        """It has ended by a signal or an error, and nobody has waited for it."""
-        state = _state(self.pid)
-        return state is not None and state.started == self.started and state.failed
+        """The process ended by a signal or an error, and its parent has not waited for it."""
+        try:
+            zombie = not self.gone and self.process.status() == psutil.STATUS_ZOMBIE
+            return zombie and stat_fields(self.pid)[_EXIT_CODE] != "0"
+        except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            return False
 
     @property
     def gone(self) -> bool:
-        """Nothing is left of it."""
-        state = _state(self.pid)
-        return state is None or state.started != self.started
+        """Nothing is left of the process, not even a zombie."""
+        return not self.process.is_running()
 
 
-def alive(server: str) -> set[Stub]:
-    """The stubs of the server of that name."""
-    found = (_stub(pid) for pid in cleanup.processes(server))
-    return {stub for stub in found if stub is not None}
+def alive(server: str) -> set[Worker]:
+    """The worker processes of the server of that name."""
+    found = (_worker(pid) for pid in cleanup.processes(server))
+    return {worker for worker in found if worker is not None}
 
 
-def _stub(pid: int) -> Stub | None:
+def _worker(pid: int) -> Worker | None:
     """A stub's second argument is the model.py that it runs: .../MODEL/VERSION/model.py. Before a
-    load, Triton starts one that has no arguments, to see whether it runs at all."""
-    state = _state(pid)
+    load, Triton starts a stub without arguments, to see whether it runs at all."""
     try:
-        command = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return None  # it has just ended
-    runs = _RUNS.match(command)
-    if state is None or runs is None:
+        process = psutil.Process(pid)
+        command = process.cmdline()
+    except psutil.NoSuchProcess:
         return None
-    return Stub(pid, state.started, runs[1], int(runs[2]))
-
-
-def _state(pid: int) -> _State | None:
-    """None where there is none."""
-    try:
-        line = (PROC / str(pid) / "stat").read_text()
-    except OSError:
+    if len(command) < 2 or Path(command[0]).name != STUB:
         return None
-    fields = line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
-    return _State(int(fields[19]), failed=fields[0] == "Z" and fields[49] != "0")
+    model_file = _MODEL_FILE.fullmatch(command[1])
+    return model_file and Worker(process, model_file[1], int(model_file[2]))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cascade.client.recommender import DEADLINE_S
-from cascade.server.launcher import reap
+from cascade.server.cleanup import remove_orphans
 from perf.artifacts import Artifacts
 from perf.payload import Payload
 from perf.table import number, table
@@ -27,7 +27,7 @@ def run(work: Path, stock: Stock) -> dict[str, float]:
     storm = fuzz.measure(ensemble, users, work, 100_000, seconds)
     stop = shutdown.measure(ensemble, users, work)
     tls_ok = encrypted.measure(ensemble, fused.users_file, work)
-    reap()
+    remove_orphans()
     rows = [
         *((f"{m} killed: s until all is well", number(s)) for m, s in kills.items()),
         ("answers/s of 16 in flight", number(crowd.capacity)),

@@ -20,9 +20,10 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.server import binaries, cleanup, probe, server_log, supervisor, threads
+from cascade.server import binaries, cleanup, probe, process, supervisor, threads
 from cascade.server.binaries import BinaryError
-from cascade.server.launcher import Ports, Server, ServerError, reap
+from cascade.server.cleanup import remove_orphans
+from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
 
@@ -98,7 +99,7 @@ def own_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield
-    for state in cleanup.run_folder().glob("cascade_*.json"):
+    for state in cleanup.run_folder().glob("cascade_*.lock"):
         cleanup.remove(state.stem)
 
 
@@ -115,7 +116,7 @@ def repository(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def registered() -> list[str]:
-    return sorted(path.stem for path in cleanup.run_folder().glob("cascade_*.json"))
+    return sorted(path.stem for path in cleanup.run_folder().glob("cascade_*.lock"))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -307,12 +308,12 @@ def test_a_killed_launcher_takes_its_server_along(repository: Callable[[str], Pa
         wait_until_ready(child)
         (name,) = registered()
         child.kill()
-    wait_until(lambda: cleanup.processes(name) == [])  # by itself, nobody reaps
-    assert reap() == [name]
+    wait_until(lambda: cleanup.processes(name) == [])  # by itself
+    assert remove_orphans() == [name]
     assert_nothing_left(name)
 
 
-def test_reap_ends_a_server_whose_launcher_is_gone(repository: Callable[[str], Path]) -> None:
+def test_orphans_are_removed(repository: Callable[[str], Path]) -> None:
     # Started in a thread, the server cannot be tied to the launcher: it survives it.
     script = f"""
         import os, signal, threading
@@ -329,7 +330,7 @@ def test_reap_ends_a_server_whose_launcher_is_gone(repository: Callable[[str], P
     (name,) = registered()
     assert len(cleanup.processes(name)) == 2
     assert cleanup.segments(name)
-    assert reap() == [name]
+    assert remove_orphans() == [name]
     assert_nothing_left(name)
 
 
@@ -337,24 +338,24 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_reap_touches_nothing_that_lives_or_is_not_its_own() -> None:
-    mine, dead = cleanup.register(), cleanup.register()
-    state = cleanup.run_folder() / f"{dead}.json"
-    started = cleanup._start_time(os.getpid())
-    # The launcher's id is in use again, by a process that started at another time.
-    state.write_text(state.read_text().replace(f'"started": {started}', '"started": 1'))
+def test_nothing_that_lives_or_belongs_to_another_server_is_removed() -> None:
+    mine = cleanup.register()
+    script = "from cascade.server import cleanup; print(cleanup.register())"
+    dead = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     children = {
         name: subprocess.Popen(["sleep", "600"], env={**os.environ, cleanup.VARIABLE: name})
         for name in (mine, dead, dead + "0")
     }
     try:
         wait_until(lambda: all(cleanup.processes(name) for name in children))
-        assert reap() == [dead]
+        assert remove_orphans() == [dead]
         assert children[dead].wait(PATIENCE_S) == -signal.SIGKILL
         assert children[mine].poll() is None
         assert children[dead + "0"].poll() is None
         assert registered() == [mine]
-        assert reap() == []
+        assert remove_orphans() == []
     finally:
         for child in children.values():
             child.kill()
@@ -413,7 +414,7 @@ def test_the_container_comes_before_the_wheel(
         path.chmod(0o755)
     monkeypatch.setenv("PATH", str(server.parent))
     found = binaries.tritonserver()
-    assert (found.path, found.stub, found.origin) == (server, stub, "container")
+    assert found.path == server
     arguments = found.assemble(tmp_path / "unused", ROOT / "cascade")
     assert arguments == (f"--backend-directory={tmp_path / 'backends'}",)
 
@@ -521,17 +522,17 @@ E1120 19:26:39.641351 7350 backend_model.cc:692] "ERROR: ValueError: no file\\na
 
 
 def test_an_excerpt_holds_problems_only() -> None:
-    assert server_log.excerpt(LOG) == (
+    assert process.log_excerpt(LOG) == (
         "loading the item state\nERROR: ValueError: no file\nat model.py(4)"
     )
-    assert server_log.excerpt(LOG, lines=1) == "at model.py(4)"
+    assert process.log_excerpt(LOG, lines=1) == "at model.py(4)"
     quiet = 'I1120 19:26:37.126230 7350 model_lifecycle.cc:472] "loading: rank:1"'
-    assert server_log.excerpt(quiet) == quiet
+    assert process.log_excerpt(quiet) == quiet
     usage = "tritonserver: unrecognized option '--x'\nUsage: tritonserver [options]\n  --help\n"
-    assert server_log.excerpt(usage) == (
+    assert process.log_excerpt(usage) == (
         "tritonserver: unrecognized option '--x'\ntritonserver does not accept its arguments"
     )
-    assert server_log.excerpt("") == "(its log is empty)"
+    assert process.log_excerpt("") == "(its log is empty)"
 
 
 def test_free_ports_are_three_different_ones() -> None:

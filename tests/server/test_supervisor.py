@@ -24,7 +24,7 @@ from cascade.client import Recommender, RecommendError
 from cascade.server import health, probe, security, supervisor, workers
 from cascade.server.launcher import Server
 from cascade.server.supervisor import Supervisor
-from cascade.server.workers import Stub
+from cascade.server.workers import Worker
 from tests.served import EXIT_S, Served, serve
 
 PATIENCE_S = 60.0
@@ -82,8 +82,8 @@ def mended(log: Path, before: int) -> list[str]:
     return names()
 
 
-def stub_of(served: Served, model: str) -> Stub:
-    return next(stub for stub in workers.alive(served.name) if stub.model == model)
+def worker_of(served: Served, model: str) -> Worker:
+    return next(w for w in workers.alive(served.name) if w.model == model)
 
 
 def answers(url: str, users: list[dict[str, Any]]) -> tuple[Any, Any]:
@@ -111,14 +111,14 @@ def test_a_dead_stage_is_told_and_loaded_again(
     assert_same_answers: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = sorted((stub.model, stub.version) for stub in workers.alive(served.name))
+    found = sorted((w.model, w.version) for w in workers.alive(served.name))
     assert found == [("prerank", 1), ("prerank", 1), ("rank", 1), ("retrieve", 1)]
     assert healthy(served)
     assert capsys.readouterr().out.startswith(f"healthy: recommend at {served.url} answered in ")
-    time.sleep(2)  # the supervisor gets to know the stubs
+    time.sleep(2)  # the supervisor lists the workers
     os.kill(served.launcher.pid, signal.SIGSTOP)  # nobody helps
     try:
-        victim = stub_of(served, "retrieve")
+        victim = worker_of(served, "retrieve")
         os.kill(victim.pid, signal.SIGKILL)
         wait_until(lambda: victim.dead)
         assert not healthy(served)
@@ -140,7 +140,7 @@ def test_one_of_two_processes_is_replaced_while_the_other_answers(
 ) -> None:
     before, ready = len(events(log)), []
     time.sleep(2)
-    os.kill(stub_of(served, "prerank").pid, signal.SIGKILL)
+    os.kill(worker_of(served, "prerank").pid, signal.SIGKILL)
     with grpc.InferenceServerClient(served.url) as client:
         while len(events(log)) < before + 2:
             # The dead one fails what it is given, but the cascade never goes away.
@@ -175,7 +175,7 @@ def test_a_publisher_is_left_alone(criteo: Any, served: Served, log: Path) -> No
 def test_a_stage_that_hangs_is_replaced(criteo: Any, served: Served, log: Path) -> None:
     """It is alive, so only the canaries tell."""
     before = len(events(log))
-    hanging = stub_of(served, "rank")
+    hanging = worker_of(served, "rank")
     os.kill(hanging.pid, signal.SIGSTOP)
     mended(log, before)
     failed = [event for event in events(log)[before:] if event["event"] == "canary failed"]
@@ -218,7 +218,7 @@ def test_the_launcher_ends_where_reloading_does_not_help(
 ) -> None:
     time.sleep(2)
     (repository / "rank" / "1" / "stage.json").unlink()
-    os.kill(stub_of(served, "rank").pid, signal.SIGKILL)
+    os.kill(worker_of(served, "rank").pid, signal.SIGKILL)
     assert served.launcher.wait(EXIT_S) == 1
     assert "error: a model cannot be loaded again" in log.read_text()
     assert "stage.json" in log.read_text()
