@@ -6,10 +6,15 @@ the same, whatever they are.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
+import pickle
+import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,10 +227,30 @@ BAGS = Schema(
 
 @pytest.fixture(scope="session")
 def make_cascade(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cascade]:
-    """Draws and exports a cascade; takes the arguments of `Plan`. Takes seconds: share it."""
+    """Draws and exports a cascade; takes the arguments of `Plan`, returns a copy of its own.
 
-    def make(**options: Any) -> Cascade:
-        return export_cascade(Plan(**options), tmp_path_factory.mktemp("cascade"))
+    An export takes seconds, so that of each plan is made once for all processes of pytest-xdist.
+    With `fresh=True` it is made anew, for tests that change how the exporter works.
+    """
+    base = tmp_path_factory.getbasetemp()
+    exports = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    exports.mkdir(exist_ok=True)
+
+    def make(*, fresh: bool = False, **options: Any) -> Cascade:
+        plan, folder = Plan(**options), tmp_path_factory.mktemp("cascade")
+        if fresh:
+            return export_cascade(plan, folder)
+        name = hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
+        kept, described = exports / name, exports / f"{name}.pickle"
+        with (exports / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not described.exists():
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.mkdir()
+                described.write_bytes(pickle.dumps(export_cascade(plan, kept)))
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        made: Cascade = pickle.loads(described.read_bytes())
+        return replace(made, checkpoints=folder / "checkpoints", repository=folder / "repository")
 
     return make
 
@@ -238,7 +263,7 @@ def criteo(make_cascade: Callable[..., Cascade]) -> Cascade:
 
 @pytest.fixture(scope="session")
 def criteo_server(criteo: Cascade) -> Iterator[Server]:
-    """The one server of the test run. Nobody may change what it serves."""
+    """A server that many tests share: no test may change what it serves."""
     with Server(criteo.repository) as server:
         yield server
 

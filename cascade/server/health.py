@@ -47,6 +47,8 @@ def _tls(options: argparse.Namespace) -> dict[str, Any]:
         "certificate_chain": options.tls_cert,
     }
     given = {name: str(path) for name, path in files.items() if path}
+    for path in given.values():
+        open(path).close()  # the client reports a missing file only after a traceback
     return {"ssl": True, **given} if given else {}
 
 

@@ -151,6 +151,11 @@ class Server:
             raise ServerError(
                 f"there is no model repository at {self.repository}; make one (python -m export)"
             )
+        if not any(self.repository.glob("*/config.pbtxt")):
+            raise ServerError(
+                f"{self.repository} is no model repository: it holds no MODEL/config.pbtxt; make "
+                "one (python -m export)"
+            )
         cleanup.remove_orphans()
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)

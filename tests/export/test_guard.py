@@ -62,7 +62,7 @@ def test_a_stored_variant_answers_nearly_as_the_model(
 ) -> None:
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.5)  # of drawn models, whose scores lie close
     monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 0.05)
-    cheap = make_cascade(**SMALL, state=state, weights=weights)
+    cheap = make_cascade(fresh=True, **SMALL, state=state, weights=weights)
     (ids, scores), (wanted_ids, wanted) = (c.ask(c.pipeline()) for c in (cheap, plain))
     assert np.abs(scores - wanted).max() <= 0.05
     shared = [len(set(a) & set(b)) for a, b in zip(ids, wanted_ids, strict=True)]
@@ -75,7 +75,7 @@ def test_nobodys_answer_depends_on_who_else_asks(
     """Dynamic quantisation has one scale for a batch: such graphs take one user at a time."""
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.0)
     monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 1.0)
-    cascade = make_cascade(**SMALL, weights="int8")
+    cascade = make_cascade(fresh=True, **SMALL, weights="int8")
     assert Description.load(cascade.repository / RANK / "1").one_by_one
     pipeline = cascade.pipeline()
     together = cascade.ask(pipeline)
@@ -89,7 +89,7 @@ def test_what_was_asked_for_is_refused_when_it_loses(
 ) -> None:
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 1.01)
     with pytest.raises(GuardError, match=r"prerank with state float16.* loses too much"):
-        make_cascade(**SMALL, state="float16")
+        make_cascade(fresh=True, **SMALL, state="float16")
 
 
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_smallest() -> None:
@@ -127,5 +127,5 @@ def test_weights_that_were_outside_may_all_fit_inside(
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.0)
     monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 1.0)
     monkeypatch.setattr(onnx_file, "EXTERNAL_BYTES", 8000)
-    cascade = make_cascade(**SMALL, weights="int8")
+    cascade = make_cascade(fresh=True, **SMALL, weights="int8")
     assert len(cascade.ask(cascade.pipeline())[0]) == len(cascade.dense)

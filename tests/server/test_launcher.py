@@ -1,4 +1,4 @@
-"""The launcher with the real server: it answers, it says why not, and it leaves nothing behind."""
+"""The launcher with the real server: it answers, reports errors, and leaves nothing behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Who has no key changes nothing, who has no certificate hears nothing, nothing is unpickled."""
+"""Control takes a key, TLS takes a certificate, and no file is unpickled."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_control_over_grpc_takes_the_key(
     for headers in ({}, wrong):
         with pytest.raises(InferenceServerException, match="This protocol is restricted"):
             CONTROL[action](client, headers)
-    if action != "load":  # nobody may change what this server serves
+    if action != "load":  # other tests use this server
         CONTROL[action](client, criteo_server.control_headers)
 
 

@@ -1,5 +1,5 @@
-"""The supervisor: what is dead is found and loaded again, or the launcher ends; health tells the
-truth in between."""
+"""The supervisor finds dead processes and reloads their models, or the launcher ends; the health
+check reports the state in between."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 def mended(log: Path, before: int) -> list[str]:
-    """The names of the events after the first `before`, once one says that it is over.
+    """The names of the events after the first `before`, once a reload or a restart is among them.
 
-    A stub that dies while it holds a lock of the server takes the server along: rare, and out of
-    anybody's hands. Then the supervisor starts the server again, and that must do as well.
+    A stub that dies while it holds a lock of the server takes the server along, which is rare and
+    cannot be prevented. Then the supervisor starts the server again.
     """
 
     def names() -> list[str]:
@@ -116,7 +116,7 @@ def test_a_dead_stage_is_told_and_loaded_again(
     assert healthy(served)
     assert capsys.readouterr().out.startswith(f"healthy: recommend at {served.url} answered in ")
     time.sleep(2)  # the supervisor lists the workers
-    os.kill(served.launcher.pid, signal.SIGSTOP)  # nobody helps
+    os.kill(served.launcher.pid, signal.SIGSTOP)  # no help from the supervisor
     try:
         victim = worker_of(served, "retrieve")
         os.kill(victim.pid, signal.SIGKILL)
@@ -155,11 +155,11 @@ def test_one_of_two_processes_is_replaced_while_the_other_answers(
         assert mending == ["process died", "reloaded"]
     wait_until(lambda: answered(served, criteo.users[0]))
     wait_until(lambda: sum(s.model == "prerank" for s in workers.alive(served.name)) == 2)
-    assert len(events(log)) == before + len(mending)  # the end of the other is nobody's death
+    assert len(events(log)) == before + len(mending)  # none for the replaced process
 
 
 def test_a_publisher_is_left_alone(criteo: Any, served: Served, log: Path) -> None:
-    """It ends processes in order, and somebody who asks meanwhile is told to ask again."""
+    """A publisher ends processes in order; clients that ask meanwhile are told to ask again."""
     before = events(log)
     headers = security.headers(KEY)
     with grpc.InferenceServerClient(served.url) as client:
