@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 from cascade.data.parts import (
     Columns,
     Group,
-    concatenate,
     matrix,
     read_groups,
     row_count,
@@ -134,8 +133,8 @@ class Dataset:
 
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""
-        size = self.rows(split) if limit is None else min(limit, self.rows(split))
-        return _batch(self._first(split, self._columns(split), size), slice(0, size))
+        columns = self._first(split, self._columns(), limit)
+        return _batch(columns, slice(None))
 
     def batches(
         self,
@@ -152,16 +151,15 @@ class Dataset:
         memory stays bounded. The same arguments give the same batches; `skip` leaves out the
         first ones, mostly without reading them, for a training run that resumes.
         """
-        order = self._groups(split)
+        groups, names = self._groups(split), self._columns()
         width = 1 if seed is None else 2
         if seed is not None:
-            drawn = np.random.default_rng((seed, epoch)).permutation(len(order))
-            order = [order[i] for i in drawn]
-        names = self._columns(split)
+            drawn = np.random.default_rng((seed, epoch)).permutation(len(groups))
+            groups = [groups[i] for i in drawn]
         left_out = skip * batch_size
         pending: Columns = {}
-        for start in range(0, len(order), width):
-            window = order[start : start + width]
+        for start in range(0, len(groups), width):
+            window = groups[start : start + width]
             size = sum(map(row_count, window))
             if left_out >= size:
                 left_out -= size
@@ -170,7 +168,9 @@ class Dataset:
             if seed is not None:
                 drawn = np.random.default_rng((seed, epoch, start)).permutation(size)
                 columns = {name: values[drawn] for name, values in columns.items()}
-            pending = concatenate([pending, {n: v[left_out:] for n, v in columns.items()}])
+            for name, values in columns.items():
+                rest = values[left_out:]
+                pending[name] = np.concatenate((pending[name], rest)) if name in pending else rest
             left_out = 0
             whole = len(pending["label"]) // batch_size * batch_size
             for row in range(0, whole, batch_size):
@@ -194,9 +194,9 @@ class Dataset:
         if split == "train":
             raise DataError("raw users are kept for validation and test only, not for train")
         dense, ids = self.schema.dense("user"), self.schema.ids("user")
-        size = min(limit, self.rows(split))
         names = [feature.name for feature in (*dense, *ids)]
-        columns = self._first(split, ["item", "label", *names], size)
+        columns = self._first(split, ["item", "label", *names], limit)
+        size = len(columns["label"])
         numbers = np.zeros((size, self.schema.dense_width("user")), np.float32)
         for position, feature in enumerate(dense):
             numbers[:, position] = columns[feature.name]
@@ -216,20 +216,19 @@ class Dataset:
             )
         return found
 
-    def _columns(self, split: Split) -> list[str]:
-        known = self.source["probability"]
-        return [*_COLUMNS, "probability"] if known else list(_COLUMNS)
+    def _columns(self) -> list[str]:
+        return [*_COLUMNS, *(["probability"] if self.source["probability"] else [])]
 
-    def _first(self, split: Split, names: list[str], size: int) -> Columns:
-        """The first `size` rows of some columns."""
-        parts: list[Columns] = []
+    def _first(self, split: Split, names: list[str], limit: int | None) -> Columns:
+        """Some columns of the first `limit` rows, or of all."""
+        wanted: list[Group] = []
         found = 0
         for group in self._groups(split):
-            if parts and found >= size:
+            if wanted and limit is not None and found >= limit:
                 break
-            parts.append(read_groups([group], names))
+            wanted.append(group)
             found += row_count(group)
-        return {name: values[:size] for name, values in concatenate(parts).items()}
+        return {name: values[:limit] for name, values in read_groups(wanted, names).items()}
 
 
 def _batch(columns: Columns, rows: slice) -> Batch:

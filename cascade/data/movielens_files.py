@@ -38,22 +38,23 @@ _RATING_TYPES = (pa.int64(), pa.int64(), pa.float64(), pa.int64())
 
 @dataclass(frozen=True)
 class Files:
-    """A folder and the form of its files.
+    """The files of a folder and their form.
 
     Args:
-        names: of the files of ratings, movies and users; the last need not be there.
+        ratings, movies, users: the last need not be there.
         delimiters: between the fields of each of the three.
         movie_fields: how many fields a movie has.
         user_fields: the names of a user's fields after the id.
         headers: the first lines of ratings and movies, where those name the columns.
     """
 
-    names: tuple[str, str, str]
+    ratings: Path
+    movies: Path
+    users: Path | None
     delimiters: tuple[str, str, str]
     movie_fields: int
     user_fields: tuple[str, ...] = DEMOGRAPHICS
     headers: tuple[str, str] = ("", "")
-    folder: Path = Path()
 
     @classmethod
     def find(cls, folder: Path) -> Files:
@@ -66,33 +67,21 @@ class Files:
             raise DataError(f"{folder} does not exist")
         if not folder.is_dir():
             raise DataError(f"{folder} is a file; give the (unpacked) MovieLens folder")
-        for form in _FORMS:
-            there = [name for name in form.names[:2] if (folder / name).is_file()]
-            if len(there) == 2:
-                return replace(form, folder=folder)
-            if there:
-                (missing,) = {*form.names[:2]} - {*there}
-                raise DataError(f"{folder} has {there[0]} but not {missing}: both are needed")
-        known = "; ".join(
-            f"{ratings} with {movies}" for ratings, movies, _ in (form.names for form in _FORMS)
-        )
+        for form in FORMS:
+            ratings, movies = folder / form.ratings, folder / form.movies
+            if ratings.is_file() != movies.is_file():
+                there, missing = sorted((ratings, movies), key=Path.is_file, reverse=True)
+                raise DataError(
+                    f"{folder} has {there.name} but not {missing.name}: both are needed"
+                )
+            if ratings.is_file():
+                users = folder / form.users if form.users else None
+                users = users if users and users.is_file() else None
+                return replace(form, ratings=ratings, movies=movies, users=users)
+        known = "; ".join(f"{form.ratings} with {form.movies}" for form in FORMS)
         raise DataError(
             f"{folder} holds no MovieLens data: expected {known}; found {found_in(folder)}"
         )
-
-    @property
-    def ratings(self) -> Path:
-        return self.folder / self.names[0]
-
-    @property
-    def movies(self) -> Path:
-        return self.folder / self.names[1]
-
-    @property
-    def users(self) -> Path | None:
-        """The file of demographics, where there is one."""
-        path = self.folder / self.names[2]
-        return path if path.is_file() else None
 
     @property
     def paths(self) -> list[Path]:
@@ -157,16 +146,20 @@ class Files:
         return read_rows(self.ratings, layout, bad, start=1 if self.headers[0] else 0)
 
 
-_FORMS = (
+FORMS = (
     Files(
-        ("ratings.csv", "movies.csv", ""),
+        *(Path("ratings.csv"), Path("movies.csv"), None),
         delimiters=(",", ",", ""),
         movie_fields=3,
         headers=("userId,movieId,rating,timestamp", "movieId,title,genres"),
     ),
-    Files(("ratings.dat", "movies.dat", "users.dat"), ("::", "::", "::"), movie_fields=3),
     Files(
-        ("u.data", "u.item", "u.user"),
+        *(Path("ratings.dat"), Path("movies.dat"), Path("users.dat")),
+        delimiters=("::", "::", "::"),
+        movie_fields=3,
+    ),
+    Files(
+        *(Path("u.data"), Path("u.item"), Path("u.user")),
         delimiters=("\t", "|", "|"),
         movie_fields=5 + len(GENRES_100K),
         user_fields=("age", "gender", "occupation", "zip"),

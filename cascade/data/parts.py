@@ -83,16 +83,8 @@ def row_count(group: Group) -> int:
 
 def read_groups(wanted: Sequence[Group], names: list[str]) -> Columns:
     """Some columns of some row groups, as arrays: lists as [B, F], strings as bytes."""
-    tables = (group.to_table(columns=names) for group in wanted)
-    return concatenate([{name: _numpy(table[name]) for name in names} for table in tables])
-
-
-def concatenate(parts: Sequence[Columns]) -> Columns:
-    """The rows of several sets of the same columns; an empty set counts for nothing."""
-    parts = [part for part in parts if part]
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    table = pa.concat_tables([group.to_table(columns=names) for group in wanted])
+    return {name: _numpy(table[name]) for name in names}
 
 
 def _numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:

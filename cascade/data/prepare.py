@@ -1,4 +1,11 @@
-"""`--data SPEC` -> a prepared folder, made anew or found ready."""
+"""`--data SPEC` -> a prepared folder, made anew or found ready.
+
+`write` reads the source once. On the way it counts the values of the training rows, numbers the
+items and spills what remains of a row to temporary Parquet files. Then the vocabularies are known,
+and a second pass over those files encodes. The values of the users' features are counted on the
+training split. Those of the items' features are counted on the source's own list where it has one,
+so that an item without any row still has its own row of the embedding table.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +13,23 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
 from cascade.data.criteo import Criteo
 from cascade.data.dataset import FORMAT, Dataset
+from cascade.data.distinct import DistinctItems, ListedItems, Vocabularies
 from cascade.data.movielens import MovieLens
-from cascade.data.source import BadRows, DataError, Policy, Source
+from cascade.data.parts import fixed_size_list, regrouped, row_groups, write_file, write_parts
+from cascade.data.source import SPLITS, BadRows, DataError, Policy, Source, Split, typed
 from cascade.data.synthetic import Synthetic
-from cascade.data.write import write
+from cascade.encoding import Encoder
 from cascade.schema import Schema
 
 SPEC = "criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]"
@@ -83,24 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every program that prepares data."""
     add = parser.add_argument
     add("--data", required=True, metavar="SPEC", help=SPEC)
-    add(
-        "--bad-rows",
-        choices=("error", "skip"),
-        default="error",
-        help="stop at the first malformed row, or leave such rows out and count them",
-    )
-    add(
-        "--min-count",
-        type=int,
-        metavar="N",
-        help="rarer values of a category share the out-of-vocabulary id",
-    )
-    add(
-        "--hash-buckets",
-        type=int,
-        metavar="N",
-        help="hash each category into N ids; no vocabularies",
-    )
+    skip = "stop at the first malformed row, or leave such rows out and count them"
+    add("--bad-rows", choices=("error", "skip"), default="error", help=skip)
+    rare = "values seen less often in training share one id"
+    add("--min-count", type=int, metavar="N", help=rare)
+    hashed = "hash each category into N ids; no vocabularies"
+    add("--hash-buckets", type=int, metavar="N", help=hashed)
 
 
 def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
@@ -156,3 +158,109 @@ def _make(
         root.rename(old)
     partial.rename(root)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
+    """Write everything but source.json into an empty folder.
+
+    Args:
+        schema: the source's, or the same features with their categories encoded another way.
+
+    Returns:
+        what source.json has to say of it: rows by split, items, whether probabilities are known.
+
+    Raises:
+        DataError: a row cannot be read, or a split has none.
+    """
+    raw = folder / "raw"
+    raw.mkdir()
+    listed = source.catalogue()
+    items = DistinctItems(schema, raw / "items") if listed is None else ListedItems(listed)
+    of_rows = Vocabularies(schema, ("user", "item") if listed is None else ("user",))
+    rows = _spill(source, schema, items, of_rows, raw)
+    fitted = of_rows.fitted()
+    if listed is not None:
+        of_items = Vocabularies(schema, ("item",))
+        of_items.add(listed)
+        fitted |= of_items.fitted()
+    encoder = Encoder.fit(schema, fitted)
+    encoder.save(folder)
+    with _progress("encode items", items.count, "items") as bar:
+        encoded = (_encoded_items(encoder, t) for t in _told(bar, regrouped(items.tables())))
+        if not write_file(folder / "catalogue.parquet", encoded):
+            raise DataError("the item list is empty")
+    for split in SPLITS:
+        with _progress(f"encode {split}", rows[split]) as bar:
+            groups = _told(bar, (group.to_table() for group in row_groups(raw / split)))
+            keep_raw = split != "train"
+            write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in groups))
+    probability = "probability" in row_groups(raw / "train")[0].physical_schema.names
+    shutil.rmtree(raw)
+    return {"rows": rows, "items": items.count, "probability": probability}
+
+
+def _spill(
+    source: Source,
+    schema: Schema,
+    items: DistinctItems | ListedItems,
+    vocabularies: Vocabularies,
+    folder: Path,
+) -> dict[Split, int]:
+    """The first pass: rows as they came, with a row of the catalogue in place of the item."""
+
+    def spilled(split: Split) -> Iterator[pa.Table]:
+        for chunk in source.chunks(split):
+            if split == "train":
+                vocabularies.add(chunk)
+            columns = {"label": chunk["label"].cast(pa.float32()), "item": items.rows(chunk)}
+            if "probability" in chunk.column_names:
+                columns["probability"] = chunk["probability"].cast(pa.float32())
+            users = typed(schema.side("user"), chunk)
+            yield pa.table({**columns, **{name: users[name] for name in users.column_names}})
+            bar.update(chunk.num_rows)
+
+    rows: dict[Split, int] = {}
+    with _progress("read", getattr(source, "total_rows", None)) as bar:
+        for split in SPLITS:
+            found = write_parts(folder / split, spilled(split))
+            if not found:
+                raise DataError(
+                    f"the input is too small: no row is left for the {split} split "
+                    f"({', '.join(f'{n} in {s}' for s, n in rows.items()) or 'none was read'})"
+                )
+            rows[split] = found
+    return rows
+
+
+def _encoded_rows(encoder: Encoder, table: pa.Table, keep_raw: bool) -> pa.Table:
+    """Spilled rows -> the rows of a split."""
+    raw = [feature.name for feature in encoder.schema.side("user")]
+    dense, ids = encoder.encode_table("user", table)
+    columns = {name: table[name] for name in table.column_names if name not in raw}
+    columns["user_dense"] = fixed_size_list(dense)
+    columns["user_ids"] = fixed_size_list(ids.astype(np.int32))
+    return pa.table({**columns, **{name: table[name] for name in raw if keep_raw}})
+
+
+def _encoded_items(encoder: Encoder, table: pa.Table) -> pa.Table:
+    """Raw items with their `item_id` -> rows of catalogue.parquet."""
+    features = typed(encoder.schema.side("item"), table)
+    dense, ids = encoder.encode_table("item", features)
+    columns = {"item_id": table["item_id"].cast(pa.int64())}
+    if "title" in table.column_names:
+        columns["title"] = table["title"].cast(pa.string())
+    columns |= {name: features[name] for name in features.column_names}
+    columns["dense"] = fixed_size_list(dense)
+    columns["ids"] = fixed_size_list(ids.astype(np.int32))
+    return pa.table(columns)
+
+
+def _progress(what: str, total: int | None, unit: str = "rows") -> Any:
+    return tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True, mininterval=0.5)
+
+
+def _told(bar: Any, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; their rows move the bar."""
+    for table in tables:
+        yield table
+        bar.update(table.num_rows)

@@ -36,7 +36,7 @@ class Source(Protocol):
     ...         return None  # two impressions of one price show the same item
     ...     def chunks(self, split):
     ...         yield pa.table({"label": [1, 0], "city": ["Oslo", None], "price": [9.5, 20]})
-    >>> from cascade.data.write import write
+    >>> from cascade.data.prepare import write
     >>> write(Visits(), Visits.schema, folder)  # an empty folder; `prepare` adds source.json
     {'rows': {'train': 2, 'validation': 2, 'test': 2}, 'items': 2, 'probability': False}
     """

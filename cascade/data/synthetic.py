@@ -1,14 +1,17 @@
-"""Clicks drawn from a planted model in the Criteo schema, so the best possible answer is known.
+"""A planted world of clicks in the Criteo schema, so the best possible answer is known.
 
     logit(user, item) = bias + a(user) + c(item) + <u(user), v(item)>
 
 `a` bends with the user's numbers and adds up over the user's categories; `c` adds up over the
 item's. `u` and `v` are made of one plane for each pair of a user and an item category: the values
-point in directions, and the more alike two directions, the better the match. All items are equally
-long, so none of them suits everybody. A logistic regression can learn `a` and `c` but not the
-product, which is what a cascade exists for. Items are shown with a skewed popularity, whatever the
-user. A missing value is a value of its own, so the probability is a function of what is observed
-and no model can do better than it.
+point in directions, and the more alike two directions, the better the match. Items that share
+these categories form a cluster. All items are equally long, so none of them suits every user. A
+logistic regression can learn `a` and `c` but not the product, which is what a cascade exists for.
+Items are shown with a skewed popularity, whatever the user. A missing value is a value of its own,
+so the probability is a function of what is observed and no model can do better than it.
+
+`Synthetic` is a source of rows to train on, and for tests and benchmarks the world itself:
+`users` draws users, `item_categories` holds the items, `logits` tells the truth about any pair.
 """
 
 from __future__ import annotations
@@ -82,75 +85,68 @@ class Synthetic:
         return self.rows
 
     @cached_property
-    def _world(self) -> dict[str, Floats]:
-        """The planted effects of every category's values; row -1 is that of a missing value."""
+    def _effects(self) -> dict[str, list[Floats]]:
+        """What the values of categories do; row -1 of each array is that of a missing value."""
         random = np.random.default_rng(self.seed)
 
-        def directions(sizes: tuple[int, ...], name: str) -> dict[str, Floats]:
+        def planes(sizes: tuple[int, ...]) -> list[Floats]:
             angles = [random.uniform(0, 2 * np.pi, size + 1) for size in sizes[:PLANES]]
-            return {f"{name}{k}": np.stack((np.cos(a), np.sin(a)), 1) for k, a in enumerate(angles)}
+            return [np.stack((np.cos(a), np.sin(a)), 1) for a in angles]
 
-        def biases(sizes: tuple[int, ...], informative: int, name: str) -> dict[str, Floats]:
-            scale = informative**-0.5
-            return {
-                f"{name}_bias{k}": random.normal(0, scale, sizes[k] + 1) for k in range(informative)
-            }
+        def biases(sizes: tuple[int, ...], informative: int) -> list[Floats]:
+            return [random.normal(0, informative**-0.5, n + 1) for n in sizes[:informative]]
 
         return {
-            **directions(USER_CATEGORIES, "user"),
-            **directions(ITEM_CATEGORIES, "item"),
-            **biases(USER_CATEGORIES, INFORMATIVE_USER, "user"),
-            **biases(ITEM_CATEGORIES, INFORMATIVE_ITEM, "item"),
-            "curve": random.normal(0, 0.5, INFORMATIVE_NUMBERS),
+            "user": planes(USER_CATEGORIES),
+            "item": planes(ITEM_CATEGORIES),
+            "user_bias": biases(USER_CATEGORIES, INFORMATIVE_USER),
+            "item_bias": biases(ITEM_CATEGORIES, INFORMATIVE_ITEM),
+            "curve": [random.normal(0, 0.5, INFORMATIVE_NUMBERS)],
         }
+
+    def _side(self, side: str, codes: Codes) -> tuple[Floats, Floats]:
+        """Categories [B, C] -> directions [B, 2 * PLANES] and the sum of the biases [B]."""
+        directions = [plane[codes[:, k]] for k, plane in enumerate(self._effects[side])]
+        biases = [bias[codes[:, k]] for k, bias in enumerate(self._effects[f"{side}_bias"])]
+        return np.concatenate(directions, axis=1), np.asarray(sum(biases))
 
     @cached_property
     def item_categories(self) -> Codes:
         """[N, 20]: the values of every item, -1 = missing; the last is the item's own."""
-        random = np.random.default_rng((self.seed, 1))
-        columns = [_skewed(random, size, self.items) for size in ITEM_CATEGORIES]
-        codes = np.stack(columns, axis=1)
-        codes[random.random(codes.shape) < MISSING_SHARE] = -1
+        codes = _categories(np.random.default_rng((self.seed, 1)), ITEM_CATEGORIES, self.items)
         return np.concatenate((codes, np.arange(self.items)[:, None]), axis=1)
 
-    def _side(self, name: str, codes: Codes, informative: int) -> tuple[Floats, Floats]:
-        """-> directions [B, 2 * PLANES] and the sum of the categories' biases [B]."""
-        planes = [self._world[f"{name}{k}"][codes[:, k]] for k in range(PLANES)]
-        bias = sum(self._world[f"{name}_bias{k}"][codes[:, k]] for k in range(informative))
-        return np.concatenate(planes, axis=1), np.asarray(bias)
-
     @cached_property
-    def _item_effects(self) -> tuple[Floats, Floats]:
+    def item_effects(self) -> tuple[Floats, Floats]:
         """-> v [N, 2 * PLANES] and c [N]."""
-        v, c = self._side("item", self.item_categories, INFORMATIVE_ITEM)
+        v, c = self._side("item", self.item_categories)
         return v * PRODUCT_STD * (2 / PLANES) ** 0.5, c * ITEM_STD
-
-    def _user_effects(self, users: Users) -> tuple[Floats, Floats]:
-        """-> u [B, 2 * PLANES] and a [B]."""
-        u, bias = self._side("user", users.categories, INFORMATIVE_USER)
-        z = np.log1p(users.numbers[:, :INFORMATIVE_NUMBERS]) - 2.0  # about standard normal
-        bend = np.nan_to_num(np.abs(z) - 0.8, nan=0.0) @ self._world["curve"]
-        return u, bias * USER_STD + bend
-
-    def probability(self, users: Users, items: Codes | None = None) -> Floats:
-        """The true click probability of B users: [B] with one item row for each, or [B, N] with
-        every item of the catalogue."""
-        u, a = self._user_effects(users)
-        v, c = self._item_effects
-        if items is None:
-            logit = BIAS + a[:, None] + c[None, :] + u @ v.T
-        else:
-            logit = BIAS + a + c[items] + (u * v[items]).sum(1)
-        result: Floats = 1 / (1 + np.exp(-logit))
-        return result
 
     def users(self, random: np.random.Generator, count: int) -> Users:
         """Draw users."""
         numbers = np.floor(np.exp(random.normal(2.0, 1.0, (count, 13))))
         numbers[random.random(numbers.shape) < MISSING_SHARE] = np.nan
-        categories = np.stack([_skewed(random, size, count) for size in USER_CATEGORIES], axis=1)
-        categories[random.random(categories.shape) < MISSING_SHARE] = -1
-        return Users(numbers, categories)
+        return Users(numbers, _categories(random, USER_CATEGORIES, count))
+
+    def user_effects(self, users: Users) -> tuple[Floats, Floats]:
+        """-> u [B, 2 * PLANES] and a [B]."""
+        u, bias = self._side("user", users.categories)
+        z = np.log1p(users.numbers[:, :INFORMATIVE_NUMBERS]) - 2.0  # about standard normal
+        bend = np.nan_to_num(np.abs(z) - 0.8, nan=0.0) @ self._effects["curve"][0]
+        return u, bias * USER_STD + bend
+
+    def logits(self, users: Users, items: Codes | None = None) -> Floats:
+        """The true logits of B users: [B] with one item row for each, or [B, N] with every item of
+        the catalogue."""
+        u, a = self.user_effects(users)
+        v, c = self.item_effects
+        if items is None:
+            return np.asarray(BIAS + a[:, None] + c[None, :] + u @ v.T)
+        return np.asarray(BIAS + a + c[items] + (u * v[items]).sum(1))
+
+    def probability(self, users: Users, items: Codes | None = None) -> Floats:
+        """The true click probability, with the shapes of `logits`."""
+        return np.asarray(1 / (1 + np.exp(-self.logits(users, items))))
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows of a split: the last seventh is held out, half for validation, half for testing."""
@@ -169,26 +165,28 @@ class Synthetic:
                 "label": (random.random(count) < probability).astype(np.float32),
                 "item_id": items,
                 "probability": probability.astype(np.float32),
-                **_user_columns(users),
+                **{f"I{i + 1}": users.numbers[:, i].astype(np.float32) for i in range(13)},
+                **_hex_columns(1, users.categories, USER_CATEGORIES),
                 **_hex_columns(7, self.item_categories[items], (*ITEM_CATEGORIES, self.items)),
             }
             yield pa.table(columns)
 
     def catalogue(self) -> pa.Table:
         """Every item, shown or not."""
-        sizes = (*ITEM_CATEGORIES, self.items)
-        columns = _hex_columns(7, self.item_categories, sizes)
+        columns = _hex_columns(7, self.item_categories, (*ITEM_CATEGORIES, self.items))
         return pa.table({"item_id": np.arange(self.items), **columns})
+
+
+def _categories(random: np.random.Generator, sizes: tuple[int, ...], count: int) -> Codes:
+    """[count, C], -1 = missing."""
+    codes = np.stack([_skewed(random, size, count) for size in sizes], axis=1)
+    codes[random.random(codes.shape) < MISSING_SHARE] = -1
+    return codes
 
 
 def _skewed(random: np.random.Generator, size: int, count: int) -> Codes:
     """Codes below `size`, the low ones far more often: density falls like rank^-0.5."""
     return (size * random.random(count) ** 2).astype(np.int64)
-
-
-def _user_columns(users: Users) -> dict[str, Any]:
-    numbers = {f"I{i + 1}": users.numbers[:, i].astype(np.float32) for i in range(13)}
-    return {**numbers, **_hex_columns(1, users.categories, USER_CATEGORIES)}
 
 
 def _hex_columns(first: int, codes: Codes, sizes: tuple[int, ...]) -> dict[str, Any]:

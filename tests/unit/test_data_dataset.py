@@ -13,9 +13,9 @@ import pytest
 from cascade.data import DataError, Dataset, prepare
 from cascade.data import source as source_module
 from cascade.data.__main__ import main
+from cascade.data.prepare import write
 from cascade.data.source import SPLITS
 from cascade.data.synthetic import Synthetic
-from cascade.data.write import write
 from cascade.encoding import FIRST, MISSING, UNKNOWN
 from cascade.errors import run
 from cascade.schema import Feature, Schema

@@ -84,6 +84,8 @@ def test_probability_is_a_function_of_what_is_observed(train):
     users, items = users_of(train), train["item_id"].to_numpy()
     expected = train["probability"].to_numpy()
     np.testing.assert_allclose(WORLD.probability(users, items), expected, rtol=0, atol=1e-6)
+    logits = np.log(expected / (1 - expected))
+    np.testing.assert_allclose(WORLD.logits(users, items), logits, rtol=0, atol=1e-4)
     few = Users(users.numbers[:50], users.categories[:50])
     whole = WORLD.probability(few)
     assert whole.shape == (50, 2000)
@@ -105,8 +107,8 @@ def test_no_sum_over_user_and_item_reaches_the_best_auc(train):
     """Given every effect of the user and of the item, additively: more than a logistic regression
     on the raw features can know."""
     users, items = users_of(train), train["item_id"].to_numpy()
-    u, a = WORLD._user_effects(users)
-    v, c = (effect[items] for effect in WORLD._item_effects)
+    u, a = WORLD.user_effects(users)
+    v, c = (effect[items] for effect in WORLD.item_effects)
     label = train["label"].to_numpy()
     additive = LogisticRegression(C=1e6).fit(np.column_stack((u, a, v, c)), label)
     best = roc_auc_score(label, train["probability"].to_numpy())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cascade.data import Dataset
-from cascade.data.write import write
+from cascade.data.prepare import write
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema
 from cascade.training.loop import Recipe, fit, make_optimizers
