@@ -36,7 +36,7 @@ perf: .venv/ready
 
 resilience: .venv/ready
 	@mkdir -p build/resilience
-	$(BIN)/python -m tests.resilience --out build/resilience $(RESILIENCE) | tee build/resilience/output.txt
+	$(BIN)/python -m pytest -n 0 -p no:logging -vv tests/resilience $(RESILIENCE) | tee build/resilience/output.txt
 
 # uv installs in half a minute what takes pip three. uv does not read pip's configuration: where it
 # finds no index, pip installs.

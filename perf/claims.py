@@ -48,32 +48,6 @@ CLAIMS = (
 )
 
 
-# What `tests.resilience` looks at.
-RESILIENCE = (
-    Claim("release_failed", "=", 0, "requests that failed while releases came and went"),
-    Claim("release_mixed", "=", 0, "answers that are of no release's pipeline"),
-    Claim("switch_ms_max", "<=", 50, "longest switch, in milliseconds"),
-    Claim("release_p99_ratio", "<=", 2, "p99 while publishing over p99 before"),
-    Claim("publisher_kills_survived", "=", 1, "share of killed publishers that cost nothing"),
-    Claim("stub_recovery_s_max", "<=", 5, "until a killed stage answers again, in seconds"),
-    Claim("refresh_s", "<=", 15, "until a new item can be retrieved, in seconds"),
-    Claim("refresh_ratio", "<=", 0.1, "the same over the time of a full export"),
-    Claim("store_p50_ratio", "<=", 1.15, "p50 by user id over p50 with features, embedded store"),
-    Claim("redis_p50_ratio", "<=", 1.4, "the same with Redis"),
-    Claim("redis_down_failed", "=", 0, "requests that failed while Redis was gone"),
-    Claim("filters_wrong", "=", 0, "filtered answers that are not the filtered full order"),
-    Claim("exclude_p50_ratio", "<=", 1.2, "p50 with 500 excluded ids over p50 without"),
-    Claim("overload_lost", "=", 0, "requests that an overload lost: neither answered nor refused"),
-    Claim("overload_accepted_p99_ratio", "<=", 1, "p99 of accepted requests over their deadline"),
-    Claim("overload_recovery_s", "<=", 2, "until full speed is back after an overload"),
-    Claim("fuzz_crashes", "=", 0, "crashes under malformed requests"),
-    Claim("fuzz_rss_growth_mb", "<=", 50, "memory that they leave behind"),
-    Claim("soak_failed", "=", 0, "requests that failed at half load while releases came"),
-    Claim("soak_growth_mb", "<=", 50, "memory that grew meanwhile"),
-    Claim("sigterm_lost", "=", 0, "requests in flight that a stop lost"),
-)
-
-
 def verdicts(summary: Mapping[str, Any], claims: Sequence[Claim] = CLAIMS) -> str:
     """Each claim beside what was found."""
     rows = [

@@ -6,17 +6,14 @@ A block `<!-- name -->` … `<!-- /name -->` is replaced by what the function of
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from perf.claims import RESILIENCE, verdicts
-
 DEMO_OUTPUT = Path("build/demo/output.txt")
 TEST_OUTPUT = Path("build/test.txt")
 REPORT = Path("perf/report.md")
-RESILIENCE_LINES = Path("perf/results/resilience-cpu.jsonl")
+RESILIENCE_CLAIMS = Path("build/resilience/claims.md")
 
 
 def demo() -> str:
@@ -46,9 +43,8 @@ def results() -> str:
 
 
 def resilience() -> str:
-    """The claims of the latest whole run of `tests.resilience`."""
-    *_, last = RESILIENCE_LINES.read_text().splitlines()
-    return verdicts(json.loads(last)["resilience"], RESILIENCE)
+    """The claims of the latest run of `make resilience`."""
+    return RESILIENCE_CLAIMS.read_text().strip()
 
 
 BLOCKS: dict[str, Callable[[], str]] = {

@@ -1,24 +1,26 @@
-"""A redis-server of one's own: started on a free port, ended or killed, started again."""
+"""A redis-server for tests: started on a free port, killed, started again."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
 from cascade.server.launcher import Ports
 from cascade.server.process import tied
-from cascade.store import StoreError, open_backend
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S, POLL_S = 20.0, 0.05
 
 
 class RedisServer:
-    """A server that lives as long as this object's `with` block, and keeps what was written when it
-    is killed and started again.
+    """A redis-server that runs while this object's `with` block does. What was written survives
+    `kill` and `start`.
 
     Args:
         folder: for its log and its files.
@@ -36,7 +38,7 @@ class RedisServer:
         """Start it and wait until it answers.
 
         Raises:
-            StoreError: it does not.
+            redis.ConnectionError: it does not.
         """
         arguments = {
             "port": self._port,
@@ -50,17 +52,9 @@ class RedisServer:
         }
         options = [str(word) for key, value in arguments.items() for word in (f"--{key}", value)]
         self._process = subprocess.Popen(tied([_binary(), *options]), stdin=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        client = open_backend(self.url(), writable=True)
-        while True:
-            try:
-                client.layout()
-                break
-            except StoreError:
-                if time.monotonic() > deadline or self._process.poll() is not None:
-                    raise
-                time.sleep(0.05)
-        client.close()
+        patience = Retry(ConstantBackoff(POLL_S), int(START_TIMEOUT_S / POLL_S))
+        with Redis.from_url(self.url(), retry=patience) as client:
+            client.ping()
 
     def kill(self) -> None:
         """End it by SIGKILL."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from cascade.server import cleanup
 from perf import memory
-from perf.record import ROOT
 
 _READY = re.compile(r"ready: .* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
 FREE_PORTS = tuple(f"--{service}-port=0" for service in ("http", "grpc", "metrics"))
@@ -21,11 +22,11 @@ EXIT_S = 60.0
 
 @dataclass(frozen=True)
 class Served:
-    """What runs.
+    """A launcher and the addresses of its server.
 
     Args:
         launcher: `python -m cascade.server`.
-        url, http_url, metrics_url: its services.
+        http_url: empty where the server speaks TLS.
     """
 
     launcher: subprocess.Popen[str]
@@ -35,50 +36,44 @@ class Served:
 
     @property
     def pid(self) -> int:
-        """Of tritonserver; another one where the launcher had to start it again.
+        """Process id of tritonserver; it changes when the launcher starts the server again.
 
         Raises:
-            ValueError: there is none now.
+            ValueError: there is no server now.
         """
-        launcher = self.launcher.pid
-        return int(Path(f"/proc/{launcher}/task/{launcher}/children").read_text())
+        (server,) = psutil.Process(self.launcher.pid).children()
+        return int(server.pid)
 
     @property
     def name(self) -> str:
-        """Of the server, `cascade.server.cleanup`."""
-        variables = Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
-        (name,) = (v for v in variables if v.startswith(f"{cleanup.VARIABLE}=".encode()))
-        return name.partition(b"=")[2].decode()
+        """The server's name in `cascade.server.cleanup`."""
+        return str(psutil.Process(self.pid).environ()[cleanup.VARIABLE])
 
     @property
     def running(self) -> bool:
         return self.launcher.poll() is None
 
     def anonymous_mb(self) -> float:
-        """Memory of tritonserver and its stubs that is in no file."""
+        """Memory of tritonserver and its stubs that belongs to no file."""
         while True:
-            with suppress(FileNotFoundError, ProcessLookupError):  # a release has just been retired
+            with suppress(FileNotFoundError, ProcessLookupError):  # a release is being unloaded
                 return memory.of([self.pid, *memory.stubs(self.name)]).anonymous_mb
 
 
 @contextmanager
 def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
-    """Start, wait until it answers, and stop in the end.
+    """Start a launcher, wait until its server answers, and stop it in the end.
 
     Args:
-        log: file for what the launcher says.
+        log: file for what the launcher writes to stderr.
 
     Raises:
-        SystemExit: it did not start.
+        RuntimeError: the server did not start; holds the log.
     """
-    command: Sequence[str] = (
-        *(sys.executable, "-m", "cascade.server", "--repository", str(repository)),
-        *FREE_PORTS,
-        *arguments,
-    )
-    with log.open("w") as said:
+    command = (sys.executable, "-m", "cascade.server", "--repository", str(repository))
+    with log.open("w") as stderr:
         launcher = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True
+            (*command, *FREE_PORTS, *arguments), stdout=subprocess.PIPE, stderr=stderr, text=True
         )
     with launcher:
         try:
@@ -86,10 +81,10 @@ def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
             line = launcher.stdout.readline()
             found = _READY.match(line)
             if found is None:
-                raise SystemExit(f"the server did not start: {log.read_text()}{line}")
+                raise RuntimeError(f"the server did not start: {log.read_text()}{line}")
             yield Served(launcher, found[1], found[2] or "", found[3])
         finally:
             if code := launcher.poll():
                 print(f"the launcher ended with {code}: {log.read_text()}", file=sys.stderr)
-            launcher.terminate()  # does nothing to one that has ended
+            launcher.terminate()  # has no effect on a launcher that has ended
             launcher.wait(EXIT_S)

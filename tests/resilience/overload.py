@@ -14,28 +14,27 @@ import numpy as np
 from perf.contenders.wire import TRITON
 from perf.measurement import Mode
 from perf.payload import Payload
-from perf.record import ROOT
 from perf.trace import OK, Trace, write_requests
-from tests.served import serve
+from tests.served import Served
 
 TIMES = 5.0
 USERS_PER_REQUEST = 4  # so that the generator, which shares the cores, can send five times as many
 FULL = 16  # requests in flight at which the server is fully used
 WINDOW_S = 0.25
-FULL_SPEED = 0.9  # of what it was before
+FULL_SPEED = 0.9  # of the rate before the overload
 UNAVAILABLE = 503
 
 
 @dataclass(frozen=True)
 class Overload:
-    """What came of it.
+    """What became of the requests.
 
     Args:
         capacity: answers per second before, of `FULL` in flight.
         accepted, refused: requests of the overload.
         lost: the others, by HTTP status, or as of `perf.trace`.
-        accepted_p99_s, refused_p50_s: how long they took. A full queue refuses at once; of those
-            that it had let in, it refuses some when they have waited too long.
+        accepted_p99_s, refused_p50_s: how long they took. A full queue rejects at once; of the
+            requests that it admitted, it rejects some when they have waited too long.
         recovery_s: from the last request of the overload to the first quarter of a second at full
             speed.
         growth_mb: anonymous memory after it, less before.
@@ -51,21 +50,19 @@ class Overload:
     growth_mb: float
 
 
-def measure(repository: Path, users: Payload, work: Path, seconds: float) -> Overload:
-    """Load it fully, overload it, load it fully again."""
+def overload(served: Served, users: Payload, work: Path, seconds: float) -> Overload:
+    """Load a server fully, overload it, load it fully again; each for so many seconds."""
     rows = (slice(r, r + USERS_PER_REQUEST) for r in range(0, len(users), USERS_PER_REQUEST))
     requests = work / "requests.npz"
-    bodies = [TRITON.request(users.dense[r], users.categorical[r]) for r in rows]
-    write_requests(requests, bodies)
-    with serve(repository, work / "overload.log") as served:
-        load = partial(_load, served.http_url, requests)
-        before = load("concurrency", FULL, seconds)
-        capacity = _rate(before, before.from_ns, before.until_ns)
-        load("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
-        before_mb = served.anonymous_mb()
-        crowd = load("rate", TIMES * capacity, seconds)
-        growth_mb = served.anonymous_mb() - before_mb
-        after = load("concurrency", FULL, seconds)
+    write_requests(requests, [TRITON.request(users.dense[r], users.categorical[r]) for r in rows])
+    load = partial(_load, served.http_url, requests)
+    before = load("concurrency", FULL, seconds)
+    capacity = _rate(before, before.from_ns, before.until_ns)
+    load("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
+    before_mb = served.anonymous_mb()
+    crowd = load("rate", TIMES * capacity, seconds)
+    growth_mb = served.anonymous_mb() - before_mb
+    after = load("concurrency", FULL, seconds)
     took_s = (crowd.done_ns - crowd.due_ns) / 1e9
     good, refused = crowd.status == OK, crowd.status == UNAVAILABLE
     return Overload(
@@ -87,7 +84,7 @@ def _load(address: str, requests: Path, mode: Mode, value: float, seconds: float
         *(sys.executable, "-m", "perf.load", "--address", address, "--requests", str(requests)),
         *("--mode", mode, "--value", str(value), "--seconds", str(seconds), "--out", str(out)),
     ]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True)
     return Trace.read(out)
 
 
@@ -101,11 +98,10 @@ def _rate(trace: Trace, from_ns: int, until_ns: int) -> float:
 
 
 def _recovery_s(after: Trace, ended_ns: int, capacity: float) -> float:
-    """The end of the first window at full speed; infinite where there is none."""
+    """The start of the first window at full speed; infinite where there is none."""
     window_ns = int(WINDOW_S * 1e9)
-    start = int(after.sent_ns.min())
-    while start + window_ns <= after.until_ns:
+    first = int(after.sent_ns.min())
+    for start in range(first, after.until_ns - window_ns + 1, window_ns // 5):
         if _rate(after, start, start + window_ns) >= FULL_SPEED * capacity:
             return (start - ended_ns) / 1e9
-        start += window_ns // 5
     return float("inf")

@@ -1,4 +1,4 @@
-"""SIGTERM while requests are under way."""
+"""SIGTERM while requests are in flight."""
 
 from __future__ import annotations
 
@@ -9,39 +9,37 @@ from pathlib import Path
 from cascade.client.errors import NO_VERSIONS
 from cascade.server import cleanup
 from perf.payload import Payload
-from tests.resilience.traffic import OK, Traffic
+from tests.resilience.traffic import OK, traffic
 from tests.served import EXIT_S, serve
 
 LOAD_S = 2.0
-LOST = "in ensemble"  # what Triton says of a request that it had let in
+LOST = "in ensemble"  # in Triton's message about a request that it had admitted
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """What came of it.
+    """What became of the server and of the requests.
 
     Args:
-        under_way: requests that had been sent and not answered at the signal.
-        lost: what became of those of them that were not answered, and of others that were still
-            let in. Who is refused at the door has lost nothing: he asks elsewhere.
-        late: requests sent after the signal that got an answer.
-        seconds: until the process had ended. code: with which it did.
+        in_flight: requests that had been sent and not answered at the signal.
+        lost: errors of the requests that were in flight or admitted and got no answer. A rejected
+            request is not lost: the client retries it elsewhere.
+        seconds: until the process had ended. code: its exit code.
         left: processes and shared-memory segments that remained.
     """
 
-    under_way: int
+    in_flight: int
     lost: tuple[str, ...]
-    late: int
     seconds: float
     code: int
     left: int
 
 
-def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
-    """Stop a server under load."""
+def shut_down(repository: Path, users: Payload, work: Path) -> Shutdown:
+    """Serve a repository and stop the server under load."""
     with (
         serve(repository, work / "shutdown.log") as served,
-        Traffic(served.url, users, at_once=16, timeout_s=10.0) as traffic,
+        traffic(served.url, users, at_once=16, timeout_s=10.0) as outcomes,
     ):
         time.sleep(LOAD_S)
         name = served.name
@@ -49,15 +47,11 @@ def measure(repository: Path, users: Payload, work: Path) -> Shutdown:
         served.launcher.terminate()
         code = served.launcher.wait(EXIT_S)
         seconds = time.monotonic() - signal_s
-    caught = [o for o in traffic.outcomes if o.sent_s < signal_s < o.done_s]
+    caught = [o for o in outcomes if o.sent_s < signal_s < o.done_s]
+    failed = [o for o in caught if o.error != OK and NO_VERSIONS not in o.error]
     return Shutdown(
-        under_way=len(caught),
-        lost=tuple(
-            o.error
-            for o in traffic.outcomes
-            if LOST in o.error or (o in caught and o.error != OK and NO_VERSIONS not in o.error)
-        ),
-        late=sum(o.sent_s > signal_s and o.error == OK for o in traffic.outcomes),
+        in_flight=len(caught),
+        lost=tuple(o.error for o in outcomes if LOST in o.error or o in failed),
         seconds=seconds,
         code=code,
         left=len(cleanup.processes(name)) + len(cleanup.segments(name)),

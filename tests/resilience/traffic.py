@@ -1,11 +1,13 @@
-"""Users who keep asking while something is done to the server, and what became of each request."""
+"""Clients that keep asking while something happens to the server, and each request's outcome."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,11 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.spec import ENSEMBLE
 from perf.payload import Payload
-from perf.waterfall_client import request_of
 
 OK = ""
 WRONG = "wrong answer"
-SCORES_DIFFER = 1e-4  # what the order of additions in another batch may do
-REFUSED_S = 0.02  # the wait after a refusal: who asks again at once only heats the processor
+SCORES_DIFFER = 1e-4  # another batch adds numbers in another order
+REFUSED_S = 0.02  # the wait after a rejection: asking again at once only heats the processor
 
 
 @dataclass(frozen=True)
@@ -31,75 +32,66 @@ class Outcome:
     error: str
 
 
-class Traffic:
-    """So many users at once, each asking again as soon as there is an answer, while the block runs.
+@contextmanager
+def traffic(
+    url: str,
+    users: Payload,
+    at_once: int = 8,
+    timeout_s: float = 1.0,
+    pause_s: float = 0.0,
+    check: bool = False,
+) -> Iterator[list[Outcome]]:
+    """Send requests while the block runs -> the list that their outcomes are appended to, in the
+    order in which they end.
 
     Args:
-        users: what they send, by turns.
-        pause_s: what each waits between an answer and the next request.
-        check: compare every answer with the one that the server gave before the block.
+        users: the clients send these by turns.
+        at_once: clients; each asks again as soon as it has its answer.
+        pause_s: wait of each client between an answer and its next request.
+        check: compare every answer with the server's answer before the block.
     """
+    client = grpc.InferenceServerClient(url)
+    requests = [_inputs(users, row) for row in range(len(users))]
+    outcomes: list[Outcome] = []
+    ended = threading.Event()
 
-    def __init__(
-        self,
-        url: str,
-        users: Payload,
-        at_once: int = 8,
-        timeout_s: float = 1.0,
-        pause_s: float = 0.0,
-        check: bool = False,
-    ) -> None:
-        self._client = grpc.InferenceServerClient(url)
-        self._timeout_s, self._pause_s = timeout_s, pause_s
-        rows = (slice(row, row + 1) for row in range(len(users)))
-        self._requests = [request_of(users.dense[r], users.categorical[r]) for r in rows]
-        self._expected = [self._scores(inputs) for inputs in self._requests] if check else []
-        self._ended = threading.Event()
-        self._outcomes: list[Outcome] = []
-        self._threads = [
-            threading.Thread(target=self._keep_asking, args=(n, at_once)) for n in range(at_once)
-        ]
+    def scores(user: int) -> Any:
+        answer = client.infer(ENSEMBLE, requests[user], client_timeout=timeout_s)
+        return answer.as_numpy("scores")
 
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """So far, in the order of their ends."""
-        return list(self._outcomes)
+    expected = [scores(user) for user in range(len(users))] if check else []
 
-    def __enter__(self) -> Traffic:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-        self._client.close()
-
-    def _keep_asking(self, first: int, step: int) -> None:
-        number = first
-        while not self._ended.is_set():
-            sent_s = time.monotonic()
-            error = self._ask(number % len(self._requests))
-            self._outcomes.append(Outcome(sent_s, time.monotonic(), error))
-            self._ended.wait(self._pause_s if error == OK else max(REFUSED_S, self._pause_s))
-            number += step
-
-    def _ask(self, user: int) -> str:
+    def ask(user: int) -> str:
         try:
-            scores = self._scores(self._requests[user])
+            found = scores(user)
         except InferenceServerException as error:
             return f"{error.status()}: {error.message()}"
-        if not self._expected:
-            return OK
-        expected = self._expected[user]
-        return OK if np.allclose(scores, expected, rtol=0, atol=SCORES_DIFFER) else WRONG
+        right = not check or np.allclose(found, expected[user], rtol=0, atol=SCORES_DIFFER)
+        return OK if right else WRONG
 
-    def _scores(self, inputs: Any) -> Any:
-        answer = self._client.infer(ENSEMBLE, inputs, client_timeout=self._timeout_s)
-        return answer.as_numpy("scores")
+    def keep_asking(number: int) -> None:
+        while not ended.is_set():
+            sent_s = time.monotonic()
+            error = ask(number % len(requests))
+            outcomes.append(Outcome(sent_s, time.monotonic(), error))
+            ended.wait(pause_s if error == OK else max(REFUSED_S, pause_s))
+            number += at_once
+
+    with client, ThreadPoolExecutor(at_once) as pool:
+        clients = [pool.submit(keep_asking, first) for first in range(at_once)]
+        try:
+            yield outcomes
+        finally:
+            ended.set()
+        for each in clients:
+            each.result()
+
+
+def _inputs(users: Payload, row: int) -> list[grpc.InferInput]:
+    """The tensors of a request for one user."""
+    inputs = []
+    for name, dtype in (("dense", "FP32"), ("categorical", "BYTES")):
+        values = getattr(users, name)[row : row + 1]
+        inputs.append(grpc.InferInput(name, values.shape, dtype))
+        inputs[-1].set_data_from_numpy(values)
+    return inputs

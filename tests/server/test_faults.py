@@ -1,4 +1,4 @@
-"""The checks of `tests.resilience.faults`, in small."""
+"""The faults of `tests/resilience`, in small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from export.releases.rewire import rewire, serving_of
 from perf.payload import Payload
-from tests.resilience import fuzz, overload, shutdown
+from tests.resilience.fuzz import fuzz
+from tests.resilience.overload import overload
+from tests.resilience.shutdown import shut_down
+from tests.served import serve
 
 
 @pytest.fixture(scope="module")
@@ -19,22 +22,24 @@ def users(criteo: Any) -> Payload:
 
 
 def test_malformed_requests_do_no_harm(criteo: Any, users: Payload, tmp_path: Path) -> None:
-    found = fuzz.measure(criteo.repository, users, tmp_path, requests=500)
+    with serve(criteo.repository, tmp_path / "log") as served:
+        found = fuzz(served, users, requests=500)
     assert found.requests >= 500
     assert found.crashes == found.wrong == 0
     assert found.good > 0
 
 
 def test_a_stop_under_load_loses_nothing(criteo: Any, users: Payload, tmp_path: Path) -> None:
-    found = shutdown.measure(criteo.repository, users, tmp_path)
-    assert found.under_way > 0
+    found = shut_down(criteo.repository, users, tmp_path)
+    assert found.in_flight > 0
     assert (found.lost, found.code, found.left) == ((), 0, 0)
 
 
 def test_too_many_requests_are_refused(criteo: Any, users: Payload, tmp_path: Path) -> None:
     serving = replace(serving_of(criteo.repository), topology="fused", instances=2)
     rewire(criteo.repository, tmp_path / "repository", serving)
-    found = overload.measure(tmp_path / "repository", users, tmp_path, seconds=1)
+    with serve(tmp_path / "repository", tmp_path / "log") as served:
+        found = overload(served, users, tmp_path, seconds=1)
     assert found.accepted > 0
     assert found.refused > 0
     assert not found.lost

@@ -18,7 +18,7 @@ from cascade.client import Recommender, Retry, Tls, Unavailable
 from cascade.server import health, security, workers
 from cascade.server.launcher import Server
 from cascade.server.security import ServerTls
-from tests.resilience.encrypted import make_certificates
+from tests.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cascade", "clients", "export", "perf")

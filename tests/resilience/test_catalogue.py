@@ -17,47 +17,43 @@ from export.releases.publishing import Publisher
 from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
 from export.releases.transfer import from_export
-from perf import payload
-from perf.artifacts import features_of
-from perf.commands import heading
-from perf.table import table
-from tests.resilience.stock import Stock
+from perf.artifacts import Artifacts
+from tests.resilience.claims import Record
 
 NEW = 1_000
 USERS, BATCH = 256, 32
 
 
-def run(work: Path, stock: Stock) -> dict[str, float]:
-    """-> the keys of the summary."""
-    made, ensemble = stock.fused, stock.ensemble
-    heading(f"{NEW:,} new items in a catalogue of {made.items:,}")
-    repository, checkpoints = Repository(work / "live"), made.checkpoints
+def test_new_items_are_retrieved_soon(
+    fused: Artifacts, ensemble: Path, work: Path, record: Record
+) -> None:
+    repository = Repository(work / "live")
     Publisher(repository, say=lambda line: None).publish(from_export(ensemble))
     with Server(repository.root) as server:
+        control = Control(server.url, server.control_headers)
         began = time.monotonic()
-        publisher = Publisher(repository, Control(server.url, server.control_headers))
-        new, twins = _new_items(checkpoints)
+        new, twins = _new_items(fused.checkpoints)
 
         def make(target: Path, number: int) -> None:
-            started = Refresh(repository.root, 1, checkpoints)
+            refresh = Refresh(repository.root, 1, fused.checkpoints)
             nothing = np.zeros(0, np.int64)
-            started.write(target, number, change(started.item_ids, new, nothing))
+            refresh.write(target, number, change(refresh.item_ids, new, nothing))
 
-        publisher.publish(make)
+        Publisher(repository, control, say=lambda line: None).publish(make)
         refresh_s = time.monotonic() - began
-        retrieved = _retrieved(publisher.control, repository, checkpoints, new, twins)
+        retrieved = _retrieved(control, repository, fused, new, twins)
     rows = [
-        ["full export, s", f"{made.export_s:.1f}"],
+        ["full export, s", f"{fused.export_s:.1f}"],
         ["new items published, s", f"{refresh_s:.1f}"],
         ["retrieved where an item like it is", f"{retrieved:.3f}"],
     ]
-    print(table(["catalogue", "found"], rows))
-    return {
-        "refresh_items": made.items,
-        "refresh_s": refresh_s,
-        "refresh_ratio": refresh_s / made.export_s,
-        "refresh_retrieved": retrieved,
-    }
+    record.table([f"{NEW:,} new items beside {fused.items:,}", "found"], rows)
+    record(
+        refresh_items=fused.items,
+        refresh_s=refresh_s,
+        refresh_ratio=refresh_s / fused.export_s,
+        refresh_retrieved=retrieved,
+    )
 
 
 def _new_items(checkpoints: Path) -> tuple[Catalogue, Array]:
@@ -69,13 +65,11 @@ def _new_items(checkpoints: Path) -> tuple[Catalogue, Array]:
 
 
 def _retrieved(
-    control: Control | None, repository: Repository, checkpoints: Path, new: Catalogue, twins: Array
+    control: Control, repository: Repository, fused: Artifacts, new: Catalogue, twins: Array
 ) -> float:
-    """Of the users to whom the server's retrieval offers an item, the share to whom it offers the
-    new one like it as well."""
-    assert control is not None
-    live = repository.live
-    users = payload.load(checkpoints / "users.jsonl", features_of(repository.root))
+    """Of the twins in the candidates of all users, the share whose new item is a candidate of the
+    same user."""
+    live, users = repository.live, fused.users()
     item_ids = Pipeline.load(repository.root, live).item_ids
     both = offered = 0
     for start in range(0, USERS, BATCH):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from cascade.config import Serving
@@ -16,32 +19,27 @@ from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint
 from export.build import read_catalogue
 from perf.artifacts import Artifacts
-from perf.commands import run
-from perf.table import number, table
+from perf.table import number
+from tests.resilience.claims import Record
+from tests.resilience.conftest import UNTUNED
 
 POOL, DIVERSITY = 50, 0.3
 USERS, ROUNDS = 48, 6
 
 
-def compare(made: Artifacts, repository: Path, export: tuple[str, ...]) -> dict[str, float]:
-    """Export the same checkpoints once more, with diversity -> `diversity_rank_ratio`, the median
-    time of the rank stage over that without; `diversity_similarity`, how alike the items of a list
-    are over that without; `diversity_lost_score`, the share of the mean score that is lost."""
-    run(
-        "export",
-        *("--checkpoints", made.checkpoints, "--repository", repository, "--topology", "fused"),
-        *("--retrieve-from", made.repository, "--pool", POOL, "--diversity", DIVERSITY),
-        *export,
-    )
-    sent = made.users()
-    users = sent.dense[:USERS], sent.categorical[:USERS]
-    serving = Serving(threads=1)
+@pytest.mark.thorough
+def test_diversity(fused: Artifacts, work: Path, record: Record) -> None:
+    """Figures without a claim: the rank stage's median time over that without diversity, how alike
+    the items of a list are over that without, and the share of the mean score that is lost."""
+    _export(fused, work / "diverse")
     ways = {
-        "by score": Pipeline.load(made.repository, serving=serving),
-        f"diversity {DIVERSITY} of {POOL}": Pipeline.load(repository, serving=serving),
+        "by score": Pipeline.load(fused.repository, serving=Serving(threads=1)),
+        f"diversity {DIVERSITY} of {POOL}": Pipeline.load(
+            work / "diverse", serving=Serving(threads=1)
+        ),
     }
-    pipeline = ways["by score"]
-    encoded = pipeline.retrieve(*users)
+    sent, pipeline = fused.users(), ways["by score"]
+    encoded = pipeline.retrieve(sent.dense[:USERS], sent.categorical[:USERS])
     inputs = (*encoded[:2], pipeline.prerank(*encoded))
     times_us: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(USERS * ROUNDS):
@@ -50,16 +48,27 @@ def compare(made: Artifacts, repository: Path, export: tuple[str, ...]) -> dict[
             start = time.perf_counter_ns()
             each.rank(*(x[user] for x in inputs))
             times_us[way].append((time.perf_counter_ns() - start) / 1e3)
-    found = {way: (np.median(times_us[way]), *_lists(made, ways[way], inputs)) for way in ways}
+    found = {way: (np.median(times_us[way]), *_lists(fused, ways[way], inputs)) for way in ways}
     header = ["rank, one user", "p50 µs", "similarity in a list", "mean score"]
     rows = [[way, *(number(float(value)) for value in row)] for way, row in found.items()]
-    print(table(header, rows))
+    record.table(header, rows)
     (plain_us, alike, score), (diverse_us, less_alike, lower) = found.values()
-    return {
-        "diversity_rank_ratio": float(diverse_us / plain_us),
-        "diversity_similarity": float(less_alike / alike),
-        "diversity_lost_score": float(1 - lower / score),
-    }
+    record(
+        diversity_rank_ratio=float(diverse_us / plain_us),
+        diversity_similarity=float(less_alike / alike),
+        diversity_lost_score=float(1 - lower / score),
+    )
+
+
+def _export(made: Artifacts, repository: Path) -> None:
+    """The same checkpoints once more, with diversity."""
+    command = [
+        *(sys.executable, "-m", "export", "--topology", "fused", "--max-batch-size", "8"),
+        *("--checkpoints", str(made.checkpoints), "--repository", str(repository)),
+        *("--retrieve-from", str(made.repository)),
+        *("--pool", str(POOL), "--diversity", str(DIVERSITY), *UNTUNED),
+    ]
+    subprocess.run(command, check=True)
 
 
 def _lists(made: Artifacts, pipeline: Pipeline, inputs: Any) -> tuple[float, float]:

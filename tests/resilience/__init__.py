@@ -1,1 +1,0 @@
-"""What happens when things go wrong, or change, under load: `python -m tests.resilience`."""
