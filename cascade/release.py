@@ -32,7 +32,8 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
 
     def parse(release: Any) -> dict[str, Any]:
         sizes_from(release["sizes"])
-        return {"topology": "ensemble", **release}  # releases before there was a choice lack it
+        # The first releases had no choice of topologies, and recorded no settings.
+        return {"topology": "ensemble", "serving": {}, **release}
 
     release = read_json(path, parse)
     if release["topology"] not in TOPOLOGIES:

@@ -1,0 +1,110 @@
+"""Releases of an earlier version stay usable: loaded, served, published over, rolled back to.
+
+`make_old_release.py` made them. Their model.py imports `cascade.serving`, each setting is a
+parameter of its own in their config.pbtxt, and all settings stand in `serving` of release.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade import pbtxt
+from cascade.config import Serving
+from cascade.release import RELEASE_FILE, read_release
+from cascade.server.launcher import Server
+from cascade.stages.pipeline import Pipeline
+from export.releases.canary import Canary
+from export.releases.control import Control
+from export.releases.manifest import verify
+from export.releases.publishing import Publisher
+from export.releases.repository import Repository
+from export.releases.rewire import rewire, serving_of
+from export.releases.transfer import from_export
+from tests.conftest import BAGS, Cascade
+
+Ask = Callable[[Canary], tuple[Any, Any]]  # -> item_ids, scores
+
+OLD = Path(__file__).with_name("old_release")
+TOPOLOGIES = ("ensemble", "fused")
+SETTINGS = Serving(max_batch_size=8)
+
+
+def differences(repository: Path, number: int, ask: Ask) -> list[str]:
+    """How an answer differs from what the release recorded."""
+    recorded = Canary.from_dict(read_release(repository, number)["canary"])
+    return [*recorded.differences(*ask(recorded))]
+
+
+def in_process(repository: Path) -> Ask:
+    pipeline = Pipeline.load(repository, serving=Serving(threads=1))
+    return lambda canary: pipeline(canary.dense, canary.categorical)
+
+
+def over_grpc(url: str) -> Ask:
+    def ask(canary: Canary) -> tuple[Any, Any]:
+        users = {"dense": canary.dense, "categorical": canary.categorical}
+        answer = Control(url).ask("recommend", None, users)
+        return answer["item_ids"], answer["scores"]
+
+    return ask
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_old_release_gives_the_answers_recorded_with_it(topology: str) -> None:
+    verify(OLD / topology, 1)
+    assert serving_of(OLD / topology).topology == topology
+    assert not differences(OLD / topology, 1, in_process(OLD / topology))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_old_repository_is_served_as_it_is(topology: str, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    shutil.copytree(OLD / topology, repository)
+    with Server(repository) as server:
+        assert not differences(repository, 1, over_grpc(server.url))
+
+
+def test_an_old_release_is_published_over_and_rolled_back_to(
+    make_cascade: Callable[..., Cascade], tmp_path: Path
+) -> None:
+    new = make_cascade(schema=BAGS, items=60, users=16, serving=SETTINGS)
+    repository = Repository(tmp_path / "live")
+    Publisher(repository, say=lambda line: None).publish(from_export(OLD / "ensemble"))
+    model = (repository.root / "rank" / "1" / "model.py").read_text()
+    assert "from cascade.serving.triton import TritonPythonModel" in model
+    with Server(repository.root) as server:
+        control = Control(server.url, server.control_headers)
+        publisher = Publisher(repository, control, say=lambda line: None)
+        assert not differences(repository.root, 1, over_grpc(server.url))
+        assert publisher.publish(from_export(new.repository)).number == 2
+        assert not differences(repository.root, 2, over_grpc(server.url))
+        assert publisher.roll_back().number == 1
+        assert not differences(repository.root, 1, over_grpc(server.url))
+        assert control.release() == repository.live == 1
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_old_release_is_wired_otherwise(topology: str, tmp_path: Path) -> None:
+    """Its config.pbtxt and model.py are then those of a new release."""
+    (other,) = {*TOPOLOGIES} - {topology}
+    rewire(OLD / topology, tmp_path / "rewired", Serving(max_batch_size=8, topology=other))
+    front = pbtxt.read(tmp_path / "rewired" / "recommend" / "config.pbtxt")
+    assert front.max_batch_size == 8
+    assert not differences(tmp_path / "rewired", 1, in_process(tmp_path / "rewired"))
+
+
+def test_a_release_file_without_newer_keys_is_read(tmp_path: Path) -> None:
+    """The first releases had one topology, and recorded neither settings nor files nor answers."""
+    repository = tmp_path / "repository"
+    shutil.copytree(OLD / "ensemble", repository)
+    path = repository / "recommend" / "1" / RELEASE_FILE
+    first = ("version", "schema_hash", "sizes", "items", "stages", "parity", "parity_max_abs")
+    path.write_text(json.dumps({key: json.loads(path.read_text())[key] for key in first}))
+    assert serving_of(repository) == Serving(topology="ensemble")
+    assert not differences(OLD / "ensemble", 1, in_process(repository))
