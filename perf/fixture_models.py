@@ -203,7 +203,7 @@ def _add_affinity(model: DLRM, random: np.random.Generator) -> None:
     One positive direction for each layer's outputs; the weights get the product of the directions
     on their two sides, as large as the random weights are along any one direction."""
     pairs = torch.zeros(_linear(model.top[0]).in_features)
-    columns = model.cross_columns.reshape(model.n_item, model.n_user)
+    columns = model.split.cross_columns.reshape(model.n_item, model.n_user)
     bottoms = int(model.item_bottom is not None), int(model.user_bottom is not None)
     pairs[columns[bottoms[0] :, bottoms[1] :].flatten()] = 1.0
     before = pairs / pairs.norm()

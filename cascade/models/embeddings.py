@@ -11,7 +11,8 @@ from cascade.schema import Feature, SchemaError
 
 
 class Embeddings(nn.Module):
-    """ids [B, C] -> one vector per feature [B, F, D]; a bag is the mean of its members.
+    """ids [B, C] -> one vector per feature [B, F, D]; that of a bag or sequence is the mean of its
+    members. A model that knows order reads a sequence by `members`.
 
     All features share one table and find their rows by an offset: one gather, and one sparse
     gradient. Rows start uniform in +-1/sqrt(cardinality), as in the DLRM code.
@@ -29,7 +30,7 @@ class Embeddings(nn.Module):
         rows = [feature.cardinality for feature in self.features]
         self.table = nn.Embedding(max(1, sum(rows)), width, sparse=True)
         offsets: list[int] = []
-        self.segments: list[tuple[int, int, bool]] = []  # (first column, last column + 1, bag)
+        self.segments: list[tuple[int, int, bool]] = []  # (first column, last column + 1, list)
         with torch.no_grad():
             start = 0
             for feature, count in zip(self.features, rows, strict=True):
@@ -40,19 +41,30 @@ class Embeddings(nn.Module):
                 start += count
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.long), persistent=False)
 
-    def _add_segment(self, start: int, stop: int, bag: bool) -> None:
-        if not bag and self.segments and not self.segments[-1][2]:
-            start = self.segments.pop()[0]  # neighbouring categoricals are one slice
-        self.segments.append((start, stop, bag))
+    def _add_segment(self, start: int, stop: int, multivalued: bool) -> None:
+        if not multivalued and self.segments and not self.segments[-1][2]:
+            start = self.segments.pop()[0]  # adjacent categoricals are one slice
+        self.segments.append((start, stop, multivalued))
+
+    def members(self, ids: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """The members of one feature, in order: vectors [B, L, D], and where there is one [B, L].
+
+        Args:
+            ids: [B, C], those of all features.
+        """
+        feature = next(feature for feature in self.features if feature.name == name)
+        start = sum(f.length for f in self.features[: self.features.index(feature)])
+        own = slice(start, start + feature.length)
+        return self.table(ids[:, own] + self.offsets[own]), ids[:, own] > 0
 
     def forward(self, ids: Tensor) -> Tensor:
         if not self.features:
             return self.table.weight.new_zeros((ids.shape[0], 0, self.width))
         vectors = self.table(ids + self.offsets)  # [B, C, D]
         parts = []
-        for start, stop, bag in self.segments:
+        for start, stop, multivalued in self.segments:
             part = vectors[:, start:stop]
-            if bag:
+            if multivalued:
                 present = (ids[:, start:stop] > 0).to(part.dtype).unsqueeze(-1)  # 0 = no member
                 count = present.sum(1, keepdim=True).clamp(min=1)
                 part = (part * present).sum(1, keepdim=True) / count

@@ -1,4 +1,4 @@
-"""Logistic regression: the baseline that every click model is measured against."""
+"""Logistic regression, the usual baseline of click models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LogisticRegression(Scorer):
     user_width = item_width = 1
 
     def __init__(self, schema: Schema, config: LogisticConfig) -> None:
-        super().__init__()
+        super().__init__(schema)
         self.dense_count = {side: len(schema.dense(side)) for side in ("user", "item")}
         self.user_ids = Embeddings(schema.ids("user"), 1)
         self.item_ids = Embeddings(schema.ids("item"), 1)
@@ -35,6 +35,12 @@ class LogisticRegression(Scorer):
         self.bias = nn.Parameter(torch.zeros(1))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
+
+    def user_parts(self) -> tuple[str, ...]:
+        return ("user_ids", "user_dense", "bias")
+
+    def item_parts(self) -> tuple[str, ...]:
+        return ("item_ids", "item_dense")
 
     def _sum(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
         total: Tensor = (self.user_ids if side == "user" else self.item_ids)(ids).sum(1)

@@ -54,10 +54,16 @@ class TwoTower(Scorer):
     """`user` and `item` are the towers, `cross` is the cosine of the two. U = V = D."""
 
     def __init__(self, schema: Schema, config: TwoTowerConfig) -> None:
-        super().__init__()
+        super().__init__(schema)
         self.user_width = self.item_width = config.layers[-1]
         self.user_tower = Tower(schema, "user", config)
         self.item_tower = Tower(schema, "item", config)
+
+    def user_parts(self) -> tuple[str, ...]:
+        return ("user_tower",)
+
+    def item_parts(self) -> tuple[str, ...]:
+        return ("item_tower",)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         vectors: Tensor = self.user_tower(dense, ids)

@@ -21,6 +21,7 @@ from torch import Tensor
 from cascade.errors import CascadeError
 from cascade.files import plain, sha256, write_json
 from cascade.models import build
+from cascade.models.registry import ModelError
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 
@@ -85,7 +86,7 @@ def load(folder: Path, schema: Schema) -> Scorer:
     schema.check_same(content["schema_hash"], str(folder))
     try:
         scorer = build(content["model"], content["config"], schema)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (ModelError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / 'checkpoint.json'} describes no model of this version: {error}"
         ) from error

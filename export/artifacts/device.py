@@ -36,11 +36,15 @@ class HalfScorer(Scorer):
     """
 
     def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
-        super().__init__()
+        super().__init__(scorer.schema)
         self.user_width, self.item_width = scorer.user_width, scorer.item_width
         self.dtype = dtype
         self.narrow = copy.deepcopy(user_half(scorer)).to(dtype)
         self.__dict__["trained"] = scorer  # no part of this module: no second copy in a graph
+
+    def user_parts(self) -> list[str]:
+        trained: Scorer = self.__dict__["trained"]
+        return [f"narrow.{part}" for part in trained.user_parts()]
 
     def arranged(self, candidates: int, recompute: bool = False) -> HalfScorer:
         trained: Scorer = self.__dict__["trained"]
@@ -54,7 +58,7 @@ class HalfScorer(Scorer):
         return trained.item(dense, ids)
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return self.narrow.cross(user.to(self.dtype), item.to(self.dtype)).float()
+        return self.narrow.score(user.to(self.dtype), item.to(self.dtype)).float()
 
 
 def half(scorer: Scorer, precision: str) -> HalfScorer:

@@ -6,11 +6,10 @@ state, scores, masks the pads, takes the top K and looks up the ids, so that onl
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.spec import Precision
 
@@ -18,11 +17,8 @@ SURROGATE_ROWS = 4  # stand in for the catalogue while a graph is traced; the re
 
 
 def user_half(scorer: Scorer) -> Scorer:
-    """The same model without the parts that only `item` uses: its tables stay behind."""
-    half = copy.copy(scorer)
-    modules = {k: v for k, v in scorer.named_children() if not k.startswith("item_")}
-    half.__dict__["_modules"] = modules
-    return half.eval()
+    """The same model without its `item_parts`: the item's tables stay behind."""
+    return contract.without(scorer, scorer.item_parts()).eval()
 
 
 class UserTower(nn.Module):
@@ -56,7 +52,7 @@ class CandidateLogits(nn.Module):
     def forward(self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor) -> Tensor:
         # `embedding` rather than indexing: it becomes one Gather, and keeps the buffer's name.
         items = nn.functional.embedding(candidates.clamp(min=0), self.item_state)
-        logits = self.scorer.cross(self.scorer.user(user_dense, user_ids), items)
+        logits = self.scorer.score(self.scorer.user(user_dense, user_ids), items)
         return logits.masked_fill(candidates < 0, -torch.inf)
 
 

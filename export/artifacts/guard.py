@@ -193,7 +193,7 @@ class Guard:
                 dense, ids = (torch.from_numpy(x[user : user + 1]) for x in self.users)
                 real = np.maximum(rows, 0)
                 items = (torch.from_numpy(x[real]) for x in (self.items.dense, self.items.ids))
-                logits = scorer.cross(scorer.user(dense, ids), scorer.item(*items)[None])[0]
+                logits = scorer.score(scorer.user(dense, ids), scorer.item(*items)[None])[0]
                 found.append(np.where(rows < 0, -np.inf, logits.numpy()))
         return np.stack(found)
 

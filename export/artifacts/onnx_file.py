@@ -17,6 +17,8 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from cascade.artifact import ONNX_FILE, Description, Mapped
+from cascade.models.contract import belongs
+from cascade.models.scorer import Scorer
 from cascade.spec import Weights
 
 OPSET = 20  # ONNX Runtime 1.19, the oldest that is served with, reads up to opset 21
@@ -121,15 +123,19 @@ def _quantise(path: Path, layers: set[str]) -> None:
 def _worth_8_bits(module: nn.Module) -> set[str]:
     """The weights of the layers that see every candidate.
 
-    What sees the user alone has one row, and what gives one number one column: there it takes
-    longer to quantise the input than to multiply it. And what is no layer, but a product over all
-    pairs of a row, does not bear one scale for all of its inputs: in trials it cost 2 % of the ten
-    best items.
+    A layer among the model's `user_parts` sees one row, and a layer of one output has one column:
+    there it takes longer to quantise the input than to multiply it. A product over all pairs of a
+    row, which is no layer, does not bear one scale for all of its inputs: in trials it cost 2 % of
+    the ten best items.
     """
+    scorer = module.get_submodule("scorer")
+    assert isinstance(scorer, Scorer)
     return {
-        f"{name}.weight"
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and ".user_" not in name and layer.out_features > 1
+        f"scorer.{name}.weight"
+        for name, layer in scorer.named_modules()
+        if isinstance(layer, nn.Linear)
+        and layer.out_features > 1
+        and not belongs(name, scorer.user_parts())
     }
 
 

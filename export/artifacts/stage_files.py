@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cascade.artifact import AOTI_FILE, TORCH_FILE, Description, Mapped
 from cascade.config import Device, Runtime
+from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import CATALOGUE_IDS, RETRIEVE, Precision, Stage, Weights
@@ -45,9 +46,19 @@ class Variant:
         """Dynamic quantisation takes one scale for a whole batch."""
         return self.weights == "int8"
 
+    def fits(self, scorer: Scorer) -> bool:
+        """Whether it can hold the states of the model: ids need float32."""
+        plain = self.state == "float32" and self.weights not in device.HALVES
+        return plain or not scorer.exact_states
+
     def applied(self, scorer: Scorer, candidates: int) -> Scorer:
         """The model as it is served: arranged for so many candidates, in the precision of its
-        layers where that is the model's own affair."""
+        layers where that is the model's own affair.
+
+        Raises:
+            ContractError: the model breaks the contract of `Scorer`.
+        """
+        contract.check(scorer)
         if self.weights in device.HALVES:
             scorer = device.half(scorer, self.weights)
         return scorer.arranged(candidates, self.recompute)
@@ -126,7 +137,8 @@ def write_tower(
     also: Collection[Runtime] = (),
     package_for: Device = "cpu",
 ) -> UserTower:
-    """The user tower's graphs."""
+    """The user tower's graphs. Raises ContractError for a model that cannot retrieve."""
+    contract.check_retriever(retriever)
     module = UserTower(retriever)
     description = Description(
         RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}

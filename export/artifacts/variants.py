@@ -64,7 +64,10 @@ def choose(
     guard = Guard(schema, sizes, items, scorers, rows, users, candidates)
     found: list[Verdict] = []
     for stage in (PRERANK, RANK):
-        verdicts = guard.judge(stage, _variants(asked, device))
+        variants = [v for v in _variants(asked, device) if v.fits(scorers[stage])]
+        if not (variants or auto):
+            raise GuardError(f"{stage}: its states hold ids, which {asked} cannot store")
+        verdicts = guard.judge(stage, variants)
         chosen = best(verdicts) if auto else verdicts[-1]
         if auto and scorers[stage].recomputes:
             other = replace(chosen.variant, recompute=True)

@@ -79,6 +79,9 @@ CASES = {
     "DLRM preranks bags": Case("dlrm", "tiny", BAGS, PRERANK),
     "logistic regression preranks bags": Case("logistic", "default", BAGS, PRERANK),
     "logistic regression ranks numbers": Case("logistic", "default", NUMBERS, RANK),
+    "a textbook model ranks bags": Case("tests.example_models:Textbook", "default", BAGS, RANK),
+    "two tasks rank Criteo": Case("tests.example_models:TwoTasks", "wide", fitted(CRITEO), RANK),
+    "any names prerank bags": Case("tests.example_models:AnyNames", "default", BAGS, PRERANK),
     "the best of two, as many as come": Case("dlrm", "tiny", NUMBERS, PRERANK, Sizes(2, 2, 1)),
 }
 
@@ -140,7 +143,7 @@ class Exported:
             items = map(torch.from_numpy, (self.items.dense, self.items.ids))
             user = self.scorer.user(*map(torch.from_numpy, users))
             states = self.scorer.item(*items).expand(len(user), -1, -1)
-            return self.scorer.cross(user, states).numpy().astype(np.float64)
+            return self.scorer.score(user, states).numpy().astype(np.float64)
 
     def check(self, graph: Graph, users: tuple[Any, Any], rows: Any) -> None:
         """The graph's choice is as good as the best one, place by place, and pads come last."""

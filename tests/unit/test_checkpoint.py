@@ -42,7 +42,7 @@ def logits(scorer: Scorer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "size"), [(model, size) for model in MODELS for size in MODELS[model][2]]
+    ("model", "size"), [(model, size) for model in MODELS for size in MODELS[model].presets]
 )
 def test_roundtrip(tmp_path, model, size):
     scorer = saved(tmp_path / "deep" / "folder", model, size)

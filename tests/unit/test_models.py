@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from cascade.models import MODELS, build, preset
 from cascade.models.embeddings import Embeddings
+from cascade.models.registry import ModelError
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema, SchemaError
 from tests.schemas import Rows, bag_columns, draw_rows, schemas
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALL = [(model, name) for model, (_, _, presets) in MODELS.items() for name in presets]
+ALL = [(model, name) for model, entry in MODELS.items() for name in entry.presets]
 EACH = pytest.mark.parametrize(("model", "name"), ALL, ids=["-".join(pair) for pair in ALL])
 FEW = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**16)
@@ -234,11 +235,11 @@ def test_towers_are_unit_vectors():
 
 
 def test_what_cannot_be_built_is_named():
-    with pytest.raises(ValueError, match=r"no model 'dln'; choose one of \['dlrm', 'logistic'"):
+    with pytest.raises(ModelError, match=r"no model 'dln'; choose one of \['dlrm', 'logistic'"):
         build("dln", {}, BAGS)
-    with pytest.raises(ValueError, match=r"no model 'dln'"):
+    with pytest.raises(ModelError, match=r"no model 'dln'"):
         preset("dln", "tiny")
-    with pytest.raises(ValueError, match=r"dlrm has no preset 'huge'; choose one of \['criteo'"):
+    with pytest.raises(ModelError, match=r"dlrm has no preset 'huge'; choose one of \['criteo'"):
         preset("dlrm", "huge")
     unfitted = Schema("s", (Feature("a", "user", "categorical", "vocabulary"), *BAGS.side("item")))
     with pytest.raises(SchemaError, match=r"\['a'\] have no cardinality"):
