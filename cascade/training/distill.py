@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -14,9 +14,9 @@ from cascade import index
 from cascade.data.dataset import Dataset
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
-from cascade.training.loop import Recipe
+from cascade.training.loop import Hyperparameters
 from cascade.training.losses import distillation
-from cascade.training.tasks import Items, Rows
+from cascade.training.tasks import Examples, ItemFeatures
 
 VALIDATION_USERS = 512
 TUNING_USERS = 128
@@ -33,17 +33,17 @@ class Candidates:
         self, retriever: Scorer, dataset: Dataset, device: torch.device, users: int, k: int
     ) -> None:
         self.dataset, self.device = dataset, device
-        items = Items.of(dataset, device)
+        items = ItemFeatures.of(dataset, device)
         vectors = items.states(retriever).cpu().numpy()
         self.index = index.build(vectors, "ivf")
         self.k = min(k, len(vectors))
         self.retriever = retriever
-        validation = Rows.of(dataset.read("validation", VALIDATION_USERS), device)
+        validation = Examples.of(dataset.read("validation", VALIDATION_USERS), device)
         index.tune(self.index, vectors, self._queries(validation, 0, TUNING_USERS), self.k)
-        self.train = self._search(Rows.of(dataset.read("train", users), device), "train")
+        self.train = self._search(Examples.of(dataset.read("train", users), device), "train")
         self.validation = self._search(validation, "validation")
 
-    def _queries(self, rows: Rows, start: int, count: int) -> Floats:
+    def _queries(self, rows: Examples, start: int, count: int) -> Floats:
         """User vectors of some rows, [count, D]."""
         stop = start + count
         with torch.inference_mode():
@@ -51,7 +51,7 @@ class Candidates:
         vectors: Floats = users.cpu().numpy()
         return vectors
 
-    def _search(self, rows: Rows, name: str) -> tuple[Rows, Tensor]:
+    def _search(self, rows: Examples, name: str) -> tuple[Examples, Tensor]:
         starts = tqdm(range(0, len(rows.label), 1024), desc=f"retrieve for {name}", leave=False)
         found = [self.index.search(self._queries(rows, i, 1024), self.k) for i in starts]
         return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
@@ -71,28 +71,29 @@ class DistillTask:
         student: Scorer,
         teacher: Scorer,
         candidates: Candidates,
-        recipe: Recipe,
+        hyper: Hyperparameters,
         keep: int,
         sample: int = 128,
         label_weight: float = 0.1,
     ) -> None:
-        self.module = self.student = student
-        self.teacher, self.recipe, self.keep = teacher, recipe, keep
+        self.module: nn.Module = student
+        self.student = student
+        self.teacher, self.hyper, self.keep = teacher, hyper, keep
         self.rows, self.found = candidates.train
         self.validation = candidates.validation
         self.sample, self.label_weight = min(sample, candidates.k), label_weight
-        self.items = Items.of(candidates.dataset, candidates.device)
+        self.items = ItemFeatures.of(candidates.dataset, candidates.device)
         self.teacher_items = self.items.states(teacher)
-        self.steps_per_epoch = -(-len(self.rows.label) // recipe.batch_size)
+        self.steps_per_epoch = -(-len(self.rows.label) // hyper.batch_size)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         """-> rows [B] and their candidates [B, 1 + S], the row's own item first."""
-        random = np.random.default_rng((self.recipe.seed, epoch))
+        random = np.random.default_rng((self.hyper.seed, epoch))
         order = torch.from_numpy(random.permutation(len(self.rows.label)))
         for step in range(skip, self.steps_per_epoch):
-            start = step * self.recipe.batch_size
-            chosen = order[start : start + self.recipe.batch_size].to(self.found.device)
-            draw = np.random.default_rng((self.recipe.seed, epoch, step))
+            start = step * self.hyper.batch_size
+            chosen = order[start : start + self.hyper.batch_size].to(self.found.device)
+            draw = np.random.default_rng((self.hyper.seed, epoch, step))
             columns = torch.from_numpy(draw.permutation(self.found.shape[1])[: self.sample])
             own = self.rows.item[chosen].unsqueeze(1)
             yield chosen, torch.cat((own, self.found[chosen][:, columns]), dim=1)
@@ -103,9 +104,9 @@ class DistillTask:
         known, where = torch.unique(items.clamp(min=0), return_inverse=True)
         states = self.student.item(self.items.dense[known], self.items.ids[known])
         # One lookup per distinct item, as in serving; the gradient adds up over its places.
-        student = self.student.cross(self.student.user(*users), functional.embedding(where, states))
+        student = self.student.score(self.student.user(*users), functional.embedding(where, states))
         with torch.no_grad():
-            teacher = self.teacher.cross(
+            teacher = self.teacher.score(
                 self.teacher.user(*users), self.teacher_items[items.clamp(min=0)]
             )
         pads = items < 0
@@ -125,7 +126,7 @@ class DistillTask:
                 (self.teacher, self.teacher_items, 10),
                 (self.student, student_items, self.keep),
             ):
-                logits = model.cross(model.user(*users), states[items.clamp(min=0)])
+                logits = model.score(model.user(*users), states[items.clamp(min=0)])
                 logits = logits.masked_fill(items < 0, -torch.inf)
                 tops.append(logits.topk(min(k, items.shape[1]), dim=1).indices)
             kept += float(

@@ -21,7 +21,7 @@ from cascade.training import checkpoint
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """How to train one model.
 
     Args:
@@ -64,23 +64,30 @@ class Task(Protocol):
         """Measures on the validation split; `objective` is what early stopping minimises."""
 
 
-def make_optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """One optimiser for the tables with sparse gradients, one for the rest."""
+def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.optim.Optimizer]:
+    """One optimiser for the tables with sparse gradients, one for the rest; a model that has only
+    one of the two gets one."""
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse}
-    sparse = [p for p in module.parameters() if id(p) in tables]
-    dense = [p for p in module.parameters() if id(p) not in tables]
-    if recipe.optimizer == "adam":
-        return [
-            torch.optim.SparseAdam(sparse, lr=recipe.embedding_lr),
-            torch.optim.Adam(dense, lr=recipe.lr),
-        ]
-    kind = {"adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}[recipe.optimizer]
-    return [kind(sparse, lr=recipe.embedding_lr), kind(dense, lr=recipe.lr)]
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    sparse = [p for p in learnt if id(p) in tables]
+    dense = [p for p in learnt if id(p) not in tables]
+    kinds: dict[str, tuple[Any, Any]] = {
+        "adam": (torch.optim.SparseAdam, torch.optim.Adam),
+        "adagrad": (torch.optim.Adagrad, torch.optim.Adagrad),
+        "sgd": (torch.optim.SGD, torch.optim.SGD),
+    }
+    for_tables, for_rest = kinds[hyper.optimizer]
+    optimizers = []
+    if sparse:
+        optimizers.append(for_tables(sparse, lr=hyper.embedding_lr))
+    if dense:
+        optimizers.append(for_rest(dense, lr=hyper.lr))
+    return optimizers
 
 
 def fit(
     task: Task,
-    recipe: Recipe,
+    hyper: Hyperparameters,
     folder: Path,
     name: str,
     made_from: Mapping[str, Any] | None = None,
@@ -99,30 +106,30 @@ def fit(
     Raises:
         CheckpointError: the folder holds an unfinished training of something else.
     """
-    optimizers = make_optimizers(task.module, recipe)
-    run = _Run(task, recipe, folder, optimizers, made_from or {})
+    optimizers = make_optimizers(task.module, hyper)
+    run = _Run(task, hyper, folder, optimizers, made_from or {})
     run.resume()
-    total = max(1, round(recipe.epochs * task.steps_per_epoch))
-    every = max(1, task.steps_per_epoch // recipe.validations)
+    total = max(1, round(hyper.epochs * task.steps_per_epoch))
+    every = max(1, task.steps_per_epoch // hyper.validations)
     if not run.step:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an earlier training
     run.writer = SummaryWriter(str(folder / "tensorboard"))
-    # The gradients of the tables are right by construction; torch warns until one says so.
+    # The gradients of the tables are right by construction; torch warns unless told not to check.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
     with (
         unchecked,
         tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar,
     ):
-        while run.step < total and run.bad < recipe.patience:
+        while run.step < total and run.bad < hyper.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
                 run.one_step(batch, total)
                 bar.update()
                 if run.step % every == 0 or run.step == total:
                     bar.set_postfix(run.validated())
-                if run.step % recipe.save_every == 0:
+                if run.step % hyper.save_every == 0:
                     run.save()
-                if run.bad >= recipe.patience or run.step == total:
+                if run.bad >= hyper.patience or run.step == total:
                     break
     run.writer.close()
     if run.best is not None:
@@ -131,18 +138,23 @@ def fit(
 
 
 class _Run:
-    """The state of one training, in memory and on disk."""
+    """The state of one training, in memory and on disk.
+
+    Args:
+        made_from: what the weights depend on beside the hyperparameters.
+    """
 
     def __init__(
         self,
         task: Task,
-        recipe: Recipe,
+        hyper: Hyperparameters,
         folder: Path,
         optimizers: list[torch.optim.Optimizer],
         made_from: Mapping[str, Any],
     ) -> None:
-        self.task, self.recipe, self.folder, self.optimizers = task, recipe, folder, optimizers
-        self.made_from = {**recipe.identity(), **made_from}
+        self.task, self.hyper, self.folder, self.optimizers = task, hyper, folder, optimizers
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        self.made_from = {**hyper.identity(), **made_from}
         self.step = self.bad = 0
         self.loss_sum = self.loss_count = 0.0
         self.history: list[dict[str, float]] = []
@@ -151,8 +163,7 @@ class _Run:
 
     def one_step(self, batch: Any, total: int) -> None:
         scale = max(0.02, 1 - self.step / total)
-        rates = (self.recipe.embedding_lr, self.recipe.lr)
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
             optimizer.zero_grad()
@@ -165,7 +176,7 @@ class _Run:
         self.loss_count += 1
 
     def validated(self) -> dict[str, str]:
-        """Validate, remember the best weights, and say how it went."""
+        """Validate, remember the best weights, and return what the progress bar shows."""
         self.task.module.eval()
         with torch.inference_mode():
             measures = self.task.validate()

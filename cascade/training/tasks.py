@@ -1,4 +1,7 @@
-"""The trainings of a cascade: retriever on in-batch negatives, rankers on clicks."""
+"""The trainings of a cascade: the retriever on in-batch negatives, rankers on clicks.
+
+The labels are those of a model's first task; the logits of further tasks are not trained here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch.nn import functional
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.loop import Recipe
+from cascade.training.loop import Hyperparameters
 from cascade.training.losses import sampled_softmax
 
 VALIDATION_ROWS = 50_000
@@ -21,14 +24,14 @@ VALIDATION_QUERIES = 1_000
 
 
 @dataclass(frozen=True)
-class Items:
-    """The catalogue's features on the training device: dense [N, F_dense], ids [N, C]."""
+class ItemFeatures:
+    """The features of the catalogue on the training device: dense [N, F_dense], ids [N, C]."""
 
     dense: Tensor
     ids: Tensor
 
     @classmethod
-    def of(cls, dataset: Dataset, device: torch.device) -> Items:
+    def of(cls, dataset: Dataset, device: torch.device) -> ItemFeatures:
         dense, ids = dataset.items()
         return cls(torch.tensor(dense, device=device), torch.tensor(ids, device=device))
 
@@ -44,8 +47,8 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A batch as tensors: users [B, ...], their item's catalogue row [B], label [B]."""
+class Examples:
+    """Labelled rows as tensors: users [B, ...], their item's catalogue row [B], label [B]."""
 
     dense: Tensor
     ids: Tensor
@@ -53,47 +56,48 @@ class Rows:
     label: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> Rows:
+    def of(cls, batch: Batch, device: torch.device) -> Examples:
         arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
         return cls(*(torch.tensor(array, device=device) for array in arrays))
 
     def __len__(self) -> int:
         return len(self.label)
 
-    def __getitem__(self, chosen: slice | Tensor) -> Rows:
-        return Rows(self.dense[chosen], self.ids[chosen], self.item[chosen], self.label[chosen])
+    def __getitem__(self, chosen: slice | Tensor) -> Examples:
+        return Examples(self.dense[chosen], self.ids[chosen], self.item[chosen], self.label[chosen])
 
 
 class RowTask:
-    """What all trainings on (user, item, label) rows share: the rows."""
+    """A training on (user, item, label) rows."""
 
-    def __init__(self, scorer: Scorer, dataset: Dataset, recipe: Recipe, device: torch.device):
-        self.scorer, self.dataset, self.recipe, self.device = scorer, dataset, recipe, device
+    def __init__(
+        self, scorer: Scorer, dataset: Dataset, hyper: Hyperparameters, device: torch.device
+    ):
+        self.scorer, self.dataset, self.hyper, self.device = scorer, dataset, hyper, device
         self.module: nn.Module = scorer
-        self.items = Items.of(dataset, device)
-        self.steps_per_epoch = -(-dataset.rows("train") // recipe.batch_size)
+        self.items = ItemFeatures.of(dataset, device)
+        self.steps_per_epoch = -(-dataset.rows("train") // hyper.batch_size)
         self.validation = dataset.read("validation", VALIDATION_ROWS)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[Rows]:
+    def batches(self, epoch: int, skip: int) -> Iterator[Examples]:
         for batch in self.dataset.batches(
-            "train", self.recipe.batch_size, self.recipe.seed, epoch, skip
+            "train", self.hyper.batch_size, self.hyper.seed, epoch, skip
         ):
-            yield Rows.of(batch, self.device)
+            yield Examples.of(batch, self.device)
 
 
 class RankTask(RowTask):
     """Click probability by binary cross-entropy: rankers, and prerankers without a teacher."""
 
-    def logits(self, rows: Rows) -> Tensor:
+    def logits(self, rows: Examples) -> Tensor:
         item_dense, item_ids = self.items.dense[rows.item], self.items.ids[rows.item]
-        logits: Tensor = self.scorer(rows.dense, rows.ids, item_dense, item_ids)
-        return logits
+        return self.scorer.score_rows(rows.dense, rows.ids, item_dense, item_ids)
 
-    def loss(self, batch: Rows, step: int) -> Tensor:
+    def loss(self, batch: Examples, step: int) -> Tensor:
         return functional.binary_cross_entropy_with_logits(self.logits(batch), batch.label)
 
     def validate(self) -> dict[str, float]:
-        rows = Rows.of(self.validation, self.device)
+        rows = Examples.of(self.validation, self.device)
         parts = [self.logits(rows[i : i + 8192]) for i in range(0, len(rows), 8192)]
         probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
         label = self.validation.label
@@ -104,7 +108,7 @@ class RankTask(RowTask):
 
 @dataclass(frozen=True)
 class RetrievalObjective:
-    """What a retriever has to learn from, which depends on how the rows came about.
+    """How a retriever learns, which depends on how the items of the rows were chosen.
 
     Args:
         click_weight: of the cross-entropy on labels beside the sampled softmax.
@@ -116,16 +120,15 @@ class RetrievalObjective:
 
 
 OBJECTIVES = {
-    # The system chose what to show: that an item is in the log says nothing about the user, the
-    # label says it all.
+    # The system chose what to show: only the label tells about the user.
     "impressions": RetrievalObjective(click_weight=20.0, temperature=0.25),
-    # The user chose what to rate: that an item is in the log says most.
+    # The user chose what to rate: that an item is in the log tells most.
     "choices": RetrievalObjective(click_weight=0.5, temperature=0.05),
 }
 
 
 class Towers(nn.Module):
-    """The two towers with what only their training needs: the level of a click's logit."""
+    """A retriever with a parameter that only its training needs: the level of a click's logit."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -140,11 +143,11 @@ class RetrievalTask(RowTask):
         self,
         scorer: Scorer,
         dataset: Dataset,
-        recipe: Recipe,
+        hyper: Hyperparameters,
         device: torch.device,
         objective: RetrievalObjective = OBJECTIVES["impressions"],
     ):
-        super().__init__(scorer, dataset, recipe, device)
+        super().__init__(scorer, dataset, hyper, device)
         self.module = self.towers = Towers(scorer).to(device)
         self.objective = objective
         counts = np.zeros(dataset.item_count)
@@ -153,7 +156,7 @@ class RetrievalTask(RowTask):
         share = np.maximum(counts, 1) / counts.sum()
         self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
-    def loss(self, batch: Rows, step: int) -> Tensor:
+    def loss(self, batch: Examples, step: int) -> Tensor:
         user = self.scorer.user(batch.dense, batch.ids) / self.objective.temperature
         item = self.scorer.item(self.items.dense[batch.item], self.items.ids[batch.item])
         logit = (user * item).sum(1) + self.towers.bias
@@ -166,13 +169,13 @@ class RetrievalTask(RowTask):
 
     def validate(self) -> dict[str, float]:
         """The loss, and recall@100 of validation positives among the whole catalogue."""
-        rows, size = Rows.of(self.validation, self.device), self.recipe.batch_size
+        rows, size = Examples.of(self.validation, self.device), self.hyper.batch_size
         losses = [self.loss(rows[i : i + size], 0) for i in range(0, len(rows), size)]
         loss = float(torch.stack(losses).mean())
         recall = self._recall(rows[(rows.label > 0).nonzero().squeeze(1)[:VALIDATION_QUERIES]])
         return {"objective": loss, "validation_loss": loss, "validation_recall_at_100": recall}
 
-    def _recall(self, positives: Rows) -> float:
+    def _recall(self, positives: Examples) -> float:
         states = self.items.states(self.scorer)
         hits = 0.0
         for i in range(0, len(positives), 256):

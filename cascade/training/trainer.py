@@ -1,23 +1,24 @@
-"""Which models a cascade is made of, and the recipe of each."""
+"""The trainings of a cascade, one after the other."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cascade.data.dataset import Dataset
-from cascade.models import build, preset
+from cascade.models import build, contract, preset
+from cascade.models.recipe import Recipe
 from cascade.models.scorer import Scorer
-from cascade.spec import Sizes
+from cascade.spec import RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint, curves
 from cascade.training.distill import Candidates, DistillTask
-from cascade.training.loop import Recipe, fit
+from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
 
 # What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
@@ -25,119 +26,125 @@ from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
 ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
 DISTILL_USERS = 8_192
-NAMES = ("retrieve", "rank", "logistic", "prerank_labels", "prerank", "prerank_logistic")
+TEACHERS = ("retrieve", "rank")
 LOGS = {"movielens": "choices"}  # of the sources that are no impression logs
 
-RECIPES = {
-    "retrieve": Recipe(batch_size=512, lr=1e-3, embedding_lr=2e-2),
-    "rank": Recipe(batch_size=512, lr=1e-3, embedding_lr=1e-2),
-    "logistic": Recipe(batch_size=1024, lr=1e-2, embedding_lr=1e-2),
-    "prerank": Recipe(batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=2),
+
+@dataclass(frozen=True)
+class Training:
+    """One of the trainings.
+
+    Args:
+        model: the stage of the recipe whose model is trained.
+        taught: by the ranker, on what the retriever returns; else by the labels of the rows.
+    """
+
+    model: str
+    hyper: Hyperparameters
+    taught: bool = False
+
+
+ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
+ON_CANDIDATES = Hyperparameters(batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=2)
+TRAININGS = {  # in this order; a checkpoint has the name of its training
+    "retrieve": Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
+    "rank": Training("rank", ON_ROWS),
+    "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
+    "prerank_labels": Training("prerank", ON_ROWS),
+    "prerank": Training("prerank", ON_CANDIDATES, taught=True),
+    "prerank_baseline": Training("baseline", ON_CANDIDATES, taught=True),
 }
 
 
 class Trainer:
-    """Trains one model after the other; a model that is finished is not trained again.
+    """Trains the models of a recipe and those that they are compared with.
 
     Args:
         out: a folder for each model is made in it.
-        changes: fields of `Recipe` that replace those of the table, for every model.
+        changes: fields of `Hyperparameters` that replace those of the table, for every model.
+        log: how the items of the rows were chosen, a key of `OBJECTIVES`; by default, as the
+            source is known for.
     """
 
     def __init__(
-        self, dataset: Dataset, out: Path, device: torch.device, changes: dict[str, Any]
+        self,
+        dataset: Dataset,
+        out: Path,
+        device: torch.device,
+        recipe: Recipe,
+        changes: Mapping[str, Any],
+        log: str | None = None,
     ) -> None:
-        self.dataset, self.out, self.device, self.changes = dataset, out, device, changes
-        rows = dataset.rows("train")
-        self.epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
+        self.dataset, self.out, self.device = dataset, out, device
+        self.recipe, self.changes = recipe, changes
+        known_for = LOGS.get(dataset.source["fingerprint"]["source"], "impressions")
+        self.objective = OBJECTIVES[log or known_for]
+        self.models: dict[str, Scorer] = {}
 
-    def recipe(self, name: str) -> Recipe:
-        """The recipe of the table, over as many epochs as the size of the data asks for."""
-        found, rows = RECIPES[name], self.dataset.rows("train")
-        if name != "prerank":
+    def run(self) -> None:
+        """Train all that is not trained yet.
+
+        Raises:
+            ContractError: a model of the recipe breaks the contract of `Scorer`.
+            CheckpointError: a folder holds an unfinished training of something else.
+        """
+        bundle.write(self.dataset, self.out)
+        for name in TRAININGS:
+            self.models[name] = self._trained(name)
+
+    def hyperparameters(self, name: str) -> Hyperparameters:
+        """Those of the table, over as many epochs as the size of the data asks for."""
+        training, rows = TRAININGS[name], self.dataset.rows("train")
+        found = training.hyper
+        if not training.taught:
+            epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
             size = min(found.batch_size, max(32, rows // 100))
-            found = replace(found, epochs=found.epochs * self.epochs, batch_size=size)
+            found = replace(found, epochs=found.epochs * epochs, batch_size=size)
         return replace(found, **self.changes)
 
-    def train(
-        self,
-        name: str,
-        model: str,
-        size: str,
-        recipe: Recipe,
-        task: Callable[[Scorer], Any],
-        taught_by: tuple[str, ...] = (),
-    ) -> Scorer:
+    def _trained(self, name: str) -> Scorer:
         """Train one model and write its checkpoint and curves, or read it if it is there.
 
         A model that other models teach is there only if it was taught by those of today.
         """
+        training, hyper = TRAININGS[name], self.hyperparameters(name)
         folder, schema = self.out / name, self.dataset.schema
+        model, size = self.recipe.model(training.model)
+        teachers = TEACHERS if training.taught else ()
         made_from = {
             "model": model,
             "preset": size,
             "config": preset(model, size),
             "schema_hash": schema.hash,
-            "taught_by": {other: checkpoint.digest(self.out / other) for other in taught_by},
+            "taught_by": {other: checkpoint.digest(self.out / other) for other in teachers},
         }
-        wanted = json.loads(json.dumps({**made_from, "recipe": recipe.identity()}))
+        wanted = json.loads(json.dumps({**made_from, "recipe": hyper.identity()}))
         if (folder / "checkpoint.json").exists():
             found = checkpoint.describe(folder)
             if all(found.get(key) == value for key, value in wanted.items()):
                 print(f"{name}: already trained, {folder}")
                 return checkpoint.load(folder, schema).to(self.device)
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(hyper.seed)
         scorer = build(model, preset(model, size), schema).to(self.device)
-        history = fit(task(scorer), recipe, folder, name, made_from)
+        history = fit(self._task(name, scorer, hyper), hyper, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
         curves.draw(folder / "curves.png", name, history)
         return scorer.eval()
 
+    def _task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
+        if name == RETRIEVE:
+            contract.check_retriever(scorer)
+            return RetrievalTask(scorer, self.dataset, hyper, self.device, self.objective)
+        contract.check(scorer)
+        if TRAININGS[name].taught:
+            teacher, keep = self.models["rank"], Sizes().survivors
+            return DistillTask(scorer, teacher, self._candidates, hyper, keep)
+        return RankTask(scorer, self.dataset, hyper, self.device)
 
-def train_cascade(trainer: Trainer, ranker: str, towers: str, log: str | None = None) -> None:
-    """Train the three models and those they are compared with.
-
-    Args:
-        ranker, towers: presets of the DLRM and of the two towers.
-        log: who chose the items, a key of `OBJECTIVES`; by default what the source is known for.
-    """
-    dataset, device = trainer.dataset, trainer.device
-    bundle.write(dataset, trainer.out)
-    sizes = Sizes()
-
-    known_for = LOGS.get(dataset.source["fingerprint"]["source"], "impressions")
-    objective = OBJECTIVES[log or known_for]
-
-    def rows_task(name: str, task: Any) -> tuple[Recipe, Callable[[Scorer], Any]]:
-        recipe = trainer.recipe(name)
-        return recipe, lambda scorer: task(scorer, dataset, recipe, device)
-
-    retriever = trainer.train(
-        "retrieve",
-        "two_tower",
-        towers,
-        *rows_task("retrieve", partial(RetrievalTask, objective=objective)),
-    )
-    teacher = trainer.train("rank", "dlrm", ranker, *rows_task("rank", RankTask))
-    trainer.train("logistic", "logistic", "default", *rows_task("logistic", RankTask))
-    trainer.train("prerank_labels", "dlrm", "small", *rows_task("rank", RankTask))
-    recipe = trainer.recipe("prerank")
-
-    @cache
-    def candidates() -> Candidates:
-        return Candidates(retriever, dataset, device, DISTILL_USERS, sizes.candidates)
-
-    for name, model, size in (
-        ("prerank", "dlrm", "small"),
-        ("prerank_logistic", "logistic", "default"),
-    ):
-        trainer.train(
-            name,
-            model,
-            size,
-            recipe,
-            lambda student: DistillTask(student, teacher, candidates(), recipe, sizes.survivors),
-            taught_by=("retrieve", "rank"),
-        )
+    @cached_property
+    def _candidates(self) -> Candidates:
+        """What the retriever returns: one search for all that are taught."""
+        retriever = self.models["retrieve"]
+        return Candidates(retriever, self.dataset, self.device, DISTILL_USERS, Sizes().candidates)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from cascade.training.distill import Candidates, DistillTask
-from cascade.training.loop import Recipe, fit
+from cascade.training.loop import Hyperparameters, fit
 from tests.weights import fresh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,26 +34,26 @@ def teacher(synthetic):
 
 def test_a_student_keeps_the_first_choices_of_its_teacher(synthetic, candidates, teacher, tmp_path):
     """It keeps 20 of 200 candidates: by chance, a tenth of the teacher's ten."""
-    recipe = Recipe(batch_size=64, epochs=2, lr=0.01, embedding_lr=0.03, patience=99)
+    hyper = Hyperparameters(batch_size=64, epochs=2, lr=0.01, embedding_lr=0.03, patience=99)
     student = fresh(synthetic.schema, size="small", seed=4)
-    task = DistillTask(student, teacher, candidates, recipe, keep=20)
+    task = DistillTask(student, teacher, candidates, hyper, keep=20)
     with torch.inference_mode():
         before = task.validate()["validation_kept"]
-    history = fit(task, recipe, tmp_path, "student")
+    history = fit(task, hyper, tmp_path, "student")
     assert before < 0.2
     assert max(record["validation_kept"] for record in history) > 0.4
     assert history[-1]["loss"] < history[0]["loss"]
 
 
 def test_a_teacher_keeps_its_own_choices(candidates, teacher):
-    task = DistillTask(teacher, teacher, candidates, Recipe(batch_size=64), keep=10)
+    task = DistillTask(teacher, teacher, candidates, Hyperparameters(batch_size=64), keep=10)
     with torch.inference_mode():
         assert task.validate() == {"objective": -1.0, "validation_kept": 1.0}
 
 
 def test_each_user_learns_from_its_own_item_and_a_sample(candidates, synthetic, teacher):
     task = DistillTask(
-        fresh(synthetic.schema), teacher, candidates, Recipe(batch_size=64), 20, sample=16
+        fresh(synthetic.schema), teacher, candidates, Hyperparameters(batch_size=64), 20, sample=16
     )
     rows, found = candidates.train
     chosen, items = next(task.batches(0, 0))
@@ -75,7 +75,9 @@ def test_pads_teach_nothing(synthetic, candidates, teacher):
     """21 items and 30 pads: the list is that of the 21, and the level is a mean over 51 places of
     which 30 are as they should be."""
     student = fresh(synthetic.schema, size="small", seed=4)
-    task = DistillTask(student, teacher, candidates, Recipe(batch_size=64), 20, label_weight=0.0)
+    task = DistillTask(
+        student, teacher, candidates, Hyperparameters(batch_size=64), 20, label_weight=0.0
+    )
     rows, found = candidates.train
     chosen = torch.arange(8)
     items = torch.cat((rows.item[chosen].unsqueeze(1), found[chosen, :20]), dim=1)
@@ -107,8 +109,8 @@ def test_a_catalogue_smaller_than_the_list(synthetic, teacher, tmp_path):
     small.train = rows, torch.where(torch.arange(300) < 40, found, -1)
     users, lists = small.validation
     small.validation = users, torch.where(torch.arange(300) < 40, lists, -1)
-    recipe = Recipe(batch_size=50, epochs=3)
-    task = DistillTask(fresh(synthetic.schema), teacher, small, recipe, keep=40)
-    history = fit(task, recipe, tmp_path, "student")
+    hyper = Hyperparameters(batch_size=50, epochs=3)
+    task = DistillTask(fresh(synthetic.schema), teacher, small, hyper, keep=40)
+    history = fit(task, hyper, tmp_path, "student")
     assert all(record["validation_kept"] == 1 for record in history)  # there is no more to keep
     assert all(np.isfinite(record["loss"]) for record in history)

@@ -15,13 +15,14 @@ from cascade.data import Dataset
 from cascade.data.prepare import write
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema
-from cascade.training.loop import Recipe, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, fit, make_optimizers
 from cascade.training.tasks import RankTask, RetrievalTask
 from tests.weights import fresh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
+OF_A_HUNDRED = Hyperparameters(batch_size=100)
 
 
 class Tastes:
@@ -71,13 +72,13 @@ def tastes(tmp_path_factory):
     [("adam", 0.01, 0.05), ("adagrad", 0.05, 0.3), ("sgd", 0.5, 5.0)],
 )
 def test_a_ranker_learns_with_every_optimizer(tastes, tmp_path, optimizer, lr, embedding_lr):
-    recipe = Recipe(
+    hyper = Hyperparameters(
         batch_size=100, epochs=6, optimizer=optimizer, lr=lr, embedding_lr=embedding_lr, patience=9
     )
-    task = RankTask(fresh(tastes.schema), tastes, recipe, CPU)
+    task = RankTask(fresh(tastes.schema), tastes, hyper, CPU)
     with torch.inference_mode():
         before = task.validate()
-    history = fit(task, recipe, tmp_path, "ranker")
+    history = fit(task, hyper, tmp_path, "ranker")
     assert history[-1]["loss"] < history[0]["loss"]
     with torch.inference_mode():
         after = task.validate()
@@ -88,18 +89,18 @@ def test_a_ranker_learns_with_every_optimizer(tastes, tmp_path, optimizer, lr, e
 
 
 def test_logistic_regression_cannot_learn_a_pair(tastes, tmp_path):
-    recipe = Recipe(batch_size=100, epochs=3, lr=0.01)
-    task = RankTask(fresh(tastes.schema, "logistic", "default"), tastes, recipe, CPU)
-    assert fit(task, recipe, tmp_path, "logistic")[-1]["validation_auc"] < 0.65
+    hyper = Hyperparameters(batch_size=100, epochs=3, lr=0.01)
+    task = RankTask(fresh(tastes.schema, "logistic", "default"), tastes, hyper, CPU)
+    assert fit(task, hyper, tmp_path, "logistic")[-1]["validation_auc"] < 0.65
 
 
 def test_towers_find_the_items_of_a_taste(tastes, tmp_path):
     """A kind has 60 items: all fit into the first hundred; a list by popularity has a third."""
-    recipe = Recipe(batch_size=100, epochs=4, embedding_lr=0.05)
-    task = RetrievalTask(fresh(tastes.schema, "two_tower"), tastes, recipe, CPU)
+    hyper = Hyperparameters(batch_size=100, epochs=4, embedding_lr=0.05)
+    task = RetrievalTask(fresh(tastes.schema, "two_tower"), tastes, hyper, CPU)
     with torch.inference_mode():
         before = task.validate()["validation_recall_at_100"]
-    fit(task, recipe, tmp_path, "towers")
+    fit(task, hyper, tmp_path, "towers")
     with torch.inference_mode():
         measures = task.validate()
     # One click in ten is on another kind and cannot be foreseen.
@@ -110,13 +111,17 @@ def test_towers_find_the_items_of_a_taste(tastes, tmp_path):
 def test_retrieval_corrects_for_how_often_an_item_is_shown(tastes):
     items = tastes.read("train").item
     counts = np.bincount(items, minlength=300)
-    task = RetrievalTask(fresh(tastes.schema, "two_tower"), tastes, Recipe(batch_size=100), CPU)
+    task = RetrievalTask(
+        fresh(tastes.schema, "two_tower"), tastes, Hyperparameters(batch_size=100), CPU
+    )
     expected = np.log(np.maximum(counts, 1) / len(items))  # one that is never shown: as if once
     np.testing.assert_allclose(task.log_q, expected, rtol=1e-6)
 
 
 def test_a_batch_without_a_click_still_teaches_the_towers(tastes):
-    task = RetrievalTask(fresh(tastes.schema, "two_tower"), tastes, Recipe(batch_size=100), CPU)
+    task = RetrievalTask(
+        fresh(tastes.schema, "two_tower"), tastes, Hyperparameters(batch_size=100), CPU
+    )
     batch = next(task.batches(0, 0))
     loss = task.loss(replace(batch, label=torch.zeros_like(batch.label)), 0)
     assert torch.isfinite(loss)
@@ -125,11 +130,20 @@ def test_a_batch_without_a_click_still_teaches_the_towers(tastes):
     assert any(gradient.count_nonzero() for gradient in gradients)
 
 
+def test_a_model_without_tables_or_with_frozen_ones_has_one_optimizer():
+    model = torch.nn.Sequential(torch.nn.Embedding(3, 2, sparse=True), torch.nn.Linear(2, 1))
+    model[0].weight.requires_grad = False
+    (optimizer,) = make_optimizers(model, Hyperparameters())
+    assert len(optimizer.param_groups[0]["params"]) == 2
+    (optimizer,) = make_optimizers(torch.nn.Embedding(3, 2, sparse=True), Hyperparameters())
+    assert type(optimizer).__name__ == "SparseAdam"
+
+
 def test_tables_and_the_rest_have_their_own_rates(tastes):
     model = fresh(tastes.schema)
     for optimizer in ("adam", "adagrad", "sgd"):
-        recipe = Recipe(optimizer=optimizer, lr=0.3, embedding_lr=0.7)
-        sparse, dense = make_optimizers(model, recipe)
+        hyper = Hyperparameters(optimizer=optimizer, lr=0.3, embedding_lr=0.7)
+        sparse, dense = make_optimizers(model, hyper)
         tables = [m.table.weight for m in model.modules() if isinstance(m, Embeddings)]
         (group,) = sparse.param_groups
         assert group["lr"] == 0.7

@@ -13,8 +13,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
+from cascade.models.contract import ContractError
+from cascade.models.recipe import Recipe
+from cascade.models.registry import ModelError
 from cascade.training import checkpoint, trainer
 from tests.weights import assert_same_weights
+
+NAMES = tuple(trainer.TRAININGS)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +30,7 @@ def start(synthetic, child_environment):
     made_from = synthetic.source["fingerprint"]
     spec = ",".join(f"{option}={made_from[option]}" for option in ("rows", "items", "seed"))
     options = ["--data", f"synthetic:{spec}", "--prepared", synthetic.root, "--device", "cpu"]
-    options += ["--ranker", "tiny", "--towers", "tiny", "--save-every", "10"]
+    options += ["--recipe", "retrieve=two_tower:tiny", "rank=dlrm:tiny", "--save-every", "10"]
 
     def started(out):
         return subprocess.Popen(
@@ -55,7 +60,7 @@ def trained(start, tmp_path_factory):
 def test_the_command_writes_every_model(trained, synthetic):
     out, output = trained
     assert "Warning" not in output
-    for name in trainer.NAMES:
+    for name in NAMES:
         found = checkpoint.describe(out / name)
         assert found["metrics"] in found["history"]
         assert found["schema_hash"] == synthetic.schema.hash
@@ -81,7 +86,7 @@ def events(folder):
 
 
 def test_curves_are_drawn_and_logged(trained):
-    for name in trainer.NAMES:
+    for name in NAMES:
         folder = trained[0] / name
         history = checkpoint.describe(folder)["history"]
         scalars = events(folder / "tensorboard")
@@ -101,19 +106,19 @@ def test_the_command_goes_on_after_kill_9(trained, start, tmp_path):
     process = start(tmp_path)
     while process.poll() is None:
         process.send_signal(signal.SIGSTOP)  # so that it does not get on while it is looked at
-        if any((tmp_path / name / "resume.safetensors").exists() for name in trainer.NAMES[1:]):
+        if any((tmp_path / name / "resume.safetensors").exists() for name in NAMES[1:]):
             break
         process.send_signal(signal.SIGCONT)
         time.sleep(0.02)
     process.kill()
     output, _ = process.communicate()
     assert process.returncode == -signal.SIGKILL, output
-    ready = [name for name in trainer.NAMES if (tmp_path / name / "checkpoint.json").exists()]
+    ready = [name for name in NAMES if (tmp_path / name / "checkpoint.json").exists()]
     assert "retrieve" in ready
     assert [*tmp_path.glob("*/resume.safetensors")]
     output = finished(start(tmp_path))
-    assert output.count("already trained") == len(ready) < len(trainer.NAMES)
-    for name in trainer.NAMES:
+    assert output.count("already trained") == len(ready) < len(NAMES)
+    for name in NAMES:
         expected = load_file(trained[0] / name / "weights.safetensors")
         assert_same_weights(load_file(tmp_path / name / "weights.safetensors"), expected)
         histories = [checkpoint.describe(f / name)["history"] for f in (trained[0], tmp_path)]
@@ -134,9 +139,10 @@ def begins(monkeypatch):
     monkeypatch.setattr(trainer, "fit", refuse)
 
     def run(dataset, out, seed=0, ranker="tiny"):
-        found = trainer.Trainer(dataset, out, torch.device("cpu"), {"seed": seed, "save_every": 99})
+        recipe = Recipe("two_tower:tiny", rank=f"dlrm:{ranker}")
+        changes = {"seed": seed, "save_every": 99}
         try:
-            trainer.train_cascade(found, ranker, "tiny")
+            trainer.Trainer(dataset, out, torch.device("cpu"), recipe, changes).run()
         except Reached as reached:
             return str(reached)
         return None
@@ -145,23 +151,19 @@ def begins(monkeypatch):
 
 
 def modified(out):
-    return {
-        path: path.stat().st_mtime_ns
-        for name in trainer.NAMES
-        for path in (out / name).glob("**/*")
-    }
+    return {path: path.stat().st_mtime_ns for name in NAMES for path in (out / name).glob("**/*")}
 
 
 def test_what_is_finished_is_not_trained_again(trained, synthetic, tmp_path, begins, capsys):
     out = shutil.copytree(trained[0], tmp_path / "copy")
     before = modified(out)
     assert begins(synthetic, out) is None
-    assert capsys.readouterr().out.count("already trained") == len(trainer.NAMES)
+    assert capsys.readouterr().out.count("already trained") == len(NAMES)
     assert modified(out) == before
     assert begins(synthetic, out, seed=1) == "retrieve"
     assert begins(synthetic, out, ranker="small") == "rank"
-    (out / "logistic" / "checkpoint.json").unlink()
-    assert begins(synthetic, out) == "logistic"
+    (out / "baseline" / "checkpoint.json").unlink()
+    assert begins(synthetic, out) == "baseline"
 
 
 def test_a_student_of_another_teacher_is_trained_again(trained, synthetic, tmp_path, begins):
@@ -171,3 +173,63 @@ def test_a_student_of_another_teacher_is_trained_again(trained, synthetic, tmp_p
         next(teacher.parameters()).add_(1)
     checkpoint.save(out / "rank", teacher, checkpoint.describe(out / "rank"))
     assert begins(synthetic, out) == "prerank"
+
+
+# --- recipes
+
+
+def test_a_recipe_is_read_from_words_and_from_a_file(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text('rank = "dlrm:rmc2"\nbaseline = "tests.example_models:Textbook"\n')
+    assert Recipe.read([]) == Recipe()
+    found = Recipe.read(["retrieve=two_tower:tiny", str(file), "prerank=logistic"])
+    assert found == Recipe(
+        "two_tower:tiny", "logistic", "dlrm:rmc2", "tests.example_models:Textbook"
+    )
+    assert found.model("prerank") == ("logistic", "default")
+    assert Recipe.read([str(file), "rank=dlrm:tiny"]).rank == "dlrm:tiny"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ranker=dlrm:small"], "unknown stage 'ranker': did you mean 'rank'"),
+        (["rank=dln:small"], "recipe, rank: there is no model 'dln:small'"),
+        (["rank=dlrm:huge"], "recipe, rank: model dlrm has no preset 'huge'"),
+        (["dlrm:small"], "recipe dlrm:small is neither stage=model:preset nor a TOML file"),
+        (["{folder}/bad.toml"], r"bad.toml is neither .*line 1"),
+        (["{folder}/number.toml"], "recipe, rank: 3 came; expected text"),
+    ],
+)
+def test_a_wrong_recipe_is_named(words, message, tmp_path):
+    (tmp_path / "bad.toml").write_text("rank: dlrm\n")
+    (tmp_path / "number.toml").write_text("rank = 3\n")
+    with pytest.raises(ModelError, match=message):
+        Recipe.read([word.format(folder=tmp_path) for word in words])
+
+
+def test_a_model_of_a_users_own_is_trained(synthetic, tmp_path, monkeypatch):
+    """By its class, without a registration; it teaches and is taught."""
+    monkeypatch.setattr(trainer, "DISTILL_USERS", 200)
+    recipe = Recipe(
+        "two_tower:tiny",
+        "tests.example_models:AnyNames",
+        "tests.example_models:TwoTasks:wide",
+    )
+    changes = {"epochs": 0.1, "batch_size": 50}
+    found = trainer.Trainer(synthetic, tmp_path, torch.device("cpu"), recipe, changes)
+    found.run()
+    description = checkpoint.describe(tmp_path / "rank")
+    assert (description["model"], description["preset"]) == (
+        "tests.example_models:TwoTasks",
+        "wide",
+    )
+    loaded = checkpoint.load(tmp_path / "rank", synthetic.schema)
+    assert_same_weights(loaded.state_dict(), found.models["rank"].state_dict())
+
+
+def test_a_retriever_that_is_no_dot_product_is_refused_before_it_is_trained(synthetic, tmp_path):
+    found = trainer.Trainer(synthetic, tmp_path, torch.device("cpu"), Recipe("dlrm:tiny"), {})
+    with pytest.raises(ContractError, match="DLRM cannot retrieve"):
+        found.run()
+    assert not (tmp_path / "retrieve" / "tensorboard").exists()

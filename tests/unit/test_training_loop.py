@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cascade.training.checkpoint import CheckpointError
-from cascade.training.loop import Recipe, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, fit, make_optimizers
 from cascade.training.tasks import RankTask
 from tests.weights import assert_same_weights, fresh
 
@@ -47,7 +47,9 @@ class Scripted:
         return {"objective": self.objectives[self.step // 3 - 1]}
 
 
-SCRIPT = Recipe(epochs=4, validations=2, patience=2, lr=0.1, embedding_lr=0.1, save_every=2)
+SCRIPT = Hyperparameters(
+    epochs=4, validations=2, patience=2, lr=0.1, embedding_lr=0.1, save_every=2
+)
 
 
 @pytest.mark.parametrize(
@@ -97,15 +99,15 @@ def test_rate_falls_to_a_fiftieth(tmp_path):
 @pytest.mark.parametrize("fail_at", [1, 3, 8, 11, 14])
 def test_going_on_equals_never_having_stopped(tmp_path, optimizer, fail_at):
     """The best weights come before the last saving or after it, and stay the best or do not."""
-    objectives, recipe = [5, 3, 4, 2, 4, 3, 0, 0], replace(SCRIPT, optimizer=optimizer)
+    objectives, hyper = [5, 3, 4, 2, 4, 3, 0, 0], replace(SCRIPT, optimizer=optimizer)
     unbroken = Scripted(objectives)
-    expected = fit(unbroken, recipe, tmp_path / "unbroken", "scripted")
+    expected = fit(unbroken, hyper, tmp_path / "unbroken", "scripted")
     with pytest.raises(KeyboardInterrupt):
-        fit(Scripted(objectives, fail_at), recipe, tmp_path / "broken", "scripted")
+        fit(Scripted(objectives, fail_at), hyper, tmp_path / "broken", "scripted")
     saved = fail_at // 2 * 2
     assert (tmp_path / "broken" / "resume.safetensors").exists() == (saved > 0)
     resumed = Scripted(objectives, seed=1 if saved else 0)  # all weights come from the file
-    assert fit(resumed, recipe, tmp_path / "broken", "scripted") == expected
+    assert fit(resumed, hyper, tmp_path / "broken", "scripted") == expected
     assert resumed.seen == unbroken.seen[saved:]
     assert_same_weights(resumed.module.state_dict(), unbroken.module.state_dict())
 
@@ -140,7 +142,7 @@ from pathlib import Path
 import torch
 from cascade.data import Dataset
 from cascade.models import build, preset
-from cascade.training.loop import Recipe, fit
+from cascade.training.loop import Hyperparameters, fit
 from cascade.training.tasks import RankTask
 
 class Killed(RankTask):
@@ -151,9 +153,9 @@ class Killed(RankTask):
 
 torch.manual_seed(0)
 dataset = Dataset.open(sys.argv[1])
-recipe = Recipe(batch_size=50, epochs=2, save_every=5)
+hyper = Hyperparameters(batch_size=50, epochs=2, save_every=5)
 scorer = build("dlrm", preset("dlrm", "tiny"), dataset.schema)
-fit(Killed(scorer, dataset, recipe, torch.device("cpu")), recipe, Path(sys.argv[2]), "killed")
+fit(Killed(scorer, dataset, hyper, torch.device("cpu")), hyper, Path(sys.argv[2]), "killed")
 """
 
 
@@ -163,11 +165,11 @@ def test_going_on_after_kill_9(synthetic, child_environment, tmp_path):
         [sys.executable, "-c", KILLED, *arguments], env=child_environment, capture_output=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    recipe = Recipe(batch_size=50, epochs=2, save_every=5)
+    hyper = Hyperparameters(batch_size=50, epochs=2, save_every=5)
     resumed, unbroken = (
-        RankTask(fresh(synthetic.schema, seed=seed), synthetic, recipe, torch.device("cpu"))
+        RankTask(fresh(synthetic.schema, seed=seed), synthetic, hyper, torch.device("cpu"))
         for seed in (1, 0)
     )
-    expected = fit(unbroken, recipe, tmp_path / "unbroken", "unbroken")
-    assert fit(resumed, recipe, tmp_path / "killed", "killed") == expected
+    expected = fit(unbroken, hyper, tmp_path / "unbroken", "unbroken")
+    assert fit(resumed, hyper, tmp_path / "killed", "killed") == expected
     assert_same_weights(resumed.module.state_dict(), unbroken.module.state_dict())
