@@ -1,1 +1,1 @@
-"""How good is it: metrics of rows and of lists, and the cascade against its own ranker."""
+"""Metrics of rows and of lists, the cascade stage by stage, and releases against each other."""

@@ -7,22 +7,18 @@ writes evaluation.json, evaluation.md and evaluation.png.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cascade.artifact import ArtifactError
 from cascade.data.dataset import Dataset
-from cascade.data.source import DataError
+from cascade.errors import run
 from cascade.evaluation import report
-from cascade.evaluation.cascade import COMPARED, EvaluationError, evaluate
+from cascade.evaluation.stagewise import COMPARED, evaluate
 from cascade.models.scorer import Scorer
-from cascade.schema import SchemaError
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from cascade.training.checkpoint import CheckpointError
 
 
 def load_models(folder: Path, dataset: Dataset, device: str) -> dict[str, Scorer]:
@@ -33,7 +29,7 @@ def load_models(folder: Path, dataset: Dataset, device: str) -> dict[str, Scorer
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate what the command line names, print the tables and write the files."""
     parser = argparse.ArgumentParser(prog="python -m cascade.evaluation", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
@@ -45,30 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, help="test rows for the click metrics; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    try:
-        dataset = Dataset.open(options.data)
-        models = load_models(options.checkpoints, dataset, options.device)
-        found = evaluate(
-            dataset,
-            models,
-            Pipeline.load(options.repository),
-            users=options.users,
-            positives=options.positives,
-            rows=options.rows,
-            device=options.device,
-        )
-    except (
-        DataError,
-        SchemaError,
-        CheckpointError,
-        ArtifactError,
-        EvaluationError,
-    ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    dataset = Dataset.open(options.data)
+    found = evaluate(
+        dataset,
+        load_models(options.checkpoints, dataset, options.device),
+        Pipeline.load(options.repository),
+        users=options.users,
+        positives=options.positives,
+        rows=options.rows,
+        device=options.device,
+    )
     print(f"\n{report.write(found, options.out)}\nwritten to {options.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -50,7 +50,8 @@ def normalized_entropy(labels: Floats, probabilities: Floats) -> float:
 
 
 def calibration(labels: Floats, probabilities: Floats) -> float:
-    """Mean predicted over mean observed: 1 is right, above is too hopeful. NaN without positives.
+    """Mean predicted over mean observed: 1 is right, above 1 promises too much. NaN without
+    positives.
 
     He et al. 2014, as above.
     """
@@ -98,7 +99,7 @@ def hits(lists: Ids, positives: Ids) -> tuple[Flags, Ids]:
 
 
 def _mean(values: Floats, counts: Ids) -> float:
-    """Mean over the users who have a positive; NaN when nobody has."""
+    """Mean over the users with a positive; NaN when there is none."""
     return float(values[counts > 0].mean()) if (counts > 0).any() else NAN
 
 
@@ -136,7 +137,7 @@ def positive_counts(items: Ids, labels: Floats, item_count: int) -> Ids:
 def popular_items(counts: Ids, k: int) -> Ids:
     """The k items most often positive, [k], -1 where fewer ever were. Ties go to the lower row.
 
-    The baseline of every list metric: the same list for everybody.
+    The baseline of every list metric: the same list for every user.
     """
     order = np.argsort(-counts, kind="stable")[:k].astype(np.int64)
     order = order[counts[order] > 0]

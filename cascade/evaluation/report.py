@@ -10,17 +10,18 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
-from cascade.evaluation.cascade import CURVE, TOP, Metrics
+from cascade.evaluation.stagewise import CURVE, TOP, Metrics
 
 matplotlib.use("Agg")
 
 ROW_METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "accuracy")
-PRERANKERS = {  # the metric's name -> how the reader knows it
+PRERANKERS = {  # the metric's name -> what the tables call it
     "kept_by_prerank": "served preranker",
     "kept_by_prerank_labels": "same model, not distilled",
-    "kept_by_prerank_logistic": "logistic, distilled",
-    "kept_by_logistic": "logistic, on labels",
+    "kept_by_prerank_baseline": "baseline, distilled",
+    "kept_by_baseline": "baseline, on labels",
     "kept_by_retrieve_order": "none: retriever's order",
 }
 INK, GREY, BLUE, ORANGE = "#222222", "#9aa0a6", "#2f6db5", "#d9822b"
@@ -52,12 +53,12 @@ def tables(found: Metrics) -> str:
 
 def _models(found: Metrics) -> str:
     rows = []
-    names = (("", "ranker", ""), ("", "logistic", "_logistic"), ("bayes_", "best possible", ""))
+    names = (("", "ranker", ""), ("", "baseline", "_baseline"), ("bayes_", "best possible", ""))
     for prefix, name, suffix in names:
         if f"{prefix}auc{suffix}" in found:
             values = [found[f"{prefix}{metric}{suffix}"] for metric in ROW_METRICS]
             rows.append([name, *(_number(value, 4) for value in values)])
-    return table(["model", *(metric.replace("_", " ") for metric in ROW_METRICS)], rows)
+    return _table(["model", *(metric.replace("_", " ") for metric in ROW_METRICS)], rows)
 
 
 def _stages(found: Metrics) -> str:
@@ -76,26 +77,18 @@ def _stages(found: Metrics) -> str:
         rows.append([stage, *(_number(value, 3) for value in values)])
     headers = [measure.replace("_at_", "@").replace("map", "MAP") for measure in measures]
     headers = [header.replace("ndcg", "NDCG") for header in headers]
-    return table(["after", f"of top {TOP}", "of what came in", *headers], rows)
+    return _table(["after", f"of top {TOP}", "of what came in", *headers], rows)
 
 
 def _prerankers(found: Metrics) -> str:
     rows = [[label, _number(found[name], 3)] for name, label in PRERANKERS.items() if name in found]
-    return table(["preranker", f"keeps of the ranker's top {TOP}"], rows)
+    return _table(["preranker", f"keeps of the ranker's top {TOP}"], rows)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Names to the left, numbers to the right."""
-    lines = [headers, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(headers))]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-
-    def cells(line: Sequence[str]) -> str:
-        first = line[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        return "| " + " | ".join((first, *rest)) + " |"
-
-    return "\n".join([cells(headers), cells(rule), *(cells(row) for row in rows)])
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Names to the left, numbers, which are formatted already, to the right."""
+    aligned = ("left", *["right"] * (len(headers) - 1))
+    return str(tabulate(rows, headers, "pipe", colalign=aligned, disable_numparse=True))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,25 +10,25 @@ from tqdm import tqdm
 
 from cascade.data.dataset import Batch
 from cascade.evaluation import metrics
-from cascade.evaluation.reference import Floats, Rows, logits_of_rows
+from cascade.evaluation.brute_force import Encoded, Floats, logits_of_rows
 from cascade.models.scorer import Scorer
 
 
 def row_metrics(
-    scorers: Mapping[str, Scorer], batches: Iterable[Batch], items: Rows, device: str = "cpu"
+    scorers: Mapping[str, Scorer], batches: Iterable[Batch], items: Encoded, device: str = "cpu"
 ) -> dict[str, float]:
     """Click metrics of every model on the same rows.
 
     Args:
-        scorers: by suffix of the metric's name: `{"": ranker, "_logistic": …}` gives `auc` and
-            `auc_logistic`. Where the rows know their true probability, `bayes_auc` and so on
+        scorers: by suffix of the metric's name: `{"": ranker, "_baseline": …}` gives `auc` and
+            `auc_baseline`. Where the rows know their true probability, `bayes_auc` and so on
             are what the best possible model would get.
     """
     labels: list[Floats] = []
     truth: list[Floats] = []
     predicted: dict[str, list[Floats]] = {suffix: [] for suffix in scorers}
     for batch in tqdm(batches, desc="test rows", unit="batch"):
-        users, chosen = Rows(batch.user_dense, batch.user_ids), items.take(batch.item)
+        users, chosen = Encoded(batch.user_dense, batch.user_ids), items.take(batch.item)
         labels.append(batch.label)
         if batch.probability is not None:
             truth.append(batch.probability)

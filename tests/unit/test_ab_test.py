@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cascade.evaluation import ctr
+from cascade.evaluation import ab_test
 
 
 def write(path: Path, release: np.ndarray, user: np.ndarray, clicked: np.ndarray) -> Path:
@@ -37,7 +36,7 @@ def test_counts_are_those_of_the_log(tmp_path: Path) -> None:
         np.array(["a", "a", "b", "c", "c"]),
         np.array([1, 0, 0, 1, 1]),
     )
-    one, two = ctr.read(path)
+    one, two = ab_test.read(path)
     assert (one.release, one.users, one.impressions, one.clicks) == (3, 2, 3, 1)
     assert (two.release, two.users, two.impressions, two.clicks) == (4, 1, 2, 2)
     assert one.ctr == pytest.approx(1 / 3)
@@ -46,8 +45,8 @@ def test_counts_are_those_of_the_log(tmp_path: Path) -> None:
 def test_the_interval_covers_what_is_true_as_often_as_it_says(tmp_path: Path) -> None:
     covered, naive = 0, 0
     for seed in range(200):
-        one, two = ctr.read(write(tmp_path / "log.parquet", *experiment(seed, 1.2)))
-        found = ctr.lift(one, two, 0.9)
+        one, two = ab_test.read(write(tmp_path / "log.parquet", *experiment(seed, 1.2)))
+        found = ab_test.lift(one, two, 0.9)
         covered += found.low <= 0.2 <= found.high
         alike = [r.ctr * (1 - r.ctr) / r.impressions for r in (one, two)]
         half = 1.645 * (sum(alike) ** 0.5) / one.ctr
@@ -57,25 +56,22 @@ def test_the_interval_covers_what_is_true_as_often_as_it_says(tmp_path: Path) ->
 
 
 def test_a_log_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ctr.LogError, match="there is no file"):
-        ctr.read(tmp_path / "none.parquet")
+    with pytest.raises(ab_test.LogError, match="there is no file"):
+        ab_test.read(tmp_path / "none.parquet")
     pq.write_table(pa.table({"release": [1]}), tmp_path / "narrow.parquet")
-    with pytest.raises(ctr.LogError, match=r"lacks the columns \['user', 'clicked'\]"):
-        ctr.read(tmp_path / "narrow.parquet")
+    with pytest.raises(ab_test.LogError, match=r"lacks the columns \['user', 'clicked'\]"):
+        ab_test.read(tmp_path / "narrow.parquet")
     path = write(tmp_path / "log.parquet", np.array([1]), np.array([1]), np.array([2]))
-    with pytest.raises(ctr.LogError, match=r"clicked is \[2\]; expected 0 or 1"):
-        ctr.read(path)
-    none = ctr.rate(1, np.ones(3), np.zeros(3))
-    with pytest.raises(ctr.LogError, match="nothing of release 1 was clicked"):
-        ctr.lift(none, none, 0.95)
+    with pytest.raises(ab_test.LogError, match=r"clicked is \[2\]; expected 0 or 1"):
+        ab_test.read(path)
+    none = ab_test.rate(1, np.ones(3), np.zeros(3))
+    with pytest.raises(ab_test.LogError, match="nothing of release 1 was clicked"):
+        ab_test.lift(none, none, 0.95)
 
 
-def test_the_command_prints_and_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = write(tmp_path / "log.parquet", *experiment(0, 2.0))
-    picture = tmp_path / "ctr.png"
-    monkeypatch.setattr(sys, "argv", ["ctr", "--log", str(log), "--plot", str(picture)])
-    ctr.main()
+    picture = tmp_path / "picture.png"
+    ab_test.main(["--log", str(log), "--plot", str(picture)])
     assert "release 2 over 1: +" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")

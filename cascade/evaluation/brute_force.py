@@ -1,4 +1,4 @@
-"""The ranker's own order, which the cascade approximates, computed in PyTorch without shortcuts."""
+"""The ranker's own order over the whole catalogue, which the cascade approximates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS_PER_CHUNK = 16384  # bounds the hidden layer: 512 wide, it takes 32 MiB
 
 
 @dataclass(frozen=True)
-class Rows:
+class Encoded:
     """Encoded users or items: dense float32 [B, F_dense] and ids int64 [B, C]."""
 
     dense: Floats
@@ -31,8 +31,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.dense)
 
-    def take(self, rows: Ids | slice) -> Rows:
-        return Rows(self.dense[rows], self.ids[rows])
+    def take(self, rows: Ids | slice) -> Encoded:
+        return Encoded(self.dense[rows], self.ids[rows])
 
     def tensors(self, device: str) -> tuple[Tensor, Tensor]:
         # Copies: what Parquet gives is read-only, which PyTorch's tensors cannot be.
@@ -40,7 +40,7 @@ class Rows:
 
 
 def full_order(
-    scorer: Scorer, users: Rows, items: Rows, k: int, device: str = "cpu"
+    scorer: Scorer, users: Encoded, items: Encoded, k: int, device: str = "cpu"
 ) -> tuple[Ids, Floats]:
     """Score every item for every user -> the best k catalogue rows [B, k] and logits [B, k].
 
@@ -56,7 +56,7 @@ def full_order(
             step = max(1, PAIRS_PER_CHUNK // len(item))
             for at in range(0, len(users), step):
                 some = slice(at, at + step)
-                logits = scorer.cross(states[some], item.expand(len(states[some]), -1, -1))
+                logits = scorer.score(states[some], item.expand(len(states[some]), -1, -1))
                 here = torch.arange(start, start + len(item), device=device).expand_as(logits)
                 top, place = torch.cat((best[some], logits), 1).topk(k)
                 best[some], rows[some] = top, torch.cat((rows[some], here), 1).gather(1, place)
@@ -65,7 +65,7 @@ def full_order(
 
 
 def candidate_scores(
-    scorer: Scorer, users: Rows, items: Rows, candidates: Ids, device: str = "cpu"
+    scorer: Scorer, users: Encoded, items: Encoded, candidates: Ids, device: str = "cpu"
 ) -> Floats:
     """Logits [B, K] of candidate rows [B, K]; -inf at a pad, and where an item comes again.
 
@@ -82,7 +82,7 @@ def candidate_scores(
             step = max(1, PAIRS_PER_CHUNK // candidates.shape[1])
             for at in range(0, len(user), step):
                 chosen = item[torch.from_numpy(places[at : at + step]).to(device)]  # [., K, V]
-                scores = scorer.cross(user[at : at + step], chosen)
+                scores = scorer.score(user[at : at + step], chosen)
                 logits[start + at : start + at + len(scores)] = scores.float().cpu().numpy()
     return np.where(first_mentions(candidates), logits, np.float32(-np.inf))
 
@@ -94,19 +94,19 @@ def best_candidates(candidates: Ids, scores: Floats, k: int) -> Ids:
     return np.where(np.take_along_axis(scores, order, 1) > -np.inf, kept, -1)
 
 
-def logits_of_rows(scorer: Scorer, users: Rows, items: Rows, device: str = "cpu") -> Floats:
+def logits_of_rows(scorer: Scorer, users: Encoded, items: Encoded, device: str = "cpu") -> Floats:
     """Logits [B] of B (user, item) rows, as in training."""
     with torch.inference_mode():
-        logits = scorer(*users.tensors(device), *items.tensors(device))
+        logits = scorer.score_rows(*users.tensors(device), *items.tensors(device))
     return np.asarray(logits.float().cpu().numpy(), np.float32)
 
 
 def share_kept(scores: Floats, reference: Floats, k: int) -> float:
     """Share of the reference's top k that a result holds, mean over users with a reference.
 
-    Tie-aware: an item counts when its score reaches the reference's k-th best. Catalogues hold
-    items that no model tells apart, rare values sharing one id, and which of them a stage keeps
-    says nothing about it.
+    Tie-aware: an item counts when its score reaches the reference's k-th best. A catalogue holds
+    items that no model tells apart, because rare values share one id; which of them a stage keeps
+    does not matter.
 
     Args:
         scores: [B, S], the ranker's logits of what was kept; -inf at pads and repeats.

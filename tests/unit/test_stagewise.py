@@ -1,4 +1,4 @@
-"""The whole-cascade evaluation on score tables whose answers are known."""
+"""The evaluation stage by stage on score tables whose answers are known."""
 
 from __future__ import annotations
 
@@ -13,23 +13,33 @@ from torch import Tensor
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.data.prepare import prepare
-from cascade.evaluation import cascade as evaluation
-from cascade.evaluation import reference, report
+from cascade.errors import CascadeError
+from cascade.evaluation import brute_force, report, stagewise
 from cascade.evaluation.__main__ import main
-from cascade.evaluation.cascade import Lists, Queries
-from cascade.evaluation.reference import Ids, Rows
+from cascade.evaluation.brute_force import Encoded, Ids
 from cascade.evaluation.rows import row_metrics
+from cascade.evaluation.stagewise import Lists, Queries
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
+from cascade.schema import Feature, Schema
 
-Scores = reference.Floats
+Scores = brute_force.Floats
+
+
+NUMBERED = Schema(
+    "numbered",
+    tuple(
+        Feature(side, side, "categorical", "vocabulary", cardinality=1000)
+        for side in ("user", "item")
+    ),
+)
 
 
 class Table(Scorer):
     """Scores that are written down: a user's state is a line of the table, an item's its number."""
 
     def __init__(self, scores: Scores) -> None:
-        super().__init__()
+        super().__init__(NUMBERED)
         self.scores = torch.from_numpy(scores)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
@@ -42,9 +52,9 @@ class Table(Scorer):
         return user.gather(1, item[..., 0].long())
 
 
-def numbered(count: int) -> Rows:
+def numbered(count: int) -> Encoded:
     """Users or items that are known by their number alone."""
-    return Rows(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.int64)[:, None])
+    return Encoded(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.int64)[:, None])
 
 
 def top(scores: Scores, k: int, among: Ids | None = None) -> Ids:
@@ -92,12 +102,12 @@ def lists_of(
     ids = 7 * np.random.default_rng(5).permutation(items) + 3  # ids are not rows
     users = np.arange(len(retrieve))[:, None]
     queries = Queries(np.zeros((len(users), 1), np.float32), users.astype(object), users)
-    return evaluation.ask(TableCascade(retrieve, prerank, rank, ids, sizes), queries, ids)
+    return stagewise.ask(TableCascade(retrieve, prerank, rank, ids, sizes), queries, ids)
 
 
 def kept(lists: Lists, rank: Scores, **prerankers: Scores) -> dict[str, float]:
     others = {name: Table(scores) for name, scores in prerankers.items()}
-    return evaluation.kept_metrics(lists, Table(rank), numbered(rank.shape[1]), others)
+    return stagewise.kept_metrics(lists, Table(rank), numbered(rank.shape[1]), others)
 
 
 @pytest.fixture
@@ -159,26 +169,26 @@ def test_small_catalogues(items: int) -> None:
 def test_items_that_no_score_tells_apart_stand_in_for_each_other() -> None:
     scores = np.zeros((1, 40), np.float32)
     scores[0, :30] = 1  # thirty equals: which ten are called the best is chance
-    assert reference.share_kept(scores[:, 20:30], scores, 10) == 1
-    assert reference.share_kept(scores[:, 25:35], scores, 10) == 0.5
+    assert brute_force.share_kept(scores[:, 20:30], scores, 10) == 1
+    assert brute_force.share_kept(scores[:, 25:35], scores, 10) == 0.5
 
 
 def test_an_item_told_twice_counts_once(scores: Scores) -> None:
     best = top(scores, 10)
     repeated = np.repeat(best[:, :1], 10, axis=1)
-    found = reference.candidate_scores(Table(scores), numbered(B), numbered(N), repeated)
-    assert reference.share_kept(found, scores, 10) == pytest.approx(0.1)
+    found = brute_force.candidate_scores(Table(scores), numbered(B), numbered(N), repeated)
+    assert brute_force.share_kept(found, scores, 10) == pytest.approx(0.1)
 
 
 def test_full_order_in_chunks_equals_a_sort(
     scores: Scores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "ITEMS_PER_CHUNK", 64)
-    monkeypatch.setattr(reference, "PAIRS_PER_CHUNK", 640)
-    rows, best = reference.full_order(Table(scores), numbered(B), numbered(N), 10)
+    monkeypatch.setattr(brute_force, "ITEMS_PER_CHUNK", 64)
+    monkeypatch.setattr(brute_force, "PAIRS_PER_CHUNK", 640)
+    rows, best = brute_force.full_order(Table(scores), numbered(B), numbered(N), 10)
     np.testing.assert_array_equal(rows, top(scores, 10))
     np.testing.assert_array_equal(best, np.take_along_axis(scores, rows, 1))
-    rows, best = reference.full_order(Table(scores[:, :4]), numbered(B), numbered(4), 10)
+    rows, best = brute_force.full_order(Table(scores[:, :4]), numbered(B), numbered(4), 10)
     assert (rows[:, 4:] == -1).all()
     assert (best[:, 4:] == -np.inf).all()
 
@@ -186,25 +196,25 @@ def test_full_order_in_chunks_equals_a_sort(
 def test_candidate_scores_equal_the_table(scores: Scores) -> None:
     candidates = top(-scores, 37)
     candidates[3, 30:] = -1
-    found = reference.candidate_scores(Table(scores), numbered(B), numbered(N), candidates)
+    found = brute_force.candidate_scores(Table(scores), numbered(B), numbered(N), candidates)
     expected = np.take_along_axis(scores, np.maximum(candidates, 0), 1)
     np.testing.assert_array_equal(found, np.where(candidates < 0, -np.inf, expected))
-    best = reference.best_candidates(candidates, found, 10)
+    best = brute_force.best_candidates(candidates, found, 10)
     np.testing.assert_array_equal(best, top(scores, 10, candidates))
-    assert (reference.best_candidates(candidates, found, 37)[3, 30:] == -1).all()
+    assert (brute_force.best_candidates(candidates, found, 37)[3, 30:] == -1).all()
 
 
 def test_real_model_is_scored_alike_by_row_by_list_and_in_full(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path)
     torch.manual_seed(0)
     scorer = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
-    batch, items = dataset.read("test", 8), Rows(*dataset.items())
-    users = Rows(batch.user_dense, batch.user_ids)
+    batch, items = dataset.read("test", 8), Encoded(*dataset.items())
+    users = Encoded(batch.user_dense, batch.user_ids)
     everything = np.tile(np.arange(len(items)), (len(users), 1))
-    listed = reference.candidate_scores(scorer, users, items, everything)
-    by_row = reference.logits_of_rows(scorer, users, items.take(batch.item))
+    listed = brute_force.candidate_scores(scorer, users, items, everything)
+    by_row = brute_force.logits_of_rows(scorer, users, items.take(batch.item))
     np.testing.assert_allclose(listed[np.arange(8), batch.item], by_row, atol=1e-5)
-    _, best = reference.full_order(scorer, users, items, 10)
+    _, best = brute_force.full_order(scorer, users, items, 10)
     np.testing.assert_allclose(best, -np.sort(-listed, axis=1)[:, :10], atol=1e-5)
 
 
@@ -217,7 +227,7 @@ def test_held_out_positives_after_each_stage() -> None:
         rank=np.array([[7], [1]]),
     )
     positives = np.array([[7], [9]])
-    found = evaluation.list_metrics(lists, positives, np.array([9, 7, -1]))
+    found = stagewise.list_metrics(lists, positives, np.array([9, 7, -1]))
     assert found["positives"] == 2
     assert found["recall_at_2_retrieve"] == 0
     assert found["recall_at_10_retrieve"] == 0.5
@@ -232,14 +242,14 @@ def test_held_out_positives_after_each_stage() -> None:
 
 def test_item_ids_are_looked_up_and_strangers_refused() -> None:
     ids = np.array([30, 10, 20])
-    rows = evaluation.rows_of(np.array([[10, 20, -1], [30, -1, -1]]), ids)
+    rows = stagewise.rows_of(np.array([[10, 20, -1], [30, -1, -1]]), ids)
     assert rows.tolist() == [[1, 2, -1], [0, -1, -1]]
     with pytest.raises(
-        evaluation.EvaluationError, match="answered item 25, which is not in the catalogue"
+        stagewise.EvaluationError, match="answered item 25, which is not in the catalogue"
     ):
-        evaluation.rows_of(np.array([[25]]), ids)
-    with pytest.raises(evaluation.EvaluationError, match="item 99"):
-        evaluation.rows_of(np.array([[99]]), ids)
+        stagewise.rows_of(np.array([[25]]), ids)
+    with pytest.raises(stagewise.EvaluationError, match="item 99"):
+        stagewise.rows_of(np.array([[99]]), ids)
 
 
 def test_popularity_adds_up_over_batches() -> None:
@@ -248,7 +258,7 @@ def test_popularity_adds_up_over_batches() -> None:
         return Batch(np.array(labels, np.float32), np.array(items), none, none.astype(np.int64))
 
     batches = [batch([3, 3, 1], [1, 0, 1]), batch([3, 2, 2], [1, 0, 0]), batch([1, 3], [0, 1])]
-    assert evaluation.popularity(batches, 5, 3).tolist() == [3, 1, -1]
+    assert stagewise.popularity(batches, 5, 3).tolist() == [3, 1, -1]
 
 
 def test_row_metrics_name_each_model_and_the_truth() -> None:
@@ -283,21 +293,21 @@ def test_evaluate_and_report_on_a_prepared_data_set(tmp_path: Path) -> None:
     ranker = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
     logistic = build("logistic", preset("logistic", "default"), dataset.schema).eval()
     cascade = ScorerCascade(dataset, ranker)
-    models = {"rank": ranker, "logistic": logistic}
-    found = evaluation.evaluate(dataset, models, cascade, users=6, positives=20, rows=100)
+    models = {"rank": ranker, "baseline": logistic}
+    found = stagewise.evaluate(dataset, models, cascade, users=6, positives=20, rows=100)
     assert found["items"] == dataset.item_count
     assert (found["users"], found["positives"]) == (6, 20)
     assert found["recall_retrieve"] == found["kept_by_prerank"] == found["kept_by_cascade"] == 1
     assert found["recall_at_1000_retrieve"] == 1  # the whole catalogue was retrieved
-    assert found["kept_by_logistic"] == 1  # untrained: all logits are equal, the order is kept
+    assert found["kept_by_baseline"] == 1  # untrained: all logits are equal, the order is kept
     assert 0.5 < found["bayes_auc"] < 1
-    assert found["auc_logistic"] == 0.5
+    assert found["auc_baseline"] == 0.5
     text = report.write(found, tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert saved == found
     assert (tmp_path / "out" / "evaluation.md").read_text() == text
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
-    for line in ("| ranker ", "| best possible ", "| popularity ", "| logistic, on labels "):
+    for line in ("| ranker ", "| best possible ", "| popularity ", "| baseline, on labels "):
         assert line in text
 
 
@@ -305,13 +315,13 @@ class ScorerCascade:
     """All three stages by one scorer: candidates are the whole catalogue in its order."""
 
     def __init__(self, dataset: Dataset, scorer: Scorer) -> None:
-        self.dataset, self.scorer, self.items = dataset, scorer, Rows(*dataset.items())
+        self.dataset, self.scorer, self.items = dataset, scorer, Encoded(*dataset.items())
         self.item_ids = dataset.item_ids()
 
     def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
         user_dense, ids = self.dataset.encoder.encode("user", dense, categorical)
-        users = Rows(user_dense, ids)
-        rows, _ = reference.full_order(self.scorer, users, self.items, 1000)
+        users = Encoded(user_dense, ids)
+        rows, _ = brute_force.full_order(self.scorer, users, self.items, 1000)
         return user_dense, ids, rows
 
     def prerank(self, user_dense: Scores, user_ids: Ids, candidates: Ids) -> Ids:
@@ -319,15 +329,15 @@ class ScorerCascade:
 
     def rank(self, user_dense: Scores, user_ids: Ids, survivors: Ids) -> tuple[Ids, Scores]:
         rows = survivors[:, :10]
-        users = Rows(user_dense, user_ids)
-        scores = reference.candidate_scores(self.scorer, users, self.items, rows)
+        users = Encoded(user_dense, user_ids)
+        scores = brute_force.candidate_scores(self.scorer, users, self.items, rows)
         return self.dataset.item_ids()[rows], scores
 
 
 def test_held_out_queries_are_positives_of_the_test_split(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path)
-    queries = evaluation.held_out(dataset, 30, seed=3)
-    again = evaluation.held_out(dataset, 30, seed=3)
+    queries = stagewise.held_out(dataset, 30, seed=3)
+    again = stagewise.held_out(dataset, 30, seed=3)
     np.testing.assert_array_equal(queries.positives, again.positives)
     assert queries.positives.shape == (30, 1)
     _, ids = dataset.encoder.encode("user", queries.dense, queries.categorical)
@@ -349,33 +359,31 @@ def test_test_split_without_positives_is_an_error(
     monkeypatch.setattr(
         Dataset, "raw_users", lambda *_: (dense, categorical, items, np.zeros_like(labels))
     )
-    with pytest.raises(evaluation.EvaluationError, match="none of the first 50 test rows"):
-        evaluation.held_out(dataset, 10)
+    with pytest.raises(stagewise.EvaluationError, match="none of the first 50 test rows"):
+        stagewise.held_out(dataset, 10)
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [("data", "is not a prepared data set"), ("checkpoints", "holds no finished model")],
 )
-def test_command_line_names_what_is_missing(
-    missing: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_line_names_what_is_missing(missing: str, message: str, tmp_path: Path) -> None:
     if missing != "data":
         tiny_dataset(tmp_path)
     folders = [
         f"--{name}={tmp_path / name}" for name in ("data", "checkpoints", "repository", "out")
     ]
-    assert main(folders) == 1
-    assert message in capsys.readouterr().err
+    with pytest.raises(CascadeError, match=message):
+        main(folders)
     assert not (tmp_path / "out").exists()
 
 
 def test_table_aligns_and_marks_what_is_undefined() -> None:
-    text = report.table(["after", "share"], [["retrieve", "0.5"], ["rank", "–"]])
+    text = report._table(["after", "share"], [["retrieve", "0.5"], ["rank", "–"]])
     assert text.splitlines() == [
-        "| after    | share |",
-        "| :------- | ----: |",
-        "| retrieve |   0.5 |",
-        "| rank     |     – |",
+        "| after    |   share |",
+        "|:---------|--------:|",
+        "| retrieve |     0.5 |",
+        "| rank     |       – |",
     ]
     assert report._number(float("nan"), 3) == report._number(None, 3) == "–"

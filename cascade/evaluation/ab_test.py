@@ -1,15 +1,15 @@
-"""`python -m cascade.evaluation.ctr --log FILE`: which of two releases is clicked more.
+"""`python -m cascade.evaluation.ab_test --log FILE`: which of two releases gets more clicks.
 
 The log is a Parquet file with a row for each item that was shown: `release`, `user` and `clicked`
 (0 or 1). Releases are split by user, and the impressions of one user are alike; so the variance is
 that of a ratio of sums over users (Deng, Knoblich and Lu, "Applying the Delta Method in Metric
-Analytics", KDD 2018), and not that of independent impressions, which would promise too much.
+Analytics", KDD 2018), and not that of independent impressions, whose intervals would be too narrow.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tabulate import tabulate
 
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, run
 
 COLUMNS = ("release", "user", "clicked")
 
@@ -44,14 +45,14 @@ class Rate:
     variance: float
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Where the true rate lies with that confidence."""
+        """An interval that holds the true rate with that confidence."""
         half = _quantile(confidence) * self.variance**0.5
         return self.ctr - half, self.ctr + half
 
 
 @dataclass(frozen=True)
 class Lift:
-    """A release over another one: (new - old) / old, and where that lies."""
+    """A release over another one: (new - old) / old, and its interval."""
 
     old: int
     new: int
@@ -102,7 +103,7 @@ def read(path: Path) -> list[Rate]:
 
 
 def lift(old: Rate, new: Rate, confidence: float) -> Lift:
-    """How much more `new` is clicked than `old`, relative; the delta method for a ratio.
+    """How many more clicks `new` gets than `old`, relative; the delta method for a ratio.
 
     Raises:
         LogError: nothing of `old` was clicked.
@@ -117,13 +118,13 @@ def lift(old: Rate, new: Rate, confidence: float) -> Lift:
 
 def report(rates: list[Rate], confidence: float) -> str:
     """A table, and a sentence for each release after the first."""
-    lines = [f"{'release':>7}{'users':>10}{'shown':>12}{'clicks':>10}{'CTR':>10}  {confidence:.0%}"]
+    headers = ("release", "users", "shown", "clicks", "CTR", f"{confidence:.0%}")
+    rows = []
     for found in rates:
         low, high = found.interval(confidence)
-        lines.append(
-            f"{found.release:7}{found.users:10,}{found.impressions:12,}{found.clicks:10,}"
-            f"{found.ctr:10.5f}  {low:.5f} to {high:.5f}"
-        )
+        counts = (f"{count:,}" for count in (found.users, found.impressions, found.clicks))
+        rows.append((found.release, *counts, f"{found.ctr:.5f}", f"{low:.5f} to {high:.5f}"))
+    lines = [tabulate(rows, headers, "plain", stralign="right", disable_numparse=True)]
     for new in rates[1:]:
         found_lift = lift(rates[0], new, confidence)
         verdict = "" if found_lift.certain else ": no difference can be told"
@@ -153,21 +154,20 @@ def _quantile(confidence: float) -> float:
     return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m cascade.evaluation.ctr", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cascade.evaluation.ab_test", description=__doc__
+    )
     parser.add_argument("--log", type=Path, required=True, help="Parquet: release, user, clicked")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--plot", type=Path, help="file for the picture (.png)")
-    args = parser.parse_args()
-    rates = read(args.log)
-    print(report(rates, args.confidence))
-    if args.plot:
-        draw(rates, args.confidence, args.plot)
+    options = parser.parse_args(arguments)
+    rates = read(options.log)
+    print(report(rates, options.confidence))
+    if options.plot:
+        draw(rates, options.confidence, options.plot)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except LogError as error:
-        sys.exit(f"error: {error}")
+    run(main)

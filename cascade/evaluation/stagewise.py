@@ -1,8 +1,8 @@
-"""The whole cascade against its own ranker, and against what people really chose.
+"""The cascade stage by stage: against its own ranker, and against what users chose.
 
-Two questions, kept apart. How much of the ranker's best, over the whole catalogue, is left after
-each stage: the price of not scoring everything. And where the held-out positives end up: the
-quality of the lists, beside a popularity list.
+The two are kept apart. How much of the ranker's best, over the whole catalogue, is left after each
+stage is the price of not scoring everything. Where the held-out positives end up is the quality of
+the lists, beside a popularity list.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tqdm import tqdm
 from cascade.data.dataset import Batch, Dataset
 from cascade.errors import CascadeError
 from cascade.evaluation import metrics
-from cascade.evaluation.reference import (
-    Rows,
+from cascade.evaluation.brute_force import (
+    Encoded,
     best_candidates,
     candidate_scores,
     full_order,
@@ -37,7 +37,7 @@ TOP = 10
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 REQUEST_USERS = 64
 BATCH = 8192
-COMPARED = ("prerank_logistic", "prerank_labels", "logistic")  # tried in the preranker's place
+COMPARED = ("prerank_baseline", "prerank_labels", "baseline")  # tried in the preranker's place
 SAMPLED_ROWS = 50_000  # of the test split, from whose positives the queries are drawn
 
 
@@ -47,7 +47,7 @@ class EvaluationError(CascadeError, ValueError):
 
 class Stages(Protocol):
     """The cascade as `cascade.stages.pipeline.Pipeline` offers it; -1 pads throughout. Its rows
-    are in an order of their own: row i is item `item_ids[i]`."""
+    are in the release's order: row i is item `item_ids[i]`."""
 
     @property
     def item_ids(self) -> Ids: ...
@@ -75,7 +75,7 @@ class Queries:
 class Lists:
     """What each stage answered: encoded users [B], and catalogue rows [B, K] stage by stage."""
 
-    users: Rows
+    users: Encoded
     retrieve: Ids
     prerank: Ids
     rank: Ids
@@ -114,7 +114,7 @@ def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
     """
     answers = []
     row_of_served = rows_of(cascade.item_ids, item_ids)
-    row_of_served = np.append(row_of_served, -1)  # where a pad finds itself
+    row_of_served = np.append(row_of_served, -1)  # index -1, a pad, stays -1
     for start in tqdm(
         range(0, len(queries.positives), REQUEST_USERS), desc="cascade", unit="batch"
     ):
@@ -127,7 +127,7 @@ def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
     dense, ids, candidates, survivors, results = (
         np.concatenate(part) for part in zip(*answers, strict=True)
     )
-    return Lists(Rows(dense, ids), candidates, survivors, results)
+    return Lists(Encoded(dense, ids), candidates, survivors, results)
 
 
 def rows_of(ids: Ids, item_ids: Ids) -> Ids:
@@ -139,17 +139,17 @@ def rows_of(ids: Ids, item_ids: Ids) -> Ids:
     order = np.argsort(item_ids)
     place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
     rows = order[place]
-    strange = (ids >= 0) & (item_ids[rows] != ids)
-    if strange.any():
+    unknown = (ids >= 0) & (item_ids[rows] != ids)
+    if unknown.any():
         raise EvaluationError(
-            f"the cascade answered item {ids[strange][0]}, which is not in the catalogue: the "
+            f"the cascade answered item {ids[unknown][0]}, which is not in the catalogue: the "
             "repository and the data set are not of one export"
         )
     return np.where(ids >= 0, rows, -1)
 
 
 def popularity(batches: Iterable[Batch], item_count: int, k: int) -> Ids:
-    """The list [k] that everybody gets from the baseline: the most frequent positives."""
+    """The most frequent positives, [k]: the same list for every user."""
     counts = np.zeros(item_count, np.int64)
     for batch in tqdm(batches, desc="popularity", unit="batch"):
         counts += metrics.positive_counts(batch.item, batch.label, item_count)
@@ -158,9 +158,8 @@ def popularity(batches: Iterable[Batch], item_count: int, k: int) -> Ids:
 
 def list_metrics(lists: Lists, positives: Ids, popular: Ids) -> Metrics:
     """Recall, NDCG and MAP of held-out positives [B, P] after each stage, and of popularity."""
-    everybody = np.broadcast_to(popular, (len(positives), len(popular)))
     named = {
-        "popularity": everybody,
+        "popularity": np.broadcast_to(popular, (len(positives), len(popular))),
         "retrieve": lists.retrieve,
         "prerank": lists.prerank,
         "rank": lists.rank,
@@ -178,7 +177,7 @@ def list_metrics(lists: Lists, positives: Ids, popular: Ids) -> Metrics:
 def kept_metrics(
     lists: Lists,
     ranker: Scorer,
-    items: Rows,
+    items: Encoded,
     prerankers: Mapping[str, Scorer],
     device: str = "cpu",
 ) -> Metrics:
@@ -227,18 +226,18 @@ def evaluate(
     """All metrics, by name.
 
     Args:
-        models: by the name of their checkpoint: `rank`, and what there is of `logistic`,
-            `prerank_logistic` and `prerank_labels`.
+        models: by the name of their checkpoint: `rank`, and what there is of `baseline`,
+            `prerank_baseline` and `prerank_labels`.
         users: for how many of the queries the ranker scores the whole catalogue.
         positives: how many held-out positives are looked for in the lists.
         rows: of the test split that the click metrics see, rounded up to whole batches; all if
             None.
     """
-    items = Rows(*dataset.items())
+    items = Encoded(*dataset.items())
     lists_of = held_out(dataset, max(users, positives))
     scorers = {"": models["rank"]}
-    if "logistic" in models:
-        scorers["_logistic"] = models["logistic"]
+    if "baseline" in models:
+        scorers["_baseline"] = models["baseline"]
     batches = dataset.batches("test", BATCH)
     limit = None if rows is None else -(-rows // BATCH)
     found: Metrics = {"items": len(items)}
