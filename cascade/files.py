@@ -1,4 +1,4 @@
-"""Files that are whole or not there: digests, and writing that survives a kill at any moment."""
+"""Files that are complete or absent: digests, and writes that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sha256(path: Path) -> str:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file such that a reader, also one after a crash, finds the old text or the new."""
+    """Write a file such that a reader finds the old text or the new, also after a crash."""
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w") as file:
         file.write(text)
@@ -41,22 +41,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """What JSON has for a number of NumPy's; for `json.dumps(default=...)`."""
+    """A number of NumPy's as a plain one; for `json.dumps(default=...)`."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value)} does not go into JSON")
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a folder on one file system, and see the new name to the disk."""
+    """Rename a folder on one file system, and write the new name to the disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
     _sync(target.parent)
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under another name, where the file system has hard links; else a copy. Files of
-    a release are never written again."""
+    """A hard link to a file, or a copy if the file system has none. Files of a release are never
+    written again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
@@ -65,7 +65,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """See a folder to the disk, with all that is in it."""
+    """Write a folder to the disk, with all its content."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():
             _sync(path)

@@ -1,7 +1,7 @@
-"""What crosses a process boundary: the stages, their tensors and their sizes.
+"""The contract between processes: the stages, their tensors and their sizes.
 
 config.pbtxt, the ONNX signatures, the in-process pipeline and the clients are all derived from
-`stages(schema, sizes)`; nothing else names a tensor.
+`stages(schema, sizes)`; no other module names a tensor.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ T = TypeVar("T")
 
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
-EXCLUDE, ALLOW = "exclude", "allow"  # what a user is not to get, and what alone he may get
-PROPENSITIES = "propensities"  # with which the last places were drawn, where they are
-DENY_LIST = "deny.txt"  # in the root of a repository: what nobody is to get
-# Users by id: what reads their features from a store, in the process of the first stage, and the
-# cascade that is asked so.
+EXCLUDE, ALLOW = "exclude", "allow"  # items that a user must not get, values that items must have
+PROPENSITIES = "propensities"  # the probabilities with which the last places were drawn
+DENY_LIST = "deny.txt"  # in the root of a repository: items that no user may get
+# Users by id: the stage that reads their features from a store, in the process of the first stage,
+# and the model that clients ask by id.
 LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
 USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
 FEATURES = ("dense", "categorical")
-# A parameter of a request: microseconds since 1970 after which nobody waits for its answer.
+# A parameter of a request: microseconds since 1970 after which its client no longer waits.
 DEADLINE = "deadline_us"
-CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, for its clients
-CATALOGUE_IDS = "catalogue_ids"  # the outside world's id of every catalogue row, with the ranker
-RERANK = "rerank.json"  # with the ranker, where the list is chosen from a pool
+CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, read by clients
+CATALOGUE_IDS = "catalogue_ids"  # the external id of every catalogue row, with the ranker
+RERANK = "rerank.json"  # with the ranker, if the list is chosen from a pool
 SCORE = "score"  # prerank and rank in one process
 
 
 class ConfigError(CascadeError, ValueError):
-    """Settings that contradict each other, or that no server can be run with."""
+    """Settings that contradict each other, or that no server can run with."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Tensor:
     """A tensor without its batch dimension.
 
     Args:
-        optional: a request may come without it.
+        optional: a request may leave it out.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Tensor:
     optional: bool = False
 
 
-# The number of the release that answered: of the last process, whichever stages it holds.
+# The number of the release that answered: an output of the process that ranks.
 RELEASE = Tensor("release", "INT64", (1,))
 
 
@@ -90,8 +90,12 @@ class Stage:
 
 
 def stage_path(topology: Topology, stage: str, version: int) -> PurePath:
-    """Where the files of a stage lie in a repository: in the version folder of its process, in a
-    folder of their own where the process runs several."""
+    """The folder of a stage in a repository: the version folder of its process, or a folder of its
+    own in it if the process runs several stages.
+
+    Raises:
+        ConfigError: the topology has no such stage.
+    """
     for model, process in TOPOLOGIES[topology].items():
         if stage in process.stages:
             folder = PurePath(model, str(version))
@@ -137,7 +141,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Tensor("dense", "FP32", (schema.dense_width("user"),)),
         Tensor("categorical", "BYTES", (schema.wire_width("user"),)),
     )
-    # One element each, whatever they hold: requests of unequal shape would not batch.
+    # One element each, whatever its content: requests of unequal shape would not batch.
     filters = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in (EXCLUDE, ALLOW))
     user = (
         Tensor("user_dense", "FP32", (schema.dense_width("user"),)),
@@ -157,10 +161,10 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
 
 
 def by_id(process: Stage) -> Stage:
-    """The first process, where users may come by id: it looks up their features, and says of whom
-    it found none. A request has either `dense` and `categorical`, or `user_id` and, if it likes,
-    `context`: a JSON object of raw feature values by name, one element whatever it holds, because
-    requests of unequal shape would not batch.
+    """The first process, for users by id: it looks up their features, and says for which users it
+    found none. A request has either `dense` and `categorical`, or `user_id` and optionally
+    `context`: a JSON object of raw feature values by name, one element whatever its content,
+    because requests of unequal shape would not batch.
     """
     asked = (Tensor(USER_ID, "BYTES", (1,)), Tensor(CONTEXT, "BYTES", (1,)))
     return Stage(

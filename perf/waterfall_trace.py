@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.errors import CascadeError
-from cascade.runtime.spans import START, Marks
+from cascade.runtime.spans import START, Batch
 from perf.waterfall_client import Call
 
 Intervals = dict[str, float]  # microseconds, in the order of time
@@ -100,11 +100,11 @@ def read_traces(paths: Iterable[Path]) -> dict[str, Trace]:
 class Batches:
     """The marked batches of all processes, to be found by when they ran."""
 
-    def __init__(self, batches: Sequence[Marks]) -> None:
+    def __init__(self, batches: Sequence[Batch]) -> None:
         self._batches = batches
         self._starts = [batch[0][1] for batch in batches]
 
-    def within(self, start_ns: int, end_ns: int) -> Marks:
+    def within(self, start_ns: int, end_ns: int) -> Batch:
         """The batch that ran between two moments.
 
         Raises:

@@ -1,1 +1,1 @@
-"""What runs one exported graph: ONNX Runtime, TorchScript or AOTInductor, on a CPU or a GPU."""
+"""Runs one exported graph: by ONNX Runtime, TorchScript or AOTInductor, on a CPU or a GPU."""

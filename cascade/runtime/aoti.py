@@ -1,7 +1,7 @@
 """Runs model.pt2, a package of native code that AOTInductor compiled for one kind of device.
 
-The item state is no part of the package: it is handed over with every call, so that processes go
-on sharing the pages of its file (`export.artifacts.device.package`).
+The item state is not part of the package: every call passes it in, so that processes share the
+pages of its file (`export.artifacts.device.package`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from cascade.artifact import AOTI_FILE, Array, ArtifactError, Description, unloa
 from cascade.config import Serving
 from cascade.runtime.devices import Runner, device_of
 
-DEVICE_KEY = "AOTI_DEVICE_KEY"  # under which a package says what it was compiled for
+DEVICE_KEY = "AOTI_DEVICE_KEY"  # of a package's metadata: the device it was compiled for
 
 
 class AotiGraph:
     """Runs model.pt2.
 
-    `function` is the graph itself, tensors of `device` in and out, for who wants to go on there.
+    `function` is the graph itself, tensors of `device` in and out, for callers that continue there.
     """
 
     def __init__(self, folder: Path, description: Description, serving: Serving) -> None:
@@ -33,8 +33,8 @@ class AotiGraph:
             raise ArtifactError(f"{path} is missing: export again with --runtime aoti")
         self.device = device_of(serving)
         try:
-            # Without the package's own locks, which a recorded run must not meet: a process
-            # computes one batch at a time.
+            # Without the package's own locks, which must not occur in a recorded run; a
+            # process computes one batch at a time.
             package = aoti_load_package(
                 str(path),
                 run_single_threaded=True,

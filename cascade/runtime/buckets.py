@@ -1,7 +1,7 @@
-"""A few sizes of batch in place of any: what is recorded, tuned or allocated once per size.
+"""A few batch sizes, for whatever is recorded, tuned or allocated once per size.
 
-A CUDA graph, a TensorRT profile and a buffer that is used again all belong to one shape. A batch
-is padded to the next of these sizes, so there are seven of each and not sixty-four.
+A CUDA graph, a TensorRT profile and a reused buffer each belong to one shape. A batch is padded to
+the next of these sizes, so there are seven of each instead of sixty-four.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def bucket(users: int) -> int:
-    """The least of `BUCKETS` that holds so many users.
+    """The least of `BUCKETS` that holds `users`.
 
     Raises:
         ValueError: there are no users, or more than the largest holds.
@@ -29,8 +29,8 @@ def bucket(users: int) -> int:
 
 
 def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array]) -> list[Array]:
-    """Run a batch of any size: cut so that each part fits into a bucket, every part padded to it,
-    and the answers without those of the pads.
+    """Run a batch of any size in parts that fit into a bucket, each padded to its bucket; the answers
+    of the pads are dropped.
 
     Args:
         run: inputs of a bucket's size, batch first -> outputs, batch first.
@@ -47,8 +47,8 @@ def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array
 
 
 def padded(values: Array, size: int) -> Array:
-    """[B, ...] -> [size, ...]: the first user again and again. It is a valid one, and what is
-    computed for its copies is thrown away."""
+    """[B, ...] -> [size, ...]: repeats the first user, which is a valid one; the answers of the
+    copies are dropped."""
     missing = size - len(values)
     if not missing:
         return np.ascontiguousarray(values)

@@ -3,7 +3,7 @@
 Copies go through pinned memory and do not wait for each other. With `recorded`, a batch is padded
 to the next of a few sizes, and everything that the function launches is recorded once per size in
 a CUDA graph and replayed ("Accelerating PyTorch with CUDA Graphs", pytorch.org). On a CPU nothing
-can be recorded: the same buffers are filled and the function is called.
+is recorded: the same buffers are filled and the function is called.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cascade.artifact import Array, ArtifactError
 from cascade.config import Serving
 from cascade.runtime.buckets import in_buckets
 
-WARM_UP_RUNS = 3  # a library that is used for the first time allocates, which cannot be recorded
+WARM_UP_RUNS = 3  # the first use of a library allocates, which cannot be recorded
 Function = Callable[..., Any]  # tensors of the device -> a tensor, or several
 
 
 def device_of(serving: Serving) -> torch.device:
-    """The device, and as many threads of the process as it may use.
+    """The device of `serving`; also sets the number of threads that torch may use.
 
     Raises:
         ArtifactError: there is no GPU.
@@ -66,7 +66,7 @@ class Runner:
 
 
 class _Recording:
-    """A run of one shape: buffers that stay where they are, and what is done between them."""
+    """A run of one shape: buffers at fixed addresses, and the launches between them."""
 
     def __init__(self, function: Function, like: Sequence[Array], device: torch.device) -> None:
         pinned = device.type == "cuda"
@@ -120,5 +120,5 @@ def download(tensors: Sequence[Tensor]) -> list[Array]:
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """What a module returned, one output or several, as a tuple."""
+    """The outputs of a module, one or several, as a tuple."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -1,4 +1,4 @@
-"""The one small interface behind which every runtime runs an exported graph."""
+"""The interface of an exported graph, which every runtime implements."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Graph(Protocol):
 
 
 class OneByOne:
-    """A graph whose users run alone."""
+    """A graph that runs each user of a batch alone."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph

@@ -1,4 +1,4 @@
-"""Opens the graph of a version folder with the runtime that it is to be served by."""
+"""Opens the graph of a version folder with the runtime that serves it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
 
     Raises:
         ArtifactError: the folder cannot be served.
-        SchemaError: it was exported for another schema.
+        SchemaError: the folder was exported for another schema.
     """
     description = Description.load(folder)
     if schema is not None:
@@ -26,7 +26,8 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
 
 
 def _open(folder: Path, description: Description, serving: Serving) -> Graph:
-    """A runtime is imported when it is asked for: ONNX Runtime serves where there is no torch."""
+    """A runtime's module is imported here, not above, because it needs its library: a server of
+    ONNX files has no torch."""
     if serving.runtime == "torchscript":
         from cascade.runtime.torchscript import TorchGraph
 

@@ -1,8 +1,8 @@
 """Runs model.onnx by ONNX Runtime, on the CPU, by CUDA or by TensorRT.
 
-On the CPU a plain `run` is the fastest call: buffers that are bound beforehand save an allocation
-and cost more in the binding. On a GPU inputs and outputs are bound to device memory that is used
-again for every batch of a shape, which is also what a recorded CUDA graph asks for
+On the CPU a plain `run` is the fastest call: binding buffers costs more than the allocation it
+saves. On a GPU inputs and outputs are bound to device memory that every batch of a shape reuses, as
+a recorded CUDA graph requires
 (onnxruntime.ai, "CUDA Execution Provider", section "Using CUDA Graphs").
 """
 
@@ -18,8 +18,8 @@ from cascade.config import Serving
 from cascade.runtime.buckets import BUCKETS, in_buckets
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
-ENGINES = "tensorrt"  # the folder, beside the graph, of what TensorRT has built
-TYPICAL_USERS = 16  # what a TensorRT engine is tuned for, of the batches that it must take
+ENGINES = "tensorrt"  # the folder, beside the graph, of the engines that TensorRT built
+TYPICAL_USERS = 16  # the batch that a TensorRT engine is tuned for
 UNRECORDED = "-1"  # the annotation of a run that no CUDA graph is made of
 
 
@@ -61,7 +61,7 @@ class OnnxGraph:
         shapes = tuple(values.shape for values in inputs)
         if shapes not in self._bound:
             if not self._serving.cuda_graphs and len(self._bound) >= BUCKETS[-1]:
-                self._bound.pop(next(iter(self._bound)))  # no one asks for ever new shapes
+                self._bound.pop(next(iter(self._bound)))  # the oldest shape; new ones are rare
             self._bound[shapes] = _Bound(
                 self._session, feed, self._outputs, self._serving, len(self._bound) + 1
             )
@@ -69,7 +69,7 @@ class OnnxGraph:
 
 
 class _Bound:
-    """A run of one shape, from and to memory of the device that stays where it is.
+    """A run of one shape, from and to device memory at fixed addresses.
 
     Args:
         number: of the shape; ONNX Runtime keeps the CUDA graph of each under it.
@@ -110,12 +110,14 @@ class _Bound:
         for name, buffer in self._inputs.items():
             buffer.update_inplace(np.ascontiguousarray(feed[name]))
         self._session.run_with_iobinding(self._binding, self._options)
-        return [np.array(buffer.numpy()) for buffer in self._outputs]  # the next run writes there
+        return [
+            np.array(buffer.numpy()) for buffer in self._outputs
+        ]  # a copy: the next run writes there
 
 
 def session_options(onnxruntime: Any, serving: Serving) -> Any:
     """Threads that sleep between two runs instead of spinning: where processes share the cores, a
-    waiting thread must not take the time of a working one. One thread has nobody to wait for."""
+    waiting thread must not take the time of a working one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = serving.threads
     options.inter_op_num_threads = 1
@@ -130,10 +132,10 @@ def choose_providers(
     """ONNX Runtime's providers for this device and runtime, the preferred one first.
 
     Raises:
-        ArtifactError: what was asked for is not in this ONNX Runtime, or makes no sense.
+        ArtifactError: this ONNX Runtime lacks the provider, or the settings contradict each other.
     """
     if serving.runtime == "tensorrt" and serving.device != "cuda":
-        raise ArtifactError("runtime tensorrt runs on a GPU alone: export with --device cuda")
+        raise ArtifactError("runtime tensorrt runs on a GPU only: export with --device cuda")
     if serving.device != "cuda":
         return [CPU]
     present = onnxruntime.get_available_providers()
@@ -160,8 +162,8 @@ def choose_providers(
 def tensorrt_options(
     folder: Path, description: Description, serving: Serving
 ) -> dict[str, str | int]:
-    """What TensorRT is told: engines are built once, kept beside the graph, and take every batch
-    up to the largest bucket without being built again."""
+    """TensorRT's options: engines are built once, kept beside the graph, and take every batch up to
+    the largest bucket without a rebuild."""
     cache = folder / ENGINES
     cache.mkdir(exist_ok=True)
     options: dict[str, str | int] = {
@@ -173,7 +175,7 @@ def tensorrt_options(
         "trt_fp16_enable": str(int(serving.half)),
         "trt_cuda_graph_enable": str(int(serving.cuda_graphs)),
     }
-    # Without all widths TensorRT has to find the shapes by itself, and builds as they come.
+    # Without all widths TensorRT finds the shapes by itself and builds an engine as each comes.
     if set(description.widths) == set(description.inputs):
         for name, users in (("min", 1), ("opt", TYPICAL_USERS), ("max", BUCKETS[-1])):
             options[f"trt_profile_{name}_shapes"] = ",".join(

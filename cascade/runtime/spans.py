@@ -1,10 +1,10 @@
-"""Marks inside a stage's process: what ended when. Off unless CASCADE_MARKS names a folder.
+"""Spans of a stage's process: which step ended when. Off unless CASCADE_MARKS names a folder.
 
-A batch is a row of marks, the first of them `START`. Each names the step that ended there, so the
-time between two neighbours is that of the step whose name the later one bears. Times are those of
-the monotonic clock, which the server's own traces use as well: the two fit together as they are.
+A batch is a row of (name, time), the first of them `START`. Each name is that of the step that
+ended then, so a step's span is the time since the entry before it. Times are those of the monotonic
+clock, which the server's own traces use as well.
 
-The marks stay in memory until the model is unloaded. They are made for measurements of minutes.
+The spans stay in memory until the model is unloaded: they are meant for measurements of minutes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 VARIABLE = "CASCADE_MARKS"
 START = "start"
-Marks = list[tuple[str, int]]
+Batch = list[tuple[str, int]]  # of one batch: names and nanoseconds
 
 
 class Recorder:
-    """Keeps the marks of a process, and writes them to FOLDER/<process id>.jsonl."""
+    """Keeps the spans of a process and writes them to FOLDER/<process id>.jsonl."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._batches: list[Marks] = []
+        self._batches: list[Batch] = []
 
-    def mark(self, name: str) -> None:
-        """Note that a step has ended now. Before the first batch nothing is noted."""
+    def end(self, name: str) -> None:
+        """A step has ended now; `START` begins a batch. Before the first batch nothing is noted."""
         now_ns = time.monotonic_ns()
         if name == START:
             self._batches.append([])
@@ -52,39 +52,39 @@ def _recorder() -> Recorder | None:
 _active = _recorder()
 
 
-def mark(name: str) -> None:
-    """The step of that name has ended. Off, this is a comparison."""
+def end(name: str) -> None:
+    """The step of that name has ended. When spans are off, this is one comparison."""
     if _active is not None:
-        _active.mark(name)
+        _active.end(name)
 
 
 def write() -> None:
-    """Write what has been marked, if anything is."""
+    """Write the recorded spans, if there are any."""
     if _active is not None:
         _active.write()
 
 
-def after(name: str, step: Callable[..., Any]) -> Any:
-    """A step that is marked by itself whenever it has run. Off, the step as it came."""
-    return step if _active is None else _Marked(name, step, _active)
+def traced(name: str, step: Callable[..., Any]) -> Any:
+    """The same step, whose runs are spans. When spans are off, the step itself."""
+    return step if _active is None else _Traced(name, step, _active)
 
 
-class _Marked:
-    """Otherwise like the step: what else it has can be asked for."""
+class _Traced:
+    """A step that records its spans; all other attributes are those of the step."""
 
     def __init__(self, name: str, step: Callable[..., Any], recorder: Recorder) -> None:
         self._name, self._step, self._recorder = name, step, recorder
 
     def __call__(self, *inputs: Any) -> Any:
         made = self._step(*inputs)
-        self._recorder.mark(self._name)
+        self._recorder.end(self._name)
         return made
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._step, name)
 
 
-def read(folder: Path) -> list[Marks]:
+def read(folder: Path) -> list[Batch]:
     """All batches of all processes, in the order in which they began."""
     batches = [
         [(name, ns) for name, ns in json.loads(line)]

@@ -1,6 +1,6 @@
 """Runs model.pt, a TorchScript file, on any device that torch knows.
 
-The item state goes to the device in the precision of its file: a float16 state stays one, and is
+The item state goes to the device in the precision of its file: a float16 state stays float16 and is
 widened after a gather.
 """
 
@@ -21,7 +21,7 @@ from cascade.runtime.devices import Runner, device_of
 class TorchGraph:
     """Runs model.pt.
 
-    `function` is the graph itself, tensors of `device` in and out, for who wants to go on there.
+    `function` is the graph itself, tensors of `device` in and out, for callers that continue there.
     """
 
     def __init__(self, folder: Path, description: Description, serving: Serving) -> None:

@@ -1,4 +1,8 @@
-"""Opens the version folder of a process as the stages that it runs."""
+"""Opens the version folder of a process as the stages that it runs.
+
+The module of a stage is imported when the stage is opened: a process that ranks starts without the
+library of the index, and one without a store needs no database client.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
 from cascade.layout import RequestLayout
 from cascade.schema import Schema
-from cascade.spec import LOOKUP, PRERANK, RANK, RERANK, RETRIEVE
+from cascade.spec import COLD_START, LOOKUP, PRERANK, RANK, RERANK, RETRIEVE, ConfigError
 from cascade.stages.scoring import Score
 from cascade.stages.stage import Chain, Stage
 
@@ -21,7 +25,9 @@ def load_stage(
 ) -> Stage:
     """Open a version folder as the stage of that name.
 
-    What a stage needs is imported with it: a process that ranks starts without an index's library.
+    Raises:
+        ArtifactError: the folder cannot be served.
+        ConfigError: there is no such stage.
     """
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
@@ -36,7 +42,7 @@ def load_stage(
         return Reranked(folder, serving)
     if name in (PRERANK, RANK):
         return Score(folder, serving)
-    raise ValueError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
+    raise ConfigError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
 
 
 def load_stages(
@@ -49,25 +55,30 @@ def load_stages(
 ) -> Stage:
     """Open the version folder of a process that runs these stages.
 
-    Raises:
-        ArtifactError: a folder cannot be served, or they are of different exports.
-        OtherLayout: users are to come from a store that was written for other features.
-    """
-    if names[0] == LOOKUP:
-        from cascade.stages.lookup import ById, Lookup
-        from cascade.store import open_backend
+    Args:
+        store: URL of the users' store, which the stage `lookup` reads.
 
-        stage = load_stages(names[1:], folder, serving, candidates, deny_list)
-        place = folder if len(names) == 2 else folder / RETRIEVE
-        schema = Schema.load(place / "schema.json")
-        return ById(Lookup(RequestLayout.of(schema), open_backend(store)), stage)
-    if len(names) == 1:
-        return load_stage(names[0], folder, serving, candidates, deny_list)
-    stages = [load_stage(name, folder / name, serving, candidates, deny_list) for name in names]
-    hashes = {name: stage.schema_hash for name, stage in zip(names, stages, strict=True)}
+    Raises:
+        ArtifactError: a folder cannot be served, or its stages are of different exports.
+        OtherLayout: the store was written for other features.
+    """
+    held = [name for name in names if name != LOOKUP]
+    folders = [folder if len(held) == 1 else folder / name for name in held]
+    stages = [
+        load_stage(name, place, serving, candidates, deny_list)
+        for name, place in zip(held, folders, strict=True)
+    ]
+    hashes = {name: stage.schema_hash for name, stage in zip(held, stages, strict=True)}
     if len(set(hashes.values())) > 1:
         raise ArtifactError(f"{folder} holds stages of different schemas: {hashes}. Export again.")
-    return Chain(stages)
+    if LOOKUP in names:
+        from cascade.stages.lookup import Lookup
+        from cascade.store import open_backend
+
+        layout = RequestLayout.of(Schema.load(folders[0] / "schema.json"))
+        lookup = Lookup(layout, open_backend(store))
+        return Chain([lookup, *stages], (*stages[-1].outputs, COLD_START))
+    return stages[0] if len(stages) == 1 else Chain(stages)
 
 
 def deny_list_of(repository: Path, product: Product) -> Path | None:

@@ -1,9 +1,9 @@
-"""Users by id: their raw features out of a store, in the process of the stage that needs them.
+"""Users by id: reads their raw features from a store, in the process of the first stage.
 
-What it hands on is what clients of `recommend` send, so the stages behind it are the same. A
-process of its own would cost every request a hop, several times as much as the lookup itself. It
-never fails for want of a user: who is unknown to the store, and everybody while the store is gone,
-is a user of whom nothing is known, and marked as one.
+The output is what clients of `recommend` send, so the stages after it are the same. A process of
+its own would cost every request a hop, several times as much as the lookup itself. A user whom the
+store does not know, and every user while the store is unreachable, gets no features and is marked
+as a cold start; the request does not fail.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +31,6 @@ from cascade.store import (
     check_layout,
 )
 
-if TYPE_CHECKING:
-    from cascade.stages.stage import Stage
-
 LOG_PERIOD_S = 60.0
 MAX_CONTEXT_BYTES = 65_536
 log = logging.getLogger(__name__)
@@ -41,12 +38,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LookupCounts:
-    """Users who came by id since the process started.
+    """Users by id since the process started.
 
     Args:
-        found: they were in the store.
-        cold: it does not know them.
-        failed: it did not answer, or with something that cannot be read.
+        found: users in the store.
+        cold: users that the store does not know.
+        failed: users for whom the store did not answer, or with unreadable data.
     """
 
     found: int = 0
@@ -56,19 +53,23 @@ class LookupCounts:
 
 class Lookup:
     """dense [B, F_dense], categorical [B, F_cat], user_id [B, 1], context [B, 1] -> dense,
-    categorical, cold_start bool [B, 1]: nothing came from the store.
+    categorical, cold_start bool [B, 1]: true if nothing came from the store.
 
-    An empty id leaves the features as they came, an empty context overrides none.
+    With an empty id the features stay those of the request; an empty context overrides none.
 
     Args:
         layout: the features of a user.
-        backend: where the users are.
-        breaker: when to ask it.
+        backend: the store.
+        breaker: decides when the store is asked.
         clock: seconds on a monotonic clock.
 
     Raises:
         OtherLayout: the store holds users of other features.
     """
+
+    inputs: tuple[str, ...] = (*FEATURES, USER_ID, CONTEXT)
+    optional: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = (*FEATURES, COLD_START)
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class Lookup:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.layout = layout
+        self.schema_hash = layout.layout_hash  # raw features depend on the layout alone
         self.counted = LookupCounts()
         self._backend = backend
         self._users = UserStore(backend, layout)
@@ -89,10 +91,9 @@ class Lookup:
             self._breaker.failed()
             self._tell(str(error))
 
-    def __call__(
-        self, dense: Array, categorical: Array, user_id: Array, context: Array
-    ) -> tuple[Array, Array, Array]:
-        # Before anything is counted: a bad request makes the server run its batch one by one.
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        dense, categorical, user_id, context = inputs
+        # Before anything is counted: after a bad request the server runs the batch one by one.
         texts = enumerate(context[:, 0].tolist())
         overrides = [(row, self._features(text)) for row, text in texts if text]
         ids = user_id[:, 0].tolist()
@@ -109,7 +110,7 @@ class Lookup:
                 dense[rows], categorical[rows] = users.dense, users.categorical
         for row, features in overrides:
             self.layout.fill(features, dense[row], categorical[row])
-        spans.mark(LOOKUP)
+        spans.end(LOOKUP)
         return dense, categorical, ~known[:, None]
 
     def counts(self) -> dict[str, int]:
@@ -122,7 +123,7 @@ class Lookup:
         }
 
     def levels(self) -> dict[str, float]:
-        """Whether the store is asked now, or spared."""
+        """Whether the store is asked now: `store_up` is 0 while the breaker is open."""
         return {"store_up": float(not self._breaker.open)}
 
     def _fetch(self, ids: Sequence[bytes]) -> StoredUsers:
@@ -149,10 +150,10 @@ class Lookup:
         return StoredUsers(*self.layout.empty(users), np.zeros(users, np.bool_), 0)
 
     def _features(self, context: bytes) -> dict[str, Any]:
-        """The features that a request brings itself, checked.
+        """The features that a request itself contains, checked.
 
         Raises:
-            InvalidInput: not a JSON object, an unknown feature, or a value that cannot be read.
+            InvalidInput: no JSON object, an unknown feature, or an unreadable value.
         """
         if len(context) > MAX_CONTEXT_BYTES:
             raise InvalidInput(
@@ -175,33 +176,12 @@ class Lookup:
         return features
 
     def _tell(self, problem: str) -> None:
-        """Once in a while: the requests go on, and there may be thousands a second."""
+        """Log a problem, at most once in `LOG_PERIOD_S`: there may be thousands a second."""
         now = self._clock()
         if now >= self._quiet_until:
             self._quiet_until = now + LOG_PERIOD_S
             log.warning(
-                "lookup: %s; %d users so far were answered as if nothing were known of them",
+                "lookup: %s; %d users so far were answered without their features",
                 problem,
                 self.counted.failed,
             )
-
-
-class ById:
-    """A stage, or several, whose users may come by id as well (`cascade.spec.by_id`)."""
-
-    def __init__(self, lookup: Lookup, stage: Stage) -> None:
-        self.inputs = (*stage.inputs, USER_ID, CONTEXT)
-        self.optional = stage.optional
-        self.outputs = (*stage.outputs, COLD_START)
-        self.schema_hash = stage.schema_hash
-        self.lookup = lookup
-        self.stages = (lookup, *getattr(stage, "stages", (stage,)))  # a chain has several
-        self._stage = stage
-
-    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
-        values = dict(zip((*self.inputs, *self.optional), inputs, strict=False))
-        asked = (values[name] for name in (*FEATURES, USER_ID, CONTEXT))
-        *found, cold = self.lookup(*asked)
-        values.update(zip(FEATURES, found, strict=True))
-        wanted = (values.get(name) for name in self.optional)
-        return (*self._stage(*(values[name] for name in self._stage.inputs), *wanted), cold)

@@ -1,4 +1,4 @@
-"""The whole cascade in one process: what the server's answers are compared with."""
+"""The whole cascade in one process: the reference for the server's answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cascade.stages.scoring import Score
 
 
 class Pipeline:
-    """Chains the stage objects that the server runs."""
+    """The stages that the server runs, called one after the other."""
 
     def __init__(self, retrieve: Retrieve, prerank: Score, rank: Score) -> None:
         expected = retrieve.encoder.schema.hash

@@ -1,12 +1,12 @@
-"""The last choice among the ranked: items that differ from each other, and some by chance.
+"""Chooses the list from the ranked items: for diversity, and some places at random.
 
 Maximal marginal relevance (Carbonell and Goldstein, "The use of MMR, diversity-based reranking for
 reordering documents and producing summaries", SIGIR 1998) takes one item after the other, each
-time the one whose score, less its likeness to what was taken before, is largest.
+time the one whose score, less its similarity to the items taken before, is largest.
 
 Exploration draws the last places of a list by a softmax of the scores, one after the other and
-without putting back (Plackett and Luce). The probability of each draw is handed out: with it, what
-was clicked can be weighted as if every item had had its turn (Horvitz and Thompson, 1952).
+without replacement (Plackett and Luce). The answer contains the probability of each draw: clicks
+can be weighted by it as if every item had been shown (Horvitz and Thompson, 1952).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ Places = npt.NDArray[np.int64]
 
 
 def relevance(scores: Floats) -> Floats:
-    """Scores [P] stretched to 0 … 1, so that a weight means the same for every user."""
+    """Scores [P] scaled to 0 … 1, so that a weight means the same for every user."""
     low, high = scores.min(initial=np.inf), scores.max(initial=-np.inf)
     return (scores - low) / (high - low) if high > low else np.ones_like(scores)
 
 
 def mmr(relevances: Floats, vectors: Floats, count: int, diversity: float) -> Places:
-    """The places of `count` items (or all, where they are fewer), in the order of the list.
+    """The places of `count` items (all, if they are fewer), in the order of the list.
 
     Args:
         relevances: [P], from 0 to 1. vectors: [P, D], of length 1.
-        diversity: 1 - lambda of the paper: 0 = by relevance alone, 1 = by unlikeness alone.
+        diversity: 1 - lambda of the paper: 0 = by relevance only, 1 = by dissimilarity only.
     """
     gain = (1 - diversity) * np.asarray(relevances, np.float64)
-    nearest = np.full(len(gain), -np.inf)  # the largest likeness to what has been taken
+    nearest = np.full(len(gain), -np.inf)  # the largest similarity to the items taken
     taken = np.zeros(min(count, len(gain)), np.int64)
     left = np.ones(len(gain), bool)
     for place in range(len(taken)):
@@ -53,7 +53,7 @@ def explore(
     temperature: float,
     random: np.random.Generator,
 ) -> tuple[Places, Floats]:
-    """Draw the last places of a list from all that are not in front of them.
+    """Draw the last places of a list from all items that are not before them.
 
     Args:
         scores: [P], probabilities of a click; their log-odds over the temperature are the logits.
@@ -81,7 +81,7 @@ def explore(
 
 def intra_list_similarity(vectors: Floats) -> float:
     """Mean cosine of the pairs of a list [R, D] of vectors of length 1 (Ziegler et al., WWW 2005);
-    0 where there is no pair."""
+    0 if there is no pair."""
     count = len(vectors)
     if count < 2:
         return 0.0

@@ -1,6 +1,6 @@
-"""The rank stage with one step more: the list is chosen from a pool of ranked items (`rerank`).
+"""The rank stage with one more step: it chooses the list from a pool of ranked items (`rerank`).
 
-A release has it where rerank.json lies beside the ranker's graph, which then hands on the pool.
+A release has it if rerank.json lies beside the ranker's graph, which then returns the pool.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ FILES = {RERANK, VECTORS, ORDER}
 
 class Reranked(Score):
     """user_dense [B, F_dense], user_ids [B, C], survivors [B, K] -> item_ids and scores [B, R],
-    best first but for what diversity and exploration change; with exploration also the probability
-    of each place, propensities float32 [B, R], 0 for a pad.
+    best first apart from the changes by diversity and exploration; with exploration also the
+    probability of each place, propensities float32 [B, R], 0 for a pad.
 
     Raises:
         ArtifactError: rerank.json or a file beside it is damaged.
@@ -44,7 +44,7 @@ class Reranked(Score):
             self.outputs = (*self.outputs, PROPENSITIES)
 
     def _settings(self, content: Any) -> int:
-        """Take over rerank.json -> the width of the vectors."""
+        """Read rerank.json -> the width of the vectors."""
         self._results, self._explored = int(content["results"]), int(content["explored"])
         self._diversity = float(content["diversity"])
         self._temperature = float(content["temperature"])
@@ -80,20 +80,20 @@ class Reranked(Score):
 
 
 def remove(folder: Path) -> None:
-    """Leave a ranker that hands on the best as they come."""
+    """Remove the files that `save` wrote: the ranker then returns its best items."""
     for file in FILES:
         (folder / file).unlink(missing_ok=True)
 
 
 def vectors(folder: Path) -> Array:
-    """What `save` wrote: float32 [N, D], of length 1."""
+    """The vectors that `save` wrote: float32 [N, D], of length 1."""
     width = int(json.loads((folder / RERANK).read_text())["width"])
     stored: Array = np.fromfile(folder / VECTORS, "<f2").reshape(-1, width)
     return stored.astype(np.float32)
 
 
 def save(folder: Path, vectors: Any, item_ids: Array, results: int, product: Product) -> None:
-    """Write what `Reranked` reads beside the ranker's graph.
+    """Write the files of `Reranked` beside the ranker's graph.
 
     Args:
         vectors: [n, D] each, chunks of the whole catalogue in its order.

@@ -1,4 +1,4 @@
-"""The first stage: who is the user, and which of all items come into question?"""
+"""The first stage: encodes the user and finds the candidates among all items."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Retrieve:
     candidates [B, K]: catalogue rows, best first, -1 pads.
 
     Args:
-        deny_list: file of the items that nobody is to get; None = there is none.
+        deny_list: file of the items that no user may get; None = there is no deny list.
     """
 
     inputs: tuple[str, ...] = ("dense", "categorical")
@@ -42,10 +42,10 @@ class Retrieve:
         self.encoder = Encoder.load(folder, sides=("user",))
         self.schema_hash = self.encoder.schema.hash
         _, tower = load_graph(folder, self.encoder.schema, serving)
-        self._tower = spans.after("tower", tower)
+        self._tower = spans.traced("tower", tower)
         index.set_threads(max(1, serving.threads))
         self.index = open_index(folder, self.encoder.schema.hash, serving)
-        items = filters.Items(folder, self.encoder.schema.hash)
+        items = filters.FilterItems(folder, self.encoder.schema.hash)
         deny = filters.DenyList(deny_list, items) if deny_list else None
         search = _searcher(self.index, self._tower, candidates)
         self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
@@ -54,11 +54,11 @@ class Retrieve:
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
         dense, categorical, *wanted = inputs
         user_dense, user_ids = self.encoder.encode("user", dense, categorical)
-        spans.mark("encode")
+        spans.end("encode")
         if not len(user_ids):
             return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
         rows = self._search(user_dense, user_ids, *wanted)
-        spans.mark("search")
+        spans.end("search")
         self._kept += int(np.count_nonzero(rows >= 0))
         return user_dense, user_ids, rows
 

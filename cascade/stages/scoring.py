@@ -1,6 +1,6 @@
-"""The stages of the cascade: arrays in, arrays out, no Triton.
+"""Prerank and rank: candidate rows of the catalogue to the best of them.
 
-Each is built from one version folder and holds all that it needs. The same objects run in the
+A stage is built from one version folder and knows nothing of Triton: the same object runs in the
 server, in the in-process pipeline and in the tests.
 """
 
@@ -21,7 +21,7 @@ from cascade.spec import CATALOGUE_IDS
 
 
 class Score:
-    """Preranker or ranker: user and candidate rows -> what the exported graph returns.
+    """Preranker or ranker: user and candidate rows -> the outputs of the exported graph.
 
     user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> survivors [B, K'], or item ids and
     scores [B, K'].
@@ -41,9 +41,9 @@ class Score:
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         *users, rows = inputs
-        # In catalogue order: neighbours share pages, and the gather waits less. A pad goes first.
+        # In catalogue order: near rows share pages, and the gather waits less. Pads come first.
         rows = np.sort(rows, axis=1)
-        # What a gather of a row beyond the last one does depends on the device.
+        # A gather beyond the last row does something else on every device.
         if rows[:, -1:].max(initial=-1) >= self._items:
             raise InvalidInput(
                 f"{self.inputs[-1]}: row {rows.max()} came, but the catalogue has {self._items} "
@@ -52,9 +52,9 @@ class Score:
         if not len(inputs[0]):  # ONNX Runtime 1.19 ends the process over TopK of no rows
             one = (np.zeros((1, *x.shape[1:]), x.dtype) for x in inputs)
             return tuple(output[:0] for output in self._graph(*one))
-        spans.mark(self._sorted)
+        spans.end(self._sorted)
         found = tuple(self._graph(*users, rows))
-        spans.mark(self._scored)
+        spans.end(self._scored)
         self._kept += int(np.count_nonzero(found[0] >= 0))
         return found
 

@@ -1,4 +1,4 @@
-"""What a stage is: a tuple of arrays to a tuple of arrays; and a chain of stages, which is one."""
+"""The interface of a stage, and a chain of stages, which is itself a stage."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from cascade.artifact import Array
+from cascade.spec import from_outside
 
 
 class Stage(Protocol):
     """One step: a tuple of input arrays, batch first, to a tuple of output arrays.
 
-    After its `inputs` come those that are `optional`, as far as there are any: None, or nothing at
-    all, stands for one that no request of the batch has.
+    After its `inputs` come those that are `optional`. None, or a missing argument, stands for an
+    optional input that no request of the batch has.
     """
 
     inputs: tuple[str, ...]
@@ -24,22 +25,23 @@ class Stage(Protocol):
         """Run one batch.
 
         Raises:
-            InvalidInput: a value of the request is at fault, not the stage.
+            InvalidInput: a value of the request is wrong.
         """
 
 
 class Chain:
-    """Neighbouring stages in one process: what one returns, the next ones find by name."""
+    """Consecutive stages in one process: each finds its inputs by name among the outputs of those
+    before it and the inputs of the chain.
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        made: set[str] = set()
-        needed: list[str] = []
-        for stage in stages:
-            needed += [n for n in stage.inputs if n not in made and n not in needed]
-            made |= set(stage.outputs)
-        self.inputs, self.outputs = tuple(needed), stages[-1].outputs
+    Args:
+        outputs: of the chain; None = those of the last stage.
+    """
+
+    def __init__(self, stages: Sequence[Stage], outputs: tuple[str, ...] | None = None) -> None:
+        self.inputs = from_outside((stage.inputs, stage.outputs) for stage in stages)
         self.optional = tuple(name for stage in stages for name in stage.optional)
-        self.schema_hash = stages[0].schema_hash
+        self.outputs = outputs or stages[-1].outputs
+        self.schema_hash = stages[-1].schema_hash
         self.stages = tuple(stages)
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
@@ -48,4 +50,4 @@ class Chain:
             optional = (values.get(name) for name in stage.optional)
             made = stage(*(values[name] for name in stage.inputs), *optional)
             values.update(zip(stage.outputs, made, strict=True))
-        return made
+        return tuple(values[name] for name in self.outputs)

@@ -1,1 +1,1 @@
-"""What runs inside a process of Triton: the adapter, admission, metrics and the request log."""
+"""Inside a process of Triton: the adapter, admission, metrics and the request log."""

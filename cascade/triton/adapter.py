@@ -1,4 +1,4 @@
-"""The one adapter between stages and Triton's Python backend.
+"""The adapter between the stages and Triton's Python backend.
 
 A model.py in the repository is `from cascade.triton.adapter import TritonPythonModel`.
 """
@@ -24,33 +24,34 @@ from cascade.runtime import spans
 from cascade.spec import DEADLINE, RELEASE
 from cascade.stages.load import deny_list_of, load_stages
 from cascade.triton import request_log
-from cascade.triton.admission import AGAIN, Waiting
+from cascade.triton.admission import AGAIN, Admission
 from cascade.triton.metrics import Metrics
 from cascade.triton.request_log import RequestLog
 
-Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an optional one without
+Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an absent optional one
 
 
 class TritonPythonModel:
-    """Runs the stages of one process: concatenates the requests of a batch, computes them in as
-    few runs as `users_per_run` allows, splits the answers."""
+    """Runs the stages of one process: joins the requests of a batch, computes them in as few runs
+    as `users_per_run` allows, and splits the answers."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        """Called by Triton when it loads a version.
+
+        Raises:
+            CascadeError: the version cannot be served; Triton reports the message.
+        """
         config = json.loads(args["model_config"])
-        values = {k: v["string_value"] for k, v in config["parameters"].items()}
-        folder = Path(args["model_repository"]) / args["model_version"]
-        gpu = int(args["model_instance_device_id"])
-        process = ProcessConfig.from_parameters(values)
-        serving = replace(process.serving, device_id=gpu)
-        name, release = args["model_name"], int(args["model_version"])
-        self.name = name
-        deny_list = deny_list_of(Path(args["model_repository"]).parent, process.product)
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        process = ProcessConfig.from_parameters(parameters)
+        model = Path(args["model_repository"])
+        self.name, release = args["model_name"], int(args["model_version"])
         self.stage = load_stages(
             process.stages,
-            folder,
-            serving,
+            model / args["model_version"],
+            replace(process.serving, device_id=int(args["model_instance_device_id"])),
             process.candidates,
-            deny_list,
+            deny_list_of(model.parent, process.product),
             process.product.store,
         )
         self.absent = {
@@ -61,49 +62,60 @@ class TritonPythonModel:
             for tensor in config["input"]
             if tensor.get("optional")
         }
-        self.users_per_run = serving.users_per_run
-        self.waiting = Waiting.of(config, release, serving.max_queue_size)
+        self.users_per_run = process.serving.users_per_run
+        self.admission = Admission.of(config, release, process.serving.max_queue_size)
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
         self.release = release if tagged else None
-        self.log = RequestLog(name, release, request_log.wanted(values))
+        self.log = RequestLog(self.name, release, request_log.wanted(parameters))
         held = getattr(self.stage, "stages", (self.stage,))
-        self.metrics = Metrics(
-            pb_utils, name, release, dict(zip(process.stages, held, strict=True))
-        )
+        stages = dict(zip(process.stages, held, strict=True))
+        self.metrics = Metrics(pb_utils, self.name, release, stages)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        if self.waiting.refuses(len(requests)):
-            return self._refuse(len(requests))
-        refusals = [self._refusal_of(request) for request in requests]
+        """Called by Triton with the requests of a batch -> a response to each, in their order."""
+        if self.admission.refuses(len(requests)):
+            return self._refuse_all(len(requests))
+        refusals = [self._late(request) for request in requests]
         if not any(refusals):
             return self._compute(requests)
         left = [r for r, refusal in zip(requests, refusals, strict=True) if refusal is None]
         answers = iter(self._compute(left) if left else ())
         return [next(answers) if refusal is None else refusal for refusal in refusals]
 
-    def _refusal_of(self, request: Any) -> Any | None:
-        """What a request gets whose answer nobody waits for any more; None for all others."""
+    def finalize(self) -> None:
+        """Called by Triton when it unloads the version."""
+        self.metrics.close()
+        spans.write()
+
+    def _refuse_all(self, requests: int) -> list[Any]:
+        self.metrics.error("queue", requests)
+        message = f"more than {self.admission.most} users wait for {self.name}: {AGAIN}"
+        return [_error(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
+
+    def _late(self, request: Any) -> Any | None:
+        """The error response to a request whose deadline has passed; None for all others."""
         deadline = _parameter(request, DEADLINE)
         if deadline is None:
             return None
         if type(deadline) is not int:
             self.metrics.error("input")
             message = f"parameter {DEADLINE}: {deadline!r} came; send whole microseconds since 1970"
-            return _refusal(message, pb_utils.TritonError.INVALID_ARG)
+            return _error(message, pb_utils.TritonError.INVALID_ARG)
         if time.time_ns() // 1000 <= deadline:
             return None
         self.metrics.error("late")
         message = f"its deadline passed before {self.name} began: allow more time"
-        return _refusal(message, pb_utils.TritonError.CANCELLED)
+        return _error(message, pb_utils.TritonError.CANCELLED)
 
     def _compute(self, requests: Sequence[Any]) -> list[Any]:
-        spans.mark(spans.START)
+        spans.end(spans.START)
         start = time.perf_counter()
         inputs = [self._read(request) for request in requests]
         try:
             answers = self._answer(inputs)
         except Exception:
-            # Somebody's mistake: find out whose, and let the neighbours have their answers.
+            # One of the requests is invalid, or the stage fails: run each request alone, so that
+            # only the invalid one gets an error.
             answers = [
                 self._answer_one(arrays, request.request_id())
                 for arrays, request in zip(inputs, requests, strict=True)
@@ -113,17 +125,8 @@ class TritonPythonModel:
         if self.log.every_request:
             ids = (request.request_id() for request in requests)
             self.log.answered([*zip(ids, users, strict=True)], seconds)
-        self.waiting.look(sum(users), len(requests))
+        self.admission.look(sum(users), len(requests))
         return answers
-
-    def _refuse(self, requests: int) -> list[Any]:
-        self.metrics.error("queue", requests)
-        message = f"more than {self.waiting.most} users wait for {self.name}: {AGAIN}"
-        return [_refusal(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
-
-    def finalize(self) -> None:
-        self.metrics.close()
-        spans.write()
 
     def _read(self, request: Any) -> Arrays:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
@@ -131,14 +134,14 @@ class TritonPythonModel:
         optional = (tensors.get(name) for name in self.stage.optional)
         return (
             *(
-                tensors[name].as_numpy() if name in tensors else self._nothing(name, users)
+                tensors[name].as_numpy() if name in tensors else self._blank(name, users)
                 for name in self.stage.inputs
             ),
             *(None if tensor is None else tensor.as_numpy() for tensor in optional),
         )
 
-    def _nothing(self, name: str, users: int) -> Array:
-        """Stands in for an optional input that a request left out: NaN, or empty texts."""
+    def _blank(self, name: str, users: int) -> Array:
+        """Stands in for an input of the stage that the request left out: NaN, or empty texts."""
         dims, dtype = self.absent[name]
         return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
 
@@ -148,18 +151,17 @@ class TritonPythonModel:
         except InvalidInput as error:
             self.metrics.error("input")
             self.log.problem(request_id, "warning", str(error))
-            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            return _error(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
-            # Nothing a caller can act on: the traceback goes into the log, not over the wire.
+            # A caller cannot act on it: the traceback goes into the log, not over the wire.
             self.metrics.error("stage")
             self.log.problem(request_id, "error", repr(error), traceback.format_exc())
             message = f"{self.name} failed ({type(error).__name__}); the server's log says why"
-            return _refusal(message, pb_utils.TritonError.INTERNAL)
+            return _error(message, pb_utils.TritonError.INTERNAL)
 
     def _answer(self, inputs: list[Arrays]) -> list[Any]:
-        one = len(inputs) == 1
-        joined = inputs[0] if one else _joined(inputs)
-        spans.mark("read")
+        joined = inputs[0] if len(inputs) == 1 else _joined(inputs)
+        spans.end("read")
         outputs = self._run(*joined)
         responses, start = [], 0
         for arrays in inputs:
@@ -173,7 +175,7 @@ class TritonPythonModel:
                 tensors.append(pb_utils.Tensor(RELEASE.name, releases))
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop
-        spans.mark("answer")
+        spans.end("answer")
         return responses
 
     def _run(self, *inputs: Any) -> tuple[Array, ...]:
@@ -188,27 +190,27 @@ class TritonPythonModel:
 
 
 def _joined(requests: Sequence[Arrays]) -> Arrays:
-    """The inputs of all requests of a batch. An optional one is None where nobody brought it; else
-    it is empty for those who did not."""
+    """The inputs of all requests of a batch. An optional input that no request has is None; if only
+    some have it, it is empty for the others."""
     return tuple(_column(parts, requests) for parts in zip(*requests, strict=True))
 
 
 def _column(parts: Arrays, requests: Sequence[Arrays]) -> Array | None:
-    brought = [part for part in parts if part is not None]
-    if not brought:
+    present = [part for part in parts if part is not None]
+    if not present:
         return None
-    if len(brought) < len(parts):
+    if len(present) < len(parts):
         users = [len(request[0]) for request in requests]
-        brought = [
+        present = [
             np.full((count, 1), b"", object) if part is None else part
             for part, count in zip(parts, users, strict=True)
         ]
-    joined: Array = np.concatenate(brought)
+    joined: Array = np.concatenate(present)
     return joined
 
 
 def _parameter(request: Any, name: str) -> Any:
-    """None where the request has none of that name."""
+    """A parameter of a request; None if the request has none of that name."""
     text: str = request.parameters()
     if name not in text:
         return None
@@ -218,5 +220,5 @@ def _parameter(request: Any, name: str) -> Any:
         return math.nan
 
 
-def _refusal(message: str, code: Any) -> Any:
+def _error(message: str, code: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,13 +1,13 @@
-"""Refuses requests where too many wait.
+"""Admission: refuses requests when too many wait.
 
-Triton's queue policies are for that; but where a model has one, server 2.51 does not wake its
-batcher for a request that comes while all processes are busy, and leaves it for up to half a second
-when nobody else comes. So it is the process that computes which asks the server how many requests
-wait, a few times a second and only while there is more to do than it can do at once. It refuses
-what is too much from the head of the queue: who has waited longest is the likeliest to have gone.
+Triton's queue policies are made for that; but with one, server 2.51 does not wake its batcher for a
+request that comes while all processes are busy, and leaves it for up to half a second if no other
+request comes. So the process that computes asks the server how many requests wait, a few times a
+second and only while there is more work than it can do at once. It refuses the excess from the head
+of the queue: the client of the oldest request is the likeliest to have given up.
 
-What a pause of the machine leaves behind is worked off, not refused: too much is what was so at two
-looks, with full batches in between.
+A queue that a pause of the machine left behind is worked off, not refused: the excess must show at
+two looks with full batches in between.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-AGAIN = "ask again later"  # what somebody who is refused is told
+AGAIN = "ask again later"  # part of the message of a refusal
 VARIABLE = "CASCADE_METRICS_URL"
 LOOK_S = 0.05
 TIMEOUT_S = 0.5
-BLIND_S = 10.0  # until the next try where the server did not answer
+BLIND_S = 10.0  # until the next try if the server did not answer
 
 
-class Waiting:
-    """The requests that wait for one version of a model.
+class Admission:
+    """Decides which requests of one version of a model are refused.
 
     Args:
         most: users that may wait; 0 = any number.
-        processes: of the model, which share what there is to refuse.
-        full: users of a batch beside which more may be waiting.
-        url: of the server's metrics; empty: nobody can tell, and nothing is refused.
+        processes: of the model, which share the excess among them.
+        full: users of a full batch; while batches are smaller, no requests wait.
+        url: of the server's metrics; empty: the queue is unknown, and nothing is refused.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class Waiting:
         self._next_s, self._seen, self._surplus = 0.0, 0, 0
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], release: int, most: int) -> Waiting:
-        """For the model of this configuration, as Triton hands it to a process."""
+    def of(cls, config: Mapping[str, Any], release: int, most: int) -> Admission:
+        """For the model of this configuration, as Triton passes it to a process."""
         preferred = config.get("dynamic_batching", {}).get("preferred_batch_size")
         processes = sum(int(group["count"]) for group in config.get("instance_group", ()))
         full = min(map(int, preferred or [config["max_batch_size"]]))
         return cls(config["name"], release, most, max(1, processes), full)
 
     def refuses(self, requests: int) -> bool:
-        """Whether so many that the server hands over are too many."""
+        """Whether a batch of so many requests is to be refused."""
         if self._surplus <= 0:
             return False
         self._surplus -= requests
@@ -68,7 +68,7 @@ class Waiting:
 
     def look(self, users: int, requests: int) -> None:
         """After a batch of so many users in so many requests: find out how many wait. The server
-        counts requests; they are taken to have as many users each as those of the batch."""
+        counts requests; each is taken to have as many users as those of the batch."""
         if users < self._full:
             self._seen = 0
             return

@@ -1,19 +1,19 @@
 """Prometheus metrics of the stages, beside Triton's own, under the server's /metrics.
 
-Every family has the labels `model` and `release`; what is so for a stage, `stage`, too.
+Every family has the labels `model` and `release`; those of a stage have the label `stage`, too.
 
 | family | further label | what |
 |---|---|---|
 | cascade_batch_seconds_bucket, _sum, _count | le | time of a batch in a process: a histogram |
 | cascade_batch_users_total | | users in those batches |
 | cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
-| cascade_<count>_total | stage | what a stage counts itself, see `Counting` |
-| cascade_<level> | stage | what a stage has now: `items` |
+| cascade_<count>_total | stage | a count of the stage, see `Counting` |
+| cascade_<level> | stage | a level of the stage, such as `items` |
 | cascade_release | | the release that the model serves |
 
 Every increment, and every observation of a histogram of Triton's, is a message to the server. So a
-process counts in its own memory, and once a second hands over what is new: the buckets of the
-histogram as counters, which Prometheus' `histogram_quantile` reads alike.
+process counts in its own memory, and once a second publishes the increments: the buckets of the
+histogram as counters, which Prometheus' `histogram_quantile` reads like a histogram.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Counting(Protocol):
         `filtered`, `cold_starts`, `fallbacks`."""
 
     def levels(self) -> Mapping[str, float]:
-        """What is so now, as `items`."""
+        """Present values, such as `items`."""
 
 
 class Metrics:
-    """Counts what one process does.
+    """The counters of one process.
 
     Args:
         backend: the module triton_python_backend_utils, which only the adapter may import.
@@ -80,12 +80,12 @@ class Metrics:
         self._users += users
 
     def error(self, kind: str, requests: int = 1) -> None:
-        """They got no answer: their `input` is at fault, a full `queue`, or the `stage`; or nobody
-        waited for it any more, as it was `late`."""
+        """Requests without an answer: for their `input`, a full `queue`, a failed `stage`, or
+        because they were too `late`."""
         self._errors[kind] += requests
 
     def publish(self) -> None:
-        """Hand the server what is new since the last time."""
+        """Send the server the increments since the last time."""
         total = 0
         for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self._buckets, strict=True):
             total += count
@@ -105,8 +105,8 @@ class Metrics:
     def close(self) -> None:
         """Publish the rest, and stop.
 
-        What the server keeps stays: 2.51 frees a metric when the first of its processes gives it
-        back, whoever still counts it. Python would give it back at exit, so it must not find it.
+        The metrics stay alive: server 2.51 frees a metric when the first of its processes releases
+        it, while others still count. Python would release it at exit, hence the references.
         """
         self._ended.set()
         self._publisher.join()
@@ -119,7 +119,7 @@ class Metrics:
             self.publish()
 
     def _raise(self, name: str, total: float, labels: Labels | None = None) -> None:
-        """The processes of a model share its counters, so each adds what is new of its own."""
+        """Raise a counter by the increment of this process: the processes of a model share it."""
         labels = labels or {}
         metric = self._metric(name, labels, self._backend.MetricFamily.COUNTER)
         key = name, str(labels)
@@ -128,7 +128,7 @@ class Metrics:
             self._published[key] = total
 
     def _metric(self, name: str, labels: Labels, kind: Any) -> Any:
-        """Made at its first use. A family lives as long as this object knows it."""
+        """The metric, made at its first use. A family lives as long as this object refers to it."""
         key = name, str(labels)
         if key not in self._metrics:
             if name not in self._families:

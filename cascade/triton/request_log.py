@@ -1,10 +1,10 @@
-"""What the stages say about requests: JSON, a line each, in the server's log.
+"""The log of requests: a line of JSON each, in the server's log.
 
-A client sends an id with its request, Triton hands it to every stage, and each line repeats it: one
-search finds all that happened to a request, in the client's errors, in every stage, in the traces.
+A client sends an id with its request, Triton passes it to every stage, and each line contains it:
+one search finds a request in the client's errors, in every stage and in the traces.
 
-Problems are always told. With the model's config parameter `log` or the variable CASCADE_LOG set to
-`json`, every request is, with the time that its batch took in this stage.
+Problems are always logged. With the model's config parameter `log` or the variable CASCADE_LOG set
+to `json`, every request is, with the time of its batch in this stage.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
+from cascade.spec import ConfigError
+
 VARIABLE = "CASCADE_LOG"
 EVERY_REQUEST = "json"
 STDERR = 2
-LONGEST = 2000  # characters of a text: a line that a pipe takes at once is not torn
+LONGEST = 2000  # characters of a text, so that a pipe takes a line at once
 
 
 def wanted(parameters: Mapping[str, str]) -> bool:
     """Whether every request is to be logged, by a model's config parameters and the environment.
 
     Raises:
-        ValueError: neither `json` nor nothing is asked for.
+        ConfigError: the value is neither `json` nor empty.
     """
     value = parameters.get("log", os.environ.get(VARIABLE, ""))
     if value not in ("", EVERY_REQUEST):
-        raise ValueError(f"log is {value!r}; expected {EVERY_REQUEST!r} or nothing")
+        raise ConfigError(f"log is {value!r}; expected {EVERY_REQUEST!r} or nothing")
     return value == EVERY_REQUEST
 
 
@@ -37,7 +39,7 @@ class RequestLog:
 
     Args:
         release: the version that the model serves.
-        every_request: what `wanted` says; the caller need not collect ids otherwise.
+        every_request: the result of `wanted`; the caller need not collect ids otherwise.
     """
 
     def __init__(self, model: str, release: int, every_request: bool) -> None:
@@ -45,7 +47,7 @@ class RequestLog:
         self._head = {"model": model, "release": release}
 
     def problem(self, request_id: str, level: str, error: str, traceback: str = "") -> None:
-        """One request that got no answer. `level` is "warning" where the caller is at fault."""
+        """One request without an answer. `level` is "warning" if the request is invalid."""
         facts = {"level": level, "request_id": request_id, "error": error[:LONGEST]}
         self._write([facts | ({"traceback": traceback[-LONGEST:]} if traceback else {})])
 
@@ -58,4 +60,4 @@ class RequestLog:
     def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
         head = {"time": round(time.time(), 6), **self._head}
         text = "".join(json.dumps({**head, **line}) + "\n" for line in lines)
-        os.write(STDERR, text.encode())  # in one piece: several processes write to the log
+        os.write(STDERR, text.encode())  # one call: several processes write to the log

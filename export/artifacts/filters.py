@@ -22,7 +22,7 @@ from cascade.artifact import Array, ArtifactError, Mapped
 from cascade.encoding import FIRST, MISSING, UNKNOWN, Encoder
 from cascade.errors import CascadeError
 from cascade.schema import Feature
-from cascade.stages.filters.items import Description
+from cascade.stages.filters.items import FilterDescription
 from export.artifacts.stage_files import Catalogue
 
 FILES = {
@@ -61,7 +61,7 @@ def write(
     order: Array,
     folder: Path,
     wanted: Sequence[str] | None,
-) -> Description:
+) -> FilterDescription:
     """Write filters.json and the files that it describes.
 
     Args:
@@ -90,14 +90,14 @@ def write(
                 if wanted is not None:
                     raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
                 left_out[name] = str(error)
-    found = Description(encoder.schema.hash, writer.mapped, features, left_out)
+    found = FilterDescription(encoder.schema.hash, writer.mapped, features, left_out)
     found.save(folder)
     return found
 
 
 def refresh(
     source: Path, folder: Path, encoder: Encoder, keep: Array, added: Catalogue, item_ids: Array
-) -> Description:
+) -> FilterDescription:
     """The same for a catalogue of which some items have left and to which others have come.
 
     Args:
@@ -105,7 +105,7 @@ def refresh(
         keep: bool [N], which of its rows stay. added: the items behind those.
         item_ids: of the new release.
     """
-    old = Description.load(source, encoder.schema.hash)
+    old = FilterDescription.load(source, encoder.schema.hash)
     arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
     row, kept = np.cumsum(keep) - 1, int(keep.sum())
     features: dict[str, tuple[int, int]] = {}
@@ -126,7 +126,7 @@ def refresh(
             rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
             joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
             features[name] = writer.add(joined, len(item_ids))
-    found = Description(encoder.schema.hash, writer.mapped, features, left_out)
+    found = FilterDescription(encoder.schema.hash, writer.mapped, features, left_out)
     found.save(folder)
     return found
 

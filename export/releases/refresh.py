@@ -39,8 +39,7 @@ from cascade.spec import (
     stage_path,
 )
 from cascade.stages import reranked
-from cascade.stages.filters.items import DESCRIPTION
-from cascade.stages.filters.items import Description as FilterDescription
+from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
 from export.artifacts.onnx_file import point_at

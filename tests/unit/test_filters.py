@@ -22,7 +22,7 @@ from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decod
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, Sizes
-from cascade.stages.filters import DenyList, Items
+from cascade.stages.filters import DenyList, FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.build import read_catalogue
@@ -296,8 +296,8 @@ def test_an_unknown_feature_is_named_with_those_known(criteo: Any, feature: str)
 
 
 @pytest.fixture
-def items(criteo: Any) -> Items:
-    return Items(criteo.repository / RETRIEVE / "1", criteo.schema.hash)
+def items(criteo: Any) -> FilterItems:
+    return FilterItems(criteo.repository / RETRIEVE / "1", criteo.schema.hash)
 
 
 class Clock:
@@ -311,7 +311,7 @@ class Clock:
 
 
 def test_a_deny_list_is_in_force_within_a_second(
-    items: Items, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    items: FilterItems, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock, path = Clock(), tmp_path / "deny.txt"
     watched = DenyList(path, items, clock)
@@ -368,12 +368,12 @@ def test_a_release_without_its_files_is_refused(criteo: Any, tmp_path: Path) -> 
     folder = Path(shutil.copytree(criteo.repository / RETRIEVE / "1", tmp_path / "1"))
     (folder / "filter_rows.bin").write_bytes(b"short")
     with pytest.raises(ArtifactError, match=r"filter_rows.bin has 5 bytes"):
-        Items(folder, criteo.schema.hash)
+        FilterItems(folder, criteo.schema.hash)
     with pytest.raises(ArtifactError, match="was made for schema"):
-        Items(folder, "another")
+        FilterItems(folder, "another")
     (folder / "filters.json").write_text("{}")
     with pytest.raises(ArtifactError, match="is damaged"):
-        Items(folder, criteo.schema.hash)
+        FilterItems(folder, criteo.schema.hash)
     (folder / "filters.json").unlink()
     with pytest.raises(ArtifactError, match=r"filters\.json is missing: export again"):
-        Items(folder, criteo.schema.hash)
+        FilterItems(folder, criteo.schema.hash)

@@ -283,7 +283,7 @@ def test_the_providers_follow_device_and_runtime(folder: Path) -> None:
     assert cuda[1]["enable_cuda_graph"] == "0"  # TensorRT records its own
     assert tensorrt[1]["trt_fp16_enable"] == tensorrt[1]["trt_cuda_graph_enable"] == "1"
     assert Path(tensorrt[1]["trt_engine_cache_path"]).parent == folder
-    with pytest.raises(ArtifactError, match="tensorrt runs on a GPU alone"):
+    with pytest.raises(ArtifactError, match="tensorrt runs on a GPU only"):
         load_graph(folder, None, replace(ONNX, runtime="tensorrt"))
 
 

@@ -129,7 +129,7 @@ def test_what_lies_between_two_processes_is_told_apart() -> None:
 def test_a_recorder_writes_the_batches_that_began(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "marks")
     for name in ("load", START, "read", START, "read", "answer"):
-        recorder.mark(name)
+        recorder.end(name)
     recorder.write()
     recorder.write()  # nothing is left
     found = spans.read(tmp_path / "marks")
@@ -141,8 +141,8 @@ def test_a_recorder_writes_the_batches_that_began(tmp_path: Path) -> None:
 def test_marks_are_off_unless_asked_for(tmp_path: Path) -> None:
     code = (
         "from cascade.runtime import spans\n"
-        "step = spans.after('tower', str.upper)\n"
-        "spans.mark(spans.START); print(step('a'), step is str.upper); spans.write()"
+        "step = spans.traced('tower', str.upper)\n"
+        "spans.end(spans.START); print(step('a'), step is str.upper); spans.write()"
     )
     for folder, unwrapped in (("", "True"), (str(tmp_path / "on"), "False")):
         environment = {**os.environ, spans.VARIABLE: folder}

@@ -1,14 +1,14 @@
-"""Business rules: what a user is not to get, what alone he may get, and what nobody is to get.
+"""Business rules: items that a request excludes, values that it allows, and items denied to all.
 
-They belong into retrieval. Dropped from the ten best at the end, they would leave holes; here the
-next best candidates take their places, and the later stages rank what is left as they always do.
+They apply in retrieval. Items dropped from the ten best at the end would leave holes; here the next
+best candidates take their places, and the later stages rank them as always.
 
-`request` reads the two tensors, `items` maps what an export knows about the items, `deny` watches
-the deny list, `search` finds the candidates.
+`items` maps the ids and values of the catalogue's items, `deny` watches the deny list, `search`
+finds the candidates.
 """
 
 from cascade.stages.filters.deny import DenyList
-from cascade.stages.filters.items import DESCRIPTION, Items
+from cascade.stages.filters.items import DESCRIPTION, FilterItems
 from cascade.stages.filters.search import Filtered
 
-__all__ = ["DESCRIPTION", "DenyList", "Filtered", "Items"]
+__all__ = ["DESCRIPTION", "DenyList", "FilterItems", "Filtered"]

@@ -1,8 +1,8 @@
-"""The deny list: a file of item ids that nobody is to get, watched while requests are answered.
+"""The deny list: a file of item ids that no user may get, watched while requests are answered.
 
-One id per line; what follows a `#` is a comment. Every process looks at the file's time and size
-while it answers a request, at most twice a second, so a change is in force within a second and
-takes no release. Replace the file by a rename, and nobody reads half of it.
+One id per line; a `#` begins a comment. Every process checks the file's time and size while it
+answers a request, at most twice a second, so a change is in force within a second and needs no
+release. Replace the file by a rename, so that no process reads half of it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cascade.errors import CascadeError
 from cascade.index import Ids, Mask
-from cascade.stages.filters.items import Items
+from cascade.stages.filters.items import FilterItems
 
 CHECK_S = 0.5
 LOG = logging.getLogger(__name__)
@@ -29,22 +30,26 @@ class Denied:
     """Rows that are denied.
 
     Args:
-        mask: [N]. count: how much of it is true.
+        mask: [N]. count: of its true values.
     """
 
     mask: Mask
     count: int
 
     @classmethod
-    def of(cls, ids: Ids, items: Items) -> Denied:
-        """Those of the ids that this catalogue has."""
+    def of(cls, ids: Ids, items: FilterItems) -> Denied:
+        """The rows of the ids that this catalogue has."""
         mask = np.zeros(len(items), bool)
         mask[items.rows(ids)] = True
         return cls(mask, int(np.count_nonzero(mask)))
 
 
+class DenyListError(CascadeError, ValueError):
+    """A deny list with a line that is not an item id."""
+
+
 class DenyList:
-    """What a file denies now.
+    """The items that a file denies at present.
 
     Args:
         path: a missing file denies nothing.
@@ -53,7 +58,7 @@ class DenyList:
     """
 
     def __init__(
-        self, path: Path, items: Items, clock: Callable[[], float] = time.monotonic
+        self, path: Path, items: FilterItems, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._path, self._items, self._clock = path, items, clock
         self._denied = Denied.of(np.empty(0, np.int64), items)
@@ -62,8 +67,8 @@ class DenyList:
         self._next_check_s = -np.inf
 
     def now(self) -> Denied:
-        """What is denied. A file that cannot be read is reported in the log, once, and the last
-        good one stays in force."""
+        """The denied rows. A file that cannot be read is reported in the log, once, and the last
+        good content stays in force."""
         now_s = self._clock()
         if now_s >= self._next_check_s:
             self._next_check_s = now_s + CHECK_S
@@ -76,7 +81,7 @@ class DenyList:
             if stamp == self._stamp:
                 return
             text = self._path.read_bytes() if stamp else b""
-            self._stamp = stamp  # read, though perhaps not understood: no need to read it again
+            self._stamp = stamp  # also of an unreadable file: it is not read again
             self._denied = Denied.of(parse(text, self._path), self._items)
             self._complaint = ""
         except (OSError, ValueError) as error:
@@ -86,10 +91,10 @@ class DenyList:
 
 
 def parse(text: bytes, path: Path) -> Ids:
-    """The ids of a deny list, as they stand there.
+    """The ids of a deny list, in its order.
 
     Raises:
-        ValueError: a line is not an id; says which.
+        DenyListError: a line is not an id; says which.
     """
     ids = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -105,12 +110,12 @@ def _id(text: bytes, where: str) -> int:
         if -(2**63) <= found < 2**63:
             return found
     except ValueError:
-        pass  # said below, as for what is too large
-    raise ValueError(f"{where}: {text[:40]!r} is not an item id, an integer of 64 bits")
+        pass  # the same error as for an id that is too large
+    raise DenyListError(f"{where}: {text[:40]!r} is not an item id, an integer of 64 bits")
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes when a file is edited or replaced."""
+    """Values that change when a file is edited or replaced."""
     try:
         found = os.stat(path)
     except FileNotFoundError:

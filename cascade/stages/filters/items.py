@@ -1,8 +1,8 @@
-"""Which rows of the catalogue have an id, and which have a value: mapped files beside the index.
+"""The rows of the catalogue by item id and by feature value: mapped files beside the index.
 
 The values of all features lie one after the other, sorted within a feature, as one string of bytes
-and the places where each begins; their rows likewise. Nothing is read when a process starts: a
-look-up is a binary search in pages that all processes share.
+and the positions where each begins; their rows likewise. Nothing is read when a process starts: a
+lookup is a binary search in pages that all processes share.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True)
-class Description:
+class FilterDescription:
     """filters.json.
 
     Args:
@@ -40,8 +40,8 @@ class Description:
             int32 [N], the row of each; `text` uint8 and `text_starts` int64 [V + 1], the values of
             all features; `rows` int32 and `row_starts` int64 [V + 1], the rows that have each
             value, ascending.
-        features: where the values of each feature begin and end among the V.
-        left_out: features that cannot be asked for, and why.
+        features: first and end position of the values of each feature among the V.
+        left_out: features that cannot be filtered by, and why.
     """
 
     schema_hash: str
@@ -53,7 +53,7 @@ class Description:
         save_described(folder / DESCRIPTION, FORMAT, self)
 
     @classmethod
-    def load(cls, folder: Path, schema_hash: str) -> Description:
+    def load(cls, folder: Path, schema_hash: str) -> FilterDescription:
         """Read and check.
 
         Raises:
@@ -61,7 +61,7 @@ class Description:
         """
         path = folder / DESCRIPTION
 
-        def parse(content: Any) -> Description:
+        def parse(content: Any) -> FilterDescription:
             check_format(path, content, FORMAT)
             features = {name: (first, end) for name, (first, end) in content["features"].items()}
             return cls(content["schema_hash"], mapped_from(content), features, content["left_out"])
@@ -73,15 +73,15 @@ class Description:
         return found
 
 
-class Items:
+class FilterItems:
     """The items of a release, by id and by value.
 
     Raises:
-        ArtifactError: the folder was exported without, or a file is damaged.
+        ArtifactError: the folder was exported without these files, or one is damaged.
     """
 
     def __init__(self, folder: Path, schema_hash: str) -> None:
-        described = Description.load(folder, schema_hash)
+        described = FilterDescription.load(folder, schema_hash)
         arrays = {
             # A plain view of the mapping: indexing a memmap costs a microsecond each time.
             name: np.asarray(mapped.open(folder))
@@ -97,16 +97,16 @@ class Items:
         return len(self._ids)
 
     def rows(self, ids: Ids) -> Ids:
-        """Ids [n] of the outside world -> the rows that have them, int64 [<= n], in any order. An
-        id that no item has is passed over."""
-        ids = np.sort(ids)  # neighbours are found in the same pages
+        """External ids [n] -> the rows that have them, int64 [<= n], in any order. Ids that no item
+        has are skipped."""
+        ids = np.sort(ids)  # near ids lie in the same pages
         places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
         rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)
         return rows
 
     def named(self, rows: Ids, ids: Ids) -> Mask:
-        """Which of these rows [n], each once, have one of these ids: a bool each. Much faster than
-        to look for the rows of the ids."""
+        """Whether each of these distinct rows [n] has one of the ids, bool [n]. Much faster than a
+        search for the rows of the ids."""
         own = self._row_ids[rows]
         order = np.argsort(own)
         own, ids = own[order], np.sort(ids)
@@ -117,10 +117,10 @@ class Items:
         return found
 
     def having(self, allow: Mapping[str, Sequence[bytes]]) -> Mask:
-        """[N]: whether an item has one of the values, of each feature that is named.
+        """[N]: whether an item has, for each feature named, one of its values.
 
         Raises:
-            InvalidInput: there is no such feature, or it cannot be asked for.
+            InvalidInput: there is no such feature, or it cannot be filtered by.
         """
         found = np.ones(len(self), bool)
         for feature, values in allow.items():

@@ -23,13 +23,13 @@ from cascade.filters_wire import decode_allow, decode_exclude
 from cascade.index import Ids, Mask
 from cascade.runtime.graph import Graph
 from cascade.stages.filters.deny import Denied, DenyList
-from cascade.stages.filters.items import Items
+from cascade.stages.filters.items import FilterItems
 
 DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the best; else a search
 
 
 class Searchable(Protocol):
-    """Both kinds of index."""
+    """The interface of both kinds of index."""
 
     def search(self, queries: Floats, k: int) -> Ids:
         """[B, D] -> rows int64 [B, k], best first, -1 pads."""
@@ -38,12 +38,12 @@ class Searchable(Protocol):
         """The same among the `allowed` ones [N]."""
 
     def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
-        """At least k [B, >= k], so that k remain when so many are left out."""
+        """At least k rows [B, >= k], so that k remain after `extra` of them are left out."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What one user asks for.
+class UserFilter:
+    """The filters of one user.
 
     Args:
         excluded: ids int64 [E], in any order.
@@ -61,9 +61,9 @@ class Filtered:
     """Encoded users and their filters -> candidates int64 [B, K], -1 pads.
 
     Args:
-        search: users -> candidates, as long as there is no filter.
+        search: users -> candidates, for batches without any filter.
         tower: users -> their vectors, in a list.
-        deny: None = there is no list.
+        deny: None = there is no deny list.
         candidates: K.
     """
 
@@ -72,7 +72,7 @@ class Filtered:
         search: Any,
         tower: Graph,
         index: Searchable,
-        items: Items,
+        items: FilterItems,
         deny: DenyList | None,
         candidates: int,
     ) -> None:
@@ -87,28 +87,30 @@ class Filtered:
         exclude: Array | None = None,
         allow: Array | None = None,
     ) -> Ids:
-        """Best first; but where all allowed items are candidates, in the order of their rows.
+        """Best first; if all allowed items are candidates, in the order of their rows.
 
         Args:
-            exclude, allow: object [B, 1] of bytes; None where nobody filters.
+            exclude, allow: object [B, 1] of bytes; None if no user of the batch has the filter.
 
         Raises:
             InvalidInput: a filter cannot be read.
         """
         denied = self._deny.now() if self._deny else self._nothing
-        wishes = self._wishes(len(user_ids), exclude, allow)
-        if not denied.count and not any(wishes):
+        filters = self._filters(len(user_ids), exclude, allow)
+        if not denied.count and not any(filters):
             found: Ids = self._search(user_dense, user_ids)
             return found
         queries = self._tower(user_dense, user_ids)[0]
-        return self._filter(queries, wishes, denied)
+        return self._filtered(queries, filters, denied)
 
-    def _wishes(self, users: int, exclude: Array | None, allow: Array | None) -> Sequence[Wish]:
+    def _filters(
+        self, users: int, exclude: Array | None, allow: Array | None
+    ) -> Sequence[UserFilter]:
         if exclude is None and allow is None:
-            return [_NONE] * users
+            return [_NO_FILTER] * users
         nothing = [b""] * users
         return [
-            self._wish(excluded, allowed)
+            self._decoded(excluded, allowed)
             for excluded, allowed in zip(
                 nothing if exclude is None else exclude[:, 0],
                 nothing if allow is None else allow[:, 0],
@@ -116,48 +118,49 @@ class Filtered:
             )
         ]
 
-    def _wish(self, exclude: bytes, allow: bytes) -> Wish:
+    def _decoded(self, exclude: bytes, allow: bytes) -> UserFilter:
         values = decode_allow(allow)
         allowed = self._items.having(values) if values else None
-        return Wish(decode_exclude(exclude), allowed)
+        return UserFilter(decode_exclude(exclude), allowed)
 
-    def _filter(self, queries: Floats, wishes: Sequence[Wish], denied: Denied) -> Ids:
-        found = np.full((len(wishes), self._candidates), -1, np.int64)
+    def _filtered(self, queries: Floats, filters: Sequence[UserFilter], denied: Denied) -> Ids:
+        found = np.full((len(filters), self._candidates), -1, np.int64)
         fetched = self._candidates + min(DENIED_AT_ONCE, denied.count)
-        free = [user for user, wish in enumerate(wishes) if not wish]
-        if free:
+        free = [user for user, own in enumerate(filters) if not own]
+        if free:  # one search for all of them
             for user, rows in zip(free, self._index.search(queries[free], fetched), strict=True):
-                self._keep(found[user], rows, wishes[user], denied)
-        for user, wish in enumerate(wishes):
-            if len(wish.excluded) and wish.allowed is None:
+                self._keep(found[user], rows, filters[user], denied)
+        for user, own in enumerate(filters):
+            if len(own.excluded) and own.allowed is None:
                 query = queries[user : user + 1]
-                rows = self._index.search_oversampled(query, fetched, len(wish.excluded))[0]
-                self._keep(found[user], rows, wish, denied)
+                rows = self._index.search_oversampled(query, fetched, len(own.excluded))[0]
+                self._keep(found[user], rows, own, denied)
+        # Users with allowed values, and those for whom too few candidates remained.
         for user in np.flatnonzero(found[:, -1] < 0):
             if user in free and not denied.count:
-                continue  # has what the search without filters finds
-            left = self._left(wishes[user], denied)
+                continue  # the search without filters found all there is
+            left = self._left(filters[user], denied)
             found[user] = self._among(queries[user : user + 1], left)
         return found
 
-    def _keep(self, found: Ids, rows: Ids, wish: Wish, denied: Denied) -> None:
+    def _keep(self, found: Ids, rows: Ids, own: UserFilter, denied: Denied) -> None:
         """Rows [>= K] -> found [K]: those that are neither denied nor excluded."""
         rows = rows[rows >= 0]
         if denied.count:
             rows = rows[~denied.mask[rows]]
-        if len(wish.excluded):
-            rows = rows[~self._items.named(rows, wish.excluded)]
+        if len(own.excluded):
+            rows = rows[~self._items.named(rows, own.excluded)]
         rows = rows[: len(found)]
         found[: len(rows)] = rows
 
-    def _left(self, wish: Wish, denied: Denied) -> Mask:
-        """[N]: what the user may get."""
-        left = ~denied.mask if wish.allowed is None else wish.allowed & ~denied.mask
-        left[self._items.rows(wish.excluded)] = False
+    def _left(self, own: UserFilter, denied: Denied) -> Mask:
+        """[N]: the items that the user may get."""
+        left = ~denied.mask if own.allowed is None else own.allowed & ~denied.mask
+        left[self._items.rows(own.excluded)] = False
         return left
 
     def _among(self, query: Floats, left: Mask) -> Ids:
-        """query [1, D] -> the K best of the items that are `left` [N], all where they are fewer."""
+        """query [1, D] -> the K best of the items that are `left` [N], or all of fewer."""
         k = self._candidates
         found = np.full(k, -1, np.int64)
         count = int(np.count_nonzero(left))
@@ -173,4 +176,4 @@ class Filtered:
         return found
 
 
-_NONE = Wish(np.empty(0, np.int64), None)
+_NO_FILTER = UserFilter(np.empty(0, np.int64), None)

@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cascade.triton.admission import Waiting
+from cascade.triton.admission import Admission
 
 PAGE = """# TYPE nv_inference_pending_request_count gauge
 nv_inference_pending_request_count{model="recommend",version="11"} 7
@@ -42,7 +42,7 @@ def _at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cascade.triton.admission.LOOK_S", 0.0)
 
 
-def refused(waiting: Waiting, batch: int) -> int:
+def refused(waiting: Admission, batch: int) -> int:
     """Requests that are refused before the next batch is computed."""
     count = 0
     while waiting.refuses(batch):
@@ -51,7 +51,7 @@ def refused(waiting: Waiting, batch: int) -> int:
 
 
 def test_what_is_too_much_is_refused_once(url: str) -> None:
-    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    waiting = Admission("recommend", 1, most=60, processes=2, full=8, url=url)
     assert refused(waiting, 8) == 0
     waiting.look(8, 8)
     assert refused(waiting, 8) == 0  # may be gone in a moment
@@ -61,7 +61,7 @@ def test_what_is_too_much_is_refused_once(url: str) -> None:
 
 
 def test_what_a_pause_left_behind_is_worked_off(url: str) -> None:
-    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    waiting = Admission("recommend", 1, most=60, processes=2, full=8, url=url)
     for _ in range(3):
         waiting.look(8, 8)
         waiting.look(7, 7)  # not a full batch: nobody waits
@@ -72,14 +72,14 @@ def test_the_server_is_not_asked_after_every_batch(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cascade.triton.admission.LOOK_S", 60.0)
-    waiting = Waiting("recommend", 1, most=60, processes=2, full=8, url=url)
+    waiting = Admission("recommend", 1, most=60, processes=2, full=8, url=url)
     for _ in range(3):
         waiting.look(8, 8)
     assert refused(waiting, 8) == 0
 
 
 def test_a_request_may_have_several_users(url: str) -> None:
-    waiting = Waiting("recommend", 1, most=60, processes=1, full=8, url=url)
+    waiting = Admission("recommend", 1, most=60, processes=1, full=8, url=url)
     waiting.look(12, 3)
     waiting.look(12, 3)
     assert refused(waiting, 5) == 85  # 15 requests of four users may wait
@@ -88,7 +88,7 @@ def test_a_request_may_have_several_users(url: str) -> None:
 
 def test_few_enough_are_answered(url: str) -> None:
     for version, most in ((11, 7), (1, 0), (1, 100), (2, 5)):
-        waiting = Waiting("recommend", version, most, processes=1, full=1, url=url)
+        waiting = Admission("recommend", version, most, processes=1, full=1, url=url)
         for _ in range(2):
             waiting.look(64, 64)
         assert not waiting.refuses(1)
@@ -96,6 +96,6 @@ def test_few_enough_are_answered(url: str) -> None:
 
 def test_where_nobody_can_tell_nothing_is_refused() -> None:
     for nowhere in ("http://127.0.0.1:9/metrics", ""):
-        waiting = Waiting("recommend", 1, most=1, processes=1, full=1, url=nowhere)
+        waiting = Admission("recommend", 1, most=1, processes=1, full=1, url=nowhere)
         waiting.look(64, 64)
         assert not waiting.refuses(1)
