@@ -29,7 +29,7 @@ def bucket(users: int) -> int:
 
 
 def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array]) -> list[Array]:
-    """Run a batch of any size in parts that fit into a bucket, each padded to its bucket; the answers
+    """Run a batch of any size in parts that fit into a bucket, each padded to it; the answers
     of the pads are dropped.
 
     Args:
