@@ -15,9 +15,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from pathlib import Path
 from typing import Any
 
-from cascade.client.errors import InvalidInput, RecommendError
-from cascade.client.layout import Recommendation, User
-from cascade.client.recommender_async import AsyncRecommender
+from cascade.client import AsyncRecommender, InvalidInput, Recommendation, RecommendError
+from cascade.layout import User
 from clients.options import add_connection, connection, positive
 from clients.parquet import AnswerFile, MissingPackage, UserFile, need
 

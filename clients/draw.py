@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cascade.client.layout import Layout
+from cascade.client import Layout
 
 _MISSING_SHARE = 0.1
 _BAG_MEMBERS = 5
@@ -20,7 +20,7 @@ def made_up(layout: Layout, generator: random.Random) -> dict[str, Any]:
     """
     user: dict[str, Any] = {name: _count(generator) for name in layout.dense}
     for feature in layout.categorical:
-        if feature.bag:
+        if feature.multivalued:
             members = generator.randint(1, min(feature.length, _BAG_MEMBERS))
             user[feature.name] = [str(_count(generator)) for _ in range(members)]
         else:

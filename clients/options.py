@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.client.recommender import URL
-from cascade.client.tls import Tls
+from cascade.client.transport import Tls
 
 
 def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:

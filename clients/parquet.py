@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cascade.client.layout import Layout, Recommendation
+from cascade.client import Layout, Recommendation
 from cascade.errors import CascadeError
 from cascade.values import unknown_name
 

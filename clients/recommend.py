@@ -17,9 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cascade.client.errors import RecommendError
-from cascade.client.layout import Recommendation
-from cascade.client.recommender import Recommender
+from cascade.client import Recommendation, Recommender, RecommendError
 from clients import draw
 from clients.options import add_connection, connection, positive
 

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from tritonclient.utils import InferenceServerException
 
+from cascade import encoding
 from cascade.errors import CascadeError
 
 UNAVAILABLE = "StatusCode.UNAVAILABLE"
-# What Triton says, as NOT_FOUND, of a model that is being loaded, or taken away before it stops.
+# Triton's message, with NOT_FOUND, about a model that is being loaded or unloaded.
 NO_VERSIONS = "has no available versions"
 
 
 class RecommendError(CascadeError):
     """The server could not answer; the message is the server's, without its traceback.
 
-    `request_id` is what the lines about the request in the server's log bear.
+    `request_id` identifies the request in the server's log.
     """
 
     request_id = ""
 
 
-class InvalidInput(RecommendError, ValueError):
-    """A user that the cascade cannot read: correct the value, do not ask again."""
+class InvalidInput(RecommendError, encoding.InvalidInput):
+    """A value that the cascade cannot read, found by the client or by the server: correct it."""
 
 
 class DeadlineExceeded(RecommendError, TimeoutError):
-    """No answer within the deadline of the call: allow more time, or answer without it."""
+    """No answer within the deadline of the call: allow more time, or do without the answer."""
 
 
 class Unavailable(RecommendError, ConnectionError):
@@ -49,9 +50,8 @@ def server_message(error: InferenceServerException) -> str:
     return (error.message() or str(error)).split("\n\nAt:")[0].strip()
 
 
-def passes(error: InferenceServerException) -> bool:
-    """Whether asking again, here or elsewhere, may help: the server is not there, too busy, or just
-    loading what was asked for."""
+def is_transient(error: InferenceServerException) -> bool:
+    """Whether asking again may help: the server is not there, too busy, or loading the model."""
     return error.status() == UNAVAILABLE or NO_VERSIONS in (error.message() or "")
 
 

@@ -1,28 +1,16 @@
-"""The sync client: it performs the steps that `conversation` decides."""
+"""The sync client."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
 
-import tritonclient.grpc as grpc
-from tritonclient.utils import InferenceServerException
-
-from cascade.client import wire
-from cascade.client.conversation import (
-    AskConfig,
-    AskItems,
-    Conversation,
-    Dialogue,
-    Result,
-    Retry,
-    Step,
-)
-from cascade.client.filters import Allow, Exclude
-from cascade.client.layout import Layout, Recommendation, User, UserId
+from cascade.client.layout import Layout
+from cascade.client.plan import Recommendation, Request, UserId
+from cascade.client.session import Retry, Session, run
 from cascade.client.split import Key
-from cascade.client.tls import Tls, connection
+from cascade.client.transport import BlockingTransport, Tls
+from cascade.filters_wire import Allow, Exclude
+from cascade.layout import User
 from cascade.spec import ENSEMBLE
 
 DEADLINE_S = 1.0
@@ -30,10 +18,10 @@ URL = "127.0.0.1:8001"
 
 
 class Recommender:
-    """Asks the server and waits for the answer. Safe to share among threads.
+    """Asks the server and waits for the answer. Threads may share it.
 
     Args:
-        url: host:port of the gRPC endpoint; it is first reached by the first call.
+        url: host:port of the gRPC endpoint; the first call connects.
         deadline_s: longest time for a call, its retries included; a call may set its own.
         retry: how to ask again when the server is unavailable.
         tls: None sends in clear, which is for loopback and private networks.
@@ -44,7 +32,7 @@ class Recommender:
     A call may bring a `request_id`; otherwise it gets one. The stages repeat it in their log.
 
     Every call raises `InvalidInput`, `DeadlineExceeded` or `Unavailable`, or their base
-    `RecommendError` for what else the server may say.
+    `RecommendError` for any other failure of the server.
     """
 
     def __init__(
@@ -57,9 +45,8 @@ class Recommender:
         model: str = ENSEMBLE,
         send_deadline: bool = False,
     ) -> None:
-        self._conversation = Conversation(deadline_s, retry or Retry())
-        self._model, self._send_deadline = model, send_deadline
-        self._client = grpc.InferenceServerClient(url, **connection(tls))
+        self._transport = BlockingTransport(url, tls, send_deadline)
+        self._session = Session(self._transport, deadline_s, retry, model)
 
     def recommend(
         self,
@@ -74,20 +61,14 @@ class Recommender:
         """The best items for one user, given as raw feature values by name.
 
         Args:
-            exclude: ids of items that are not wanted, because he has seen them.
+            exclude: ids of items that are not wanted, for instance because the user has seen them.
             allow: values by item feature; other items are not wanted.
-            key: what stays the same of a user, for a split of the users between two releases; who
-                has none gets the live one.
+            key: identifies the user for a split of the users between two releases; without a key
+                the live release answers.
         """
-        found = self.recommend_many(
-            [user],
-            exclude=[exclude],
-            allow=[allow],
-            keys=None if key is None else [key],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
+        keys = None if key is None else [key]
+        request = Request([user], exclude=[exclude], allow=[allow], keys=keys)
+        return self._ask(request, deadline_s, request_id)[0]
 
     def recommend_many(
         self,
@@ -105,9 +86,8 @@ class Recommender:
         Args:
             exclude, allow, keys: as of `recommend`, one entry for each user.
         """
-        return self._perform(
-            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow, keys)
-        )
+        request = Request(users, exclude=exclude, allow=allow, keys=keys)
+        return self._ask(request, deadline_s, request_id)
 
     def recommend_user(
         self,
@@ -120,21 +100,14 @@ class Recommender:
         request_id: str | None = None,
     ) -> Recommendation:
         """The best items for a user whose features the server looks up in its store. The id is
-        his key as well (`recommend`).
+        also the key (`recommend`).
 
         Args:
             context: raw feature values by name that override the stored ones for this request.
             exclude, allow: as of `recommend`.
         """
-        found = self.recommend_users(
-            [user_id],
-            [context],
-            exclude=[exclude],
-            allow=[allow],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
+        request = Request((), [user_id], [context], [exclude], [allow])
+        return self._ask(request, deadline_s, request_id)[0]
 
     def recommend_users(
         self,
@@ -147,18 +120,15 @@ class Recommender:
         request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user id, in their order; a context for each, or None."""
-        return self._perform(
-            self._conversation.recommend_users(
-                user_ids, contexts, deadline_s, request_id, exclude, allow
-            )
-        )
+        request = Request((), user_ids, contexts, exclude, allow)
+        return self._ask(request, deadline_s, request_id)
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
-        return self._perform(self._conversation.layout(deadline_s))
+        return run(self._session.layout(deadline_s))
 
     def close(self) -> None:
-        self._client.close()
+        self._transport.close()
 
     def __enter__(self) -> Recommender:
         return self
@@ -166,24 +136,7 @@ class Recommender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _perform(self, dialogue: Dialogue[Result]) -> Result:
-        try:
-            step = next(dialogue)
-            while True:
-                try:
-                    outcome = self._step(step)
-                except InferenceServerException as error:
-                    step = dialogue.throw(error)
-                else:
-                    step = dialogue.send(outcome)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-    def _step(self, step: Step) -> Any:
-        if isinstance(step, AskItems):
-            request = wire.request(self._model, step, self._send_deadline)
-            return wire.answer(self._client.infer(**request))
-        if isinstance(step, AskConfig):
-            return self._client.get_model_config(self._model, client_timeout=step.timeout_s).config
-        return time.sleep(step.seconds)
+    def _ask(
+        self, request: Request, deadline_s: float | None, request_id: str | None
+    ) -> list[Recommendation]:
+        return run(self._session.ask(request, deadline_s, request_id))

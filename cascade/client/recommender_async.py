@@ -1,30 +1,17 @@
-"""The asyncio client: it performs the steps that `conversation` decides."""
+"""The asyncio client."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
 
-import tritonclient.grpc.aio as grpc_aio
-from tritonclient.utils import InferenceServerException
-
-from cascade.client import wire
-from cascade.client.conversation import (
-    AskConfig,
-    AskItems,
-    Conversation,
-    Dialogue,
-    Result,
-    Retry,
-    Step,
-)
-from cascade.client.filters import Allow, Exclude
-from cascade.client.layout import Layout, Recommendation, User, UserId
+from cascade.client.layout import Layout
+from cascade.client.plan import Recommendation, Request, UserId
 from cascade.client.recommender import DEADLINE_S, URL
+from cascade.client.session import Retry, Session
 from cascade.client.split import Key
-from cascade.client.tls import Tls, connection
+from cascade.client.transport import AsyncTransport, Tls
+from cascade.filters_wire import Allow, Exclude
+from cascade.layout import User
 from cascade.spec import ENSEMBLE
 
 
@@ -44,11 +31,8 @@ class AsyncRecommender:
         model: str = ENSEMBLE,
         send_deadline: bool = False,
     ) -> None:
-        self._conversation = Conversation(deadline_s, retry or Retry())
-        self._model, self._send_deadline = model, send_deadline
-        self._url = url
-        self._connection = connection(tls)
-        self._opened: grpc_aio.InferenceServerClient | None = None
+        self._transport = AsyncTransport(url, tls, send_deadline)
+        self._session = Session(self._transport, deadline_s, retry, model)
 
     async def recommend(
         self,
@@ -61,15 +45,9 @@ class AsyncRecommender:
         request_id: str | None = None,
     ) -> Recommendation:
         """The best items for one user, given as raw feature values by name."""
-        found = await self.recommend_many(
-            [user],
-            exclude=[exclude],
-            allow=[allow],
-            keys=None if key is None else [key],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
+        keys = None if key is None else [key]
+        request = Request([user], exclude=[exclude], allow=[allow], keys=keys)
+        return (await self._session.ask(request, deadline_s, request_id))[0]
 
     async def recommend_many(
         self,
@@ -82,9 +60,8 @@ class AsyncRecommender:
         request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user, in their order."""
-        return await self._perform(
-            self._conversation.recommend_many(users, deadline_s, request_id, exclude, allow, keys)
-        )
+        request = Request(users, exclude=exclude, allow=allow, keys=keys)
+        return await self._session.ask(request, deadline_s, request_id)
 
     async def recommend_user(
         self,
@@ -97,15 +74,8 @@ class AsyncRecommender:
         request_id: str | None = None,
     ) -> Recommendation:
         """The best items for a user whose features the server looks up in its store."""
-        found = await self.recommend_users(
-            [user_id],
-            [context],
-            exclude=[exclude],
-            allow=[allow],
-            deadline_s=deadline_s,
-            request_id=request_id,
-        )
-        return found[0]
+        request = Request((), [user_id], [context], [exclude], [allow])
+        return (await self._session.ask(request, deadline_s, request_id))[0]
 
     async def recommend_users(
         self,
@@ -118,57 +88,18 @@ class AsyncRecommender:
         request_id: str | None = None,
     ) -> list[Recommendation]:
         """One recommendation per user id, in their order; a context for each, or None."""
-        return await self._perform(
-            self._conversation.recommend_users(
-                user_ids, contexts, deadline_s, request_id, exclude, allow
-            )
-        )
+        request = Request((), user_ids, contexts, exclude, allow)
+        return await self._session.ask(request, deadline_s, request_id)
 
     async def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
-        return await self._perform(self._conversation.layout(deadline_s))
+        return await self._session.layout(deadline_s)
 
     async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> AsyncRecommender:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-    @property
-    def _client(self) -> grpc_aio.InferenceServerClient:
-        """Opened by the first call, because a channel belongs to the loop that runs then."""
-        if self._opened is None:
-            self._opened = grpc_aio.InferenceServerClient(self._url, **self._connection)
-        return self._opened
-
-    async def _perform(self, dialogue: Dialogue[Result]) -> Result:
-        try:
-            step = next(dialogue)
-            while True:
-                try:
-                    outcome = await self._step(step)
-                except InferenceServerException as error:
-                    step = dialogue.throw(error)
-                else:
-                    step = dialogue.send(outcome)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-
-    async def _step(self, step: Step) -> Any:
-        if isinstance(step, AskItems):
-            request = wire.request(self._model, step, self._send_deadline)
-            return wire.answer(await self._client.infer(**request))
-        if isinstance(step, AskConfig):
-            answer = await self._client.get_model_config(self._model, client_timeout=step.timeout_s)
-            return answer.config
-        return await asyncio.sleep(step.seconds)

@@ -1,7 +1,7 @@
 """Which of two releases a user gets, while a share of the users has the challenger.
 
-The rule runs in the client: a router in the server would cost every request a hop. A user is told
-by a key that stays the same from request to request, and so always gets the same release.
+The rule runs in the client: a router in the server would cost every request a hop. A key that stays
+the same from request to request identifies a user, so that a user always gets the same release.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import numpy.typing as npt
 from cascade import values
 
 LIVE, CHALLENGER = "", "_b"  # what the names of their models end in
-SALT = b"cascade:"  # so that other splits by the same keys fall otherwise
+SALT = b"cascade:"  # so that this split is independent of others by the same keys
 Key = str | int | bytes
 
 
 def arms(
     keys: Sequence[Key] | None, users: int, share: float
 ) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    """The models' endings, each with the places of its users. Who has no key gets the live release.
+    """The models' endings, each with the positions of its users. Without keys, all are live.
 
     Raises:
         InvalidInput: a key that is neither text nor an integer.
         ValueError: not one key for each user.
     """
-    everybody = np.arange(users)
+    positions = np.arange(users)
     if keys is None or not share:
-        return [(LIVE, everybody)]
+        return [(LIVE, positions)]
     if len(keys) != users:
         raise ValueError(f"{len(keys)} keys came for {users} users")
     challenged = np.array([place(key) < share for key in keys], np.bool_)
-    both = ((LIVE, everybody[~challenged]), (CHALLENGER, everybody[challenged]))
+    both = ((LIVE, positions[~challenged]), (CHALLENGER, positions[challenged]))
     return [(ending, some) for ending, some in both if len(some)]
 
 
 def place(key: Key) -> float:
-    """Where a user stands between 0 and 1."""
+    """A user's position between 0 and 1; the challenger has those below its share."""
     return zlib.crc32(SALT + values.category("key", key)) / 2**32

@@ -20,7 +20,13 @@ import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.client import AsyncRecommender, DeadlineExceeded, Recommendation, Recommender, wire
+from cascade.client import (
+    AsyncRecommender,
+    DeadlineExceeded,
+    Recommendation,
+    Recommender,
+    transport,
+)
 from cascade.server.launcher import Server
 from cascade.spec import DEADLINE, ENSEMBLE
 
@@ -240,7 +246,9 @@ def test_a_client_says_by_when_it_wants_its_answer(
     ids = sync(TIMEOUT_S).item_ids, asyncio.run(in_asyncio(TIMEOUT_S)).item_ids
     np.testing.assert_array_equal(*ids)
     now = time.time_ns
-    monkeypatch.setattr(wire.time, "time_ns", lambda: now() - 3600 * 10**9)  # a clock that is slow
+    monkeypatch.setattr(
+        transport.time, "time_ns", lambda: now() - 3600 * 10**9
+    )  # a clock that is slow
     for ask in (sync, lambda deadline_s: asyncio.run(in_asyncio(deadline_s))):
         with pytest.raises(DeadlineExceeded, match="its deadline passed before retrieve began"):
             ask(TIMEOUT_S)

@@ -8,7 +8,7 @@ import math
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade import spec
+from cascade import encoding, spec
 from cascade.client import (
     DeadlineExceeded,
     InvalidInput,
@@ -31,13 +31,13 @@ from cascade.client import (
     Retry,
     Tls,
     Unavailable,
-    filters,
     split,
 )
-from cascade.client.conversation import LAYOUT_AGE_S, AskConfig, AskItems, Conversation, Wait
-from cascade.client.layout import Answer, IdFeature, Layout, recommendations
+from cascade.client.layout import Layout
+from cascade.client.plan import Answer, Request, filter_tensors, recommendations
+from cascade.client.session import LAYOUT_AGE_S, Session, run
 from cascade.encoding import Encoder
-from cascade.layout import RequestLayout
+from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
 from clients import batch, draw, recommend
 from clients.parquet import AnswerFile, UserFile
@@ -55,7 +55,7 @@ SCHEMA = Schema(
 )
 LAYOUT = Layout(
     ("age", "visits"),
-    (IdFeature("country", False, 1), IdFeature("history", True, 3)),
+    (IdFeature("country"), IdFeature("history", "bag", 3)),
     max_batch_size=3,
     layout_hash=SCHEMA.layout_hash,
     filters=True,
@@ -163,10 +163,10 @@ def test_a_user_without_numbers_sends_one_unused_column() -> None:
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_feature(user: Any, message: str) -> None:
-    with pytest.raises(InvalidInput, match=message) as caught:
+    with pytest.raises(encoding.InvalidInput, match=message) as caught:
         LAYOUT.arrays([user])
     assert "user 0" not in str(caught.value)
-    with pytest.raises(InvalidInput, match=f"^user 1: {message}"):
+    with pytest.raises(encoding.InvalidInput, match=f"^user 1: {message}"):
         LAYOUT.arrays([{}, user])
 
 
@@ -215,7 +215,30 @@ def test_an_answer_to_other_users_is_refused() -> None:
         recommendations(Answer(np.zeros((1, 2), np.int64), None), 1)
 
 
-# --- conversation
+# --- session
+
+
+@dataclass(frozen=True)
+class AskConfig:
+    """What a `World` was asked for, as below."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class AskItems:
+    model: str
+    tensors: Any
+    timeout_s: float
+
+    @property
+    def ending(self) -> str:
+        return self.model.removeprefix(spec.ENSEMBLE).removeprefix("_user")
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
 
 
 class World:
@@ -228,40 +251,31 @@ class World:
         self.ask_s = ask_s
         self.now = 100.0
         self.steps: list[Any] = []
-        self.config = config_of(SCHEMA)
+        self.model_config = config_of(SCHEMA)
 
-    def conversation(self, deadline_s: float = 10.0, retry: Retry | None = None) -> Conversation:
-        return Conversation(
-            deadline_s, retry or Retry(), clock=lambda: self.now, jitter=lambda low, high: high
+    def session(self, deadline_s: float = 10.0, retry: Retry | None = None) -> Session:
+        return Session(
+            self, deadline_s, retry, clock=lambda: self.now, jitter=lambda low, high: high
         )
 
-    def play(self, dialogue: Any) -> Any:
-        try:
-            step = next(dialogue)
-            while True:
-                self.steps.append(step)
-                try:
-                    outcome = self.perform(step)
-                except InferenceServerException as error:
-                    step = dialogue.throw(error)
-                else:
-                    step = dialogue.send(outcome)
-        except StopIteration as end:
-            return end.value
-
-    def perform(self, step: Any) -> Any:
-        if isinstance(step, Wait):
-            self.now += step.seconds
-            return None
+    async def config(self, model: str, timeout_s: float) -> Any:
+        self.steps.append(AskConfig(timeout_s))
         self.now += self.ask_s
-        if isinstance(step, AskConfig):
-            return self.config
+        return self.model_config
+
+    async def infer(self, model: str, tensors: Any, timeout_s: float, request_id: str) -> Answer:
+        self.steps.append(AskItems(model, tensors, timeout_s))
+        self.now += self.ask_s
         if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
             raise outcome
-        first = step.tensors["user_id" if "user_id" in step.tensors else "dense"][:, :1]
+        first = tensors["user_id" if "user_id" in tensors else "dense"][:, :1]
         ids = first.astype(np.int64) + np.arange(10)
         scores = np.linspace(1, 0, 10, dtype=np.float32)[None].repeat(len(ids), 0)
-        return Answer(ids, scores, None, ids[:, :1] > 4 if step.model else None)
+        return Answer(ids, scores, None, ids[:, :1] > 4 if "user" in model else None)
+
+    async def sleep(self, seconds: float) -> None:
+        self.steps.append(Wait(seconds))
+        self.now += seconds
 
 
 def failure(status: str, message: str = "no") -> InferenceServerException:
@@ -270,8 +284,8 @@ def failure(status: str, message: str = "no") -> InferenceServerException:
 
 def test_users_beyond_the_largest_batch_go_out_in_several_requests() -> None:
     world = World()
-    conversation = world.conversation()
-    found = world.play(conversation.recommend_many([{"age": age} for age in range(7)]))
+    session = world.session()
+    found = run(session.ask(Request([{"age": age} for age in range(7)])))
     assert [one.item_ids[0] for one in found] == list(range(7))
     asked = [step for step in world.steps if isinstance(step, AskItems)]
     assert [len(step.tensors["dense"]) for step in asked] == [3, 3, 1]
@@ -281,7 +295,7 @@ def test_users_beyond_the_largest_batch_go_out_in_several_requests() -> None:
 def test_users_by_id_go_out_likewise() -> None:
     world = World()
     contexts = [None, {"age": np.float32(3), "history": ["a", 7]}, {}, *[None] * 4]
-    found = world.play(world.conversation().recommend_users([*range(6), "6"], contexts))
+    found = run(world.session().ask(Request((), [*range(6), "6"], contexts)))
     assert [one.item_ids[0] for one in found] == list(range(7))
     assert [one.cold_start for one in found] == [False] * 5 + [True] * 2
     asked = [step.tensors for step in world.steps if isinstance(step, AskItems)]
@@ -291,7 +305,7 @@ def test_users_by_id_go_out_likewise() -> None:
         [b"6"],
     ]
     assert asked[0]["context"][:, 0].tolist() == [b"", b'{"age": 3.0, "history": ["a", 7]}', b""]
-    world.play(world.conversation().recommend_users([1], [None]))
+    run(world.session().ask(Request((), [1], [None])))
     assert "context" not in world.steps[-1].tensors  # nothing is sent
 
 
@@ -309,28 +323,28 @@ def test_users_by_id_go_out_likewise() -> None:
 def test_ids_and_contexts_are_checked(ids: Any, contexts: Any, message: str) -> None:
     world = World()
     with pytest.raises(InvalidInput, match=message):
-        world.play(world.conversation().recommend_users(ids, contexts))
+        run(world.session().ask(Request((), ids, contexts)))
 
 
 def test_the_layout_is_asked_for_once() -> None:
     world = World()
-    conversation = world.conversation()
+    session = world.session()
     for _ in range(3):
-        world.play(conversation.recommend_many([{"age": 1}]))
-    assert world.play(conversation.layout()) == LAYOUT
+        run(session.ask(Request([{"age": 1}])))
+    assert run(session.layout()) == LAYOUT
     assert [type(step) for step in world.steps] == [AskConfig, AskItems, AskItems, AskItems]
 
 
 def test_no_users_no_request_for_items() -> None:
     world = World()
-    assert world.play(world.conversation().recommend_many([])) == []
+    assert run(world.session().ask(Request([]))) == []
     assert [type(step) for step in world.steps] == [AskConfig]
 
 
 def test_unavailable_is_asked_again_after_growing_waits() -> None:
     world = World([failure("UNAVAILABLE")] * 4)
     retry = Retry(tries=5, first_s=0.1, longest_s=0.5)
-    found = world.play(world.conversation(retry=retry).recommend_many([{"age": 4}]))
+    found = run(world.session(retry=retry).ask(Request([{"age": 4}])))
     assert found[0].item_ids[0] == 4
     waits = [step.seconds for step in world.steps if isinstance(step, Wait)]
     assert waits == pytest.approx([0.1, 0.2, 0.4, 0.5])
@@ -340,7 +354,7 @@ def test_unavailable_for_too_long_says_how_often_and_how_long() -> None:
     world = World([failure("UNAVAILABLE", "queue is full")] * 9)
     retry = Retry(tries=3, first_s=0.25)
     with pytest.raises(Unavailable, match=r"asked 3 times in 0\.75 s: queue is full$") as caught:
-        world.play(world.conversation(retry=retry).recommend_many([{}]))
+        run(world.session(retry=retry).ask(Request([{}])))
     assert caught.value.tries == 3
     assert caught.value.waited_s == pytest.approx(0.75)
     assert isinstance(caught.value, ConnectionError)
@@ -358,11 +372,11 @@ def test_nothing_is_begun_after_the_deadline(
 ) -> None:
     world = World([failure("UNAVAILABLE")] * 20, ask_s)
     retry = Retry(tries, first_s, longest_s=1.0)
-    conversation = Conversation(
-        deadline_s, retry, clock=lambda: world.now, jitter=random.Random(seed).uniform
+    session = Session(
+        world, deadline_s, retry, clock=lambda: world.now, jitter=random.Random(seed).uniform
     )
     with pytest.raises((Unavailable, DeadlineExceeded)):
-        world.play(conversation.recommend_many([{}]))
+        run(session.ask(Request([{}])))
     now = 100.0
     waited = 0
     for step in world.steps:
@@ -391,7 +405,7 @@ def test_other_failures_are_not_asked_again(status: str, kind: type[Exception]) 
     said = "feature age: wrong\n\nAt:\n  /models/rank/1/model.py(3): execute\n"
     world = World([failure(status, said)])
     with pytest.raises(RecommendError, match=r"feature age: wrong$") as caught:
-        world.play(world.conversation().recommend_many([{}]))
+        run(world.session().ask(Request([{}])))
     assert type(caught.value) is kind
     assert [type(step) for step in world.steps] == [AskConfig, AskItems]
 
@@ -399,7 +413,7 @@ def test_other_failures_are_not_asked_again(status: str, kind: type[Exception]) 
 def test_the_deadline_is_for_all_parts_of_a_call() -> None:
     world = World(ask_s=0.4)  # the configuration and two of three requests fit
     with pytest.raises(DeadlineExceeded):
-        world.play(world.conversation(1.0).recommend_many([{"age": 1}] * 9))
+        run(world.session(1.0).ask(Request([{"age": 1}] * 9)))
     timeouts = [step.timeout_s for step in world.steps]
     assert timeouts == pytest.approx([1.0, 0.6, 0.2])
 
@@ -407,9 +421,9 @@ def test_the_deadline_is_for_all_parts_of_a_call() -> None:
 @pytest.mark.parametrize("deadline_s", [0, -1, math.nan, math.inf])
 def test_a_deadline_must_be_a_time(deadline_s: float) -> None:
     with pytest.raises(ValueError, match="positive number of seconds"):
-        Conversation(deadline_s, Retry())
+        Session(World(), deadline_s)
     with pytest.raises(ValueError, match="positive number of seconds"):
-        next(World().conversation().recommend_many([], deadline_s))
+        run(World().session().ask(Request([]), deadline_s))
 
 
 def test_retries_must_make_sense() -> None:
@@ -735,7 +749,7 @@ WITH_ITEMS = replace(LAYOUT, items=("genre", "studio"))
 
 
 def test_filters_become_two_tensors() -> None:
-    found = filters.columns(
+    found = filter_tensors(
         WITH_ITEMS,
         3,
         [None, [7, np.int64(3), 7], np.array([2**62])],
@@ -747,8 +761,8 @@ def test_filters_become_two_tensors() -> None:
     assert ids == [[], [3, 7], [2**62]]
     assert json.loads(allow[0, 0]) == {"genre": ["Comédie", "5"], "studio": ["A"]}
     assert allow[1:, 0].tolist() == [b"", b""]
-    assert filters.columns(WITH_ITEMS, 2, None, None) == {}
-    assert filters.columns(WITH_ITEMS, 2, [None, []], [{}, None]) == {}
+    assert filter_tensors(WITH_ITEMS, 2, None, None) == {}
+    assert filter_tensors(WITH_ITEMS, 2, [None, []], [{}, None]) == {}
 
 
 @pytest.mark.parametrize(
@@ -771,33 +785,35 @@ def test_filters_become_two_tensors() -> None:
 def test_a_filter_that_no_server_could_read_is_refused(
     exclude: Any, allow: Any, complaint: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=complaint):
-        filters.columns(WITH_ITEMS, 1, [exclude], [allow])
-    with pytest.raises(InvalidInput, match=f"user 1: .*{complaint}"):
-        filters.columns(WITH_ITEMS, 2, [None, exclude], [None, allow])
+    with pytest.raises(encoding.InvalidInput, match=complaint):
+        filter_tensors(WITH_ITEMS, 1, [exclude], [allow])
+    with pytest.raises(encoding.InvalidInput, match=f"user 1: .*{complaint}"):
+        filter_tensors(WITH_ITEMS, 2, [None, exclude], [None, allow])
 
 
 def test_there_is_one_filter_for_every_user() -> None:
-    with pytest.raises(InvalidInput, match="exclude: expected a list with one entry for each of"):
-        filters.columns(WITH_ITEMS, 2, [[1], [2], [3]], None)
-    with pytest.raises(InvalidInput, match="allow: expected a list"):
-        filters.columns(WITH_ITEMS, 1, None, {"genre": ["Comedy"]})  # type: ignore[arg-type]
+    with pytest.raises(
+        encoding.InvalidInput, match="exclude: expected a list with one entry for each of"
+    ):
+        filter_tensors(WITH_ITEMS, 2, [[1], [2], [3]], None)
+    with pytest.raises(encoding.InvalidInput, match="allow: expected a list"):
+        filter_tensors(WITH_ITEMS, 1, None, {"genre": ["Comedy"]})  # type: ignore[arg-type]
 
 
 def test_a_server_without_filters_is_not_asked_for_any() -> None:
     old = config_of(SCHEMA)
     del old.input[2:]
     layout = Layout.from_config(old)
-    assert filters.columns(layout, 1, [[]], [None]) == {}
+    assert filter_tensors(layout, 1, [[]], [None]) == {}
     with pytest.raises(RecommendError, match="takes no filters: export it again"):
-        filters.columns(layout, 1, [[7]], None)
+        filter_tensors(layout, 1, [[7]], None)
 
 
 def test_filters_go_out_with_their_users() -> None:
     world = World()
     exclude = [[age] for age in range(7)]
     users = [{"age": age} for age in range(7)]
-    world.play(world.conversation().recommend_many(users, exclude=exclude))
+    run(world.session().ask(Request(users, exclude=exclude)))
     asked = [step for step in world.steps if isinstance(step, AskItems)]
     sent = [
         np.frombuffer(value, "<i8")[0] for step in asked for value in step.tensors["exclude"][:, 0]
@@ -821,7 +837,7 @@ def split_world(share: str) -> World:
     world = World()
     config = config_of(SCHEMA)
     config.parameters[spec.CHALLENGER_SHARE].string_value = share
-    world.config = config
+    world.model_config = config
     return world
 
 
@@ -839,35 +855,35 @@ def test_a_user_always_gets_the_same_release() -> None:
 def test_users_go_out_to_both_releases_and_come_back_in_order() -> None:
     world = split_world("0.5")
     users = [{"age": age} for age in range(20)]
-    found = world.play(world.conversation().recommend_many(users, keys=[*range(20)]))
+    found = run(world.session().ask(Request(users, keys=[*range(20)])))
     assert [one.item_ids[0] for one in found] == list(range(20))
     endings = [step.ending for step in world.steps if isinstance(step, AskItems)]
     assert {*endings} == {"", "_b"}
-    found = world.play(world.conversation().recommend_users([*range(20)]))
+    found = run(world.session().ask(Request((), [*range(20)])))
     assert [one.item_ids[0] for one in found] == list(range(20))
     with pytest.raises(ValueError, match="1 keys came for 2 users"):
-        world.play(world.conversation().recommend_many(users[:2], keys=["a"]))
+        run(world.session().ask(Request(users[:2], keys=["a"])))
 
 
 def test_a_challenger_that_is_gone_costs_nothing() -> None:
     world = split_world("0.999")
     world.outcomes = [failure("NOT_FOUND")]
-    conversation = world.conversation()
-    assert world.play(conversation.recommend_many([{"age": 7}], keys=["a"]))[0].item_ids[0] == 7
+    session = world.session()
+    assert run(session.ask(Request([{"age": 7}], keys=["a"])))[0].item_ids[0] == 7
     assert [step.ending for step in world.steps[1:]] == ["_b", ""]
-    world.config = config_of(SCHEMA)
-    world.play(conversation.recommend_many([{"age": 7}], keys=["a"]))
+    world.model_config = config_of(SCHEMA)
+    run(session.ask(Request([{"age": 7}], keys=["a"])))
     assert [type(step) for step in world.steps[3:]] == [AskConfig, AskItems]
     assert world.steps[-1].ending == ""
 
 
 def test_the_layout_is_asked_for_again_after_a_while() -> None:
     world = World()
-    conversation = world.conversation()
-    world.play(conversation.recommend_many([{"age": 1}]))
+    session = world.session()
+    run(session.ask(Request([{"age": 1}])))
     world.now += LAYOUT_AGE_S + 1
     world.outcomes = []
-    world.play(conversation.recommend_many([{"age": 1}]))
-    world.play(conversation.recommend_many([{"age": 1}]))
+    run(session.ask(Request([{"age": 1}])))
+    run(session.ask(Request([{"age": 1}])))
     kinds = [type(step) for step in world.steps]
     assert kinds == [AskConfig, AskItems, AskConfig, AskItems, AskItems]

@@ -1,0 +1,241 @@
+"""The two ends of a call: `plan` makes a client's request into calls of the server, `merge` makes
+their answers into recommendations. Neither does any input or output.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cascade import values
+from cascade.client import split
+from cascade.client.errors import RecommendError
+from cascade.client.layout import Layout
+from cascade.client.split import Key
+from cascade.encoding import InvalidInput
+from cascade.filters_wire import Allow, Exclude, encode_allow, encode_exclude
+from cascade.layout import Categorical, User, of_user
+from cascade.spec import ALLOW, CONTEXT, EXCLUDE, FEATURES, RECOMMEND_USER, USER_ID
+
+UserId = str | int | bytes
+"""By which the server knows a user; an integer is its decimal text."""
+
+Tensors = dict[str, npt.NDArray[Any]]
+PAD = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What one call of a client asks for B users; every sequence has an entry for each.
+
+    Args:
+        users: raw feature values by name; not with `ids`.
+        ids: by which the server finds the features in its store.
+        contexts: with `ids`, values that override the stored ones; None = none.
+        exclude: item ids that are not wanted, by user.
+        allow: values by item feature; other items are not wanted.
+        keys: by which a split between two releases tells users apart; with `ids`, the ids.
+    """
+
+    users: Sequence[User] = ()
+    ids: Sequence[UserId] | None = None
+    contexts: Sequence[User | None] | None = None
+    exclude: Sequence[Exclude] | None = None
+    allow: Sequence[Allow] | None = None
+    keys: Sequence[Key] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One request to the server.
+
+    Args:
+        tensors: the inputs by name, [B, ...] each: float32, or object for bytes.
+        users: int64 [B], positions of its users in the client's request.
+        model: None = the one that the client was made for.
+        ending: of the model's name: the live release, or the challenger (`cascade.client.split`).
+    """
+
+    tensors: Tensors
+    users: npt.NDArray[np.int64]
+    model: str | None
+    ending: str
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the server sent for B users; None for what it did not send.
+
+    Args:
+        item_ids, scores: the results, [B, 10] each.
+        release: int64 [B, 1], which release each comes from.
+        cold_start: bool [B, 1], for users by id.
+        propensities: float32 [B, 10], where places are drawn by chance.
+    """
+
+    item_ids: npt.NDArray[np.int64] | None
+    scores: npt.NDArray[np.float32] | None
+    release: npt.NDArray[np.int64] | None = None
+    cold_start: npt.NDArray[np.bool_] | None = None
+    propensities: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """The best items for one user, best first.
+
+    Args:
+        item_ids: int64 [<= 10]; fewer where fewer items are left.
+        scores: float32 of the same length, predicted click probabilities.
+        release: number of the release that answered, where the server says so.
+        short: the list is not full: no other item is in the catalogue, or none passes the filters.
+        cold_start: the store knows nothing of the user (`recommend_user`).
+        propensities: float32 of the same length, the probabilities with which the items came into
+            their places; where the server explores (`export --explored`).
+    """
+
+    item_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    release: int | None = None
+    short: bool = False
+    cold_start: bool = False
+    propensities: npt.NDArray[np.float32] | None = None
+
+
+def plan(request: Request, layout: Layout) -> list[Call]:
+    """The calls of a request: one for each release and each `max_batch_size` users.
+
+    Raises:
+        InvalidInput: a value cannot be read; names its feature and, of several users, which one.
+        RecommendError: there are filters, but the server takes none.
+        ValueError: not one key for each user.
+    """
+    model, keys = None, request.keys
+    if request.ids is None:
+        tensors: Tensors = dict(zip(FEATURES, layout.arrays(request.users), strict=True))
+    else:
+        model, keys = RECOMMEND_USER, request.ids
+        tensors = _by_id(request.ids, request.contexts, layout)
+    users = min(map(len, tensors.values()))
+    tensors |= filter_tensors(layout, users, request.exclude, request.allow)
+    calls = []
+    for ending, places in split.arms(keys, users, layout.share):
+        for start in range(0, len(places), layout.max_batch_size):
+            some = places[start : start + layout.max_batch_size]
+            part = {name: whole[some] for name, whole in tensors.items()}
+            calls.append(Call(part, some, model, ending))
+    return calls
+
+
+def merge(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Recommendation]:
+    """One recommendation per user of the request, in their order.
+
+    Raises:
+        RecommendError: an answer does not belong to its call.
+    """
+    found: dict[int, Recommendation] = {}
+    for call, answer in zip(calls, answers, strict=True):
+        results = recommendations(answer, len(call.users))
+        found.update(zip(call.users.tolist(), results, strict=True))
+    return [found[user] for user in range(len(found))]
+
+
+def recommendations(answer: Answer, users: int) -> list[Recommendation]:
+    """Split an answer into one list per user, without the pads.
+
+    Raises:
+        RecommendError: the answer does not belong to a request of so many users.
+    """
+    item_ids, scores = answer.item_ids, answer.scores
+    if item_ids is None or scores is None or not len(item_ids) == len(scores) == users:
+        shapes = [None if array is None else array.shape for array in (item_ids, scores)]
+        raise RecommendError(
+            f"the server answered item_ids and scores of shapes {shapes} to {users} users"
+        )
+    found = []
+    for user, keep in enumerate(item_ids != PAD):
+        found.append(
+            Recommendation(
+                item_ids[user, keep],
+                scores[user, keep],
+                None if answer.release is None else int(answer.release[user, 0]),
+                not keep.all(),
+                answer.cold_start is not None and bool(answer.cold_start[user, 0]),
+                None if answer.propensities is None else answer.propensities[user, keep],
+            )
+        )
+    return found
+
+
+def filter_tensors(
+    layout: Layout,
+    users: int,
+    exclude: Sequence[Exclude] | None,
+    allow: Sequence[Allow] | None,
+) -> Tensors:
+    """The filters of so many users by input name, [B, 1] each; a filter that no user has is left
+    out.
+
+    Raises:
+        InvalidInput: not one per user, or a filter cannot be read; says of which user.
+        RecommendError: the server takes no filters.
+    """
+    known = partial(encode_allow, known=layout.items)
+    columns = {
+        EXCLUDE: _column(EXCLUDE, exclude, users, encode_exclude),
+        ALLOW: _column(ALLOW, allow, users, known),
+    }
+    found: Tensors = {name: column for name, column in columns.items() if column[:, 0].any()}
+    if found and not layout.filters:
+        raise RecommendError("the served release takes no filters: export it again")
+    return found
+
+
+def _column(
+    name: str, filters: Sequence[Any] | None, users: int, encode: Callable[[Any], bytes]
+) -> Categorical:
+    column = np.full((users, 1), b"", np.object_)
+    if filters is None:
+        return column
+    if isinstance(filters, str | bytes | Mapping) or len(filters) != users:
+        raise InvalidInput(
+            f"{name}: expected a list with one entry for each of the {users} users (None = no "
+            f"filter); {reprlib.repr(filters)} came"
+        )
+    for user, value in enumerate(filters):
+        try:
+            column[user, 0] = encode(value)
+        except InvalidInput as error:
+            raise of_user(user, users, error) from error.__cause__
+    return column
+
+
+def _by_id(
+    ids: Sequence[UserId], contexts: Sequence[User | None] | None, layout: Layout
+) -> Tensors:
+    """user_id [B, 1] and, where a user has one, context [B, 1]: JSON, empty = none."""
+    texts = [values.category("user_id", user_id) for user_id in ids]
+    tensors: Tensors = {USER_ID: np.array(texts, np.object_).reshape(-1, 1)}
+    if contexts is not None and len(contexts) != len(ids):
+        raise InvalidInput(f"{len(contexts)} contexts came for {len(ids)} users")
+    if any(contexts or ()):
+        layout.arrays([context or {} for context in contexts or ()])  # checks them
+        texts = [json.dumps(c, default=_plain).encode() if c else b"" for c in contexts or ()]
+        tensors[CONTEXT] = np.array(texts, np.object_).reshape(-1, 1)
+    return tensors
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has no form for, of those that a user may have."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode()
+    return float(value)

@@ -1,0 +1,137 @@
+"""How requests reach the server: tritonclient's two gRPC clients, in clear or over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tritonclient.grpc as grpc
+import tritonclient.grpc.aio as grpc_aio
+from tritonclient.utils import np_to_triton_dtype
+
+from cascade.client.plan import Answer, Tensors
+from cascade.spec import DEADLINE
+
+# After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
+# its default of a second and more, our retries would mostly hear that echo.
+CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Encrypt the connection, and check the server.
+
+    Args:
+        root_ca: PEM file of the authority that signed the server's certificate; None = the roots
+            that gRPC contains.
+        client_key, client_cert: PEM files, for a server that checks its clients.
+
+    Raises:
+        ValueError: a file is missing, or a key is without its certificate.
+    """
+
+    root_ca: Path | None = None
+    client_key: Path | None = None
+    client_cert: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.client_key is None) != (self.client_cert is None):
+            raise ValueError("TLS: a client key and its certificate come together; one is missing")
+        for path in (self.root_ca, self.client_key, self.client_cert):
+            if path is not None and not path.is_file():
+                raise ValueError(f"TLS: there is no file {path}")
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of a tritonclient."""
+        files = {
+            "root_certificates": self.root_ca,
+            "private_key": self.client_key,
+            "certificate_chain": self.client_cert,
+        }
+        return {"ssl": True} | {name: str(path) for name, path in files.items() if path}
+
+
+class BlockingTransport:
+    """The sync client: its coroutines block and never suspend. Threads may share it."""
+
+    def __init__(self, url: str, tls: Tls | None, send_deadline: bool) -> None:
+        options = tls.options() if tls else {}
+        self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL, **options)
+        self._send_deadline = send_deadline
+
+    async def config(self, model: str, timeout_s: float) -> Any:
+        return self._client.get_model_config(model, client_timeout=timeout_s).config
+
+    async def infer(
+        self, model: str, tensors: Tensors, timeout_s: float, request_id: str
+    ) -> Answer:
+        arguments = _arguments(model, tensors, timeout_s, request_id, self._send_deadline)
+        return _answer(self._client.infer(**arguments))
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncTransport:
+    """The asyncio client, of one event loop."""
+
+    def __init__(self, url: str, tls: Tls | None, send_deadline: bool) -> None:
+        self._url, self._options = url, tls.options() if tls else {}
+        self._send_deadline = send_deadline
+        self._opened: grpc_aio.InferenceServerClient | None = None
+
+    @property
+    def _client(self) -> grpc_aio.InferenceServerClient:
+        """Opened by the first call, because a channel belongs to the loop that runs then."""
+        if self._opened is None:
+            self._opened = grpc_aio.InferenceServerClient(
+                self._url, channel_args=CHANNEL, **self._options
+            )
+        return self._opened
+
+    async def config(self, model: str, timeout_s: float) -> Any:
+        return (await self._client.get_model_config(model, client_timeout=timeout_s)).config
+
+    async def infer(
+        self, model: str, tensors: Tensors, timeout_s: float, request_id: str
+    ) -> Answer:
+        arguments = _arguments(model, tensors, timeout_s, request_id, self._send_deadline)
+        return _answer(await self._client.infer(**arguments))
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+
+def _arguments(
+    model: str, tensors: Tensors, timeout_s: float, request_id: str, send_deadline: bool
+) -> dict[str, Any]:
+    """The arguments of `infer`."""
+    timeout_us = max(1, int(timeout_s * 1e6))
+    inputs = []
+    for name, values in tensors.items():
+        inputs.append(grpc.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+        inputs[-1].set_data_from_numpy(values)
+    return {
+        "model_name": model,
+        "inputs": inputs,
+        "client_timeout": timeout_s,
+        # Where a model's queue policy allows it, the server drops the request after this time.
+        "timeout": timeout_us,
+        "parameters": {DEADLINE: time.time_ns() // 1000 + timeout_us} if send_deadline else None,
+        "request_id": request_id,
+    }
+
+
+def _answer(result: grpc.InferResult) -> Answer:
+    """The outputs by name; None for one that the model does not have."""
+    return Answer(*(result.as_numpy(field.name) for field in fields(Answer)))
