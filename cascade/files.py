@@ -36,7 +36,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole; numbers may be NumPy's."""
+    """Write a JSON file as `replace_text` does; numbers may be NumPy's."""
     replace_text(path, json.dumps(value, indent=1, default=plain) + "\n")
 
 

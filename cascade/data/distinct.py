@@ -136,7 +136,8 @@ def hash_rows(table: pa.Table) -> Hashes:
     for column in table.columns:
         text = pc.fill_null(pc.cast(column, pa.string()), "")
         encoded = text.combine_chunks().dictionary_encode()
-        values = np.fromiter(map(hash, encoded.dictionary.to_pylist()), np.int64)
+        texts = encoded.dictionary.to_numpy(zero_copy_only=False)
+        values = np.fromiter(map(hash, texts), np.int64, len(texts))
         joined = joined * _FACTOR + values.view(np.uint64)[encoded.indices.to_numpy()]
     return joined
 
