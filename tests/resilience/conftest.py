@@ -156,7 +156,7 @@ def ensemble(fused: Artifacts, workplace: Path) -> Path:
 @pytest.fixture(scope="session")
 def pair(make_cascade: Callable[..., Cascade]) -> Pair:
     """Both drawn and exported in this process."""
-    serving = Serving(max_batch_size=8)
+    serving = Serving(max_batch_size=8, users_per_run=4)
     size = {"items": SMALL_ITEMS, "users": SMALL_USERS, "serving": serving}
     even, odd = (make_cascade(seed=seed, **size) for seed in range(2))
     scores = np.stack([_scores(cascade, users=even) for cascade in (even, odd)])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cascade.release import read_release
+from cascade.server import security
 from cascade.server.launcher import Server
-from cascade.server.security import KEY_VARIABLE
 from export.releases.canary import Canary
 from export.releases.control import Control
 from export.releases.manifest import verify
@@ -141,16 +143,22 @@ def test_a_killed_publisher_costs_nothing(site: Site, survived: dict[str, bool],
 
 def _kill_in(step: str, site: Site) -> None:
     """Publish from a process that gets SIGKILL in that step."""
-    command = [
-        *(sys.executable, "-m", "export", "publish", "--url", site.server.url),
-        *("--repository", str(site.repository.root)),
-        *("--release", str(site.pair.source(site.live + 1))),
-    ]
-    environment = {**os.environ, KEY_VARIABLE: KEY}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as publisher:
-        assert publisher.stdout is not None
-        for line in publisher.stdout:  # such as "[3/9] check"
+    spawn = get_context("spawn")  # a fork would copy the locks of this process's threads
+    lines, said = spawn.Pipe(duplex=False)
+    source = site.pair.source(site.live + 1)
+    arguments = (said, site.repository.root, site.server.url, KEY, source)
+    publisher = spawn.Process(target=_publish, args=arguments)
+    publisher.start()
+    said.close()
+    with suppress(EOFError):  # the publisher has ended
+        while line := lines.recv():  # such as "[3/9] check"
             if line.split()[1] == step:
                 time.sleep(0.05)  # into the step
                 publisher.kill()
-    assert publisher.returncode < 0, f"the publisher ended before the step {step}"
+    publisher.join()
+    assert publisher.exitcode == -signal.SIGKILL
+
+
+def _publish(said: Connection, root: Path, url: str, key: str, source: Path) -> None:
+    control = Control(url, security.headers(key))
+    Publisher(Repository(root), control, say=said.send).publish(from_export(source))
