@@ -6,7 +6,6 @@ DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
 RESILIENCE ?=
-ROWS ?= ../shared/data/criteo-kaggle-10k/train.txt
 BIN := .venv/bin
 INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,train,batch,perf,dev]'
 SHELL := /bin/bash -o pipefail
@@ -32,7 +31,7 @@ serve: .venv/ready
 
 perf: .venv/ready
 	@mkdir -p build/perf
-	$(BIN)/python -m perf.suite --out build/perf --device $(DEVICE) --rows $(ROWS) | tee build/perf/output.txt
+	$(BIN)/python -m perf.suite --out build/perf --device $(DEVICE) | tee build/perf/output.txt
 
 resilience: .venv/ready
 	@mkdir -p build/resilience

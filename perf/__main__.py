@@ -1,4 +1,4 @@
-"""`python -m perf`: measure a served cascade.
+"""`python -m perf`: how fast is a served cascade? Measured by perf_analyzer under rising load.
 
 python -m perf --repository model_repository --users users.jsonl     # starts the server itself
 python -m perf --url 127.0.0.1:8001 --users users.jsonl              # one that runs already
@@ -8,63 +8,158 @@ python -m perf --repository model_repository --quick                 # a first i
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
+import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from cascade.server.binaries import BinaryError
-from cascade.server.launcher import Server, ServerError
-from perf.analyzer import AnalyzerError
-from perf.payload import PayloadError
-from perf.sweep import QUICK_PLAN, Plan, sweep
-from perf.table import latency_table
+from cascade.errors import run
+from cascade.pbtxt import settings
+from cascade.server.launcher import Server
+from cascade.spec import ENSEMBLE
+from perf.harness import analyzer, payload, record
+from perf.harness.analyzer import FULL, QUICK, AnalyzerError, Effort, Target
+from perf.harness.commands import count, counts, end_in_order, say
+from perf.harness.measurement import Load, Measurement
+from perf.harness.payload import FEW_USERS, configuration_name
+from perf.harness.table import latency_table
 
-EXPECTED = (AnalyzerError, BinaryError, PayloadError, ServerError, InferenceServerException)
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep measures.
+
+    Args:
+        concurrencies: requests in flight, one run each.
+        rate_shares: shares of the highest throughput that these runs found; one run each, at
+            Poisson times. Nearer to 1 the queue grows without end and so does every figure.
+        rates: further rates in requests per second.
+    """
+
+    concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    rate_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    rates: tuple[float, ...] = ()
+    effort: Effort = FULL
+
+    def __len__(self) -> int:
+        return len(self.concurrencies) + len(self.rate_shares) + len(self.rates)
+
+
+QUICK_PLAN = Plan(concurrencies=(1, 4, 16), rate_shares=(), effort=QUICK)
+
+
+def sweep(
+    url: str,
+    *,
+    plan: Plan = Plan(),
+    users: Path | None = None,
+    results: Path | None = None,
+    repository: Path | None = None,
+    configuration: str | None = None,
+    model: str = ENSEMBLE,
+    batch: int = 1,
+    say: Say = print,
+) -> list[Measurement]:
+    """Measure a running server by a plan and record a line per run.
+
+    Args:
+        url: HOST:PORT of its gRPC service.
+        users: users.jsonl; without it users are generated.
+        results: file of the lines; by default perf/results/CONFIGURATION.jsonl.
+        repository: where the server's models are, for the hash of their configuration.
+        configuration: name in the report; by default read off the server.
+        model: what to ask.
+        batch: users per request.
+        say: gets each line of progress.
+
+    Raises:
+        PayloadError: the users do not fit the model.
+        AnalyzerError: perf_analyzer cannot measure the server.
+        BinaryError: there is no perf_analyzer.
+    """
+    with grpc.InferenceServerClient(url) as client, tempfile.TemporaryDirectory() as folder:
+        ensemble = client.get_model_config(model).config
+        rows = payload.users(users, payload.layout(ensemble))
+        models = [client.get_model_config(step).config for step in payload.members(ensemble)]
+        server = client.get_server_metadata().version
+        kind = "ensemble" if model == ENSEMBLE else model
+        name = configuration or configuration_name(
+            kind, (settings(m).serving for m in models if m.parameters)
+        )
+        name = f"{name}-quick" if plan.effort is QUICK and not configuration else name
+        versions = {"server": server, "perf_analyzer": analyzer.version()}
+        environment = record.environment(
+            configuration=name, repository=repository, payload=rows.describe(), versions=versions
+        )
+        results = results or record.RESULTS / f"{name}.jsonl"
+        say(f"{name}: {len(plan)} runs with {len(rows)} users, recorded in {results}")
+        if len(rows) < FEW_USERS:
+            say(f"only {len(rows)} different users: the caches will flatter the server")
+        target = Target(url, Path(folder) / "users.json", model, batch)
+        rows.write(target.input_data)
+        analyzer.warm_up(target)
+        done, started = list[Measurement](), time.monotonic()
+
+        def ask(load: Load) -> None:
+            say(f"[{len(done) + 1}/{len(plan)}] {load} …")
+            done.append(analyzer.measure(target, load, plan.effort))
+            effort = {"effort": asdict(plan.effort)}
+            record.append(results, environment, {**effort, **done[-1].to_dict()})
+            left_s = (time.monotonic() - started) / len(done) * (len(plan) - len(done))
+            say(f"    {done[-1]}" + (f"; about {left_s:.0f} s left" if left_s else ""))
+
+        for concurrency in plan.concurrencies:
+            ask(Load("concurrency", concurrency))
+        highest = highest_throughput(done) / batch if plan.rate_shares else 0
+        for rate in (*(round(share * highest, 1) for share in plan.rate_shares), *plan.rates):
+            ask(Load("rate", rate))
+        return done
+
+
+def highest_throughput(measurements: Sequence[Measurement]) -> float:
+    """Users per second at the best concurrency, of the stable runs if there are any.
+
+    Raises:
+        AnalyzerError: no run succeeded, so there is nothing to take a share of.
+    """
+    runs = [m for m in measurements if m.error is None]
+    if not runs:
+        errors = "; ".join(m.error for m in measurements if m.error) or "none was made"
+        raise AnalyzerError(
+            f"rates are shares of the highest throughput, but no run gave one: {errors}"
+        )
+    return max(m.throughput for m in [m for m in runs if m.stable] or runs)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a sweep. 0 when every request was answered, 1 when some failed, 2 when there is
-    nothing to measure."""
+    """Run a sweep. 1 when a request failed or there is nothing to measure."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.repository is None and options.url is None:
         parser.error("give --repository to start a server or --url of a running one")
     if options.repository is not None and not options.repository.is_dir():
         parser.error(f"--repository {options.repository} is not a folder")
-    signal.signal(signal.SIGTERM, _end)
-    try:
-        with ExitStack() as stack:
-            url = options.url
-            if url is None:
-                _say(f"starting tritonserver on {options.repository}")
-                url = stack.enter_context(Server(options.repository, probe=options.model)).url
-            measurements = sweep(
-                url,
-                plan=_plan(options),
-                users=options.users,
-                results=options.results,
-                repository=options.repository,
-                configuration=options.configuration,
-                model=options.model,
-                batch=options.batch,
-                say=_say,
-            )
-    except EXPECTED as error:
-        print(f"perf: {error}", file=sys.stderr)
-        return 2
-    print(latency_table(measurement.to_dict() for measurement in measurements))
+    end_in_order()
+    given = {key: getattr(options, key) for key in ("users", "results", "repository", "model")}
+    given |= {"configuration": options.configuration, "batch": options.batch}
+    with ExitStack() as stack:
+        url = options.url
+        if url is None:
+            say(f"starting tritonserver on {options.repository}")
+            url = stack.enter_context(Server(options.repository, probe=options.model)).url
+        try:
+            measurements = sweep(url, plan=_plan(options), say=say, **given)
+        except InferenceServerException as error:
+            raise AnalyzerError(f"the server at {url} does not answer: {error}") from error
+    print(latency_table([measurement.to_dict() for measurement in measurements]))
     return 1 if any(measurement.error for measurement in measurements) else 0
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End the `with` blocks, and so the server; a second signal must not interrupt that."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -85,27 +180,14 @@ def _parser() -> argparse.ArgumentParser:
     server.add_argument("--repository", type=Path, help="model repository to start a server on")
     server.add_argument("--url", help="HOST:PORT of the gRPC service of a running server")
     parser.add_argument("--users", type=Path, help="users.jsonl (default: generated users)")
-    parser.add_argument(
-        "--results", type=Path, help="file to append to (default: by configuration)"
-    )
+    parser.add_argument("--results", type=Path, help="file of lines (default: by configuration)")
     parser.add_argument("--configuration", help="name in the report (default: read off the server)")
-    parser.add_argument("--model", default="recommend", help="model to ask (default: %(default)s)")
-    parser.add_argument("--batch", type=_count, default=1, help="users per request (default: 1)")
+    parser.add_argument("--model", default=ENSEMBLE, help="model to ask (default: %(default)s)")
+    parser.add_argument("--batch", type=count, default=1, help="users per request (default: 1)")
     parser.add_argument("--quick", action="store_true", help="few short runs")
-    parser.add_argument("--concurrency", type=_counts, help="comma-separated, such as 1,4,16")
+    parser.add_argument("--concurrency", type=counts, help="comma-separated, such as 1,4,16")
     parser.add_argument("--rates", type=_rates, help="requests/s, instead of shares of the maximum")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
 
 
 def _rates(text: str) -> tuple[float, ...]:
@@ -115,9 +197,5 @@ def _rates(text: str) -> tuple[float, ...]:
     return values
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,8 +1,8 @@
-"""The whole of it in one command: train, export, evaluate, serve, ask, measure.
+"""`python -m perf.demo`: train, export, evaluate, serve, ask and measure in one go (make demo).
 
-Every step is a command of its own, printed before it runs, so that each can be tried alone. What
-was found goes to OUT/summary.json; models, tables and plots to OUT/synthetic, OUT/criteo or
-OUT/movielens.
+Every step is a command of its own, printed before it runs, so that each can be tried alone; its
+output goes to a log. The last screen shows the ten items of a user, what each stage keeps, the
+latency, and where the rest is. OUT/summary.json has all figures.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,24 @@ from typing import Any
 import numpy as np
 
 from cascade.client import Recommender
+from cascade.errors import CascadeError
+from cascade.errors import run as run_main
+from cascade.release import newest_version, read_release
 from cascade.server.launcher import Server
-from cascade.spec import ENSEMBLE, STAGES
+from cascade.spec import STAGES
 from cascade.stages.pipeline import Pipeline
-from perf import report
-from perf.commands import heading, run
-from perf.measurement import Measurement
-from perf.sweep import run_quick
-from perf.table import latency_table, stage_table
+from perf.__main__ import QUICK_PLAN, sweep
+from perf.contenders.wire import difference
+from perf.harness.commands import count, heading, run
+from perf.harness.measurement import Measurement
+from perf.harness.table import latency_table, number, stage_table, table
 
-USERS_COMPARED = 1000
-USERS_PER_REQUEST = 8
+USERS_COMPARED, USERS_PER_REQUEST = 1000, 8
 SCORE_TOLERANCE = 1e-5
+
+
+class DemoError(CascadeError):
+    """The server does not answer as the pipeline does."""
 
 
 @dataclass(frozen=True)
@@ -50,59 +57,108 @@ class Places:
         return self.checkpoints / "users.jsonl"
 
     @property
-    def titles(self) -> Path:
-        return self.checkpoints / "titles.csv"
+    def log(self) -> Path:
+        return self.out / "demo.log"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.demo", description=__doc__)
     parser.add_argument("--data", default="synthetic")
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--evaluation-users", type=int, default=100)
-    args = parser.parse_args()
-    places = Places(args.out / args.data.partition(":")[0])
-    started = time.monotonic()
+    parser.add_argument("--evaluation-users", type=count, default=100)
+    args = parser.parse_args(arguments)
+    places, started = Places(args.out / args.data.partition(":")[0]), time.monotonic()
+    places.out.mkdir(parents=True, exist_ok=True)
+    places.log.unlink(missing_ok=True)
+    print(f"The steps write their output to {places.log}.")
     _build(places, args.data, args.device, args.evaluation_users)
     summary = json.loads((places.out / "evaluation.json").read_text())
-    release = json.loads((places.repository / ENSEMBLE / "1" / "release.json").read_text())
-    summary |= {"items": release["items"], "parity_max_abs": release["parity_max_abs"]}
+    release = read_release(places.repository, newest_version(places.repository))
+    summary |= {key: release[key] for key in ("items", "parity_max_abs")}
     with Server(places.repository, log=places.out / "server.log") as server:
-        summary |= _serve(server, places)
+        answers, measured, compared = _ask(server, places)
+    summary |= {**compared, **latency(measured)}
     summary["seconds"] = round(time.monotonic() - started, 1)
-    (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    heading(f"summary ({args.out / 'summary.json'}); tables and plots are in {places.out}")
-    for key, value in summary.items():
-        print(f"{key:32} {value:.5g}" if isinstance(value, float) else f"{key:32} {value}")
+    path = args.out / "summary.json"
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+    heading(f"the demo took {summary['seconds']:.0f} s")
+    print(screen(places.out, path, answers, measured, summary))
     if not summary["server_equals_pipeline"] or summary["failed"]:
-        raise SystemExit("the server did not answer as the pipeline does: see above")
+        raise DemoError("the server did not answer as the pipeline does: see above")
 
 
 def _build(places: Places, data: str, device: str, users: int) -> None:
-    on = ("--device", device)
-    run("cascade.training", "--data", data, "--out", places.checkpoints, *on)
-    run("export", "--checkpoints", places.checkpoints, "--repository", places.repository, *on)
-    run(
-        "cascade.evaluation",
-        *("--data", places.checkpoints / "data", "--checkpoints", places.checkpoints),
-        *("--repository", places.repository, "--out", places.out, "--users", users, *on),
+    device_, log = ("--device", device), places.log
+    made = ("--checkpoints", places.checkpoints, "--repository", places.repository)
+    run("cascade.training", "--data", data, "--out", places.checkpoints, *device_, log=log)
+    run("export", *made, *device_, log=log)
+    judged = ("--data", places.checkpoints / "data", *made, "--out", places.out, "--users", users)
+    run("cascade.evaluation", *judged, *device_, log=log)
+
+
+def _ask(server: Server, places: Places) -> tuple[str, list[Measurement], dict[str, Any]]:
+    """The ten items of a user as text, the short runs, and the comparison with the pipeline."""
+    heading(f"tritonserver answers on {server.url}")
+    titles = places.checkpoints / "titles.csv"
+    named = ("--titles", titles) if titles.exists() else ()
+    answers = places.out / "answers.txt"
+    answers.unlink(missing_ok=True)
+    asked = ("--url", server.url, "--random", 1, "--seed", 0, "--users", places.users, *named)
+    run("clients.recommend", *asked, log=answers)
+    heading("the same users in process")
+    compared = compare(server.url, places.repository, places.users)
+    heading("perf_analyzer")
+    results = places.out / "results" / "demo.jsonl"
+    measured = sweep(
+        server.url,
+        plan=QUICK_PLAN,
+        users=places.users,
+        results=results,
+        repository=places.repository,
+    )
+    lines = [m.to_dict() for m in measured]
+    (places.out / "latency.md").write_text(f"{latency_table(lines)}\n\n{stage_table(lines)}\n")
+    text = "\n".join(answers.read_text().splitlines()[1:])  # without the command
+    return text.strip(), measured, compared
+
+
+def screen(
+    out: Path,
+    summary_file: Path,
+    answers: str,
+    measured: Sequence[Measurement],
+    summary: dict[str, Any],
+) -> str:
+    """What the demo ends with: one screen."""
+    rows = [
+        [
+            *(str(m.load), number(m.throughput)),
+            *(number(m.latency_ms.get(key)) for key in ("p50_ms", "p95_ms", "p99_ms")),
+            str(m.failed),
+        ]
+        for m in measured
+    ]
+    same = "all" if summary["server_equals_pipeline"] else "NOT all"
+    return "\n\n".join(
+        [
+            answers,
+            _stages(out / "evaluation.md"),
+            table(["requests in flight", "users/s", "p50 ms", "p95 ms", "p99 ms", "failed"], rows),
+            f"{same} of {summary['server_users_compared']} users get from the server what the "
+            f"pipeline gives in process; largest difference {summary['server_max_abs']:.1e}\n"
+            f"figures: {summary_file}; tables: {out}/evaluation.md, {out}/latency.md; "
+            f"picture: {out}/evaluation.png; log: {out}/demo.log",
+        ]
     )
 
 
-def _serve(server: Server, places: Places) -> dict[str, Any]:
-    heading(f"tritonserver answers on {server.url}")
-    titles = ("--titles", places.titles) if places.titles.exists() else ()
-    run("clients.recommend", "--url", server.url, "--random", 3, "--users", places.users, *titles)
-    found = compare(server.url, places.repository, places.users)
-    heading("perf_analyzer")
-    results = places.out / "results" / "demo.jsonl"
-    results.unlink(missing_ok=True)  # the demo shows its own run; perf/results keeps them all
-    measured = run_quick(server.url, places.users, results, repository=places.repository)
-    lines = [m.to_dict() for m in measured]
-    print("\n" + latency_table(lines) + "\n\n" + stage_table(lines))
-    report.write_report([results], places.out / "latency.md")
-    return found | latency(measured)
+def _stages(report: Path) -> str:
+    """The table of the cascade's stages in the evaluation's report, with its title."""
+    parts = report.read_text().split("\n\n")
+    place = next(i for i, part in enumerate(parts) if part.startswith("The cascade over"))
+    return "\n\n".join(parts[place : place + 2])
 
 
 def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
@@ -121,40 +177,20 @@ def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
                 answers = recommender.recommend_many(asked)
             item_ids, scores = pipeline(*layout.arrays(asked))
             for answer, ids, score in zip(answers, item_ids, scores, strict=True):
-                real = ids >= 0
-                same, difference = same_list(answer.item_ids, answer.scores, ids[real], score[real])
-                differing += not same
-                largest = max(largest, difference)
-    print(f"\nserver and pipeline: {len(users)} users, {differing} differ, scores by {largest:.1e}")
+                expected = ids[ids >= 0], score[ids >= 0]
+                wrong = difference((answer.item_ids, answer.scores), expected, SCORE_TOLERANCE)
+                differing += wrong is not None
+                if len(answer.scores) == len(expected[1]):
+                    largest = max(largest, np.abs(answer.scores - expected[1]).max(initial=0.0))
     return {
         "server_users_compared": len(users),
         "server_equals_pipeline": differing == 0,
-        "server_max_abs": largest,
+        "server_max_abs": float(largest),
     }
 
 
-def same_list(
-    ids: np.ndarray, scores: np.ndarray, other_ids: np.ndarray, other_scores: np.ndarray
-) -> tuple[bool, float]:
-    """Are two top lists the same, ties aside? Also the largest difference of a score.
-
-    The scores must agree place by place, and an item that only one list has must have the last
-    score, where the other list may have cut a tie.
-    """
-    if len(ids) != len(other_ids):
-        return False, float("inf")
-    if not len(ids):
-        return True, 0.0
-    largest = float(np.abs(scores - other_scores).max())
-    lonely = np.concatenate(
-        (scores[~np.isin(ids, other_ids)], other_scores[~np.isin(other_ids, ids)])
-    )
-    cut = np.abs(lonely - scores[-1]).max(initial=0) <= SCORE_TOLERANCE
-    return largest <= SCORE_TOLERANCE and bool(cut), largest
-
-
-def latency(measured: list[Measurement]) -> dict[str, Any]:
-    """What the summary says of the short runs: latency alone, and what many at once get."""
+def latency(measured: Sequence[Measurement]) -> dict[str, Any]:
+    """What the summary says of the short runs: latency alone, and with many in flight."""
     alone, busiest = measured[0], measured[-1]
     return {
         "p50_ms": alone.latency_ms["p50_ms"],
@@ -170,4 +206,4 @@ def latency(measured: list[Measurement]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

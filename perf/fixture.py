@@ -1,177 +1,222 @@
-"""`python -m perf.fixture --items 1000000 --out DIR`: checkpoints to measure with, not trained.
+"""`python -m perf.fixture --items 1000000 --out DIR`: checkpoints of a chosen size to measure with.
 
-What it leaves is what `python -m cascade.training` leaves, so `python -m export` reads it. How fast
-a cascade is depends on its sizes and on which memory its requests touch, not on how well it
-recommends; so the sizes are real ones and the values skewed as real ones are, the items lie in
-clusters and the users among them (`fixture_world`), and the models' weights are drawn
-(`fixture_models`). Clicks are drawn from the ranker's own probabilities, so that what an export
-does to the AUC can be judged.
+DIR holds what `python -m cascade.training` leaves, so `python -m export` reads it. Speed depends on
+the sizes of the models, which are real ones, and on the memory that a request touches, less on
+quality: each model is trained for `STEPS` batches of `cascade.data.synthetic` only. The items of
+that world are independent of each other, which no index can make use of. A catalogue is not like
+that, so an item here takes most of its values from one of `CLUSTERS_PER_ROOT` * sqrt(N) prototypes.
+The held-out clicks are drawn from the ranker's own probabilities, so that an export can show what
+it does to the AUC.
 
-`--ranker paper` has tables as large as Criteo Kaggle's in the DLRM paper: 33.8 million rows, for
-the ranker 540 million parameters. Those of the items end up in item states; what is served is the
-12.3 million rows of the users' six features. The other rankers have no table over 10,000 values.
+`--ranker paper` hashes eight features into tables as large as Criteo Kaggle's in the DLRM paper:
+33.7 million rows, 540 million parameters in the ranker. The items' share of them ends in the item
+states; a server maps the 12.3 million rows of the users' features.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
 
+from cascade.data.criteo import SCHEMA
 from cascade.data.parts import ROW_GROUP, fixed_size_list
-from cascade.data.source import DataError
-from cascade.encoding import FIRST, Encoder
-from cascade.models import preset
+from cascade.data.synthetic import Synthetic
+from cascade.encoding import Encoder
+from cascade.models import build, preset
 from cascade.models.scorer import Scorer
-from cascade.schema import Schema, Side
+from cascade.schema import Feature, Schema
 from cascade.spec import PRERANK, RANK, RETRIEVE
 from cascade.training import bundle, checkpoint
-from perf import fixture_tables, fixture_users
-from perf.fixture_models import Drawer, Rows, logits
-from perf.fixture_users import Users
-from perf.fixture_world import Ids, Values, World, fit, fit_items
 
-RANKERS = {
-    **dict.fromkeys(("criteo", "paper"), "criteo"),
-    **{name: name for name in ("rmc2", "rmc3", "small", "tiny")},
+RANKERS = ("criteo", "paper", "rmc2", "rmc3", "small", "tiny")
+RETRIEVER, PRERANKER = "two_tower:default", "dlrm:small"
+# Values of Criteo Kaggle's large features, as the DLRM paper's code prints them.
+PAPER_BUCKETS = {
+    **{"C3": 10_131_227, "C4": 2_202_608, "C10": 93_145, "C12": 8_351_593},
+    **{"C16": 5_461_306, "C21": 7_046_547, "C24": 286_181, "C26": 142_572},
 }
-RETRIEVER, PRERANKER = "default", "small"
-USERS, HELD_OUT_ROWS = 4096, 20_000
-FIRST_ITEM_ID = 1_000_000_000  # an id that is no row number
-LEAST_ITEMS = 100
+CLUSTERS_PER_ROOT = 1.5
+FOREIGN = 0.15  # share of an item's values that are not its prototype's
+LONGEST_VOCABULARY = 10_000  # a server keeps vocabularies in memory
+USERS, HELD_OUT_ROWS, LEAST_ITEMS = 4096, 20_000, 100
+ROWS, STEPS, BATCH, TEMPERATURE = 65_536, 80, 384, 0.1
+LEARNING_RATE, TABLE_LEARNING_RATE = 1e-3, 0.3
+Loss = Callable[[Scorer, list[Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to draw.
+    """What to make.
 
     Args:
-        items: N. users: different ones in users.jsonl; fewer where the file has no more.
-        ranker: one of `RANKERS`.
-        rows: a file in Criteo's format whose users are taken; None: they are made up.
+        items: rows of the catalogue.
+        ranker: a preset of the DLRM, or `paper`: the preset `criteo` over large tables.
+        users: lines of users.jsonl, at most `HELD_OUT_ROWS`.
     """
 
     items: int
     ranker: str = "criteo"
     users: int = USERS
-    rows: Path | None = None
     seed: int = 0
 
-    def random(self, part: int) -> np.random.Generator:
-        """A stream of its own for every part, so that a change of one leaves the others."""
-        return np.random.default_rng((self.seed, part))
+
+@dataclass(frozen=True)
+class Impressions:
+    """Encoded rows: dense float32 [B, F] and ids int64 [B, C] of user and item, labels [B]."""
+
+    columns: tuple[npt.NDArray[Any], ...]
+    labels: npt.NDArray[np.float32]
+
+    def clicks(self) -> Impressions:
+        """The rows that were clicked."""
+        clicked = self.labels == 1
+        return Impressions(tuple(c[clicked] for c in self.columns), self.labels[clicked])
+
+    def batches(self, steps: int, seed: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Random batches in the order that a `Scorer` takes, and their labels."""
+        random = np.random.default_rng(seed)
+        for _ in range(steps):
+            rows = random.integers(len(self.labels), size=BATCH)
+            columns = [torch.from_numpy(column[rows]) for column in self.columns]
+            yield columns, torch.from_numpy(self.labels[rows])
 
 
 def write(plan: Plan, folder: Path) -> None:
-    """Write a folder of checkpoints.
-
-    Raises:
-        DataError: the file of rows cannot be read.
-    """
+    """Write a folder of checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = fixture_tables.sizes(plan.ranker == "paper")
-    if plan.rows:
-        users = fixture_users.read(plan.rows)
-    else:
-        users = fixture_users.draw(plan.random(0), max(plan.users, HELD_OUT_ROWS), sizes)
-    encoder = fixture_tables.fit(sizes, users.seen())
+    world = Synthetic(rows=14 * HELD_OUT_ROWS, items=plan.items, seed=plan.seed)
+    shown, held_out = (
+        next(world.chunks("train")).slice(0, ROWS),
+        pa.concat_tables(world.chunks("test")),
+    )
+    catalogue = clustered(world.catalogue(), plan.seed)
+    encoder = _fit_encoder(plan.ranker == "paper", shown, catalogue)
     encoder.save(folder)
-    _write_users(encoder.schema, users, plan.users, folder)
-    world = World.draw(plan.random(1), plan.items)
-    item_features = encoder.schema.ids("item")
-    items = world.item_codes(plan.random(2), [sizes[f.name] for f in item_features])
-    items += FIRST
-    _write_catalogue(encoder.schema, items, folder)
-    _write_models(plan, encoder, world, users, items, folder)
+    _write_users(encoder.schema, held_out.slice(0, plan.users), folder)
+    items = encoder.encode_table("item", catalogue)
+    _write_catalogue(catalogue["item_id"], *items, folder)
+    users = encoder.encode_table("user", shown)
+    rows = Impressions((*users, *encoder.encode_table("item", shown)), shown["label"].to_numpy())
+    _train(RETRIEVER, encoder.schema, rows.clicks(), in_batch_loss, plan.seed, folder / RETRIEVE)
+    _train(PRERANKER, encoder.schema, rows, click_loss, plan.seed, folder / PRERANK)
+    name = "dlrm:criteo" if plan.ranker == "paper" else f"dlrm:{plan.ranker}"
+    ranker = _train(name, encoder.schema, rows, click_loss, plan.seed, folder / RANK)
+    item = held_out["item_id"].to_numpy()
+    columns = (*encoder.encode_table("user", held_out), *(part[item] for part in items))
+    with torch.inference_mode():
+        chances = torch.sigmoid(ranker(*map(torch.from_numpy, columns))).numpy()
+    clicked = np.random.default_rng((plan.seed, 1)).random(len(item)) < chances
+    bundle.write_held_out(folder, columns[0], columns[1], item, clicked)
 
 
-def _write_users(schema: Schema, users: Users, count: int, folder: Path) -> None:
-    table = bundle.user_table(schema, users.dense[:count], users.categorical[:count])
-    pq.write_table(table, folder / "users.parquet")
-    with (folder / "users.jsonl").open("w") as file:
-        for user in bundle.as_sent(schema, table):
-            file.write(json.dumps(user) + "\n")
+def clustered(catalogue: pa.Table, seed: int) -> pa.Table:
+    """The same columns; every item has most of its values in common with its prototype."""
+    random, count = np.random.default_rng((seed, 0)), catalogue.num_rows
+    prototypes = random.integers(count, size=max(4, round(CLUSTERS_PER_ROOT * count**0.5)))
+    # The low numbers far more often: large clusters and small ones.
+    own = prototypes[(len(prototypes) * random.random(count) ** 2).astype(np.int64)]
+    columns = {"item_id": catalogue["item_id"]}
+    for name in catalogue.column_names[1:]:
+        rows = np.where(random.random(count) < FOREIGN, np.arange(count), own)
+        columns[name] = catalogue[name].take(pa.array(rows))
+    return pa.table(columns)
 
 
-def _write_catalogue(schema: Schema, ids: Ids, folder: Path) -> None:
+def _fit_encoder(paper: bool, shown: pa.Table, catalogue: pa.Table) -> Encoder:
+    """Vocabularies of the most frequent values; large tables for hashed ones."""
+
+    def sized(feature: Feature) -> Feature:
+        buckets = PAPER_BUCKETS.get(feature.name) if paper else None
+        if feature.kind == "dense" or buckets is None:
+            return replace(feature, min_count=1)
+        return replace(feature, encoding="hash", buckets=buckets, min_count=1)
+
+    schema = Schema(SCHEMA.name, tuple(map(sized, SCHEMA.features)))
+    vocabularies = {
+        feature.name: _frequent((shown if feature.side == "user" else catalogue)[feature.name])
+        for feature in schema.features
+        if feature.encoding == "vocabulary"
+    }
+    return Encoder.fit(schema, vocabularies)
+
+
+def _frequent(values: pa.ChunkedArray) -> list[bytes]:
+    counts = pc.value_counts(values.combine_chunks())
+    order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")
+    found = counts.field("values").take(pa.array(order[: LONGEST_VOCABULARY + 1])).to_pylist()
+    return [value.encode() for value in found if value][:LONGEST_VOCABULARY]
+
+
+def _write_users(schema: Schema, table: pa.Table, folder: Path) -> None:
+    users = table.select([feature.name for feature in schema.side("user")])
+    pq.write_table(users, folder / "users.parquet")
+    lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, users))
+    (folder / "users.jsonl").write_text("".join(lines))
+
+
+def _write_catalogue(item_ids: pa.ChunkedArray, dense: Any, ids: Any, folder: Path) -> None:
     """The encoded items, as `cascade.data` writes them."""
-    width = schema.dense_width("item")
+    path = folder / "catalogue.parquet"
+    path.unlink(missing_ok=True)  # another folder may hold a hard link to an earlier one
     columns = {
-        "item_id": FIRST_ITEM_ID + np.arange(len(ids)),
-        "dense": fixed_size_list(np.zeros((len(ids), width), np.float32)),
-        "ids": fixed_size_list(ids),
+        "item_id": item_ids,
+        "dense": fixed_size_list(dense),
+        "ids": fixed_size_list(ids.astype(np.int32)),
     }
-    # A file that another folder may be linked to is not written over.
-    (folder / "catalogue.parquet").unlink(missing_ok=True)
-    pq.write_table(pa.table(columns), folder / "catalogue.parquet", row_group_size=ROW_GROUP)
+    pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP)
 
 
-def _write_models(
-    plan: Plan, encoder: Encoder, world: World, users: Users, items: Ids, folder: Path
-) -> None:
-    """The three models, one in memory at a time, and the clicks."""
-    schema, random = encoder.schema, plan.random(3)
-    table = bundle.user_table(schema, users.dense, users.categorical)
-    dense, ids = encoder.encode_table("user", table)
-    places, liked = world.interests(random, len(users))
-    user = random.integers(len(users), size=HELD_OUT_ROWS)
-    item = _shown(random, world, liked[user])
-    no_numbers = np.zeros((len(item), schema.dense_width("item")), np.float32)
-    rows = Rows(dense[user], ids[user], no_numbers, items[item])
-    values: dict[Side, Values] = {
-        "user": fit(ids, places, _cardinalities(schema, "user")),
-        "item": fit_items(world, items, _cardinalities(schema, "item")),
-    }
-    drawer = Drawer(schema, values, plan.seed)
-    _save(drawer.two_tower(RETRIEVER, rows), RETRIEVER, schema, folder / RETRIEVE)
-    _save(drawer.dlrm(PRERANKER, rows, 0), PRERANKER, schema, folder / PRERANK)
-    size = RANKERS[plan.ranker]
-    ranker = drawer.dlrm(size, rows, 1)
-    chances = 1 / (1 + np.exp(-logits(ranker, rows)))
-    clicked = random.random(len(chances)) < chances
-    bundle.write_held_out(folder, rows.user_dense, rows.user_ids, item, clicked)
-    _save(ranker, size, schema, folder / RANK)
+def in_batch_loss(model: Scorer, columns: list[Tensor], labels: Tensor) -> Tensor:
+    """Softmax over the items of the batch: user i clicked item i."""
+    user, item = model.user(*columns[:2]), model.item(*columns[2:])
+    return nn.functional.cross_entropy(user @ item.T / TEMPERATURE, torch.arange(len(user)))
 
 
-def _shown(random: np.random.Generator, world: World, liked: Ids) -> Ids:
-    """Catalogue rows [B] that users were shown: every other one from the cluster that the user
-    likes, where it has items, the rest by a skewed popularity."""
-    count = len(world.of_item)
-    rows = random.permutation(count)[(count * random.random(len(liked)) ** 2).astype(np.int64)]
-    by_cluster = np.argsort(world.of_item, kind="stable")
-    ends = np.cumsum(np.bincount(world.of_item, minlength=len(world.centres)))
-    starts = np.concatenate(([0], ends[:-1]))
-    size = ends - starts
-    own = starts[liked] + (random.random(len(liked)) * size[liked]).astype(np.int64)
-    takes = (size[liked] > 0) & (np.arange(len(liked)) % 2 == 0)
-    rows[takes] = by_cluster[own[takes]]
-    return rows
+def click_loss(model: Scorer, columns: list[Tensor], labels: Tensor) -> Tensor:
+    """Binary cross-entropy of the clicks."""
+    return nn.functional.binary_cross_entropy_with_logits(model(*columns), labels)
 
 
-def _cardinalities(schema: Schema, side: Side) -> list[int]:
-    return [feature.cardinality for feature in schema.ids(side)]
-
-
-def _save(scorer: Scorer, size: str, schema: Schema, folder: Path) -> None:
-    model = "dlrm" if folder.name != RETRIEVE else "two_tower"
-    description: dict[str, Any] = {
-        "model": model,
-        "config": preset(model, size),
-        "schema_hash": schema.hash,
-        "metrics": {},
-        "trained": False,
-    }
+def _train(
+    name: str, schema: Schema, rows: Impressions, loss: Loss, seed: int, folder: Path
+) -> Scorer:
+    """Train `model:preset` for a few batches and save it. Adagrad takes the tables' gradients as
+    they come, sparse: a step must not touch all rows of a large table."""
+    model, _, size = name.partition(":")
+    config = preset(model, size)
+    torch.manual_seed(seed)
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+    scorer = build(model, config, schema)
+    tables = [m.weight for m in scorer.modules() if isinstance(m, nn.Embedding)]
+    others = [p for p in scorer.parameters() if all(p is not table for table in tables)]
+    optimizers = (
+        torch.optim.Adam(others, lr=LEARNING_RATE),
+        torch.optim.Adagrad(tables, lr=TABLE_LEARNING_RATE),
+    )
+    for columns, labels in rows.batches(STEPS, seed):
+        torch.autograd.backward(loss(scorer, columns, labels))
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    description = {"model": model, "config": config, "schema_hash": schema.hash, "metrics": {}}
     checkpoint.save(folder, scorer, description)
+    return scorer
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.fixture", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -179,19 +224,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints to write")
     parser.add_argument("--ranker", choices=RANKERS, default="criteo")
     parser.add_argument("--users", type=int, default=USERS, help="in users.jsonl [%(default)s]")
-    parser.add_argument("--rows", type=Path, help="Criteo file whose users to take [made up]")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.items < LEAST_ITEMS:
         parser.error(f"--items {args.items}: a fixture has at least {LEAST_ITEMS} items")
-    plan = Plan(args.items, args.ranker, args.users, args.rows, args.seed)
-    write(plan, args.out)
-    count = sum(1 for _ in (args.out / "users.jsonl").open())
-    print(f"wrote {args.items:,} items, {count:,} users and a {args.ranker} ranker to {args.out}")
+    if not 0 < args.users <= HELD_OUT_ROWS:
+        parser.error(f"--users {args.users}: a fixture has 1 to {HELD_OUT_ROWS:,} users")
+    write(Plan(args.items, args.ranker, args.users, args.seed), args.out)
+    print(f"wrote {args.items:,} items, {args.users:,} users, ranker {args.ranker}: {args.out}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    main()

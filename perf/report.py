@@ -1,110 +1,84 @@
 """`python -m perf.report`: perf/report.md and its plots, from the lines of perf/results alone.
 
-Every figure in the report is read off a line; the text around them holds none.
+Every figure in the report is read off a line; the text around them holds none. With `--fill FILE …`
+it puts the outputs of the commands into documents instead: what stands between `<!-- demo -->` and
+`<!-- /demo -->` becomes the demo's last screen, `tests` the closing line of the tests, `results`
+and `resilience` the tables of claims.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from perf import report_speed
-from perf.plots import latency_plot, stages_plot, throughput_plot
-from perf.record import RESULTS, ROOT, RecordError, read
-from perf.table import Line, latency_table, load, marks, number, stage_table, table
+import pandas as pd
 
+from cascade.errors import CascadeError, run
+from perf.harness.figures import picture
+from perf.harness.record import RESULTS, ROOT, Line, RecordError, read
+from perf.harness.table import (
+    STAGE_TIMES,
+    Claim,
+    latency_table,
+    load,
+    number,
+    stage_table,
+    table,
+    verdicts,
+)
+
+CLAIMS = (
+    Claim("vs_fastapi_16", ">=", 1.25, "best Triton topology over FastAPI, 16 in flight"),
+    Claim("vs_fastapi_32", ">=", 1.25, "the same, 32 in flight"),
+    Claim("p50_vs_fastapi_1", "<=", 1.1, "median latency over FastAPI's, 1 in flight"),
+    Claim("vs_bound", ">=", 0.8, "best Triton topology over the same stages without a server"),
+    Claim("vs_flat", ">=", 3, "over flat float32 graphs in the same topology"),
+    Claim("tuned_vs_split", ">=", 1.5, "tuned over plain split float32 stages, without a server"),
+    Claim("ensemble_vs_fastapi_32", ">=", 1, "three-hop ensemble over FastAPI, 32 in flight"),
+    Claim("p99_over_p50_half", "<=", 2.5, "open loop at half of the maximum"),
+    Claim("p99_ms_half", "<=", 10, "the same, in milliseconds"),
+    Claim("failed", "=", 0, "requests that failed"),
+    Claim("late", "=", 0, "requests that the generator sent late"),
+    Claim("index_speedup", ">=", 25, "tuned index over exact search on one core"),
+    Claim("index_recall", ">=", 0.95, "its recall at the candidates"),
+    Claim("pss_two_over_one", "<=", 1.25, "memory of two instances over one, large tables"),
+    Claim("paper_p99_ratio", "<=", 1.5, "p99 with large tables over small ones"),
+    Claim("growth_exponent_items", "<=", 0.5, "cost against the catalogue"),
+    Claim("growth_exponent_candidates", "<=", 1, "cost against the candidates"),
+    Claim("waterfall_share", ">=", 0.95, "share of a request's time that is accounted for"),
+    Claim("gpu_retrieval_over_floor", "<=", 2, "exact retrieval for 32 users over its floor"),
+    Claim("gpu_p99_ms_half", "<=", 5, "whole cascade on the GPU at half of its maximum"),
+)
+PICTURES = {
+    "compare/curve.png": "What a throughput costs, closed loop",
+    "waterfall/waterfall.png": "Where the time of one request goes",
+    "scaling/items.png": "Cost against the catalogue",
+    "scaling/candidates.png": "Cost against the candidates",
+}
+INTRODUCTION = """\
+# Performance report
+
+`make perf` measures; `python -m perf.report` writes this file from the newest lines in
+`perf/results`. Targets are our own; missed targets are marked **no**.
+
+The comparison with PyTriton's own serving, the split of a stage's time into groups of operators and
+the py-spy profile of a process are no longer measured, nor are the keys `pytriton_vs_fastapi_*` and
+`faiss_gpu_search_us` of `build/perf/summary.json`; git keeps the earlier figures of this file."""
 HOW_TO_READ = """\
-Concurrency keeps so many requests in flight (closed loop). A rate sends them at Poisson times
-whatever comes back (open loop), which is what independent users do; the rates are shares of the
-highest throughput measured before. Percentiles come from the time of every single request. The
-high ones rest on few requests: `p99 by window` shows how far the p99 of the windows differs.
+Concurrency keeps so many requests in flight (closed loop). A rate sends them at Poisson times,
+answered or not (open loop), which is what independent users do; the rates are shares of the highest
+throughput measured before. Percentiles come from the time of every single request. The high ones
+rest on few requests: `p99 by window` shows how far the p99 of the windows differs.
 
-Stage times are means per request from the server's own counters. A request that shares a batch
-counts the whole batch's time. Users ÷ executions is the mean batch. The counters cover the whole
-run, the client's figures its last windows; where the server is overloaded the two differ.
+Stage times are means per request from the server's own counters. Each request of a batch counts the
+whole batch's time.
 
 **unstable**: throughput or latency of the last windows differed by more than the tolerance.
 **delayed**: the client could not send on time, so the load was less than the one named.
 **failed**: the server refused or failed requests; there is no latency to report."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The lines of one `python -m perf`, in the order in which they were measured."""
-
-    lines: tuple[Line, ...]
-
-    @property
-    def first(self) -> Line:
-        return self.lines[0]
-
-    @property
-    def configuration(self) -> str:
-        return str(self.first["configuration"])
-
-    @property
-    def name(self) -> str:
-        """What the report compares: the configuration, asked for so many users at a time."""
-        batch = self.first["batch"]
-        return self.configuration if batch == 1 else f"{self.configuration}-batch-{batch}"
-
-    @property
-    def in_process(self) -> bool:
-        return bool(self.first["model"] == "in-process")
-
-    @property
-    def effort(self) -> str:
-        return str(self.first["windows"].get("effort", "full"))
-
-    @property
-    def fastest(self) -> Line | None:
-        """The closed-loop run of highest throughput; a marked one only if there is no other."""
-        runs = [r for r in self.lines if r["mode"] == "concurrency" and r["requests"]]
-        return max(
-            [r for r in runs if not marks(r)] or runs, key=lambda r: r["throughput"], default=None
-        )
-
-    def at(self, mode: str, value: float) -> Line | None:
-        """The run at that load, if it was answered."""
-        return next(
-            (r for r in self.lines if (r["mode"], r["value"]) == (mode, value) and r["requests"]),
-            None,
-        )
-
-
-def sweeps(lines: Sequence[Line]) -> list[Sweep]:
-    """Group lines by configuration and start, oldest first."""
-    groups: dict[tuple[str, str, int], list[Line]] = {}
-    for line in lines:
-        groups.setdefault((line["sweep"], line["configuration"], line["batch"]), []).append(line)
-    return [Sweep(tuple(groups[key])) for key in sorted(groups)]
-
-
-def latest(found: Sequence[Sweep]) -> dict[str, Sweep]:
-    """By name the sweep to report: the latest full one, or the latest quick one."""
-    chosen: dict[str, Sweep] = {}
-    for sweep in found:
-        before = chosen.get(sweep.name)
-        if before is None or sweep.effort == "full" or before.effort != "full":
-            chosen[sweep.name] = sweep
-    return chosen
-
-
-def bound_of(sweep: Sweep, found: Sequence[Sweep]) -> Line | None:
-    """The latest in-process run that may be compared: same machine, batch, device and runtime (the
-    last two are what `in-process-cpu` and `ensemble-cpu` end in)."""
-    comparable = [
-        other
-        for other in found
-        if other.in_process
-        and other.first["hardware"] == sweep.first["hardware"]
-        and other.first["batch"] == sweep.first["batch"]
-        and sweep.configuration.endswith(other.configuration.removeprefix("in-process"))
-    ]
-    return comparable[-1].fastest if comparable else None
 
 
 def write_report(results: Sequence[Path], report: Path) -> None:
@@ -113,167 +87,178 @@ def write_report(results: Sequence[Path], report: Path) -> None:
     Raises:
         RecordError: there is no line, or one that cannot be read.
     """
-    # Other programs leave lines of another kind there; theirs are drawn where they were made.
-    everything = [line for path in results for line in read(path)]
-    lines = [line for line in everything if "windows" in line and "contender" not in line]
-    profiles = [line for line in everything if "parts_us" in line and "label" in line]
-    suites = {line["summary"]["device"]: line for line in everything if "summary" in line}
+    lines = [line for path in results for line in read(path)]
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
-    found = sweeps(lines)
-    chosen = latest(found)
-    served = [sweep for sweep in chosen.values() if not sweep.in_process]
-    parts = [
-        "# Latency report",
-        "Written by `python -m perf.report` from the lines in "
-        + ", ".join(f"`{path.name}`" for path in results)
-        + ".",
-        *(["## Summary", _summary(served, found)] if served else []),
-        *(report_speed.section(line, report) for line in suites.values()),
-        *([report_speed.profiles(profiles)] if profiles else []),
-        "## Latency, sweep by sweep",
-        HOW_TO_READ,
-        *(_section(s, bound_of(s, found), report.parent / "plots") for s in served),
-        *(_in_process_section(sweep) for sweep in chosen.values() if sweep.in_process),
-        "## All sweeps",
-        _history(found),
-    ]
+    parts, plots = [INTRODUCTION], report.parent / "plots"
+    parts += [_suite(line, plots) for line in lines if "summary" in line]
+    by_name: dict[str, list[Line]] = {}
+    for line in lines:
+        by_name.setdefault(_name(line), []).append(line)
+    for name, some in sorted(by_name.items()):
+        if "throughput" in some[0] and "mode" in some[0]:
+            parts.append(_sweep(name, some, plots))
+        elif "parts_us" in some[0]:
+            pieces = pd.DataFrame({f"{line['batch']} user(s)": line["parts_us"] for line in some})
+            parts.append(_figures(f"{name}: µs by interval", pieces, some[0]))
+        elif "against" in some[0]:
+            points = pd.DataFrame(some).set_index("size").select_dtypes("number")
+            points = points.drop(columns="load_average", errors="ignore")
+            parts.append(_figures(f"{name}: medians by size", points, some[0]))
+        elif "figures" in some[0]:
+            ratios = {k: v for k, v in some[0]["figures"].items() if isinstance(v, int | float)}
+            values = pd.DataFrame({"value": pd.Series(ratios)})
+            parts.append(_figures(f"{name} (`perf.compare_report` says what)", values, some[0]))
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text("\n\n".join(parts) + "\n")
+    report.write_text("\n\n".join([*parts, _tried()]) + "\n")
 
 
-def _summary(served: Sequence[Sweep], found: Sequence[Sweep]) -> str:
-    header = ["configuration", "highest users/s", "at", "p50 ms there", "p99 ms there"]
-    header += ["p50 ms alone", "p99 ms alone", "in-process users/s", "share of it", "marks"]
-    rows = []
-    for sweep in served:
-        best, alone = sweep.fastest, sweep.at("concurrency", 1)
-        bound = bound_of(sweep, found)
-        share = best["throughput"] / bound["throughput"] if best and bound else None
-        rows.append(
-            [
-                sweep.name,
-                *(_cells(best, "throughput")),
-                load(best) if best else "–",
-                *_cells(best, "p50_ms", "p99_ms"),
-                *_cells(alone, "p50_ms", "p99_ms"),
-                *_cells(bound, "throughput"),
-                "–" if share is None else f"{100 * share:.0f} %",
-                _summary_marks(best, bound),
-            ]
-        )
-    return (
-        table(header, rows)
-        + "\n\n`alone` is one request in flight. `in-process` is the same code on the same machine "
-        "without a server, one process per core: what the server is measured against."
-    )
+def _name(line: Line) -> str:
+    """The configuration; with the users of a request for a sweep of more than one."""
+    batch = line.get("batch", 1) if "mode" in line else 1
+    return str(line["configuration"]) + (f"-batch-{batch}" if batch != 1 else "")
 
 
-def _summary_marks(best: Line | None, bound: Line | None) -> str:
-    found = [marks(best) if best else "**failed**"]
-    if bound and marks(bound):
-        found.append(f"in-process {marks(bound)}")
-    return ", ".join(filter(None, found))
-
-
-def _cells(line: Line | None, *keys: str) -> list[str]:
-    return [number(line.get(key) if line else None) for key in keys]
-
-
-def _section(sweep: Sweep, bound: Line | None, folder: Path) -> str:
-    name, lines = sweep.name, sweep.lines
-    title = f"{name}: {_machine(sweep.first['hardware'])}"
-    answered = [line for line in lines if line["requests"]]
-    pictures = []
-    if any(line["mode"] == "concurrency" for line in answered):
-        latency_plot(lines, f"Latency, {title}", folder / f"{name}-latency.png")
-        pictures.append(f"![Latency against concurrency](plots/{name}-latency.png)")
-    if answered:
-        limit = bound["throughput"] if bound else None
-        throughput_plot(lines, f"Throughput, {title}", folder / f"{name}-throughput.png", limit)
-        stages_plot(lines, f"Time by stage, {title}", folder / f"{name}-stages.png")
-        pictures.append(f"![Throughput against latency](plots/{name}-throughput.png)")
-        pictures.append(f"![Time by stage](plots/{name}-stages.png)")
-    parts = [f"## {name}", _conditions(sweep), latency_table(lines), *pictures[:2]]
-    return "\n\n".join([*parts, "### Where the time goes", stage_table(lines), *pictures[2:]])
-
-
-def _in_process_section(sweep: Sweep) -> str:
-    return "\n\n".join(
-        [
-            f"## {sweep.name}",
-            "The bound: the same stages called directly, one process per core, without a server.",
-            _conditions(sweep),
-            latency_table(sweep.lines),
-        ]
-    )
-
-
-def _conditions(sweep: Sweep) -> str:
-    first = sweep.first
-    windows, payload = first["windows"], first["payload"]
-    facts: Mapping[str, str] = {
-        "measured": f"{first['time']} to {sweep.lines[-1]['time']}",
-        "commit": _commit(first),
-        "configuration hash": (first["config_hash"] or "unknown")[:16],
-        "machine": _machine(first["hardware"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in first["versions"].items()),
-        "users": f"{payload['rows']} from {payload['source']}, {first['batch']} per request",
-        "windows": ", ".join(f"{key} {_plain(value)}" for key, value in windows.items()),
-        "load average at the end of each run": ", ".join(
-            number(line["load_average"]) for line in sweep.lines
-        ),
-    }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _history(found: Sequence[Sweep]) -> str:
-    header = ["measured", "configuration", "commit", "effort", "runs", "marked"]
-    header += ["highest users/s", "p50 ms there", "p99 ms there", "machine"]
-    rows = [
-        [
-            sweep.first["time"],
-            sweep.name,
-            _commit(sweep.first),
-            sweep.effort,
-            str(len(sweep.lines)),
-            str(sum(bool(marks(line)) for line in sweep.lines)),
-            *_cells(sweep.fastest, "throughput", "p50_ms", "p99_ms"),
-            _machine(sweep.first["hardware"]),
-        ]
-        for sweep in found
+def _suite(line: Line, plots: Path) -> str:
+    """The claims of one run, with the pictures that it left."""
+    summary, name = line["summary"], line["configuration"]
+    parts = [
+        f"## Claims, {summary['items']:,} items on {summary['device']}",
+        _conditions(line),
+        verdicts(summary, CLAIMS),
     ]
-    return table(header, rows)
+    for path, title in {**PICTURES, "frontier.png": "Index kinds: recall against time"}.items():
+        file = f"{name}-{Path(path).name}"
+        if (plots / file).exists():
+            parts.append(f"![{title}](plots/{file})")
+    return "\n\n".join(parts)
 
 
-def _commit(line: Line) -> str:
-    return (line["commit"] or "unknown")[:12] + (" with changes" if line["dirty"] else "")
+def _sweep(name: str, lines: Sequence[Line], plots: Path) -> str:
+    parts = [f"## {name}", _conditions(lines[0]), HOW_TO_READ, latency_table(lines)]
+    runs = pd.DataFrame([line for line in lines if line["requests"]])
+    if len(runs):
+        _curves(runs, name, plots / f"{name}-throughput.png")
+        _stages(runs, name, plots / f"{name}-stages.png")
+        parts.append(f"![Throughput against latency](plots/{name}-throughput.png)")
+        parts.append(f"![Time by stage](plots/{name}-stages.png)")
+    return "\n\n".join([*parts, stage_table(lines)])
 
 
-def _machine(hardware: Line) -> str:
+def _curves(runs: pd.DataFrame, name: str, path: Path) -> None:
+    """What latency a throughput costs: closed loop and Poisson rates."""
+    with picture(path, f"Throughput and latency, {name}") as axes:
+        for mode, some in runs.groupby("mode"):
+            for key, style in (("p50_ms", "o-"), ("p99_ms", "s--")):
+                label = f"{key[:3]}, {mode}"
+                axes.plot(some["throughput"], some[key], style, label=label)
+        for _, run_ in runs[runs["mode"] == "concurrency"].iterrows():
+            axes.annotate(f"{run_['value']:g}", (run_["throughput"], run_["p99_ms"]))
+        axes.set(yscale="log", xlim=(0, None), ylabel="latency, ms")
+        axes.set_xlabel("users per second (at each point: requests in flight)")
+
+
+def _stages(runs: pd.DataFrame, name: str, path: Path) -> None:
+    """The mean latency by stage, waiting and computing, and the rest: network and client."""
+    rows: dict[str, dict[str, float]] = {}
+    for _, line in runs.iterrows():
+        row = rows[load(line)] = {}
+        for stage, times in line["stages"].items():
+            row[f"{stage}, waiting"] = times["queue_us"] / 1000
+            row[stage] = sum(times[key] for key in STAGE_TIMES[1:]) / 1000
+        row["network, client"] = max(0.0, line["mean_ms"] - sum(row.values()))
+    with picture(path, f"Mean time per request by stage, {name}") as axes:
+        pd.DataFrame(rows).T.plot.bar(stacked=True, ax=axes, ylabel="ms", rot=30, cmap="tab20")
+
+
+def _figures(title: str, figures: pd.DataFrame, line: Line) -> str:
+    rows = [[str(key), *map(number, row)] for key, row in figures.iterrows()]
+    header = ["", *map(str, figures.columns)]
+    return "\n\n".join([f"## {title}", _conditions(line), table(header, rows)])
+
+
+def _conditions(line: Line) -> str:
+    hardware, commit = line["hardware"], (line["commit"] or "unknown")[:12]
+    machine = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']:g} GiB"
     gpu = f", {hardware['gpu']}" if hardware["gpu"] else ""
-    cores = f"{hardware['cores']} core{'' if hardware['cores'] == 1 else 's'}"
-    return f"{hardware['cpu']}, {cores}, {hardware['memory_gib']:g} GiB{gpu}"
+    dirty = " with changes" if line["dirty"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
+    return f"{line['time']}, commit {commit}{dirty}; {machine}{gpu}; {versions}."
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Write the report; 2 when there is nothing to report."""
+def _tried() -> str:
+    return (ROOT / "perf" / "tried.md").read_text().strip()
+
+
+def _demo() -> str:
+    """The last screen of the demo."""
+    _, _, screen = _output("build/demo/output.txt").rpartition("\n==> ")
+    return f"```\n$ make demo\n…\n{screen.strip()}\n```"
+
+
+def _tests() -> str:
+    return (
+        f"```\n$ make test\n{_output('build/test.txt').strip().splitlines()[-1].strip('= ')}\n```"
+    )
+
+
+def _claims(path: str) -> Callable[[], str]:
+    """The last table of claims of a command's output."""
+
+    def last() -> str:
+        tables = re.findall(r"(?m)(?:^\| claim.*\n(?:^\|.*\n?)+)", _output(path))
+        if not tables:
+            raise CascadeError(f"{path} holds no table of claims: run the whole command first")
+        return str(tables[-1].strip())
+
+    return last
+
+
+def _output(path: str) -> str:
+    if not (ROOT / path).exists():
+        raise CascadeError(f"{path} is missing: run the make target that writes it first")
+    return (ROOT / path).read_text()
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "demo": _demo,
+    "tests": _tests,
+    "results": _claims("perf/report.md"),
+    "resilience": _claims("build/resilience/claims.md"),
+}
+
+
+def fill(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
+    """A document with these blocks replaced.
+
+    Raises:
+        CascadeError: it does not mark one of them.
+    """
+    for name, content in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not (found := pattern.search(text)):
+            raise CascadeError(f"the document has no block {name!r}")
+        new = f"{found[1]}{content()}\n{found[2]}"
+        text = text[: found.start()] + new + text[found.end() :]
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the report, or fill documents."""
     parser = argparse.ArgumentParser(prog="python -m perf.report", description=__doc__)
-    parser.add_argument("results", type=Path, nargs="*", help="default: perf/results/*.jsonl")
-    parser.add_argument("--out", type=Path, default=ROOT / "perf" / "report.md")
+    add: Any = parser.add_argument
+    add("results", type=Path, nargs="*", help="files of lines (default: perf/results/*.jsonl)")
+    add("--out", type=Path, default=ROOT / "perf" / "report.md")
+    add("--fill", type=Path, nargs="+", metavar="FILE", help="documents to fill")
     options = parser.parse_args(arguments)
-    try:
+    for path in options.fill or ():
+        text = path.read_text()
+        marked = {name: made for name, made in BLOCKS.items() if f"<!-- {name} -->" in text}
+        path.write_text(fill(text, marked))
+    if not options.fill:
         write_report(options.results or sorted(RESULTS.glob("*.jsonl")), options.out)
-    except (RecordError, FileNotFoundError) as error:
-        print(f"perf.report: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.out}")
-    return 0
+        print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,18 +1,15 @@
 """`python -m perf.waterfall`: one request's time, split into what it is spent on.
 
 One client asks one request after the other. Every piece is an interval between two moments that
-were noted (`perf.waterfall_trace`); the operators within a scoring stage are shares of its interval
-(`perf.waterfall_operators`). Each piece is reported as its median over the requests. How far their
-sum is from the median of the whole is `waterfall_share`. Every other block of requests is asked
-without traces: the difference is what the looking costs.
+were noted (`perf.waterfall_trace`), reported as its median over the requests. `waterfall_share` is
+their sum over the median of the whole. Every other block of requests is asked without traces: the
+difference is what the tracing costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,37 +17,69 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.patches import Patch
 
-from cascade.artifact import ArtifactError
-from cascade.pbtxt import process_settings
-from cascade.runtime import spans
-from cascade.server.launcher import ServerError
-from cascade.server.threads import default_instances, threads_per_process
+from cascade.errors import run
+from cascade.server.threads import default_instances
 from cascade.spec import TOPOLOGIES
 from export.releases.rewire import rewire, serving_of
-from perf import payload, record
-from perf.bound import configs
-from perf.payload import Features, PayloadError
-from perf.stages import configuration_name
-from perf.table import table
-from perf.waterfall_client import MARKS, TRACES, Call, Plan, ask
-from perf.waterfall_operators import GROUPS, shares, split
-from perf.waterfall_plot import draw
-from perf.waterfall_trace import (
-    MEANING,
-    Batches,
-    Intervals,
-    TraceError,
-    between_processes,
-    intervals,
-    last,
-    read_traces,
-)
+from perf.harness import payload, record
+from perf.harness.commands import counts
+from perf.harness.figures import picture
+from perf.harness.payload import PayloadError
+from perf.harness.table import table
+from perf.waterfall_trace import Plan, ask, intervals_of
 
-GROUP_MEANING = {
-    "sort": "rows in catalogue order",
-    **{group: f"operators: {group}" for group in GROUPS},
+OWNERS = {
+    "client": "#6c7a89",
+    "gRPC and network": "#b0b7bd",
+    "Triton": "#76b900",
+    "hop to a stage's process": "#c0392b",
+    "Python adapter": "#e08e0b",
+    "retrieve": "#1a5276",
+    "prerank": "#2e86c1",
+    "rank": "#8e5ea2",
 }
+CLIENT, GRPC, TRITON, HOP, ADAPTER, RETRIEVE_, *_ = OWNERS
+# Owner of an interval, and what happens in it; by its name, or the last part of that.
+MEANING = {
+    "client.request": (CLIENT, "message made and turned into bytes"),
+    "grpc.request": (GRPC, "to the server"),
+    "core.accept": (TRITON, "request read, handed to the first model"),
+    "queue": (TRITON, "waits for the batcher's thread"),
+    "input": (HOP, "tensors into shared memory"),
+    "there": (HOP, "wakes the stub, tensors out of shared memory"),
+    "read": (ADAPTER, "tensors as arrays, joined"),
+    "encode": (RETRIEVE_, "values to numbers"),
+    "tower": (RETRIEVE_, "user tower"),
+    "search": (RETRIEVE_, "index search"),
+    "prerank.sort": ("prerank", "rows in catalogue order"),
+    "prerank": ("prerank", "the stage"),
+    "rank.sort": ("rank", "rows in catalogue order"),
+    "rank": ("rank", "the stage"),
+    "answer": (ADAPTER, "tensors and responses made"),
+    "back": (HOP, "answer into shared memory, wakes Triton"),
+    "output": (HOP, "tensors out of shared memory, handed on"),
+    "core.send": (TRITON, "message handed to gRPC"),
+    "grpc.answer": (GRPC, "to the client"),
+    "client.answer": (CLIENT, "bytes to message and arrays"),
+}
+BETWEEN_PROCESSES = ("grpc.request", "grpc.answer", "there", "back")
+
+
+def last(name: str) -> str:
+    """The part of an interval's name that says what happens: the first may be the model's."""
+    return name if name in MEANING else name.rsplit(".", 1)[-1]
+
+
+def meaning(name: str) -> tuple[str, str]:
+    """Owner of an interval, one of `OWNERS`, and what happens in it."""
+    return MEANING.get(last(name), (TRITON, "a further step"))
+
+
+def between_processes(name: str) -> bool:
+    """Whether an interval begins in one process and ends in another: transport."""
+    return last(name) in BETWEEN_PROCESSES
 
 
 @dataclass(frozen=True)
@@ -92,55 +121,20 @@ class Waterfall:
 
 
 def measure(repository: Path, plan: Plan, scratch: Path) -> list[Waterfall]:
-    """Serve a repository, ask it, and split the answers' times.
-
-    Raises:
-        TraceError: what server and stages noted cannot be matched with the requests.
-    """
+    """Serve a repository, ask it, and split the answers' times. Raises TraceError."""
     calls, plain = ask(repository, plan, scratch)
-    split_up = intervals_of(calls, scratch)
+    split = intervals_of(calls, scratch)
     found = []
     for batch in plan.batches:
         names = [name for name in calls if name.startswith(f"{batch}-")]
-        rows = [split_up[name] for name in names]
-        medians = {part: float(np.median([row[part] for row in rows])) for part in rows[0]}
-        parts = split(medians, _operators(repository, plan, batch))
+        parts = {
+            part: float(np.median([split[name][part] for name in names]))
+            for part in split[names[0]]
+        }
         measured_us = float(np.median([calls[name].us for name in names]))
         untraced_us = float(np.median(plain[batch]))
-        found.append(Waterfall(batch, len(rows), parts, measured_us, untraced_us))
+        found.append(Waterfall(batch, len(names), parts, measured_us, untraced_us))
     return found
-
-
-def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Intervals]:
-    """The intervals of every request, by its id, from what `ask` left in `scratch`.
-
-    Raises:
-        TraceError: what server and stages noted does not fit the requests.
-    """
-    traces = read_traces(sorted(scratch.glob(f"{TRACES}*")))
-    batches = Batches(spans.read(scratch / MARKS))
-    missing = calls.keys() - traces.keys()
-    if missing:
-        raise TraceError(f"tritonserver wrote no trace of {len(missing)} requests: {min(missing)}")
-    return {name: intervals(call, traces[name], batches) for name, call in calls.items()}
-
-
-def _operators(repository: Path, plan: Plan, batch: int) -> dict[str, Any]:
-    """Shares of the operators, where ONNX Runtime runs them on the CPU; elsewhere its profiler
-    sees a launch, not the work, and the stages stay whole."""
-    serving = serving_of(repository)
-    if serving.runtime != "onnx" or serving.device != "cpu":
-        return {}
-    threads = serving.threads or threads_per_process(repository)
-    users_per_run = _users_per_run(repository)
-    served = replace(serving, threads=threads, users_per_run=users_per_run)
-    return shares(repository, served, plan.users, batch, plan.requests)
-
-
-def _users_per_run(repository: Path) -> int:
-    """The smallest of the processes' settings; 0 where none cuts."""
-    values = [s.serving.users_per_run for s in process_settings(repository).values()]
-    return min((v for v in values if v), default=0)
 
 
 def report(found: Sequence[Waterfall]) -> str:
@@ -148,7 +142,8 @@ def report(found: Sequence[Waterfall]) -> str:
     header = ["piece", *(f"{w.batch} user(s), µs" for w in found), "what happens"]
     names = list(dict.fromkeys(name for w in found for name in w.parts_us))
     rows = [
-        [name, *(f"{w.parts_us.get(name, 0):.1f}" for w in found), _meaning(name)] for name in names
+        [name, *(f"{w.parts_us.get(name, 0):.1f}" for w in found), ": ".join(meaning(name))]
+        for name in names
     ]
     for title, values in (
         ("sum", [sum(w.parts_us.values()) for w in found]),
@@ -160,101 +155,84 @@ def report(found: Sequence[Waterfall]) -> str:
     return table(header, rows)
 
 
-def _meaning(name: str) -> str:
-    kind = last(name)
-    meaning = MEANING.get(kind) or GROUP_MEANING.get(kind, "the stage")
-    return f"{meaning} (between two processes)" if between_processes(name) else meaning
+def draw(bars: Mapping[str, Mapping[str, float]], title: str, path: Path) -> None:
+    """One bar for each entry, its pieces in the order of time as shares of the whole."""
+    with picture(path, title, (11, 1.6 + 0.8 * len(bars))) as axes:
+        for row, (name, parts) in enumerate(bars.items()):
+            start, whole = 0.0, sum(parts.values())
+            for piece, us in parts.items():
+                width = 100 * us / whole
+                axes.barh(
+                    row, width, left=start, color=OWNERS[meaning(piece)[0]], edgecolor="white"
+                )
+                if width > 6:
+                    text = "\n".join([*piece.split("."), f"{us:.0f} µs"])
+                    axes.text(
+                        start + width / 2, row, text, size=7, color="w", ha="center", va="center"
+                    )
+                start += width
+            axes.text(101, row, f"{name}\n{whole / 1000:.2f} ms", size=8, va="center")
+        handles = [Patch(color=colour, label=name) for name, colour in OWNERS.items()]
+        axes.figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+        axes.set(yticks=[], xlim=(0, 100), xlabel="% of the request's time")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write waterfall.json and waterfall.png, append to the results."""
+def _shares(found: Sequence[Waterfall]) -> dict[str, float]:
+    """`waterfall_share` of the first batch, and of others with their size in the name."""
+    names = ["waterfall_share", *(f"waterfall_share_{w.batch}" for w in found[1:])]
+    return {name: round(w.share, 4) for name, w in zip(names, found, strict=True)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write waterfall.json and waterfall.png, and record the lines."""
     options = _parser().parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        # Beside the results: on the same disk as the repository, most likely, so it can be linked.
-        with tempfile.TemporaryDirectory(prefix=".waterfall-", dir=options.out) as scratch:
-            _run(options, Path(scratch).resolve())
-    except (ArtifactError, PayloadError, ServerError, TraceError) as error:
-        print(f"perf.waterfall: {error}", file=sys.stderr)
-        return 2
-    return 0
+    # Beside the results: on the same disk as the repository, most likely, so it can be linked.
+    with tempfile.TemporaryDirectory(prefix=".waterfall-", dir=options.out) as folder:
+        _run(options, Path(folder).resolve())
 
 
 def _run(options: argparse.Namespace, scratch: Path) -> None:
     repository = options.repository
     if options.topology:
         repository = scratch / "repository"
-        serving = replace(
-            serving_of(options.repository),
-            topology=options.topology,
-            instances=default_instances(options.topology),
-        )
-        rewire(options.repository, repository, serving)
-    topology = serving_of(repository).topology
-    ensemble, stages = configs(repository)
-    features = Features.of(ensemble)
-    users = payload.load(options.users, features) if options.users else payload.generated(features)
-    most = ensemble.max_batch_size
-    if max(options.batch) > most:
+        instances = default_instances(options.topology)
+        wiring = {"topology": options.topology, "instances": instances}
+        rewire(options.repository, repository, replace(serving_of(options.repository), **wiring))
+    serving = serving_of(repository)
+    ensemble = payload.ensemble_of(repository)
+    users = payload.users(options.users, payload.layout(ensemble))
+    if max(options.batch) > ensemble.max_batch_size:
+        most = ensemble.max_batch_size
         raise PayloadError(f"a request may have {most} users at most; --batch has more")
     found = measure(repository, Plan(users, options.batch, options.requests), scratch)
     print(report(found))
-    name = configuration_name(f"waterfall-{topology}", stages)
+    name = payload.configuration_name(f"waterfall-{serving.topology}", [serving])
     environment = record.environment(
-        configuration=name, repository=repository, payload=users.describe(), versions={}
+        configuration=name, repository=repository, payload=users.describe()
     )
-    summary = {"topology": topology, **_shares(found)}
-    content = {**summary, **environment, "batches": [w.to_dict() for w in found]}
+    content = {"topology": serving.topology, **_shares(found), **environment}
+    content["batches"] = [waterfall.to_dict() for waterfall in found]
     (options.out / "waterfall.json").write_text(json.dumps(content, indent=1) + "\n")
-    title = f"Where the time of one request goes ({topology}, one request at a time)"
-    bars = {f"{w.batch} user{'s' if w.batch > 1 else ''} per request": w.parts_us for w in found}
+    bars = {f"{w.batch} user{'s' if w.batch > 1 else ''}": w.parts_us for w in found}
+    title = f"Where the time of one request goes ({serving.topology}, one request at a time)"
     draw(bars, title, options.out / "waterfall.png")
-    device = "cuda" if "-cuda" in name else "cpu"
-    results = options.results or record.RESULTS / f"waterfall-{device}.jsonl"
-    _append(results, [{**environment, **waterfall.to_dict()} for waterfall in found])
-
-
-def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Lines of results, as in `perf.record`."""
-    now = {"time": record.now(), "load_average": round(os.getloadavg()[0], 2)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps({**now, **line}, allow_nan=False) + "\n" for line in lines)
-
-
-def _shares(found: Sequence[Waterfall]) -> dict[str, float]:
-    """`waterfall_share` of the first batch, and of others with their size in the name."""
-    first, *others = found
-    return {
-        "waterfall_share": round(first.share, 4),
-        **{f"waterfall_share_{w.batch}": round(w.share, 4) for w in others},
-    }
-
-
-def _sizes(text: str) -> list[int]:
-    sizes = [int(word) for word in text.split(",")]
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a request has one user or more")
-    return sizes
-
-
-def _count(text: str) -> int:
-    if int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text}: a median needs two requests or more")
-    return int(text)
+    results = options.results or record.RESULTS / f"waterfall-{serving.device}.jsonl"
+    record.append(results, environment, *content["batches"])
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m perf.waterfall", description=__doc__)
-    parser.add_argument("--repository", type=Path, required=True, help="exported model repository")
-    parser.add_argument("--topology", choices=TOPOLOGIES, help="wire it so [as it is]")
-    parser.add_argument("--users", type=Path, help="users.jsonl [generated users]")
-    parser.add_argument("--out", type=Path, default=Path("build/perf/waterfall"))
-    parser.add_argument("--requests", type=_count, default=300, help="traced, per batch [300]")
-    parser.add_argument("--batch", type=_sizes, default=[1, 16], help="users a request [1,16]")
-    parser.add_argument("--results", type=Path, help="file to append to [by device]")
+    add = parser.add_argument
+    add("--repository", type=Path, required=True, help="exported model repository")
+    add("--topology", choices=TOPOLOGIES, help="wire it so [as it is]")
+    add("--users", type=Path, help="users.jsonl [generated users]")
+    add("--out", type=Path, default=Path("build/perf/waterfall"))
+    add("--requests", type=int, default=300, help="traced, per batch [%(default)s]")
+    add("--batch", type=counts, default=(1, 16), help="users a request [1,16]")
+    add("--results", type=Path, help="file of lines [by device]")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,34 +1,157 @@
-"""One request as a row of intervals, from what three programs noted about it.
+"""Asks for one recommendation after the other, and splits each request into a row of intervals.
 
 The client, tritonserver (its trace API) and the stages' processes (`cascade.runtime.spans`) read
 the same clock, CLOCK_MONOTONIC. So the moments of a request lie on one line, each interval between
-two neighbours has a name, and none is made by subtracting the others from the whole. Those that
-begin in one process and end in another are transport, and are told apart: what happens within them
-nobody can say.
+two of them has a name, and none is made by subtracting the others from the whole.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+import tritonclient.grpc as grpc
+from tritonclient.grpc import service_pb2
 
 from cascade.errors import CascadeError
+from cascade.runtime import spans
 from cascade.runtime.spans import START, Batch
-from perf.waterfall_client import Call
+from cascade.server.launcher import Server
+from cascade.spec import ENSEMBLE
+from perf.contenders.wire import grpc_inputs
+from perf.harness.payload import Payload
 
 Intervals = dict[str, float]  # microseconds, in the order of time
 
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+BLOCK, WARM_UP = 25, 50  # requests with traces, then as many without
+TRACES, MARKS = "trace.json", "marks"
 
-class TraceError(CascadeError, ValueError):
+
+class TraceError(CascadeError):
     """Notes that do not fit together."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What to ask.
+
+    Args:
+        batches: users per request, one waterfall each.
+        requests: how many are traced for each; as many are not.
+    """
+
+    users: Payload
+    batches: Sequence[int]
+    requests: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, as its sender saw it.
+
+    Args:
+        started_ns: `infer` was called, with inputs that had been made before.
+        sent_ns: the request is bytes; from here on it is gRPC's.
+        received_ns: the answer's bytes are there.
+        ended_ns: the answer is arrays.
+    """
+
+    started_ns: int
+    sent_ns: int
+    received_ns: int
+    ended_ns: int
+
+    @property
+    def us(self) -> float:
+        """The whole of it, in microseconds."""
+        return (self.ended_ns - self.started_ns) / 1000
+
+
+class TimedClient:
+    """tritonclient, but its two functions between messages and bytes note the time."""
+
+    def __init__(self, client: grpc.InferenceServerClient) -> None:
+        self._client = client
+        self._sent_ns = self._received_ns = 0
+        # gRPC takes the two functions when a method is made, so the method is made anew.
+        client._client_stub.ModelInfer = client._channel.unary_unary(
+            METHOD, request_serializer=self._serialise, response_deserializer=self._parse
+        )
+
+    def ask(self, inputs: Sequence[Any], request_id: str = "") -> Call:
+        """Send one request and read its answer. Raises InferenceServerException."""
+        started_ns = time.monotonic_ns()
+        answer = self._client.infer(ENSEMBLE, inputs, request_id=request_id)
+        for name in ("item_ids", "scores"):
+            answer.as_numpy(name)
+        return Call(started_ns, self._sent_ns, self._received_ns, time.monotonic_ns())
+
+    def _serialise(self, request: Any) -> bytes:
+        content: bytes = request.SerializeToString()
+        self._sent_ns = time.monotonic_ns()
+        return content
+
+    def _parse(self, content: bytes) -> Any:
+        self._received_ns = time.monotonic_ns()
+        return service_pb2.ModelInferResponse.FromString(content)
+
+
+def ask(
+    repository: Path, plan: Plan, scratch: Path
+) -> tuple[dict[str, Call], dict[int, list[float]]]:
+    """Serve a repository and ask it. Traces and the stages' steps are left in `scratch`.
+
+    Returns:
+        the traced requests by id, `<batch>-<number>`, and by batch the times of the others in
+        microseconds.
+    """
+    options = (f"triton,file={scratch / TRACES}", "mode=triton", "rate=1", "level=OFF")
+    arguments = [word for option in options for word in ("--trace-config", option)]
+    calls: dict[str, Call] = {}
+    plain: dict[int, list[float]] = {batch: [] for batch in plan.batches}
+    with (
+        patch.dict(os.environ, {spans.VARIABLE: str(scratch / MARKS)}),
+        Server(repository, extra_args=arguments) as server,
+        grpc.InferenceServerClient(server.url) as channel,
+    ):
+        client = TimedClient(channel)
+
+        def trace(level: str) -> None:
+            settings = {"trace_level": level, "trace_rate": "1"}
+            channel.update_trace_settings(settings=settings, headers=server.control_headers)
+
+        for batch in plan.batches:
+            requests = _requests(plan.users, batch)
+            for _ in range(WARM_UP):
+                client.ask(next(requests))
+            for start in range(0, plan.requests, BLOCK):
+                block = range(start, min(start + BLOCK, plan.requests))
+                trace("TIMESTAMPS")
+                for name in (f"{batch}-{number}" for number in block):
+                    calls[name] = client.ask(next(requests), name)
+                trace("OFF")
+                plain[batch] += [client.ask(next(requests)).us for _ in block]
+    return calls, plain
+
+
+def _requests(users: Payload, batch: int) -> Iterator[list[Any]]:
+    """Requests of different users, without end."""
+    start = 0
+    while True:
+        yield grpc_inputs(*users.rows(start, batch))
+        start += batch
+
+
 @dataclass
-class Trace:
+class ServerTrace:
     """What tritonserver noted about a request to one model.
 
     Args:
@@ -39,88 +162,51 @@ class Trace:
     model: str
     request_id: str
     at_ns: dict[str, int] = field(default_factory=dict)
-    members: list[Trace] = field(default_factory=list)
+    members: list[ServerTrace] = field(default_factory=list)
+
+    def at(self, event: str) -> int:
+        """When it happened. Raises TraceError."""
+        if event not in self.at_ns:
+            raise TraceError(
+                f"request {self.request_id}: the trace of {self.model} has no {event}, only "
+                f"{sorted(self.at_ns)}"
+            )
+        return self.at_ns[event]
 
 
-# What happens in an interval of a model, by the last part of its name; the first is the model's.
-MEANING = {
-    "client.request": "client: message made and turned into bytes",
-    "grpc.request": "gRPC and network, to the server",
-    "core.accept": "Triton: request read, handed to the first model",
-    "queue": "Triton: waits for the batcher's thread",
-    "input": "Triton: tensors into shared memory",
-    "there": "wakes the stub, tensors out of shared memory",
-    "read": "adapter: tensors as arrays, joined",
-    "encode": "values to numbers",
-    "tower": "user tower",
-    "search": "index search",
-    "answer": "adapter: tensors and responses made",
-    "back": "answer into shared memory, wakes Triton",
-    "output": "Triton: tensors out of shared memory, handed on",
-    "core.send": "Triton: message handed to gRPC",
-    "grpc.answer": "gRPC and network, to the client",
-    "client.answer": "client: bytes to message and arrays",
-}
-BETWEEN_PROCESSES = ("grpc.request", "grpc.answer", "there", "back")
-HOP = ("input", "there", "back", "output")
-
-
-def last(name: str) -> str:
-    """The part of an interval's name that says what happens."""
-    return name if name in MEANING else name.rsplit(".", 1)[-1]
-
-
-def between_processes(name: str) -> bool:
-    """Whether an interval begins in one process and ends in another."""
-    return last(name) in BETWEEN_PROCESSES
-
-
-def read_traces(paths: Iterable[Path]) -> dict[str, Trace]:
+def read_traces(paths: Iterable[Path]) -> dict[str, ServerTrace]:
     """tritonserver's trace files: by request id what clients asked, with an ensemble's members."""
-    found: dict[int, Trace] = {}
-    parents: dict[int, int] = {}
-    times: list[dict[str, Any]] = []
-    for path in paths:
-        for event in json.loads(path.read_text()):
-            if "model_name" in event:
-                found[event["id"]] = Trace(event["model_name"], event.get("request_id", ""))
-                if "parent_id" in event:
-                    parents[event["id"]] = event["parent_id"]
-            times.append(event)
-    for event in times:
+    events: list[dict[str, Any]] = [e for path in paths for e in json.loads(path.read_text())]
+    heads = [event for event in events if "model_name" in event]
+    found = {e["id"]: ServerTrace(e["model_name"], e.get("request_id", "")) for e in heads}
+    for event in events:
         for stamp in event.get("timestamps", ()):
             found[event["id"]].at_ns[stamp["name"]] = stamp["ns"]
+    parents = {event["id"]: event["parent_id"] for event in heads if "parent_id" in event}
     for child, parent in parents.items():
         found[parent].members.append(found[child])
     for trace in found.values():
-        trace.members.sort(key=lambda member: member.at_ns["REQUEST_START"])
+        trace.members.sort(key=lambda member: member.at("REQUEST_START"))
     return {t.request_id: t for i, t in found.items() if i not in parents and t.request_id}
 
 
-class Batches:
-    """The marked batches of all processes, to be found by when they ran."""
+def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Intervals]:
+    """The intervals of every request, by its id, from what `ask` left in `scratch`.
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self._batches = batches
-        self._starts = [batch[0][1] for batch in batches]
-
-    def within(self, start_ns: int, end_ns: int) -> Batch:
-        """The batch that ran between two moments.
-
-        Raises:
-            TraceError: there is none.
-        """
-        place = bisect_left(self._starts, start_ns)
-        if place == len(self._starts) or self._batches[place][-1][1] > end_ns:
-            raise TraceError(
-                "no batch was marked while the server waited for its stage: was the server started "
-                "with CASCADE_MARKS, and stopped in order?"
-            )
-        return self._batches[place]
+    Raises:
+        TraceError: what server and stages noted does not fit the requests.
+    """
+    traces, batches = read_traces(sorted(scratch.glob(f"{TRACES}*"))), spans.read(scratch / MARKS)
+    if missing := calls.keys() - traces.keys():
+        raise TraceError(f"tritonserver wrote no trace of {len(missing)} requests: {min(missing)}")
+    return {name: intervals(call, traces[name], batches) for name, call in calls.items()}
 
 
-def intervals(call: Call, trace: Trace, batches: Batches) -> Intervals:
+def intervals(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Intervals:
     """Split one request.
+
+    Args:
+        batches: what the stages' processes noted, in the order of time.
 
     Raises:
         TraceError: moments are missing, or out of order.
@@ -138,39 +224,34 @@ def intervals(call: Call, trace: Trace, batches: Batches) -> Intervals:
     return found
 
 
-def _moments(call: Call, trace: Trace, batches: Batches) -> Iterator[tuple[str, int]]:
+def _moments(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Iterator[tuple[str, int]]:
     """The end of every interval, in the order of time."""
     models = trace.members or [trace]
     yield "client.request", call.sent_ns
-    yield "grpc.request", _at(trace, "GRPC_WAITREAD_END")
+    yield "grpc.request", trace.at("GRPC_WAITREAD_END")
     for place, model in enumerate(models):
-        began_ns = _at(model, "QUEUE_START")
-        yield ("core.accept" if place == 0 else f"{models[place - 1].model}.output"), began_ns
+        before = "core.accept" if place == 0 else f"{models[place - 1].model}.output"
+        yield before, model.at("QUEUE_START")
         yield from _hop(model, batches)
-    yield f"{models[-1].model}.output", _at(trace, "INFER_RESPONSE_COMPLETE")
-    yield "core.send", _at(trace, "GRPC_SEND_START")
+    yield f"{models[-1].model}.output", trace.at("INFER_RESPONSE_COMPLETE")
+    yield "core.send", trace.at("GRPC_SEND_START")
     yield "grpc.answer", call.received_ns
     yield "client.answer", call.ended_ns
 
 
-def _hop(model: Trace, batches: Batches) -> Iterator[tuple[str, int]]:
+def _hop(trace: ServerTrace, batches: Sequence[Batch]) -> Iterator[tuple[str, int]]:
     """One model: its queue, the way to its process, what happened there, the way back."""
-    input_end_ns, output_ns = _at(model, "COMPUTE_INPUT_END"), _at(model, "COMPUTE_OUTPUT_START")
-    yield f"{model.model}.queue", _at(model, "COMPUTE_START")
-    yield f"{model.model}.input", input_end_ns
-    for name, ns in batches.within(input_end_ns, output_ns):
-        if name == START:
-            yield f"{model.model}.there", ns
-        else:
-            own = name in ("read", "answer")  # of the adapter, in every process
-            yield (f"{model.model}.{name}" if own else name), ns
-    yield f"{model.model}.back", output_ns
-
-
-def _at(trace: Trace, event: str) -> int:
-    if event not in trace.at_ns:
+    name, input_end_ns = trace.model, trace.at("COMPUTE_INPUT_END")
+    output_ns = trace.at("COMPUTE_OUTPUT_START")
+    yield f"{name}.queue", trace.at("COMPUTE_START")
+    yield f"{name}.input", input_end_ns
+    place = bisect_left(batches, input_end_ns, key=lambda steps: steps[0][1])
+    if place == len(batches) or batches[place][-1][1] > output_ns:
         raise TraceError(
-            f"request {trace.request_id}: the trace of {trace.model} has no {event}, only "
-            f"{sorted(trace.at_ns)}"
+            "no batch was marked while the server waited for its stage: was the server started "
+            f"with {spans.VARIABLE}, and stopped in order?"
         )
-    return trace.at_ns[event]
+    for step, ns in batches[place]:
+        own = {START: "there", "read": "read", "answer": "answer"}  # the adapter, in any process
+        yield (f"{name}.{own[step]}" if step in own else step), ns
+    yield f"{name}.back", output_ns

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from cascade.server import cleanup
-from perf import memory
+from perf.harness import processes
 
 _READY = re.compile(r"ready: .* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
 FREE_PORTS = tuple(f"--{service}-port=0" for service in ("http", "grpc", "metrics"))
@@ -56,8 +56,8 @@ class Served:
     def anonymous_mb(self) -> float:
         """Memory of tritonserver and its stubs that belongs to no file."""
         while True:
-            with suppress(FileNotFoundError, ProcessLookupError):  # a release is being unloaded
-                return memory.of([self.pid, *memory.stubs(self.name)]).anonymous_mb
+            with suppress(psutil.NoSuchProcess):  # a release is being unloaded
+                return processes.memory([self.pid, *processes.stubs(self.name)]).anonymous_mb
 
 
 @contextmanager

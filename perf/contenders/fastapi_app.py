@@ -1,4 +1,4 @@
-"""The cascade behind FastAPI, written as well as its users would write it.
+"""The cascade behind FastAPI, tuned as a production service would be.
 
     CASCADE_REPOSITORY=DIR uvicorn perf.contenders.fastapi_app:app --workers 2 \
         --loop uvloop --http httptools --no-access-log
@@ -26,7 +26,7 @@ import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from cascade.encoding import InvalidInput
-from perf.bound import open_pipeline
+from perf.harness.in_process import open_pipeline
 
 REPOSITORY = "CASCADE_REPOSITORY"
 NUMBERS: set[type] = {int, float, type(None)}

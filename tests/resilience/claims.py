@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf import record
-from perf.claims import Claim, verdicts
-from perf.table import table
+from perf.harness import record
+from perf.harness.table import Claim, table, verdicts
 
 RESILIENCE = (
     Claim("release_failed", "=", 0, "requests that failed while releases came and went"),
@@ -90,11 +89,5 @@ class Record:
 
 def keep(summary: dict[str, Any], results: Path = record.RESULTS) -> None:
     """Write a run to the results, in place of an earlier run on the same hardware."""
-    circumstances = record.environment(
-        configuration="resilience", repository=None, payload={"source": "drawn"}, versions={}
-    )
-    line = {"time": record.now(), **circumstances, "resilience": summary}
-    path = results / RESULTS_FILE
-    earlier = record.read(path) if path.exists() else []
-    lines = [*(old for old in earlier if old["hardware"] != line["hardware"]), line]
-    path.write_text("".join(json.dumps(each, allow_nan=False) + "\n" for each in lines))
+    circumstances = record.environment(configuration="resilience", payload={"source": "drawn"})
+    record.append(results / RESULTS_FILE, circumstances, {"resilience": summary})

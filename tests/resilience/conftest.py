@@ -22,7 +22,7 @@ import pytest
 
 from cascade.config import Serving
 from export.releases.rewire import rewire, serving_of
-from perf.artifacts import Artifacts, Wish, make
+from perf.harness.artifacts import Artifacts, Wish, make
 from tests.conftest import Cascade
 from tests.resilience.claims import Record, keep
 

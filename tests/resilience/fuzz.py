@@ -12,7 +12,7 @@ import grpc
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from cascade.server import workers
-from perf.payload import Payload
+from perf.harness.payload import Payload
 from tests.resilience.malformed import REQUESTS, Malformed
 from tests.resilience.traffic import OK, WRONG, traffic
 from tests.served import Served

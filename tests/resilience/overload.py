@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from perf.contenders.wire import TRITON
-from perf.measurement import Mode
-from perf.payload import Payload
-from perf.trace import OK, Trace, write_requests
+from perf.harness import load
+from perf.harness.measurement import OK, Mode, Trace
+from perf.harness.payload import Payload
 from tests.served import Served
 
 TIMES = 5.0
@@ -32,7 +29,7 @@ class Overload:
     Args:
         capacity: answers per second before, of `FULL` in flight.
         accepted, refused: requests of the overload.
-        lost: the others, by HTTP status, or as of `perf.trace`.
+        lost: the others, by HTTP status, or as of `perf.harness.measurement`.
         accepted_p99_s, refused_p50_s: how long they took. A full queue rejects at once; of the
             requests that it admitted, it rejects some when they have waited too long.
         recovery_s: from the last request of the overload to the first quarter of a second at full
@@ -50,19 +47,18 @@ class Overload:
     growth_mb: float
 
 
-def overload(served: Served, users: Payload, work: Path, seconds: float) -> Overload:
+def overload(served: Served, users: Payload, seconds: float) -> Overload:
     """Load a server fully, overload it, load it fully again; each for so many seconds."""
     rows = (slice(r, r + USERS_PER_REQUEST) for r in range(0, len(users), USERS_PER_REQUEST))
-    requests = work / "requests.npz"
-    write_requests(requests, [TRITON.request(users.dense[r], users.categorical[r]) for r in rows])
-    load = partial(_load, served.http_url, requests)
-    before = load("concurrency", FULL, seconds)
+    requests = [TRITON.request(users.dense[r], users.categorical[r]) for r in rows]
+    ask = partial(_load, served.http_url, requests)
+    before = ask("concurrency", FULL, seconds)
     capacity = _rate(before, before.from_ns, before.until_ns)
-    load("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
+    ask("rate", TIMES * capacity, 1.0)  # queues and buffers at their largest
     before_mb = served.anonymous_mb()
-    crowd = load("rate", TIMES * capacity, seconds)
+    crowd = ask("rate", TIMES * capacity, seconds)
     growth_mb = served.anonymous_mb() - before_mb
-    after = load("concurrency", FULL, seconds)
+    after = ask("concurrency", FULL, seconds)
     took_s = (crowd.done_ns - crowd.due_ns) / 1e9
     good, refused = crowd.status == OK, crowd.status == UNAVAILABLE
     return Overload(
@@ -77,15 +73,9 @@ def overload(served: Served, users: Payload, work: Path, seconds: float) -> Over
     )
 
 
-def _load(address: str, requests: Path, mode: Mode, value: float, seconds: float) -> Trace:
+def _load(address: str, requests: list[bytes], mode: Mode, value: float, seconds: float) -> Trace:
     """One run of the load generator, in a process that goes before the server's."""
-    out = requests.with_name("trace.npz")
-    command = [
-        *(sys.executable, "-m", "perf.load", "--address", address, "--requests", str(requests)),
-        *("--mode", mode, "--value", str(value), "--seconds", str(seconds), "--out", str(out)),
-    ]
-    subprocess.run(command, check=True)
-    return Trace.read(out)
+    return load.run(address, requests, load.Plan(mode, value, seconds))
 
 
 def _percentile(values: np.ndarray, percent: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cascade.client.errors import NO_VERSIONS
 from cascade.server import cleanup
-from perf.payload import Payload
+from perf.harness.payload import Payload
 from tests.resilience.traffic import OK, traffic
 from tests.served import EXIT_S, serve
 

@@ -17,7 +17,7 @@ from export.releases.publishing import Publisher
 from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
 from export.releases.transfer import from_export
-from perf.artifacts import Artifacts
+from perf.harness.artifacts import Artifacts
 from tests.resilience.claims import Record
 
 NEW = 1_000

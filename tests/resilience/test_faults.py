@@ -17,9 +17,9 @@ from cascade.client import Recommender, Retry, Tls, Unavailable
 from cascade.client.recommender import DEADLINE_S
 from cascade.server import workers
 from cascade.spec import STAGES
-from perf.artifacts import Artifacts
-from perf.payload import Payload
-from perf.table import number
+from perf.harness.artifacts import Artifacts
+from perf.harness.payload import Payload
+from perf.harness.table import number
 from tests.certificates import make_certificates
 from tests.resilience.claims import Record
 from tests.resilience.fuzz import fuzz
@@ -98,7 +98,7 @@ def test_an_overload_is_refused_not_lost(
     fused: Artifacts, users: Payload, work: Path, thorough: bool, record: Record
 ) -> None:
     with serve(fused.repository, work / "overload.log") as served:
-        found = overload(served, users, work, seconds=60 if thorough else 3)
+        found = overload(served, users, seconds=60 if thorough else 3)
     rows = [
         ["answers/s of 16 in flight", number(found.capacity)],
         ["accepted, refused, lost", _counts(found.accepted, found.refused, found.lost.total())],

@@ -26,8 +26,8 @@ from cascade.spec import DENY_LIST, RANK, Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.build import read_catalogue
-from perf.artifacts import Artifacts
-from perf.table import number
+from perf.harness.artifacts import Artifacts
+from perf.harness.table import number
 from tests.conftest import Cascade
 from tests.filter_cases import Shop, column, draw
 from tests.resilience.claims import Record

@@ -18,8 +18,8 @@ from cascade.stages.pipeline import Pipeline
 from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint
 from export.build import read_catalogue
-from perf.artifacts import Artifacts
-from perf.table import number
+from perf.harness.artifacts import Artifacts
+from perf.harness.table import number
 from tests.resilience.claims import Record
 from tests.resilience.conftest import UNTUNED
 

@@ -20,10 +20,10 @@ from export.releases.publishing import Publisher
 from export.releases.repository import Repository
 from export.releases.transfer import from_export
 from perf.contenders.wire import TRITON
-from perf.load import Generator, Plan
-from perf.payload import Payload
-from perf.table import number
-from perf.trace import OK
+from perf.harness.load import Generator, Plan
+from perf.harness.measurement import OK
+from perf.harness.payload import Payload
+from perf.harness.table import number
 from tests.resilience.claims import Record
 from tests.resilience.conftest import Pair
 from tests.served import serve

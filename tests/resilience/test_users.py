@@ -23,13 +23,12 @@ from cascade.spec import RECOMMEND_USER
 from cascade.store import UserStore
 from export.releases.rewire import rewire, settings_of
 from export.users import CHUNK, layout_of
-from perf import load
-from perf.artifacts import Artifacts
 from perf.contenders.wire import TRITON, triton_request
-from perf.measurement import Load
-from perf.payload import Payload
-from perf.table import number
-from perf.trace import OK, Trace
+from perf.harness import load
+from perf.harness.artifacts import Artifacts
+from perf.harness.measurement import OK, Load, Trace
+from perf.harness.payload import Payload
+from perf.harness.table import number
 from tests.redis_server import RedisServer
 from tests.resilience.claims import Record
 

@@ -15,7 +15,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.spec import ENSEMBLE
-from perf.payload import Payload
+from perf.harness.payload import Payload
 
 OK = ""
 WRONG = "wrong answer"

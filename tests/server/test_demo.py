@@ -1,34 +1,14 @@
 """What the demo says of the server is true: lists that differ are told from lists that tie."""
 
-import numpy as np
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from cascade.server.launcher import Server
-from perf.demo import compare, same_list
+from perf.demo import compare, screen
+from perf.harness.measurement import Load, Measurement
 from tests.conftest import Cascade
-
-SCORES = np.array([0.9, 0.5, 0.5], np.float32)
-
-
-@pytest.mark.parametrize(
-    ("ids", "scores", "same"),
-    [
-        ([1, 2, 3], [0.9, 0.5, 0.5], True),
-        ([1, 3, 2], [0.9, 0.5, 0.5], True),  # a tie stands in any order
-        ([1, 2, 4], [0.9, 0.5, 0.5], True),  # the list was cut inside a tie
-        ([4, 2, 3], [0.9, 0.5, 0.5], False),  # the first place was no tie
-        ([1, 2, 3], [0.9, 0.6, 0.5], False),
-        ([1, 2], [0.9, 0.5], False),
-    ],
-)
-def test_same_list(ids: list[int], scores: list[float], same: bool) -> None:
-    other = np.array(ids), np.array(scores, np.float32)
-    assert same_list(np.array([1, 2, 3]), SCORES, *other)[0] is same
-
-
-def test_empty_lists_are_the_same() -> None:
-    nothing = np.array([]), np.array([], np.float32)
-    assert same_list(*nothing, *nothing) == (True, 0.0)
 
 
 def test_the_server_is_the_pipeline(criteo: Cascade, criteo_server: Server) -> None:
@@ -37,3 +17,36 @@ def test_the_server_is_the_pipeline(criteo: Cascade, criteo_server: Server) -> N
     assert found["server_equals_pipeline"]
     assert found["server_users_compared"] == len(criteo.users)
     assert found["server_max_abs"] <= 1e-5
+
+
+def test_lists_that_differ_are_found(
+    criteo: Cascade, criteo_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = criteo.pipeline()
+
+    def reversed_ids(*users: Any) -> Any:
+        ids, scores = pipeline(*users)
+        return ids[:, ::-1], scores
+
+    monkeypatch.setattr("perf.demo.Pipeline.load", lambda repository: reversed_ids)
+    users = criteo.checkpoints / "users.jsonl"
+    assert not compare(criteo_server.url, criteo.repository, users)["server_equals_pipeline"]
+
+
+def test_the_demo_ends_with_one_screen(tmp_path: Path) -> None:
+    report = "Click prediction\n\n| a |\n\nThe cascade over 5 items: …\n\n| rank | 0.8 |\n\n| c |\n"
+    (tmp_path / "evaluation.md").write_text(report)
+    latency = {"p50_ms": 1.25, "p95_ms": 2.0, "p99_ms": 3.0}
+    measured = [
+        Measurement("recommend", 1, Load("concurrency", n), 9, throughput=500.0, latency_ms=latency)
+        for n in (1, 4, 16)
+    ]
+    summary = {"server_equals_pipeline": True, "server_users_compared": 9, "server_max_abs": 0.0}
+    text = screen(tmp_path, tmp_path / "s.json", "rank  item id\n   1  17", measured, summary)
+    assert "item id" in text
+    assert "The cascade over 5 items" in text
+    assert "| rank | 0.8 |" in text
+    assert "| c |" not in text
+    assert text.count("500") == 3
+    assert f"{tmp_path}/evaluation.png" in text
+    assert len(text.splitlines()) < 24

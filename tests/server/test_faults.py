@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.releases.rewire import rewire, serving_of
-from perf.payload import Payload
+from perf.harness.payload import Payload
 from tests.resilience.fuzz import fuzz
 from tests.resilience.overload import overload
 from tests.resilience.shutdown import shut_down
@@ -39,7 +39,7 @@ def test_too_many_requests_are_refused(criteo: Any, users: Payload, tmp_path: Pa
     serving = replace(serving_of(criteo.repository), topology="fused", instances=2)
     rewire(criteo.repository, tmp_path / "repository", serving)
     with serve(tmp_path / "repository", tmp_path / "log") as served:
-        found = overload(served, users, tmp_path, seconds=1)
+        found = overload(served, users, seconds=1)
     assert found.accepted > 0
     assert found.refused > 0
     assert not found.lost

@@ -10,14 +10,12 @@ import pytest
 
 from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
-from cascade.server.binaries import perf_analyzer
 from cascade.server.launcher import Server
-from perf.__main__ import main
-from perf.analyzer import Program, Target, measure, read_profile
-from perf.measurement import Effort, Load
-from perf.payload import Features, generated
-from perf.record import read
-from perf.sweep import Plan, sweep
+from perf.__main__ import Plan, main, sweep
+from perf.harness.analyzer import AnalyzerError, Effort, Target, measure, read_profile, run
+from perf.harness.measurement import Load
+from perf.harness.payload import generated, layout
+from perf.harness.record import read
 
 SCHEMA = Schema(
     "tiny",
@@ -29,7 +27,7 @@ SCHEMA = Schema(
         Feature("brand", "item", "categorical", "vocabulary"),
     ),
 )
-SHORT = Effort("test", window_requests=50, stability_percent=400, trials=4)
+SHORT = Effort(window_requests=50, stability_percent=400, trials=4)
 
 # Answers the number of the row; refuses a negative one.
 RETRIEVE = """
@@ -106,14 +104,11 @@ def server(repository: Path) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def program() -> Program:
-    return Program(*perf_analyzer())
-
-
 def target(server: Server, folder: Path, rows: list[float]) -> Target:
     """Users whose first feature is given and whose others are drawn, missing values included."""
-    users = generated(Features.parse(RequestLayout.of(SCHEMA).to_json()), len(rows))
+    with server.connect() as client:
+        request = layout(client.get_model_config("recommend").config)
+    users = generated(request, len(rows))
     users.dense[:, 0] = rows
     users.write(folder / "users.json")
     return Target(server.url, folder / "users.json")
@@ -164,10 +159,10 @@ def test_a_sweep_records_what_client_and_server_saw(
 
 
 def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(
-    server: Server, program: Program, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
     export = tmp_path / "profile.json"
-    ran = program.run(
+    ran = run(
         [
             *target(server, tmp_path, list(range(100))).arguments(),
             *("--concurrency-range", "4", "--measurement-mode", "count_windows"),
@@ -176,32 +171,28 @@ def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(
         ]
     )
     assert ran.returncode == 0, ran.stderr
-    profile = read_profile(export)
+    latency_ms = (trace := read_profile(export)).latency_ms(Load("concurrency", 4))
+    duration_s = (trace.until_ns - trace.from_ns) / 1e9
 
     def said(what: str) -> float:
         found = re.search(rf"{what}: ([\d.]+)", ran.stdout)
         assert found, ran.stdout
         return float(found[1])
 
-    assert len(profile.latency_ms) == said("Request count")
-    assert len(profile.latency_ms) / profile.duration_s == pytest.approx(
-        said("Throughput"), rel=1e-3
-    )
-    assert profile.latency_ms.mean() == pytest.approx(said("Avg latency") / 1000, rel=0.01)
-    assert np.median(profile.latency_ms) == pytest.approx(said("p50 latency") / 1000, rel=0.01)
-    assert len(profile.window_latency_ms) == 3
+    assert len(latency_ms) == said("Request count")
+    assert len(latency_ms) / duration_s == pytest.approx(said("Throughput"), rel=1e-3)
+    assert latency_ms.mean() == pytest.approx(said("Avg latency") / 1000, rel=0.01)
+    assert np.median(latency_ms) == pytest.approx(said("p50 latency") / 1000, rel=0.01)
     requests = json.loads(export.read_text(errors="replace"))["experiments"][0]["requests"]
     answers = [r["response_outputs"][0]["item_ids"] for r in requests]
     assert set(answers) == set(range(100))
 
 
 def test_an_unstable_load_is_measured_all_the_same_and_marked(
-    server: Server, program: Program, tmp_path: Path
+    server: Server, tmp_path: Path
 ) -> None:
-    exact = Effort("test", window_requests=20, stability_percent=1e-6, trials=3)
-    measured = measure(
-        program, target(server, tmp_path, list(range(50))), Load("concurrency", 2), exact
-    )
+    exact = Effort(window_requests=20, stability_percent=1e-6, trials=3)
+    measured = measure(target(server, tmp_path, list(range(50))), Load("concurrency", 2), exact)
     assert not measured.stable
     assert measured.error is None
     assert measured.requests >= 60
@@ -210,9 +201,9 @@ def test_an_unstable_load_is_measured_all_the_same_and_marked(
 
 @pytest.mark.parametrize("load", [Load("concurrency", 2), Load("rate", 100)])
 def test_refused_requests_are_counted_and_quoted(
-    server: Server, program: Program, tmp_path: Path, load: Load
+    server: Server, tmp_path: Path, load: Load
 ) -> None:
-    measured = measure(program, target(server, tmp_path, [1, 2, -1, 4]), load, SHORT)
+    measured = measure(target(server, tmp_path, [1, 2, -1, 4]), load, SHORT)
     assert measured.failed >= 1
     assert "row below 0" in (measured.error or "")
     assert measured.latency_ms == {}
@@ -220,11 +211,9 @@ def test_refused_requests_are_counted_and_quoted(
 
 
 def test_a_server_that_is_not_there_is_said_in_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     results = tmp_path / "results.jsonl"
-    assert main(["--url", "127.0.0.1:9", "--results", str(results)]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("perf: ")
-    assert "127.0.0.1:9" in message
+    with pytest.raises(AnalyzerError, match=r"127\.0\.0\.1:9"):
+        main(["--url", "127.0.0.1:9", "--results", str(results)])
     assert not results.exists()

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 
-from perf import large_tables, memory, scaling_sweeps
-from perf.artifacts import Artifacts
-from perf.measurement import Effort
+from perf import scaling_servers
+from perf.harness import processes
+from perf.harness.analyzer import Effort
+from perf.harness.artifacts import Artifacts
+
+SHORT = Effort(window_requests=50, stability_percent=400, trials=3)
 
 
 @pytest.fixture(scope="module")
@@ -16,29 +19,19 @@ def made(criteo: Any) -> Artifacts:
 
 
 def test_the_stubs_of_a_server_are_found(criteo_server: Any) -> None:
-    processes = memory.stubs(criteo_server.name)
-    assert len(processes) == 3  # one per stage
-    assert criteo_server.pid not in processes
-    assert memory.of(processes).pss_mb > 0
-    assert memory.stubs("cascade_unknown") == []
+    stubs = processes.stubs(criteo_server.name)
+    assert len(stubs) == 3  # one per stage
+    assert criteo_server.pid not in stubs
+    assert processes.memory(stubs).pss_mb > 0
+    assert processes.stubs("cascade_unknown") == []
 
 
-def test_instances_are_served_one_after_the_other(
-    made: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    short = Effort("test", window_requests=50, stability_percent=400, trials=3)
-    monkeypatch.setattr(scaling_sweeps, "EFFORT", short)
-    (point,) = scaling_sweeps.instances(made, [2], tmp_path)
-    assert (point["against"], point["size"], point["error"]) == ("instances", 2, None)
-    assert point["throughput"] > 0
-    assert 0 < point["pss_mb"] < point["rss_mb"]
+def test_a_server_is_measured_with_so_many_instances(made: Artifacts, tmp_path: Path) -> None:
+    found = scaling_servers.measure(made, 2, tmp_path, SHORT)
+    assert found["error"] is None
+    assert found["throughput"] > 0
+    assert 0 < found["pss_mb"] < found["rss_mb"]  # they share what is mapped
 
 
-def test_instances_share_what_is_mapped(made: Artifacts, tmp_path: Path) -> None:
-    served = large_tables.hold(made, 2, tmp_path, requests=100)
-    states = [held for name, held in served.files.items() if name.endswith("item_state.bin")]
-    assert len(states) == 2
-    for held in states:
-        assert held.anonymous_mb == 0
-        # Both have touched it, and each counts half; less where other servers map the same file.
-        assert 0 < held.pss_mb < 1.2 * held.rss_mb / 2
+def test_two_releases_are_compared_in_turns(made: Artifacts, tmp_path: Path) -> None:
+    assert scaling_servers.compare(made, made, tmp_path, rounds=1, effort=SHORT) > 0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cascade.errors import CascadeError
 from cascade.server.launcher import Server
-from perf import readme
+from perf import report
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text()
@@ -64,8 +65,8 @@ def test_links_lead_somewhere() -> None:
 
 def test_blocks_are_replaced() -> None:
     text = "a\n<!-- demo -->\nold\n<!-- /demo -->\nb\n"
-    once = readme.fill(text, {"demo": lambda: "new"})
+    once = report.fill(text, {"demo": lambda: "new"})
     assert once == "a\n<!-- demo -->\nnew\n<!-- /demo -->\nb\n"
-    assert readme.fill(once, {"demo": lambda: "new"}) == once
-    with pytest.raises(SystemExit, match="no block 'tests'"):
-        readme.fill(text, {"tests": lambda: "new"})
+    assert report.fill(once, {"demo": lambda: "new"}) == once
+    with pytest.raises(CascadeError, match="no block 'tests'"):
+        report.fill(text, {"tests": lambda: "new"})

@@ -4,9 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perf.analyzer import AnalyzerError, delayed_percent, read_profile
-from perf.measurement import Load, Measurement, StageTimes, latency_summary
-from perf.stages import Counters
+from perf.harness.analyzer import AnalyzerError, delayed_percent, read_profile, stage_times
+from perf.harness.measurement import Load, Measurement, StageTimes, latency_summary, summarise
 
 SECOND = 1_000_000_000
 
@@ -36,17 +35,18 @@ def test_only_requests_that_ended_in_the_last_three_windows_count(tmp_path: Path
         request(13 * SECOND, None),  # never answered
         request(14 * SECOND - 1_000_000, 9_000_000),  # ended after
     ]
-    profile = read_profile(export(tmp_path, requests, bounds))
-    assert profile.latency_ms.tolist() == [2.0, 3.0, 4.0]
-    assert profile.duration_s == 3.0
-    assert [w.tolist() for w in profile.window_latency_ms] == [[2.0], [3.0], [4.0]]
-    assert profile.p99_range_ms == (2.0, 4.0)
+    trace, load = read_profile(export(tmp_path, requests, bounds)), Load("concurrency", 1)
+    assert trace.latency_ms(load).tolist() == [2.0, 3.0, 4.0]
+    measured = summarise(trace, load, "recommend", batch=2)
+    assert measured.duration_s == 3.0
+    assert measured.throughput == 2.0
+    assert measured.p99_range_ms == (2.0, 4.0)
 
 
 def test_the_raw_bytes_of_a_request_do_not_hinder_the_reading(tmp_path: Path) -> None:
     file = export(tmp_path, [request(0, 5_000_000)], [0, SECOND])
     file.write_bytes(file.read_bytes().replace(b'"raw"', b'"\xc8\\u0000\\u0000\\u0000x"'))
-    assert read_profile(file).latency_ms.tolist() == [5.0]
+    assert read_profile(file).latency_ms(Load("concurrency", 1)).tolist() == [5.0]
 
 
 def test_a_profile_without_requests_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_lateness_is_read_off_the_words_of_perf_analyzer() -> None:
 
 
 def test_stage_times_are_means_per_request_between_two_moments() -> None:
-    before = Counters(100, 1, 1000, 10, 20, 30, 100, 50)
-    after = Counters(110, 4, 51_000, 20_010, 400_020, 10_030, 110, 52)
-    assert after.since(before) == StageTimes(5.0, 2.0, 40.0, 1.0, 10, 2)
-    assert after.since(before).mean_batch == 5
-    assert after.since(before).compute_us == 43
-    nothing = before.since(before)
+    keys = ("success", "failed", "queue", "input", "infer", "output", "inferences", "executions")
+    before = dict(zip(keys, (100, 1, 1000, 10, 20, 30, 100, 50), strict=True))
+    after = dict(zip(keys, (110, 4, 51_000, 20_010, 400_020, 10_030, 110, 52), strict=True))
+    assert stage_times(before, after) == StageTimes(5.0, 2.0, 40.0, 1.0, 10, 2)
+    assert stage_times(before, after).mean_batch == 5
+    nothing = stage_times(before, before)
     assert nothing == StageTimes(0, 0, 0, 0, 0, 0)
     assert nothing.mean_batch == 0
 
@@ -100,7 +100,7 @@ def test_a_measurement_is_written_flat() -> None:
     )
     line = json.loads(json.dumps(measurement.to_dict()))
     assert (line["mode"], line["value"], line["p50_ms"]) == ("rate", 12.5, 3.0)
-    assert (line["stable"], line["delayed"], line["failed"]) == (True, True, 0)
+    assert (line["stable"], line["delayed_percent"], line["failed"]) == (True, 0.5, 0)
     assert line["stages"]["rank"]["mean_batch"] == 2.5
     assert "load" not in line
     assert "latency_ms" not in line

@@ -4,14 +4,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perf.load import Connection, Generator, LoadError, Plan, main, status
-from perf.measurement import Load
-from perf.trace import LOST, OK, Trace, read_requests, summarise, write_requests
+from perf.harness import load
+from perf.harness.load import Connection, Generator, LoadError, Plan, status
+from perf.harness.measurement import LOST, OK, Load, Trace, summarise
 
 OKAY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BUSY = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
@@ -114,7 +113,7 @@ def test_a_connection_is_opened_when_the_one_before_is_in_use(
     all_in = threading.Barrier(4, timeout=20)
     server.answer = lambda request: [OKAY] if len(server.seen) > 4 or all_in.wait() >= 0 else []
     monkeypatch.setattr(Generator, "_connect", noted)
-    monkeypatch.setattr("perf.load.CONNECTIONS_APART_NS", 100 * MS)
+    monkeypatch.setattr("perf.harness.load.CONNECTIONS_APART_NS", 100 * MS)
     run(server, Plan(mode, value, 1, warm_up_s=0))
     assert sent[:4] == [0, 1, 2, 3]
 
@@ -123,7 +122,7 @@ def test_an_open_loop_sends_when_a_request_is_due(server: Scripted) -> None:
     held, release = threading.Semaphore(0), threading.Event()
 
     def first_waits(request: bytes) -> list[bytes]:
-        if len(server.seen) == 1:
+        if request == REQUESTS[0]:
             release.wait(20)  # until all others were asked
         else:
             held.release()
@@ -143,7 +142,7 @@ def test_an_open_loop_sends_when_a_request_is_due(server: Scripted) -> None:
 
 
 def test_poisson_times_are_of_the_rate_asked_for() -> None:
-    from perf.load import _due
+    from perf.harness.load import _due
 
     due = np.diff(_due(Plan("rate", 1000, 20, seed=1))) / 1e6
     assert due.mean() == pytest.approx(1, rel=0.05)
@@ -163,29 +162,20 @@ def test_refusals_and_hung_up_connections_count_as_failed(mode: str, server: Scr
     assert measured.failed == ((user == 2) | (user == 4)).sum()
 
 
-def test_nobody_listening_is_said_at_once(server: Scripted, tmp_path: Path, capsys) -> None:
-    server.close()
-    write_requests(tmp_path / "requests.npz", REQUESTS)
+def test_a_run_is_made_in_a_process_of_its_own(server: Scripted) -> None:
     address = "{}:{}".format(*server.address)
-    flags = ["--requests", str(tmp_path / "requests.npz"), "--out", str(tmp_path / "trace.npz")]
-    assert main(["--address", address, "--mode", "concurrency", "--value", "1", *flags]) == 2
-    assert "nothing answers" in capsys.readouterr().err
+    trace = load.run(address, REQUESTS, Plan("concurrency", 2, 0.2, warm_up_s=0))
+    assert (trace.status == OK).all()
+    assert len(trace.sent_ns) == len(server.seen) > 7
+    server.close()
+    with pytest.raises(LoadError, match="nothing answers"):
+        load.run(address, REQUESTS, Plan("concurrency", 1, 0.2))
 
 
 def test_a_server_that_always_hangs_up_ends_the_run(server: Scripted) -> None:
     server.answer = lambda request: []
     with pytest.raises(LoadError, match="hung up"):
         run(server, Plan("concurrency", 2, 60))
-
-
-def test_requests_and_traces_survive_their_files(tmp_path: Path) -> None:
-    write_requests(tmp_path / "requests.npz", REQUESTS)
-    assert read_requests(tmp_path / "requests.npz") == REQUESTS
-    trace = made([1, 2], [3, 4], until=10)
-    trace.write(tmp_path / "trace.npz")
-    again = Trace.read(tmp_path / "trace.npz")
-    np.testing.assert_array_equal(again.done_ns, trace.done_ns)
-    assert (again.until_ns, again.waited, again.cpu_us) == (trace.until_ns, 3, 1.5)
 
 
 def made(due: list[float], done: list[float], until: float, **other: object) -> Trace:

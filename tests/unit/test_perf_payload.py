@@ -4,9 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.layout import RequestLayout
+from cascade import pbtxt
+from cascade.config import Serving
+from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
-from perf.payload import Features, PayloadError, generated, load
+from cascade.spec import ENSEMBLE, Sizes
+from perf.harness.payload import PayloadError, generated, layout, load
 
 SCHEMA = Schema(
     "shop",
@@ -18,7 +21,7 @@ SCHEMA = Schema(
         Feature("brand", "item", "categorical", "vocabulary"),
     ),
 )
-FEATURES = Features.parse(RequestLayout.of(SCHEMA).to_json())
+FEATURES = layout(pbtxt.configs(SCHEMA, Sizes(), Serving(), 1)[ENSEMBLE])
 
 
 def write(path: Path, *users: object) -> Path:
@@ -29,8 +32,10 @@ def write(path: Path, *users: object) -> Path:
 
 def test_features_keep_the_schema_order_and_know_the_bags() -> None:
     assert FEATURES.dense == ("age", "visits")
-    assert FEATURES.categorical == ("history", "city")
-    assert FEATURES.bags == {"history"}
+    assert [(f.name, f.multivalued) for f in FEATURES.categorical] == [
+        ("history", True),
+        ("city", False),
+    ]
 
 
 def test_users_become_the_two_tensors_of_a_request(tmp_path: Path) -> None:
@@ -64,10 +69,10 @@ def test_input_data_is_strict_json_in_the_order_of_the_rows(tmp_path: Path) -> N
 
 
 def test_a_side_without_features_still_sends_one_column(tmp_path: Path) -> None:
-    only_numbers = Features(("age",), (), frozenset())
+    only_numbers = RequestLayout(("age",), (), "")
     payload = load(write(tmp_path, {"age": 7}), only_numbers)
     assert payload.categorical.tolist() == [[b""]]
-    only_text = Features((), ("city",), frozenset())
+    only_text = RequestLayout((), (IdFeature("city"),), "")
     payload = load(write(tmp_path, {"city": "x"}), only_text)
     assert payload.dense.shape == (1, 1)
     assert np.isnan(payload.dense).all()
@@ -76,14 +81,14 @@ def test_a_side_without_features_still_sends_one_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("user", "message"),
     [
-        ({"age": "old"}, "feature age: 'old' is not a finite number"),
-        ({"age": True}, "feature age: True is not a finite number"),
-        ({"age": float("inf")}, "feature age: inf is not a finite number"),
-        ({"city": 5}, "feature city: 5 is not a string"),
-        ({"history": "a"}, "feature history: 'a' is not a list of strings"),
-        ({"history": ["a", 1]}, "is not a list of strings"),
-        ({"brand": "x"}, "no user feature named brand"),
-        ([1], "list came, an object"),
+        ({"age": "old"}, "feature age: 'old' (str) came"),
+        ({"age": True}, "feature age: True (bool) came"),
+        ({"age": float("inf")}, "feature age: inf (float) came; expected a finite number"),
+        ({"city": 0.5}, "feature city: 0.5 (float) came"),
+        ({"history": 5.0}, "feature history: 5.0 (float) came"),
+        ({"history": ["a", {}]}, "feature history: {} (dict) came"),
+        ({"brand": "x"}, "unknown feature 'brand'"),
+        ([1], "a list came"),
     ],
 )
 def test_a_value_that_cannot_be_sent_is_named_with_its_line(

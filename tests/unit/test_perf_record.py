@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perf.measurement import Load, Measurement
-from perf.record import RecordError, append, commit, config_hash, environment, read
+from perf.harness.measurement import Load, Measurement
+from perf.harness.record import RecordError, append, commit, config_hash, environment, read
 
 ENVIRONMENT = {"sweep": "2030-01-01T00:00:00+00:00", "configuration": "ensemble-cpu"}
-MEASUREMENT = Measurement(model="recommend", batch=1, load=Load("concurrency", 4))
+MEASUREMENT = Measurement(model="recommend", batch=1, load=Load("concurrency", 4)).to_dict()
 
 
 def test_lines_are_appended_and_nothing_before_them_changes(tmp_path: Path) -> None:
@@ -25,6 +25,25 @@ def test_lines_are_appended_and_nothing_before_them_changes(tmp_path: Path) -> N
     assert datetime.fromisoformat(lines[0]["time"]).utcoffset().total_seconds() == 0
 
 
+def test_the_newest_run_of_a_configuration_and_machine_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    here, there = {"hardware": {"cores": 2}}, {"hardware": {"cores": 4}}
+    append(path, {**ENVIRONMENT, **here}, MEASUREMENT, MEASUREMENT)
+    append(path, {**ENVIRONMENT, **there}, MEASUREMENT)
+    append(path, {**ENVIRONMENT, **here, "configuration": "other"}, MEASUREMENT)
+    append(path, {**ENVIRONMENT, **here}, {**MEASUREMENT, "batch": 8})
+    assert len(read(path)) == 5
+    later = {**ENVIRONMENT, **here, "sweep": "2030-01-02T00:00:00+00:00"}
+    (line,) = append(path, later, {**MEASUREMENT, "value": 16})
+    lines = read(path)
+    assert len(lines) == 4
+    assert lines[-1] == line
+    assert {(one["configuration"], one["hardware"]["cores"], one["batch"]) for one in lines} == {
+        ("ensemble-cpu", 2, 1), ("ensemble-cpu", 4, 1), ("other", 2, 1), ("ensemble-cpu", 2, 8),
+    }  # fmt: skip
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_damaged_lines_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     append(path, ENVIRONMENT, MEASUREMENT)
@@ -37,9 +56,8 @@ def test_damaged_lines_are_named(tmp_path: Path) -> None:
 
 
 def test_the_environment_is_json_and_tells_machine_and_versions(tmp_path: Path) -> None:
-    found = environment(
-        configuration="c", repository=None, payload={"rows": 3}, versions={"server": "2.51.0"}
-    )
+    versions = {"server": "2.51.0"}
+    found = environment(configuration="c", payload={"rows": 3}, versions=versions)
     found = json.loads(json.dumps(found))
     assert found["versions"]["server"] == "2.51.0"
     assert found["versions"]["numpy"] == np.__version__

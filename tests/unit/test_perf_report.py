@@ -1,4 +1,5 @@
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from perf import report, report_speed
-from perf.measurement import Load, Measurement, Mode, StageTimes
-from perf.record import RecordError, append, read
-from perf.report import bound_of, latest, sweeps, write_report
-from perf.table import latency_table, number, table
+from perf import report
+from perf.harness.measurement import Load, Measurement, Mode, StageTimes
+from perf.harness.record import RecordError, append
+from perf.harness.table import latency_table, number, table
+from perf.report import write_report
+from perf.suite import Suite
 
 LATENCIES = ("p5_ms", "p50_ms", "p95_ms", "p99_ms", "p99_9_ms", "mean_ms", "max_ms")
 HARDWARE = {"cpu": "Some CPU", "cores": 2, "memory_gib": 8.0, "gpu": None}
@@ -42,7 +44,6 @@ def measurement(mode: Mode, value: float, seed: int = 1, **changes: Any) -> Meas
         "throughput": 500.0 + seed,
         "latency_ms": {key: next(figures) for key in LATENCIES},
         "p99_range_ms": (next(figures), next(figures)),
-        "windows": {"effort": "full", "requests": 2000},
         "stages": {
             name: StageTimes(*(next(figures) for _ in range(4)), 6000 + seed, 600)
             for name in ("retrieve", "rank")
@@ -55,7 +56,7 @@ def written(folder: Path, *lines: tuple[dict[str, Any], Measurement]) -> str:
     results = folder / "results.jsonl"
     results.unlink(missing_ok=True)
     for line in lines:
-        append(results, *line)
+        append(results, line[0], line[1].to_dict())
     write_report([results], folder / "report.md")
     return (folder / "report.md").read_text()
 
@@ -94,71 +95,42 @@ def test_what_is_not_to_be_trusted_is_marked_wherever_it_stands(tmp_path: Path) 
     }
     assert [len(rows[name]) for name in rows] == [3, 3, 3, 1]
     assert not any("**" in row for row in rows["concurrency 1"])
-    assert all("**unstable**" in row for row in rows["concurrency 2"])
-    assert all("**delayed** (24.5 %)" in row for row in rows["rate 250/s"])
+    assert "**unstable**" in rows["concurrency 2"][0]
+    assert "**delayed** (24.5 %)" in rows["rate 250/s"][0]
     assert "**failed** (3): queue is full" in rows["rate 900/s"][0]
-    history = text.splitlines()[-1]
-    assert [cell.strip() for cell in history.split("|")[5:7]] == ["4", "3"]
-    # The faster run is unstable, so the trusted one is the summary's.
-    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
-    assert "concurrency 1" in summary
-    assert "**" not in summary
 
 
-def test_the_bound_is_compared_only_on_the_same_machine_and_runtime(tmp_path: Path) -> None:
-    other = {**HARDWARE, "cores": 64}
-    served = environment("ensemble-cpu", 3)
-    in_process = {"model": "in-process", "stages": {}}
+def test_every_configuration_and_batch_has_a_section(tmp_path: Path) -> None:
     lines = [
-        (served, measurement("concurrency", 16, throughput=300.0)),
-        (
-            environment("in-process-cpu", 1),
-            measurement("concurrency", 2, throughput=1200.0, **in_process),
-        ),
-        (
-            environment("in-process-cpu", 2, hardware=other),
-            measurement("concurrency", 64, throughput=9000.0, **in_process),
-        ),
-    ]
-    slower = measurement("concurrency", 2, throughput=700.0, **in_process)
-    lines.append((environment("in-process-cpu-torchscript", 4), slower))
-    text = written(tmp_path, *lines)
-    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
-    assert [cell.strip() for cell in summary.split("|")[8:10]] == ["1200", "25 %"]
-    assert "| 64 processes" in text
-    shaky = measurement("concurrency", 2, throughput=1200.0, stable=False, **in_process)
-    lines[1] = (lines[1][0], shaky)
-    text = written(tmp_path, *lines)
-    summary = next(line for line in text.splitlines() if line.startswith("| ensemble-cpu"))
-    assert "in-process **unstable**" in summary
-    found = sweeps([{**e, "time": "", **m.to_dict()} for e, m in lines])
-    assert found[2].configuration == "ensemble-cpu"
-    assert bound_of(found[2], found[1:]) is None
-
-
-def test_the_latest_full_sweep_is_reported_and_all_are_listed(tmp_path: Path) -> None:
-    quick = {"effort": "quick", "requests": 300}
-    lines = [
-        (environment("a", 1), measurement("concurrency", 1, seed=1, windows=quick)),
+        (environment("a", 1), measurement("concurrency", 1, seed=1)),
         (environment("a", 2), measurement("concurrency", 1, seed=2)),
-        (environment("a", 3), measurement("concurrency", 1, seed=3)),
-        (environment("a", 4), measurement("concurrency", 1, seed=4, windows=quick)),
-        (environment("b", 5), measurement("concurrency", 1, seed=5, windows=quick)),
+        (environment("a-quick", 4), measurement("concurrency", 1, seed=4)),
         (environment("a", 6), measurement("concurrency", 1, seed=6, batch=8)),
     ]
     text = written(tmp_path, *lines)
+    assert re.findall(r"(?m)^## (a.*)$", text) == ["a", "a-batch-8", "a-quick"]
     measured = re.findall(r"\| concurrency 1 +\| +(\d+) ", text)
-    assert measured == ["503", "505", "506"]
-    assert [f"{500 + seed}" in text for seed in range(1, 7)] == [True] * 6
-    found = latest(sweeps([{**e, "time": "", **m.to_dict()} for e, m in lines]))
-    assert [found[name].first["sweep"][8:10] for name in ("a", "b", "a-batch-8")] == [
-        "03", "05", "06",
-    ]  # fmt: skip
+    assert measured == ["502", "506", "504"]  # the first sweep of `a` has been replaced
+
+
+def test_lines_of_other_programs_have_their_tables(tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    ours = environment("waterfall-fused-cpu", 1)
+    append(results, ours, {"batch": 1, "parts_us": {"tower": 61.5}})
+    ours["configuration"] = "scaling-items-cpu"
+    append(results, ours, *({"against": "items", "size": n, "total_us": n / 8} for n in (80, 96)))
+    ours["configuration"] = "compare-cpu"
+    append(results, ours, {"figures": {"vs_bound": 0.84, "best": "fused", "spread": {}}})
+    write_report([results], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert re.search(r"\| tower +\| +61\.5 \|", text)
+    assert re.search(r"\| 96 +\| +12\.0 \|", text)
+    assert re.search(r"\| vs_bound +\| +0\.84 \|", text)
 
 
 def test_the_pictures_are_drawn_and_follow_the_lines(tmp_path: Path) -> None:
     ours = environment("ensemble-cpu", 1)
-    names = ("latency", "throughput", "stages")
+    names = ("throughput", "stages")
     lines = [(ours, measurement("concurrency", 2**n, seed=n + 1)) for n in range(3)]
     lines += [(ours, measurement("rate", 100, seed=5))]
     text = written(tmp_path, *lines)
@@ -179,17 +151,18 @@ def test_no_results_is_an_error_that_says_how_to_get_some(tmp_path: Path) -> Non
         write_report([], tmp_path / "report.md")
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    assert report.main([str(empty), "--out", str(tmp_path / "report.md")]) == 2
+    with pytest.raises(RecordError, match="python -m perf"):
+        report.main([str(empty), "--out", str(tmp_path / "report.md")])
     assert not (tmp_path / "report.md").exists()
 
 
 def test_tables_are_aligned_and_keep_their_cells_apart() -> None:
     text = table(["load", "ms"], [["a", "1"], ["b|c", "100"]])
     assert text.splitlines() == [
-        "| load |  ms |",
-        "| ---- | --: |",
-        "| a    |   1 |",
-        r"| b\|c | 100 |",
+        "| load   |   ms |",
+        "|:-------|-----:|",
+        "| a      |    1 |",
+        r"| b\|c   |  100 |",
     ]
     line = measurement("concurrency", 1).to_dict()
     assert len({len(row) for row in latency_table([line, line]).splitlines()}) == 1
@@ -203,15 +176,18 @@ def test_numbers_keep_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-def test_the_claims_of_a_suite_stand_in_the_report(tmp_path: Path) -> None:
+def test_the_claims_of_a_suite_stand_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, results = tmp_path / "out", tmp_path / "perf" / "results"
     (out / "compare").mkdir(parents=True)
-    results.mkdir(parents=True)
     (out / "compare" / "curve.png").write_bytes(b"a picture")
-    summary = {"items": 1_000_000, "device": "cpu", "vs_fastapi_32": 1.31, "late": 3}
-    report_speed.keep(summary, environment("suite-cpu", 1), out, tmp_path / "none", results)
-    (line,) = read(results / "suite-cpu.jsonl")
-    text = report_speed.section(line, tmp_path / "perf" / "report.md")
+    monkeypatch.setattr("perf.harness.record.RESULTS", results)
+    monkeypatch.setattr("perf.suite.run", lambda *command: None)
+    suite = Suite(Namespace(out=out, device="cpu", quick=False, items=1_000_000))
+    suite.keep({"items": 1_000_000, "device": "cpu", "vs_fastapi_32": 1.31, "late": 3})
+    write_report([results / "suite-cpu.jsonl"], tmp_path / "perf" / "report.md")
+    text = (tmp_path / "perf" / "report.md").read_text()
     claims = {row.split("|")[2].strip(): row for row in text.splitlines() if row.startswith("| ")}
     assert "1.31" in claims["vs_fastapi_32"]
     assert "yes" in claims["vs_fastapi_32"]
@@ -220,14 +196,3 @@ def test_the_claims_of_a_suite_stand_in_the_report(tmp_path: Path) -> None:
     assert "(plots/suite-cpu-curve.png)" in text
     assert (tmp_path / "perf" / "plots" / "suite-cpu-curve.png").read_bytes() == b"a picture"
     assert "did not pay" in text
-
-
-def test_two_adapters_stand_side_by_side() -> None:
-    lines = [
-        {"label": "before", "throughput": 1.0, "parts_us": {"adapter": 123.4}},
-        {"label": "now", "throughput": 2.0, "parts_us": {"adapter": 99.0}},
-        {"label": "now", "throughput": 3.0, "parts_us": {"adapter": 56.7, "graphs": 800.1}},
-    ]
-    found = report_speed.profiles(lines)
-    assert re.search(r"\| adapter +\| +123 \| +56.7 \|", found)
-    assert re.search(r"\| graphs +\| +– \| +800 \|", found)

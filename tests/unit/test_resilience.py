@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perf.claims import verdicts
+from perf.harness.table import verdicts
 from tests.resilience.audience import Trace
 from tests.resilience.claims import RESILIENCE, Record, keep
 from tests.resilience.test_filters import answer_is_right

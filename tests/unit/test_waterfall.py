@@ -11,10 +11,8 @@ import pytest
 
 from cascade.runtime import spans
 from cascade.runtime.spans import START, Recorder
-from perf.waterfall_client import Call
-from perf.waterfall_operators import group_of, grouped, split
-from perf.waterfall_plot import OWNERS, draw, owner
-from perf.waterfall_trace import Batches, TraceError, between_processes, intervals, read_traces
+from perf.waterfall import OWNERS, between_processes, draw, meaning
+from perf.waterfall_trace import Call, TraceError, intervals, read_traces
 
 CALL = Call(0, 1_000, 90_000, 95_000)
 EVENTS = ("QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START")
@@ -26,7 +24,7 @@ def batch(steps: list[tuple[str, int]], answered_ns: int) -> list[tuple[str, int
     return [*steps, ("answer", answered_ns)]
 
 
-BATCHES = Batches([batch(RETRIEVE, 18_000), batch(RANK, 72_000)])
+BATCHES = [batch(RETRIEVE, 18_000), batch(RANK, 72_000)]
 
 
 def entries(number: int, model: str, at_ns: dict[str, int], **head: Any) -> list[dict[str, Any]]:
@@ -109,9 +107,9 @@ def test_requests_that_nobody_named_are_left_out(ensemble: Path) -> None:
 def test_what_does_not_fit_is_refused(ensemble: Path) -> None:
     trace = read_traces([ensemble])["r"]
     with pytest.raises(TraceError, match="CASCADE_MARKS"):
-        intervals(CALL, trace, Batches([]))
+        intervals(CALL, trace, [])
     with pytest.raises(TraceError, match="CASCADE_MARKS"):
-        intervals(CALL, trace, Batches([batch(RETRIEVE, 21_000)]))  # ran on after the answer
+        intervals(CALL, trace, [batch(RETRIEVE, 21_000)])  # ran on after the answer
     with pytest.raises(TraceError, match="one machine"):
         intervals(Call(0, 7_000, 90_000, 95_000), trace, BATCHES)
     del trace.members[0].at_ns["COMPUTE_START"]
@@ -154,59 +152,11 @@ def test_marks_are_off_unless_asked_for(tmp_path: Path) -> None:
     assert [name for name, _ in found] == [START, "tower"]
 
 
-@pytest.mark.parametrize(
-    ("operator", "group"),
-    [
-        ("Gather", "gather"),
-        ("GatherElements", "gather"),
-        ("MatMulIntegerToFloat", "matmul"),
-        ("DynamicQuantizeMatMul", "matmul"),
-        ("FusedGemm", "matmul"),
-        ("Cast", "cast"),
-        ("DynamicQuantizeLinear", "cast"),
-        ("TopK", "topk"),
-        ("Relu", "other"),
-    ],
-)
-def test_operators_have_groups(operator: str, group: str) -> None:
-    assert group_of(operator) == group
-
-
-def node(name: str, operator: str, *durations: int) -> list[dict[str, Any]]:
-    return [
-        {"cat": "Node", "name": name, "dur": dur, "args": {"op_name": operator}}
-        for dur in durations
-    ]
-
-
-def test_the_profilers_own_time_is_taken_off_every_node() -> None:
-    events = [
-        {"cat": "Session", "name": "model_run", "dur": 99},
-        *node("shape", "Shape", 4, 4, 5),
-        *node("a", "MatMul", 10, 11, 900),  # once somebody else had the core
-        *node("b", "Gemm", 6, 6, 6, 6, 6, 6),  # every user alone, two to a batch
-    ]
-    assert grouped(events, batches=3) == {"matmul": 7 + 2 * 2, "other": 0}
-
-
-def test_a_stage_is_split_without_loss_and_others_stay() -> None:
-    parts = {"rank.sort": 3.0, "rank": 10.0, "rank.answer": 2.0}
-    found = split(parts, {"rank": {"other": 0.1, "matmul": 0.7, "gather": 0.2}})
-    assert list(found) == [
-        "rank.sort",
-        "rank.gather",
-        "rank.matmul",
-        "rank.other",
-        "rank.answer",
-    ]
-    assert sum(found.values()) == pytest.approx(sum(parts.values()))
-
-
 def test_the_picture_knows_whose_every_piece_is(tmp_path: Path, ensemble: Path) -> None:
     parts = intervals(CALL, read_traces([ensemble])["r"], BATCHES)
-    assert {owner(name) for name in parts} <= OWNERS.keys()
-    assert owner("rank.queue") == "Triton"
-    assert owner("rank.there").startswith("hop")
-    assert owner("rank.matmul") == "rank"
+    assert {meaning(name)[0] for name in parts} <= OWNERS.keys()
+    assert meaning("rank.queue")[0] == "Triton"
+    assert meaning("rank.there")[0].startswith("hop")
+    assert meaning("rank.sort")[0] == "rank"
     draw({"1 user": parts}, "time", tmp_path / "made" / "waterfall.png")
     assert (tmp_path / "made" / "waterfall.png").read_bytes().startswith(b"\x89PNG")

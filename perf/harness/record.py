@@ -1,7 +1,8 @@
-"""The lines of perf/results: one JSON object per run, only ever appended.
+"""The files of perf/results: one JSON object per line, the newest of every configuration.
 
 A figure without its circumstances cannot be compared with anything, so each line carries commit,
-configuration, hardware and versions beside it.
+configuration, hardware and versions beside it. `append` drops what an earlier run left for the same
+configuration and machine: git keeps the history.
 """
 
 from __future__ import annotations
@@ -12,22 +13,23 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from cascade.errors import CascadeError
-from perf.measurement import Measurement
 
-ROOT = Path(__file__).resolve().parent.parent
+Line = Mapping[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "perf" / "results"
-# What a run of this package writes itself does not make the measured code another.
+# A run's own output is no change of the measured code.
 OWN_OUTPUT = (":!perf/results", ":!perf/report.md", ":!perf/plots")
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "torch")
 
 
-class RecordError(CascadeError, ValueError):
+class RecordError(CascadeError):
     """A file of results that cannot be read."""
 
 
@@ -39,14 +41,14 @@ def now() -> str:
 def environment(
     *,
     configuration: str,
-    repository: Path | None,
-    payload: Mapping[str, Any],
-    versions: Mapping[str, str],
+    repository: Path | None = None,
+    payload: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What all lines of one sweep share.
+    """What all lines of one run have in common.
 
     Args:
-        configuration: what is compared with what in the report, such as `ensemble-cpu`.
+        configuration: what the line is of, such as `ensemble-cpu`.
         repository: the model repository, if it is known here.
         payload: `Payload.describe()`.
         versions: of programs that are not Python packages, by name.
@@ -57,24 +59,41 @@ def environment(
         **commit(ROOT),
         "config_hash": None if repository is None else config_hash(repository),
         "hardware": hardware(),
-        "versions": {**package_versions(), **versions},
-        "payload": dict(payload),
+        "versions": {**package_versions(), **(versions or {})},
+        "payload": dict(payload or {}),
     }
 
 
-def append(path: Path, environment: Mapping[str, Any], measurement: Measurement) -> dict[str, Any]:
-    """Add one line to a file of results, and return it."""
-    line = {
-        "time": now(),
-        **environment,
-        # Other work on the machine shows in every latency; this lets a reader suspect it.
-        "load_average": round(os.getloadavg()[0], 2),
-        **measurement.to_dict(),
-    }
+def append(path: Path, environment: Line, *values: Line) -> list[dict[str, Any]]:
+    """Add a line for each of `values` to a file of results, prune it, and return the new lines."""
+    # Other work on the machine shows in every latency; the load average lets a reader suspect it.
+    moment = {"time": now(), "load_average": round(os.getloadavg()[0], 2)}
+    lines = [{**moment, **environment, **value} for value in values]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-    return line
+    before = read(path) if path.exists() else []
+    write(path, newest([*before, *lines]))
+    return lines
+
+
+def newest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every configuration, batch size and machine the lines of its last run."""
+    last: dict[str, str] = {}
+    for line in lines:
+        key = _identity(line)
+        last[key] = max(last.get(key, ""), line["sweep"])
+    return [line for line in lines if line["sweep"] == last[_identity(line)]]
+
+
+def _identity(line: Line) -> str:
+    keys = ("configuration", "hardware", "batch")
+    return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)
+
+
+def write(path: Path, lines: Iterable[Line]) -> None:
+    """Replace a file of results in one move."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    temporary.replace(path)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -91,27 +110,25 @@ def read(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except json.JSONDecodeError as error:
             raise RecordError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(line, dict) or "configuration" not in line:
-            raise RecordError(f"{path}, line {number}: not a measurement of `python -m perf`")
+        if not isinstance(line, dict) or not {"configuration", "sweep"} <= line.keys():
+            raise RecordError(f"{path}, line {number}: not a measurement of `perf`")
         lines.append(line)
     return lines
 
 
 def commit(folder: Path) -> dict[str, Any]:
-    """`commit` and `dirty` of a checkout; both null where it is none (a wheel, a container)."""
+    """`commit` and `dirty` of a checkout; both null where there is none (a wheel, a container)."""
     try:
-        head = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--", ".", *OWN_OUTPUT)
+        head = _said("git", "-C", folder, "rev-parse", "HEAD")
+        changed = _said("git", "-C", folder, "status", "--porcelain", "--", ".", *OWN_OUTPUT)
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     return {"commit": head, "dirty": bool(changed)}
 
 
-def _git(folder: Path, *arguments: str) -> str:
-    ran = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return ran.stdout.strip()
+def _said(*command: object) -> str:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def config_hash(repository: Path) -> str:
@@ -143,16 +160,10 @@ def _cpu_model() -> str:
 
 def _gpu() -> str | None:
     try:
-        ran = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        names = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     except (OSError, subprocess.CalledProcessError):
         return None  # no driver, no GPU
-    names = ran.stdout.strip().splitlines()
-    return " + ".join(names) or None
+    return " + ".join(names.splitlines()) or None
 
 
 def package_versions() -> dict[str, str]:

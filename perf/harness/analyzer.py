@@ -1,8 +1,8 @@
 """One run of perf_analyzer -> one `Measurement`.
 
 The figures come from its profile export, which holds the times of every request in nanoseconds. It
-covers all windows; perf_analyzer's own summary, and so this module, counts those requests that
-ended in the last three. The server's part comes from the server (`perf.stages`).
+covers all windows; as perf_analyzer's own summary, this module counts the requests that ended in
+the last three. The stages' times come from the server's statistics, read before and after.
 
 What version 2.51 does, as tried:
 
@@ -11,7 +11,7 @@ What version 2.51 does, as tried:
   marked.
 - A single failed request ends it with exit code 99. The record then has the message, no latency.
 - It refuses to overwrite a profile export.
-- Told how many requests to send, it has been seen to wait for ever after the last answer.
+- With a number of requests to send, it has been seen to wait for ever after the last answer.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import json
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc as grpc
 
 from cascade.errors import CascadeError
-from perf.measurement import Effort, Load, Measurement, latency_summary
-from perf.stages import counters, members
+from cascade.server.binaries import perf_analyzer
+from perf.harness.measurement import OK, Load, Measurement, StageTimes, Trace, summarise
+from perf.harness.payload import members
 
 UNSTABLE = 2
 COUNTED_WINDOWS = 3
@@ -40,7 +40,9 @@ ANY_SPREAD_PERCENT = 1_000_000.0
 # is due: in a trial on two busy cores one thread sent a fifth of 1200 requests/s late, 16 none.
 RATE_THREADS = 16
 TIMEOUT_S = 900
+TIMES = ("queue", "input", "infer", "output")
 WARM_UP_S, WARM_UPS = 60, 2  # seconds each, and tries
+Counters = Mapping[str, int]
 
 
 class AnalyzerError(CascadeError):
@@ -48,29 +50,24 @@ class AnalyzerError(CascadeError):
 
 
 @dataclass(frozen=True)
-class Program:
-    """Where perf_analyzer is: `cascade.server.binaries.perf_analyzer()`."""
+class Effort:
+    """How long to look. Windows are counted in requests, not in seconds, so that a percentile
+    rests on as many requests at every load.
 
-    path: Path
-    environment: dict[str, str]
+    Args:
+        window_requests: fewest requests in a window; a figure rests on the last three windows.
+        stability_percent: the three windows agree when the largest is within so many percent of
+            the smallest.
+        trials: windows after which the measurement is called unstable.
+    """
 
-    def run(
-        self, arguments: list[str], timeout_s: float = TIMEOUT_S
-    ) -> subprocess.CompletedProcess[str]:
-        """Raises subprocess.TimeoutExpired."""
-        return subprocess.run(
-            [str(self.path), *arguments],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-        )
+    window_requests: int
+    stability_percent: float
+    trials: int
 
-    def version(self) -> str:
-        ran = self.run(["--version"])
-        found = re.search(r"\d+\.\d+\.\d+", ran.stdout + ran.stderr)
-        return found[0] if found else "unknown"
+
+FULL = Effort(window_requests=2000, stability_percent=15, trials=8)
+QUICK = Effort(window_requests=300, stability_percent=30, trials=4)
 
 
 @dataclass(frozen=True)
@@ -89,22 +86,28 @@ class Target:
         ]
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What a profile export says about the counted windows."""
+def run(arguments: list[str], timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """Run perf_analyzer. Raises BinaryError or subprocess.TimeoutExpired."""
+    path, environment = perf_analyzer()
+    return subprocess.run(
+        [str(path), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout_s,
+    )
 
-    latency_ms: npt.NDArray[np.float64]
-    window_latency_ms: tuple[npt.NDArray[np.float64], ...]
-    duration_s: float
 
-    @property
-    def p99_range_ms(self) -> tuple[float, float]:
-        p99 = [float(np.percentile(w, 99)) for w in self.window_latency_ms if len(w)]
-        return min(p99), max(p99)
+def version() -> str:
+    """Of perf_analyzer."""
+    ran = run(["--version"])
+    found = re.search(r"\d+\.\d+\.\d+", ran.stdout + ran.stderr)
+    return found[0] if found else "unknown"
 
 
-def measure(program: Program, target: Target, load: Load, effort: Effort) -> Measurement:
-    """Put a load on the server and say what was seen.
+def measure(target: Target, load: Load, effort: Effort) -> Measurement:
+    """Put a load on the server and measure it.
 
     Raises:
         AnalyzerError: perf_analyzer could not be used at all (wrong flag, unreadable payload).
@@ -116,53 +119,30 @@ def measure(program: Program, target: Target, load: Load, effort: Effort) -> Mea
         steps = members(client.get_model_config(target.model).config)
         models = {target.model, *steps}
         export = Path(folder) / "profile.json"
-        before = counters(client, models)
-        ran = _run(program, target, load, effort, effort.stability_percent, export)
+        before = {model: statistics(client, model) for model in models}
+        ran = _run(target, load, effort, effort.stability_percent, export)
         stable = ran.returncode != UNSTABLE
         if not stable:
-            before = counters(client, models)
-            ran = _run(program, target, load, effort, ANY_SPREAD_PERCENT, export)
-        after = counters(client, models)
-        failed = after[target.model].failed - before[target.model].failed
-        profile, error = _result(ran, export, failed)
-    measurement = Measurement(
-        model=target.model,
-        batch=target.batch,
-        load=load,
-        failed=failed,
-        stable=stable and error is None,
-        delayed_percent=delayed_percent(ran.stdout + ran.stderr),
-        windows=_windows(effort),
-        stages={step: after[step].since(before[step]) for step in steps},
-        error=error,
-    )
-    return measurement if profile is None else _with_times(measurement, profile)
-
-
-def _with_times(measurement: Measurement, profile: Profile) -> Measurement:
-    requests = len(profile.latency_ms)
+            before = {model: statistics(client, model) for model in models}
+            ran = _run(target, load, effort, ANY_SPREAD_PERCENT, export)
+        after = {model: statistics(client, model) for model in models}
+        failed = after[target.model]["failed"] - before[target.model]["failed"]
+        trace, error = _result(ran, export, failed)
+    if trace is None:
+        measured = Measurement(target.model, target.batch, load, stable=False, error=error)
+    else:
+        ended = summarise(trace, Load("concurrency", 0), target.model, target.batch)
+        measured = replace(ended, load=load, stable=stable)
     return replace(
-        measurement,
-        requests=requests,
-        duration_s=profile.duration_s,
-        throughput=requests * measurement.batch / profile.duration_s,
-        latency_ms=latency_summary(profile.latency_ms),
-        p99_range_ms=profile.p99_range_ms,
+        measured,
+        failed=failed,
+        delayed_percent=delayed_percent(ran.stdout + ran.stderr),
+        stages={step: stage_times(before[step], after[step]) for step in steps},
     )
 
 
-def _windows(effort: Effort) -> dict[str, Any]:
-    return {
-        "effort": effort.name,
-        "mode": "count_windows",
-        "requests": effort.window_requests,
-        "stability_percent": effort.stability_percent,
-        "counted": COUNTED_WINDOWS,
-    }
-
-
-def warm_up(program: Program, target: Target, requests: int = 200) -> None:
-    """Send some requests whose times nobody keeps: the first touch of pages and caches.
+def warm_up(target: Target, requests: int = 200) -> None:
+    """Send some requests that are not measured: the first touch of pages and caches.
 
     Raises:
         AnalyzerError: the server does not answer them; there is no point in measuring.
@@ -170,7 +150,7 @@ def warm_up(program: Program, target: Target, requests: int = 200) -> None:
     flags = ["--concurrency-range", "8", "--request-count", str(requests)]
     for _ in range(WARM_UPS):
         try:
-            ran = program.run([*target.arguments(), *flags], WARM_UP_S)
+            ran = run([*target.arguments(), *flags], WARM_UP_S)
         except subprocess.TimeoutExpired:
             continue
         if ran.returncode:
@@ -186,12 +166,7 @@ def warm_up(program: Program, target: Target, requests: int = 200) -> None:
 
 
 def _run(
-    program: Program,
-    target: Target,
-    load: Load,
-    effort: Effort,
-    spread_percent: float,
-    export: Path,
+    target: Target, load: Load, effort: Effort, spread_percent: float, export: Path
 ) -> subprocess.CompletedProcess[str]:
     windows = [
         *("--measurement-mode", "count_windows"),
@@ -207,13 +182,13 @@ def _run(
             *("--async", "--request-rate-range", str(load.value)),
             *("--request-distribution", "poisson", "--max-threads", str(RATE_THREADS)),
         ]
-    return program.run([*target.arguments(), *windows, *how])
+    return run([*target.arguments(), *windows, *how])
 
 
 def _result(
     ran: subprocess.CompletedProcess[str], export: Path, failed: int
-) -> tuple[Profile | None, str | None]:
-    """The profile, or in its place why the server's requests came to nothing."""
+) -> tuple[Trace | None, str | None]:
+    """The times, or the reason why the server's requests came to nothing."""
     if ran.returncode == 0:
         return read_profile(export), None
     if failed or "Thread [" in ran.stderr + ran.stdout:  # a request's own error, in its words
@@ -229,13 +204,13 @@ def _complaint(ran: subprocess.CompletedProcess[str]) -> str:
 
 
 def delayed_percent(output: str) -> float:
-    """Share of requests that perf_analyzer itself says it sent late."""
+    """Share of requests that perf_analyzer says it sent late."""
     found = re.search(r"([\d.]+)% of the requests were delayed", output)
     return float(found[1]) if found else 0.0
 
 
-def read_profile(path: Path) -> Profile:
-    """Read a profile export.
+def read_profile(path: Path) -> Trace:
+    """Read the answered requests of a profile export.
 
     Raises:
         AnalyzerError: it is empty or holds no request.
@@ -251,11 +226,36 @@ def read_profile(path: Path) -> Profile:
     answered = [r for r in experiment["requests"] if r["response_timestamps"]]
     sent = np.array([r["timestamp"] for r in answered], np.int64)
     ended = np.array([r["response_timestamps"][0] for r in answered], np.int64)
-    bounds = np.array(experiment["window_boundaries"][-COUNTED_WINDOWS - 1 :], np.int64)
-    latency_ms = (ended - sent) / 1e6
-    windows = tuple(
-        latency_ms[(ended >= start) & (ended < stop)] for start, stop in pairwise(bounds)
-    )
-    if not sum(map(len, windows)):
+    first, *_, last = experiment["window_boundaries"][-COUNTED_WINDOWS - 1 :]
+    trace = Trace(sent, sent, ended, np.full(len(sent), OK), first, last)
+    if not trace.answered():
         raise AnalyzerError(f"{path.name} holds no request that was answered in a window")
-    return Profile(np.concatenate(windows), windows, float(bounds[-1] - bounds[0]) / 1e9)
+    return trace
+
+
+def statistics(client: grpc.InferenceServerClient, model: str) -> Counters:
+    """A model's counters since the server started, summed over its versions; times in ns. The
+    ensemble's own entry says nothing about its members' queues, so theirs are read one by one."""
+    versions = client.get_inference_statistics(model).model_stats
+    stats = [version.inference_stats for version in versions]
+    return {
+        "success": sum(s.success.count for s in stats),
+        "failed": sum(s.fail.count for s in stats),
+        "queue": sum(s.queue.ns for s in stats),
+        "input": sum(s.compute_input.ns for s in stats),
+        "infer": sum(s.compute_infer.ns for s in stats),
+        "output": sum(s.compute_output.ns for s in stats),
+        "inferences": sum(version.inference_count for version in versions),
+        "executions": sum(version.execution_count for version in versions),
+    }
+
+
+def stage_times(before: Counters, after: Counters) -> StageTimes:
+    """Means per request between two moments; zeros if there was no request."""
+    grown = {key: after[key] - before[key] for key in after}
+    requests = max(1, grown["success"])
+    return StageTimes(
+        **{f"{key}_us": grown[key] / requests / 1000 for key in TIMES},
+        inference_count=grown["inferences"],
+        execution_count=grown["executions"],
+    )

@@ -1,51 +1,51 @@
-"""`python -m perf.load`: one cheap HTTP load generator for every server that is compared.
+"""One cheap HTTP load generator for every server that is compared.
 
-It shares the cores with the server, so that what it costs is taken from what it measures: a loop
-over epoll, with requests built beforehand. Its timers are finer than the whole milliseconds of an
-event loop over libuv. It runs in a process of its own, in real time wherever it may (or at the
-highest `nice`), as if the clients were on another machine.
+It shares the cores with the server, so what it costs is taken from what it measures: a loop over
+epoll, with requests built beforehand. It runs in a process of its own, in real time if allowed (or
+at the highest `nice`), as if the clients were on another machine.
 
 Closed loop: every connection has one request in flight. Open loop: requests leave at Poisson times
-drawn beforehand, whatever comes back, each on a connection that is free; a latency counts from the
-time at which the request was due. A request that is refused, cut off or not answered is counted as
-failed. Nothing is sent twice.
+drawn beforehand, each on a free connection, answered or not; a latency counts from the time at
+which the request was due. A request that is refused, cut off or not answered counts as failed.
+Nothing is sent twice.
 
-Connections are opened one after the other while requests are under way. Worker processes that share
-a listening socket are given a connection when they are free to take it: of many that came at once,
-the first to wake would take nearly all.
+Connections are opened one after the other while requests are under way. Of many connections that
+came at once, the first worker process to wake would accept nearly all.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
+import pickle
 import select
 import socket
+import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from cascade import errors
 from cascade.errors import CascadeError
-from perf.measurement import Mode
-from perf.trace import LOST, UNANSWERED, Trace, read_requests
+from perf.harness.measurement import LOST, UNANSWERED, Mode, Trace
+from perf.harness.record import ROOT
 
 NICE = -20
 MOST_CONNECTIONS = 1024
 CONNECTIONS_APART_NS = 5_000_000  # closed loop; an open one opens more when all are busy
 MOST_PER_SECOND = 50_000  # answers that there is room for in a closed loop
-MOST_LOST = 100  # in a row: then nobody listens any more
+MOST_LOST = 100  # in a row: the server has gone
 DRAIN_S = 10.0
 now = time.monotonic_ns
 
 
 class LoadError(CascadeError):
-    """The server cannot be asked at all, or answers in a form that is not understood."""
+    """The server cannot be reached, or its answers are not understood."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Plan:
     """One run.
 
     Args:
-        mode, value: `perf.measurement.Load`: requests in flight, or requests per second.
+        mode, value: as in `Load`: requests in flight, or requests per second.
         seconds: how long to measure, after `warm_up_s` that do not count.
         first: the user to begin with; the others follow in order and come again after the last.
         seed: of the Poisson times.
@@ -221,7 +221,7 @@ class Generator:
     def _finish(self, connection: Connection, code: int) -> None:
         number = connection.request
         if number < 0:
-            raise LoadError(f"an answer {code} came that nobody had asked for")
+            raise LoadError(f"an answer {code} came without a request")
         self._done[number] = now()
         self._status[number] = code
         self._answers += 1
@@ -255,56 +255,42 @@ def _due(plan: Plan) -> list[int]:
     return [int(s * 1e9) for s in times_s[times_s < plan.duration_s]]
 
 
-def go_first() -> str:
-    """Run before others as far as that is allowed, and say how it went. Behind a server that keeps
-    every core busy, the best of the ordinary priorities still sent one request of twelve late."""
+def go_first() -> None:
+    """Take the highest priority that is allowed. Behind a server that keeps every core busy, `nice`
+    alone still sent one request of twelve late."""
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        return "real time"
+        return
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
-    return f"nice {os.getpriority(os.PRIO_PROCESS, 0)}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Put one load on a server and write the trace."""
-    options = _parser().parse_args(arguments)
-    host, _, port = options.address.rpartition(":")
-    plan = Plan(
-        options.mode,
-        options.value,
-        options.seconds,
-        options.warm_up,
-        options.first,
-        options.seed,
-    )
-    generator = Generator((host, int(port)), read_requests(options.requests), plan)
-    priority = go_first()
+def run(address: str, requests: Sequence[bytes], plan: Plan) -> Trace:
+    """Put one load on a server, HOST:PORT, from a process of its own.
+
+    Raises:
+        LoadError: what the generator said.
+    """
+    job = pickle.dumps((address, list(requests), plan))
+    command = [sys.executable, "-m", "perf.harness.load"]
+    ran = subprocess.run(command, input=job, capture_output=True, cwd=ROOT, check=False)
+    if ran.returncode:
+        lines = ran.stderr.decode(errors="replace").strip().splitlines()
+        raise LoadError(lines[-1].removeprefix("error: ") if lines else f"code {ran.returncode}")
+    trace: Trace = pickle.loads(ran.stdout)
+    return trace
+
+
+def main() -> None:
+    """The other end of `run`: a job from stdin, its trace to stdout."""
+    address, requests, plan = pickle.loads(sys.stdin.buffer.read())
+    host, _, port = address.rpartition(":")
+    generator = Generator((host, int(port)), requests, plan)
+    go_first()
     gc.freeze()
-    gc.disable()  # a collection would hold up whatever is due
-    try:
-        trace = generator.run()
-    except LoadError as error:
-        print(f"perf.load: {error}", file=sys.stderr)
-        return 2
-    trace.write(options.out)
-    print(f"{len(trace.sent_ns)} requests, {trace.cpu_us:.1f} us of CPU each, {priority}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m perf.load", description=__doc__)
-    parser.add_argument("--address", required=True, help="HOST:PORT")
-    parser.add_argument("--requests", type=Path, required=True, help="see perf.trace")
-    parser.add_argument("--mode", choices=("concurrency", "rate"), required=True)
-    parser.add_argument("--value", type=float, required=True, help="in flight, or per second")
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--warm-up", type=float, default=0.5, help="seconds that do not count")
-    parser.add_argument("--first", type=int, default=0, help="user to begin with")
-    parser.add_argument("--seed", type=int, default=0, help="of the Poisson times")
-    parser.add_argument("--out", type=Path, required=True, help="file for the trace (.npz)")
-    return parser
+    gc.disable()  # a collection would delay the next request
+    sys.stdout.buffer.write(pickle.dumps(generator.run()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    errors.run(main)

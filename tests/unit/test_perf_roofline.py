@@ -1,8 +1,9 @@
-"""The floor: work counted against what torch counts, and the report on a CPU."""
+"""The roofline: work counted against what torch counts, and the report on a CPU."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascade.errors import CascadeError
 from cascade.spec import PRERANK, RANK, RETRIEVE
 from cascade.training import checkpoint
-from perf import floor, speed, work
-from perf.work import Device, Work
+from perf import roofline
+from perf.harness import device
+from perf.harness.device import Device
+from perf.roofline import Work
 
 SPEEDS = Device("a device", bytes_per_s=1e9, flops={"float32": 1e12, "float16": 4e12})
 
@@ -26,7 +30,7 @@ def test_the_floor_is_the_longer_of_reading_and_computing() -> None:
 
 
 def test_a_search_reads_the_matrix_once_for_all_users() -> None:
-    assert work.of_search(32, 1000, 16, 2) == Work(32_000, 512_000)
+    assert roofline.work_of_search(32, 1000, 16, 2) == Work(32_000, 512_000)
 
 
 @pytest.mark.parametrize("stage", [PRERANK, RANK])
@@ -41,14 +45,14 @@ def test_work_of_a_graph_is_what_torch_counts(criteo: Any, stage: str) -> None:
         scorer.cross(scorer.user(dense, ids), torch.zeros(users, width, scorer.item_width))
     rows = np.tile(np.arange(width), (users, 1))
     rows[0, :10] = -1  # nothing is read for a pad
-    found = work.of_graph(folder, (*encoded, rows))
+    found = roofline.work_of_graph(folder, (*encoded, rows))
     assert found.multiply_adds == counter.get_total_flops() // 2
     assert found.read_bytes == (users * width - 10) * scorer.item_width * 4
 
 
 def test_a_tower_gathers_no_candidates(criteo: Any) -> None:
     users = criteo.pipeline().retrieve(criteo.dense[:2], criteo.categorical[:2])[:2]
-    found = work.of_graph(criteo.repository / RETRIEVE / "1", users)
+    found = roofline.work_of_graph(criteo.repository / RETRIEVE / "1", users)
     assert found.read_bytes == 0
     assert found.multiply_adds > 0
 
@@ -61,14 +65,14 @@ def test_the_report_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch,
     cuda_graphs: bool,
 ) -> None:
-    monkeypatch.setitem(speed.COPIED, "cpu", 1 << 20)
-    monkeypatch.setitem(speed.MULTIPLIED, "cpu", 64)
-    monkeypatch.setattr(speed, "TIMED", 2)
-    out = tmp_path / "perf" / "floor.json"
+    monkeypatch.setitem(device.COPIED, "cpu", 1 << 20)
+    monkeypatch.setitem(device.MULTIPLIED, "cpu", 64)
+    monkeypatch.setattr(device, "TIMED", 2)
+    out = tmp_path / "perf" / "roofline.json"
     users = criteo.checkpoints / "users.jsonl"
     options = ["--repository", criteo.repository, "--users", users, "--out", out, "--items", 3000]
     extra = ["--runtime", "torchscript", "--cuda-graphs"] if cuda_graphs else []
-    assert floor.main([*map(str, options), "--threads", "1", *extra]) == 0
+    roofline.main([*map(str, options), "--threads", "1", *extra])
     printed = capsys.readouterr().out
     found = json.loads(out.read_text())
     assert found["searched_items"] == 3000
@@ -76,29 +80,27 @@ def test_the_report_on_a_cpu(
     assert set(found["device"]["flops"]) == {"float32", "float16", "bfloat16"}
     stages = [(row["stage"], row["users"]) for row in found["rows"]]
     assert sorted(stages) == sorted(
-        (stage, users) for stage in (RETRIEVE, PRERANK, RANK, floor.SEARCH) for users in (1, 32)
+        (stage, users) for stage in (RETRIEVE, PRERANK, RANK, roofline.SEARCH) for users in (1, 32)
     )
     for stage, users in stages:
-        assert any(line.startswith(f"{stage:14}{users:6}") for line in printed.splitlines())
+        assert re.search(rf"(?m)^\| {stage} +\| +{users} \|", printed)
     rows = {(row["stage"], row["users"]): row for row in found["rows"]}
-    for name, stage in (("retrieval", floor.SEARCH), (PRERANK, PRERANK), (RANK, RANK)):
+    for name, stage in (("retrieval", roofline.SEARCH), (PRERANK, PRERANK), (RANK, RANK)):
         row = rows[stage, 32]
         assert found[f"{name}_over_floor"] == pytest.approx(row["measured_us"] / row["floor_us"])
-    assert rows[floor.SEARCH, 32]["read_bytes"] == 3000 * 8 * 2
+    assert rows[roofline.SEARCH, 32]["work"]["read_bytes"] == 3000 * 8 * 2
     assert found["rank_pairs_per_s"] > 0
     assert "21.5 M pairs/s" in printed
 
 
 def test_on_a_gpu_the_keys_say_so() -> None:
-    row = floor.Row(floor.SEARCH, 32, 10.0, 4.0, 1, 1, 1.0)
-    found = floor.summary(SPEEDS, [row], 3.0, gpu=True)
+    row = roofline.Row(roofline.SEARCH, 32, 10.0, 1.0, Work(1, 1), 4.0)
+    found = roofline.summary(SPEEDS, [row], gpu=True)
     assert found["gpu_retrieval_over_floor"] == 2.5
     assert not any(key.startswith("retrieval") for key in found)
 
 
-def test_what_cannot_be_measured_is_said(
-    criteo: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_measured_is_said(criteo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert floor.main(["--repository", str(criteo.repository), "--device", "cuda"]) == 2
-    assert "torch finds no GPU" in capsys.readouterr().err
+    with pytest.raises(CascadeError, match="torch finds no GPU"):
+        roofline.main(["--repository", str(criteo.repository), "--device", "cuda"])

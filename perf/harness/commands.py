@@ -1,0 +1,88 @@
+"""What the command lines share: steps as commands of their own, progress, and argument types."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+PROGRESS_S = 10
+CURSOR = r"\x1b\[[0-9;]*[A-Za-z]"  # what progress bars move it by
+
+
+def run(module: str, *arguments: object, log: Path | None = None) -> float:
+    """Run `python -m module` -> seconds. The command is printed, so that it can be tried alone.
+
+    Args:
+        log: file that its output is appended to; the screen then shows its last line every
+            `PROGRESS_S` seconds.
+
+    Raises:
+        SystemExit: it failed, and so does the whole.
+    """
+    words = [sys.executable, "-m", module, *map(str, arguments)]
+    heading(f"python {' '.join(words[1:])}")
+    started = time.monotonic()
+    if log is None:
+        code, seen = subprocess.run(words, check=False).returncode, "above"
+    else:
+        code = _logged(words, log, started)
+        seen = f"{log}, which ends with\n{_tail(log, 10)}"
+    if code:
+        raise SystemExit(f"error: python -m {module} failed with code {code}: see {seen}")
+    return time.monotonic() - started
+
+
+def _logged(words: list[str], log: Path, started: float) -> int:
+    with log.open("a") as file:
+        print(f"==> {' '.join(words)}", file=file, flush=True)
+        with subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT) as process:
+            while True:
+                try:
+                    return process.wait(PROGRESS_S)
+                except subprocess.TimeoutExpired:
+                    print(f"{time.monotonic() - started:6.0f} s  {_tail(log, 1)[:90]}", flush=True)
+
+
+def _tail(log: Path, lines: int) -> str:
+    """The last lines; of a progress bar its last state."""
+    text = re.sub(CURSOR, "", log.read_text(errors="replace")).replace("\r", "\n")
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def heading(text: str) -> None:
+    """A line that stands out."""
+    print(f"\n\033[1m==> {text}\033[0m" if sys.stdout.isatty() else f"\n==> {text}", flush=True)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def end_in_order() -> None:
+    """Let SIGTERM end the `with` blocks, and so the servers."""
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt that
+    sys.exit(128 + number)
+
+
+def count(text: str) -> int:
+    """An argparse type: a number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An argparse type: such numbers, separated by commas."""
+    return tuple(count(part) for part in text.split(","))

@@ -1,0 +1,209 @@
+"""One measurement: the load, the times of its requests, and the figures that they give.
+
+A `Trace` holds the times of all requests of a run, no matter which program sent them: `load` over
+HTTP, perf_analyzer over gRPC, or a process that calls the stages itself. `summarise` turns it into
+a `Measurement`, which is one line of perf/results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Mode = Literal["concurrency", "rate"]
+Times = npt.NDArray[np.int64]
+
+PERCENTILES = {"p5_ms": 5, "p50_ms": 50, "p95_ms": 95, "p99_ms": 99, "p99_9_ms": 99.9}
+OK = 200
+LOST, UNANSWERED = -1, 0  # instead of a status: the server hung up; no answer until the end
+LATE_NS = 1_000_000
+WINDOWS, STABILITY_PERCENT = 3, 15.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the clients do.
+
+    Args:
+        mode: `concurrency` keeps that many requests in flight (closed loop: a slow server gets
+            fewer requests); `rate` sends so many a second at Poisson times, answered or not (open
+            loop: what independent users do).
+        value: requests in flight, or requests per second.
+    """
+
+    mode: Mode
+    value: float
+
+    def __str__(self) -> str:
+        unit = "" if self.mode == "concurrency" else " requests/s"
+        return f"{self.mode} {self.value:g}{unit}"
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """What a member of the ensemble did, from the server's own statistics.
+
+    The times are means per request, in microseconds. Each request of a batch counts the time of the
+    whole batch, because that is how long it waited.
+    """
+
+    queue_us: float
+    input_us: float
+    infer_us: float
+    output_us: float
+    inference_count: int
+    execution_count: int
+
+    @property
+    def mean_batch(self) -> float:
+        return self.inference_count / self.execution_count if self.execution_count else 0.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run.
+
+    Args:
+        model: what was asked; `in-process` for the stages without a server.
+        batch: users in a request.
+        requests: answered requests in the time that counts.
+        failed: refused, failed, lost or unanswered requests.
+        duration_s: length of that time.
+        throughput: users per second.
+        latency_ms: percentiles, mean and max, by name; empty if the run failed.
+        p99_range_ms: lowest and highest p99 of its thirds, which says how far to trust the p99.
+        stable: the thirds agree.
+        delayed_percent: share of the requests that the client sent late, so that the load was less
+            than the one asked for.
+        stages: by member, over the whole run.
+        error: what went wrong, in the words of the program that sent the requests.
+    """
+
+    model: str
+    batch: int
+    load: Load
+    requests: int = 0
+    failed: int = 0
+    duration_s: float = 0.0
+    throughput: float = 0.0
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    p99_range_ms: tuple[float, float] | None = None
+    stable: bool = True
+    delayed_percent: float = 0.0
+    stages: Mapping[str, StageTimes] = field(default_factory=dict)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat and JSON-ready: `mode` and `value` for the load, `p50_ms` and so on."""
+        value = asdict(self)
+        del value["load"], value["latency_ms"]
+        stages = {n: {**asdict(s), "mean_batch": s.mean_batch} for n, s in self.stages.items()}
+        return {**value, **asdict(self.load), **self.latency_ms, "stages": stages}
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"FAILED ({self.failed} requests): {self.error}"
+        marks = [] if self.stable else ["UNSTABLE"]
+        if self.delayed_percent:
+            marks.append(f"DELAYED ({self.delayed_percent:g} % of the requests)")
+        p50, p99 = self.latency_ms["p50_ms"], self.latency_ms["p99_ms"]
+        figures = f"{self.throughput:.0f} users/s, p50 {p50:.2f}, p99 {p99:.2f} ms"
+        return " ".join([figures, ", ".join(marks)]).rstrip()
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The requests of one run in the order in which they left; times in ns of the monotonic clock.
+
+    Args:
+        due_ns, sent_ns, done_ns, status: [N] each. In a closed loop a request is due when sent.
+        from_ns, until_ns: the time that counts.
+        waited: how often a request was due and no further connection was allowed.
+        cpu_us: mean CPU time of the load generator per request.
+    """
+
+    due_ns: Times
+    sent_ns: Times
+    done_ns: Times
+    status: Times
+    from_ns: int
+    until_ns: int
+    waited: int = 0
+    cpu_us: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """From the first request to the last answer."""
+        return float(max(self.done_ns.max(initial=0), self.until_ns) - self.sent_ns.min()) / 1e9
+
+    def late(self) -> int:
+        """Requests of an open loop that left more than 1 ms after they were due."""
+        return int((self.sent_ns - self.due_ns > LATE_NS).sum())
+
+    def latency_ms(self, load: Load) -> npt.NDArray[np.float64]:
+        """Of the requests that count and were answered well, in the order of their sending."""
+        return (self.done_ns - self.due_ns)[self.counted(load)] / 1e6
+
+    def counted(self, load: Load) -> npt.NDArray[np.bool_]:
+        """Whether a request was answered well, and in the time that counts."""
+        return self._within(self.moments(load)) & (self.status == OK)
+
+    def answered(self) -> int:
+        """Good answers that came in the time that counts."""
+        return int((self._within(self.done_ns) & (self.status == OK)).sum())
+
+    def moments(self, load: Load) -> Times:
+        """Closed loop: what ended in the time counts. Open loop: what was due in it, because the
+        slowest requests end after it and would be left out."""
+        return self.done_ns if load.mode == "concurrency" else self.due_ns
+
+    def _within(self, at_ns: Times) -> npt.NDArray[np.bool_]:
+        inside: npt.NDArray[np.bool_] = (at_ns >= self.from_ns) & (at_ns < self.until_ns)
+        return inside
+
+
+def summarise(trace: Trace, load: Load, model: str, batch: int = 1) -> Measurement:
+    """One run in figures. Its throughput counts the answers that came in the counted time."""
+    seconds = (trace.until_ns - trace.from_ns) / 1e9
+    failed, late = int((trace.status != OK).sum()), trace.late()
+    latency_ms = trace.latency_ms(load)
+    if not len(latency_ms):
+        error = f"no request was answered in {seconds:g} s ({failed} of them failed)"
+        return Measurement(model, batch, load, failed=failed, stable=False, error=error)
+    bounds = np.linspace(trace.from_ns, trace.until_ns, WINDOWS + 1)[1:-1]
+    window = np.searchsorted(bounds, trace.moments(load)[trace.counted(load)])
+    windows = [latency_ms[window == number] for number in range(WINDOWS)]
+    p99 = [float(np.percentile(part, 99)) for part in windows if len(part)]
+    return Measurement(
+        model=model,
+        batch=batch,
+        load=load,
+        requests=len(latency_ms),
+        failed=failed,
+        duration_s=seconds,
+        throughput=trace.answered() * batch / seconds,
+        latency_ms=latency_summary(latency_ms),
+        p99_range_ms=(min(p99), max(p99)),
+        stable=all(map(len, windows)) and _agree(windows, load),
+        delayed_percent=100 * late / len(trace.sent_ns),
+    )
+
+
+def _agree(windows: Sequence[npt.NDArray[np.float64]], load: Load) -> bool:
+    """Closed loop: counts and mean latencies. Open loop: the counts are random, so the latencies
+    alone."""
+    values = [[float(window.mean()) for window in windows]]
+    if load.mode == "concurrency":
+        values.append([len(window) for window in windows])
+    return all(max(v) <= min(v) * (1 + STABILITY_PERCENT / 100) for v in values)
+
+
+def latency_summary(latency_ms: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Percentiles (linear interpolation), mean and max of at least one request, in ms."""
+    values = np.percentile(latency_ms, list(PERCENTILES.values()))
+    summary = dict(zip(PERCENTILES, map(float, values), strict=True))
+    return {**summary, "mean_ms": float(latency_ms.mean()), "max_ms": float(latency_ms.max())}
