@@ -149,6 +149,20 @@ class RequestLayout:
         """F_cat, likewise at least 1."""
         return max(1, len(self.categorical))
 
+    def of_columns(self, columns: Sequence[str], table: str) -> tuple[list[str], list[str]]:
+        """The features that a table has as columns, and those that it lacks.
+
+        Raises:
+            InvalidInput: it has none of them.
+        """
+        present = [name for name in self.names if name in columns]
+        if not present:
+            raise InvalidInput(
+                f"{table} has none of the features {', '.join(self.names)} as a column; its "
+                f"columns are {', '.join(columns)}"
+            )
+        return present, [name for name in self.names if name not in columns]
+
     def empty(self, users: int = 1) -> tuple[Dense, Categorical]:
         """dense [B, F_dense] and categorical [B, F_cat] in which every value is missing."""
         return (

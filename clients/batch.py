@@ -15,13 +15,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from pathlib import Path
 from typing import Any
 
-from cascade.client import AsyncRecommender, InvalidInput, Recommendation, RecommendError
+from cascade.client import AsyncRecommender, InvalidInput, Recommendation
+from cascade.errors import run
 from cascade.layout import User
-from clients.options import add_connection, connection, positive
-from clients.parquet import AnswerFile, MissingPackage, UserFile, need
+from clients.options import UsageError, add_connection, connection, positive
+from clients.parquet import AnswerFile, UserFile, need
 
-Answer = Recommendation | str
-"""What the server recommends, or why it refused the row."""
+Outcome = Recommendation | str
+"""What the server recommends for a row, or why it was rejected."""
 
 Ask = Callable[[Sequence[User]], Awaitable[list[Recommendation]]]
 
@@ -29,14 +30,7 @@ Ask = Callable[[Sequence[User]], Awaitable[list[Recommendation]]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all rows answered (or --allow-errors), 1 not, 2 wrong usage, 130 stopped."""
     options = _parser().parse_args(arguments)
-    try:
-        rows, refused = asyncio.run(_run(options))
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
-    except (RecommendError, MissingPackage, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    rows, refused = asyncio.run(_answer_file(options))
     print(f"{options.output}: {rows} rows, {refused} refused", file=sys.stderr)
     if refused and not options.allow_errors:
         print("the column `error` says why; --allow-errors accepts this", file=sys.stderr)
@@ -49,33 +43,28 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m clients.batch",
         description="Ask the cascade for the ten best items for every row of a Parquet file.",
     )
-    parser.add_argument("input", type=Path, help="Parquet file, columns named by feature")
-    parser.add_argument("output", type=Path, help="Parquet file to write, or to replace")
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", type=Path, help="Parquet file, columns named by feature")
+    add("output", type=Path, help="Parquet file to write, or to replace")
+    add(
         "--keep",
         action="append",
         default=[],
         metavar="COLUMN",
         help="hand this column of the input through; may be repeated",
     )
-    parser.add_argument(
-        "--concurrency", type=positive, default=8, help="requests under way (%(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=32, help="rows of a request (%(default)s)"
-    )
-    parser.add_argument(
-        "--allow-errors", action="store_true", help="exit 0 even if rows were refused"
-    )
-    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    add("--concurrency", type=positive, default=8, help="requests under way (%(default)s)")
+    add("--batch-size", type=positive, default=32, help="rows of a request (%(default)s)")
+    add("--allow-errors", action="store_true", help="exit 0 even if rows were refused")
+    add("--no-progress", action="store_true", help="show no progress bar")
     add_connection(parser, deadline_ms=30_000)
     return parser
 
 
-async def _run(options: argparse.Namespace) -> tuple[int, int]:
+async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """Returns the rows written and how many of them were refused."""
     need("pyarrow.parquet")  # before anything is asked of the server
-    tqdm = None if options.no_progress else need("tqdm").tqdm
+    tqdm = need("tqdm").tqdm if not options.no_progress else None
     _check_paths(options.input, options.output)
     refused = 0
     async with AsyncRecommender(**connection(options)) as recommender:
@@ -99,16 +88,16 @@ async def _run(options: argparse.Namespace) -> tuple[int, int]:
 
 def _check_paths(source: Path, target: Path) -> None:
     if not source.is_file():
-        raise ValueError(f"there is no file {source}")
+        raise UsageError(f"there is no file {source}")
     if not target.parent.is_dir():
-        raise ValueError(f"there is no folder {target.parent} to write {target.name} to")
+        raise UsageError(f"there is no folder {target.parent} to write {target.name} to")
     if target.exists() and target.samefile(source):
-        raise ValueError(f"{source} is both input and output; write to another file")
+        raise UsageError(f"{source} is both input and output; write to another file")
 
 
 async def in_order(
     ask: Ask, batches: Iterable[tuple[Sequence[User], Any]], concurrency: int
-) -> AsyncGenerator[tuple[Any, list[Answer]], None]:
+) -> AsyncGenerator[tuple[Any, list[Outcome]], None]:
     """Answer the batches, `concurrency` at a time, in the order in which they come.
 
     Args:
@@ -120,15 +109,15 @@ async def in_order(
     """
     gate = asyncio.Semaphore(concurrency)
 
-    async def answer(users: Sequence[User]) -> list[Answer]:
+    async def answer(users: Sequence[User]) -> list[Outcome]:
         async with gate:
             return await settle(ask, users)
 
-    waiting: deque[tuple[Any, asyncio.Task[list[Answer]]]] = deque()
+    waiting: deque[tuple[Any, asyncio.Task[list[Outcome]]]] = deque()
     try:
         for users, passed in batches:
             waiting.append((passed, asyncio.create_task(answer(users))))
-            # One slow batch at the head must not starve the others, nor may they pile up.
+            # One slow batch at the head does not hold up the others, and few are in memory.
             if len(waiting) >= 4 * concurrency:
                 passed, task = waiting.popleft()
                 yield passed, await task
@@ -141,9 +130,9 @@ async def in_order(
         await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
 
 
-async def settle(ask: Ask, users: Sequence[User]) -> list[Answer]:
-    """One answer per user. A refused request is asked again in halves, so that the good rows get
-    their recommendations and each bad one its reason."""
+async def settle(ask: Ask, users: Sequence[User]) -> list[Outcome]:
+    """One answer per user. A rejected request is asked again in halves, so that valid rows get
+    their recommendations and each invalid one its reason."""
     try:
         return list(await ask(users))
     except InvalidInput as error:
@@ -154,4 +143,4 @@ async def settle(ask: Ask, users: Sequence[User]) -> list[Answer]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,4 +1,4 @@
-"""Random users for a look at the server, from real rows or made up by kind of feature."""
+"""Random users for a look at the server: from a file, or made up from the layout."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cascade.client import Layout
+from cascade.layout import RequestLayout
+from clients.options import UsageError
 
 _MISSING_SHARE = 0.1
 _BAG_MEMBERS = 5
 
 
-def made_up(layout: Layout, generator: random.Random) -> dict[str, Any]:
+def made_up(layout: RequestLayout, generator: random.Random) -> dict[str, Any]:
     """A user of skewed small counts and small numeric categories, some values missing.
 
     The values have the right kind, not the right meaning: many will be out of vocabulary.
@@ -36,12 +37,12 @@ def from_file(path: Path, count: int, generator: random.Random) -> list[dict[str
     """Draw `count` users, with repetition where there are fewer, from a file of JSON lines.
 
     Raises:
-        ValueError: the file has no line, or one that is drawn is not a JSON object.
+        UsageError: the file has no line, or one that is drawn is not a JSON object.
     """
     with path.open(encoding="utf-8") as file:
         lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} is empty; expected one user as a JSON object per line")
+        raise UsageError(f"{path} is empty; expected one user as a JSON object per line")
     if count <= len(lines):
         drawn = generator.sample(lines, count)
     else:
@@ -53,14 +54,14 @@ def parse(text: str, where: str) -> dict[str, Any]:
     """A user written as a JSON object.
 
     Raises:
-        ValueError: says where, and what is wrong.
+        UsageError: says where, and what is wrong.
     """
     try:
         user = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        raise UsageError(f"{where}: not JSON: {error}") from error
     if not isinstance(user, dict):
-        raise ValueError(
+        raise UsageError(
             f"{where}: a user is a JSON object of feature values by name, not {text.strip()[:40]!r}"
         )
     return user

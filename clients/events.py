@@ -1,8 +1,9 @@
 """`python -m clients.events --store URL < events.jsonl`: what users did, for their next request.
 
 A line is `{"user_id": "17", "feature": "history", "values": ["m-3"]}`: new members of a bag, the
-latest last. They go in front of it, and as many are kept as the cascade reads. What has arrived is
-written at once, so a pipe may stay open; writers may be many. From Python:
+latest last. They go in front of the bag, which keeps as many as the cascade reads. Lines are
+written as soon as they arrive, so a pipe may stay open; several writers may run at the same time.
+From Python:
 
     with UserStore.open("lmdb:users.lmdb") as users:
         users.append("17", "history", ["m-3"])
@@ -13,6 +14,7 @@ An event that is written twice is there twice.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -21,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from cascade.encoding import InvalidInput
-from cascade.store import Event, OtherLayout, StoreError, UserStore
+from cascade.errors import run
+from cascade.store import Event, UserStore
 
 READ_BYTES = 1 << 16
 FIELDS = ("user_id", "feature", "values")
@@ -29,23 +32,24 @@ FIELDS = ("user_id", "feature", "values")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all written, 1 not (stderr says what and why), 2 wrong usage."""
-    options = _parser().parse_args(arguments)
-    try:
-        with UserStore.open(options.store) as store:
-            if options.file is None:
-                written, refused = write(store, arrivals(sys.stdin.buffer.raw))  # type: ignore[union-attr]
-            else:
-                with options.file.open("rb", buffering=0) as file:
-                    written, refused = write(store, arrivals(file))
-            print(f"{store.url}: {written} events written, {refused} refused", file=sys.stderr)
-    except (OtherLayout, StoreError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser = argparse.ArgumentParser(prog="python -m clients.events", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--store", required=True, metavar="URL", help="see cascade/store")
+    parser.add_argument("file", type=Path, nargs="?", help="of JSON lines [standard input]")
+    options = parser.parse_args(arguments)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(UserStore.open(options.store))
+        if options.file is None:
+            source: Any = sys.stdin.buffer.raw  # type: ignore[union-attr]
+        else:
+            source = stack.enter_context(options.file.open("rb", buffering=0))
+        written, refused = write(store, arrivals(source))
+        print(f"{store.url}: {written} events written, {refused} refused", file=sys.stderr)
     return 1 if refused else 0
 
 
 def write(store: UserStore, lines: Iterable[list[tuple[int, bytes]]]) -> tuple[int, int]:
-    """Write events as they arrive; a line that is at fault is told of and left out.
+    """Write events as they arrive; an invalid line is reported and left out.
 
     Args:
         lines: some at a time, each with its number.
@@ -99,13 +103,5 @@ def parse(line: bytes) -> Event:
     return Event(*(value[field] for field in FIELDS))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m clients.events", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--store", required=True, metavar="URL", help="see cascade/store")
-    parser.add_argument("file", type=Path, nargs="?", help="of JSON lines [standard input]")
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

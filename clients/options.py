@@ -1,4 +1,4 @@
-"""Command-line options that every client shares: where the server is and how to reach it."""
+"""Command-line options of all clients: where the server is and how to reach it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cascade.client import Tls
 from cascade.client.recommender import URL
-from cascade.client.transport import Tls
+from cascade.errors import CascadeError
+
+
+class UsageError(CascadeError, ValueError):
+    """A program was given something that it cannot use."""
 
 
 def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:
@@ -21,34 +26,32 @@ def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:
         help="longest time for a request, retries included (%(default)s)",
     )
     group.add_argument("--tls", action="store_true", help="encrypt; trust the usual authorities")
-    group.add_argument("--tls-ca", type=Path, metavar="PEM", help="encrypt; trust this authority")
-    group.add_argument("--tls-key", type=Path, metavar="PEM", help="encrypt; this client's key")
-    group.add_argument(
-        "--tls-cert", type=Path, metavar="PEM", help="encrypt; this client's certificate"
-    )
+    for name, purpose in (
+        ("ca", "trust this authority"),
+        ("key", "this client's key"),
+        ("cert", "this client's certificate"),
+    ):
+        group.add_argument(f"--tls-{name}", type=Path, metavar="PEM", help=f"encrypt; {purpose}")
 
 
 def connection(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of a `Recommender` or an `AsyncRecommender`.
 
     Raises:
-        ValueError: the TLS files are missing or incomplete.
+        UsageError: the TLS files are missing or incomplete.
     """
     files = (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
     encrypt = arguments.tls or any(path is not None for path in files)
-    return {
-        "url": arguments.url,
-        "deadline_s": arguments.deadline_ms / 1000,
-        "tls": Tls(*files) if encrypt else None,
-    }
+    try:
+        tls = Tls(*files) if encrypt else None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return {"url": arguments.url, "deadline_s": arguments.deadline_ms / 1000, "tls": tls}
 
 
 def positive(text: str) -> int:
     """An argparse type: an integer from 1 on."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
+    value = int(text) if text.strip().isdecimal() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected an integer from 1 on, got {text!r}")
     return value

@@ -9,12 +9,13 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from cascade.client import Layout, Recommendation
+from cascade.client import Recommendation
 from cascade.errors import CascadeError
+from cascade.layout import RequestLayout
 from cascade.values import unknown_name
+from clients.options import UsageError
 
 GROUP_ROWS = 16_384
 """Rows of the output that are held in memory before they are written as one row group."""
@@ -27,7 +28,11 @@ class MissingPackage(CascadeError):
 
 
 def need(package: str) -> Any:
-    """Import what the extra `batch` brings, or say how to get it."""
+    """Import what the extra `batch` installs.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -44,28 +49,23 @@ class UserFile:
         keep: columns to hand through to the output, for instance the user's id.
 
     Raises:
-        ValueError: not a Parquet file, no feature among its columns, or no such column to keep.
+        InvalidInput: no feature among its columns.
+        UsageError: not a Parquet file, or no such column to keep.
     """
 
-    def __init__(self, path: Path, layout: Layout, keep: Sequence[str]) -> None:
+    def __init__(self, path: Path, layout: RequestLayout, keep: Sequence[str]) -> None:
         pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
         try:
             self._file = parquet.ParquetFile(path)
         except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path} is not a Parquet file: {error}") from error
+            raise UsageError(f"{path} is not a Parquet file: {error}") from error
         schema = self._file.schema_arrow
-        self.features = [name for name in layout.names if name in schema.names]
-        self.absent = [name for name in layout.names if name not in schema.names]
-        if not self.features:
-            raise ValueError(
-                f"{path} has none of the features {', '.join(layout.names)} as a column; "
-                f"its columns are {', '.join(schema.names)}"
-            )
+        self.features, self.absent = layout.of_columns(schema.names, str(path))
         for name in keep:
             if name not in schema.names:
-                raise ValueError(f"{path}: --keep: {unknown_name('column', name, schema.names)}")
+                raise UsageError(f"{path}: --keep: {unknown_name('column', name, schema.names)}")
             if name in RESULT_COLUMNS:
-                raise ValueError(f"--keep {name}: the output has a column of this name; rename it")
+                raise UsageError(f"--keep {name}: the output has a column of this name; rename it")
         self.kept = [schema.field(name) for name in dict.fromkeys(keep)]
         self.rows: int = self._file.metadata.num_rows
 
@@ -76,17 +76,13 @@ class UserFile:
         for batch in self._file.iter_batches(batch_size=size, columns=columns):
             yield batch.select(self.features).to_pylist(), batch.select(kept)
 
-    def close(self) -> None:
-        self._file.close()
-
 
 class AnswerFile:
     """The output: kept columns, `item_ids` list<int64>, `scores` list<float32> and `error`, which
     is null where there is an answer.
 
     It is written under a temporary name beside the target and renamed when the `with` block ends
-    without an exception, so that a reader never meets half a file. A target that exists is
-    replaced.
+    without an exception, so that a reader never sees half a file. A target that exists is replaced.
     """
 
     def __init__(self, path: Path, kept: Sequence[Any]) -> None:
@@ -127,12 +123,7 @@ class AnswerFile:
         self._writer = self._parquet.ParquetWriter(self._partial, self._schema)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None and self._waiting:
                 self._flush()

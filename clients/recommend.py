@@ -12,65 +12,51 @@ import csv
 import json
 import random
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cascade.client import Recommendation, Recommender, RecommendError
+from cascade.errors import CascadeError, run
 from clients import draw
-from clients.options import add_connection, connection, positive
+from clients.options import UsageError, add_connection, connection, positive
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 answered, 1 not answered (one line on stderr says why), 2 wrong usage."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    try:
-        titles = read_titles(options.titles) if options.titles else None
-        generator = random.Random(options.seed)
-        with Recommender(**connection(options)) as recommender:
-            filters: dict[str, Any] = {"exclude": options.exclude, "allow": options.allow}
-            if options.user_id:
-                users, answers = _by_id(options, recommender, filters)
-            else:
-                users = _users(options, recommender, generator)
-                each: Any = {name: [value] * len(users) for name, value in filters.items()}
-                answers = recommender.recommend_many(users, **each)
-    except (RecommendError, ValueError, OSError) as error:
-        print(f"error: {error}{_request(error)}", file=sys.stderr)
-        return 1
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    titles = read_titles(options.titles) if options.titles else None
+    with Recommender(**connection(options)) as recommender:
+        try:
+            users, answers = _ask(options, recommender)
+        except RecommendError as error:
+            request = f" (request {error.request_id})" if error.request_id else ""
+            raise CascadeError(f"{error}{request}") from error
     for user, answer in zip(users, answers, strict=True):
         if options.json:
             print(as_json(user, answer, titles))
         else:
             print("\n".join(table(user, answer, titles, shutil.get_terminal_size().columns)))
-    return 0
-
-
-def _request(error: Exception) -> str:
-    request_id = getattr(error, "request_id", "")
-    return f" (request {request_id})" if request_id else ""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clients.recommend", description="Ask the cascade for the ten best items."
     )
-    who = parser.add_mutually_exclusive_group(required=True)
-    who.add_argument(
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add(
         "--user",
         action="append",
         metavar="JSON",
         help="a user as a JSON object of raw feature values by name; may be repeated",
     )
-    who.add_argument(
+    add(
         "--user-id",
         action="append",
         metavar="ID",
         help="a user whose features the server has in its store; may be repeated",
     )
-    who.add_argument(
+    add(
         "--random",
         type=positive,
         nargs="?",
@@ -78,32 +64,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="N random users (1); made up unless --users is given",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--context",
         metavar="JSON",
         help="feature values that override the stored ones (with --user-id)",
     )
-    parser.add_argument(
-        "--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines"
-    )
-    parser.add_argument("--seed", type=int, help="draw the same users again")
-    parser.add_argument(
-        "--exclude",
-        type=_ids,
-        default=[],
-        metavar="ID,…",
-        help="items that are not wanted",
-    )
-    parser.add_argument(
+    add("--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines")
+    add("--seed", type=int, help="draw the same users again")
+    add("--exclude", type=_ids, default=[], metavar="ID,…", help="items that are not wanted")
+    add(
         "--allow",
         type=_allow,
         metavar="JSON",
         help='want only items with these values, as {"genre": ["Comedy", "Drama"]}',
     )
-    parser.add_argument(
-        "--titles", type=Path, metavar="CSV", help="file with the columns item_id and title"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object per user")
+    add("--titles", type=Path, metavar="CSV", help="file with the columns item_id and title")
+    add("--json", action="store_true", help="one JSON object per user")
     add_connection(parser, deadline_ms=5000)
     return parser
 
@@ -129,24 +106,27 @@ def _allow(text: str) -> dict[str, Any]:
     return value
 
 
-def _by_id(
-    options: argparse.Namespace, recommender: Recommender, filters: dict[str, Any]
+def _ask(
+    options: argparse.Namespace, recommender: Recommender
 ) -> tuple[list[dict[str, Any]], list[Recommendation]]:
     """The users as asked for, and the answers."""
-    context = draw.parse(options.context, "--context") if options.context else {}
-    ids: list[str] = options.user_id
-    each: Any = {name: [value] * len(ids) for name, value in filters.items()}
-    answers = recommender.recommend_users(ids, [context] * len(ids), **each)
-    return [{"user_id": user_id, **context} for user_id in ids], answers
+    if options.user_id:
+        ids: list[str] = options.user_id
+        context = draw.parse(options.context, "--context") if options.context else {}
+        users = [{"user_id": user_id, **context} for user_id in ids]
+    elif options.user:
+        users = [draw.parse(text, f"--user {n}") for n, text in enumerate(options.user, 1)]
+    else:
+        users = _drawn(options, recommender)
+    exclude, allow = [options.exclude] * len(users), [options.allow] * len(users)
+    if options.user_id:
+        contexts = [context] * len(users)
+        return users, recommender.recommend_users(ids, contexts, exclude=exclude, allow=allow)
+    return users, recommender.recommend_many(users, exclude=exclude, allow=allow)
 
 
-def _users(
-    options: argparse.Namespace, recommender: Recommender, generator: random.Random
-) -> list[dict[str, Any]]:
-    if options.user:
-        return [
-            draw.parse(text, f"--user {position}") for position, text in enumerate(options.user, 1)
-        ]
+def _drawn(options: argparse.Namespace, recommender: Recommender) -> list[dict[str, Any]]:
+    generator = random.Random(options.seed)
     if options.users:
         return draw.from_file(options.users, options.random, generator)
     layout = recommender.layout()
@@ -157,20 +137,20 @@ def read_titles(path: Path) -> dict[int, str]:
     """Item id to title, from a CSV file with a header.
 
     Raises:
-        ValueError: a column is missing, or an id is not an integer.
+        UsageError: a column is missing, or an id is not an integer.
     """
     titles: dict[int, str] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not {"item_id", "title"} <= set(reader.fieldnames or ()):
-            raise ValueError(
+            raise UsageError(
                 f"{path}: expected a header with item_id and title, found {reader.fieldnames}"
             )
         for row in reader:
             try:
                 titles[int(row["item_id"])] = row["title"] or ""
             except (TypeError, ValueError) as error:
-                raise ValueError(
+                raise UsageError(
                     f"{path}, line {reader.line_num}: item_id {row['item_id']!r} is not an integer"
                 ) from error
     return titles
@@ -197,8 +177,8 @@ def table(
         line(str(rank), item, title, f"{score:.4f}")
         for rank, (item, title, score) in enumerate(zip(ids, names, answer.scores, strict=True), 1)
     ]
-    who = "unknown user" if answer.cold_start else "user"
-    heading = _cut(f"{who} {json.dumps(user, ensure_ascii=False)}", width)
+    kind = "unknown user" if answer.cold_start else "user"
+    heading = _cut(f"{kind} {json.dumps(user, ensure_ascii=False)}", width)
     note = [f"      no more than {len(rows)} are left"] if answer.short else []
     return [heading, line("rank", "item id", "title", "score"), *rows, *note, ""]
 
@@ -227,4 +207,4 @@ def as_json(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

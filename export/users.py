@@ -67,13 +67,7 @@ class Table:
                 "one with the ids, --row-ids numbers the rows"
             )
         self._layout, self._id_column = layout, id_column
-        self._present = [name for name in layout.names if name in names]
-        self.absent = [name for name in layout.names if name not in names]
-        if not self._present:
-            raise InvalidInput(
-                f"{path} has none of the features {', '.join(layout.names)} as a column; its "
-                f"columns are {', '.join(names)}"
-            )
+        self._present, self.absent = layout.of_columns(names, str(path))
         self.rows: int = self._file.metadata.num_rows
 
     def chunks(self) -> Iterator[Chunk]:

@@ -42,6 +42,7 @@ from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from clients import batch, recommend
+from tests.programs import status
 
 ROOT = Path(__file__).parents[2]
 MAX_BATCH = 4
@@ -492,9 +493,10 @@ def test_tls_on_the_command_line(
 ) -> None:
     files = ("--tls-ca", "ca.pem", "--tls-key", "client.key", "--tls-cert", "client.pem")
     options = [name if name.startswith("--") else str(certificates / name) for name in files]
-    assert recommend.main(["--url", tls_url, "--user", '{"base": 2}', "--json", *options]) == 0
+    arguments = ["--url", tls_url, "--user", '{"base": 2}', "--json", *options]
+    assert status(recommend.main, arguments) == 0
     assert json.loads(capsys.readouterr().out)["item_ids"][0] == 200
-    assert recommend.main(["--url", tls_url, "--user", "{}", *options[:4]]) == 1
+    assert status(recommend.main, ["--url", tls_url, "--user", "{}", *options[:4]]) == 1
     assert "come together" in capsys.readouterr().err
 
 
@@ -523,16 +525,17 @@ def test_the_command_draws_users(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--url", url, "--random", "6", "--seed", "3", "--json"]
-    assert recommend.main(arguments) == 0
+    assert status(recommend.main, arguments) == 0
     first = capsys.readouterr().out
     lines = [json.loads(line) for line in first.splitlines()]
     assert len(lines) == 6
     assert {name for line in lines for name in line["user"]} == {"base", "items", "wish", "tags"}
-    assert recommend.main(arguments) == 0
+    assert status(recommend.main, arguments) == 0
     assert capsys.readouterr().out == first
     users = tmp_path / "users.jsonl"
     users.write_text('{"base": 4}\n{"base": 5}\n')
-    assert recommend.main(["--url", url, "--random", "2", "--users", str(users), "--json"]) == 0
+    drawn_from = ["--random", "2", "--users", str(users)]
+    assert status(recommend.main, ["--url", url, *drawn_from, "--json"]) == 0
     drawn = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted(line["item_ids"][0] for line in drawn) == [400, 500]
 
@@ -551,7 +554,7 @@ def test_the_command_draws_users(
 def test_the_command_fails_in_one_line(
     url: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert recommend.main(["--url", url, *arguments]) == 1
+    assert status(recommend.main, ["--url", url, *arguments]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("error: ")
@@ -581,7 +584,7 @@ def test_a_file_of_users_is_answered_in_order(
     write_users(source, wishes)
     files = [str(source), str(target)]
     options = ["--url", url, "--batch-size", "6", "--concurrency", "3", "--keep", "uid"]
-    assert batch.main([*files, *options]) == 0
+    assert status(batch.main, [*files, *options]) == 0
     found = pq.read_table(target)
     assert found.column_names == ["uid", "item_ids", "scores", "error"]
     assert found["uid"].to_pylist() == [f"u{row}" for row in range(130)]
@@ -603,7 +606,7 @@ def test_refused_rows_say_why_and_their_neighbours_are_answered(
     source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
     write_users(source, ["refuse" if row in bad else None for row in range(19)])
     arguments = [str(source), str(target), "--url", url, "--batch-size", "8", "--no-progress"]
-    assert batch.main(arguments) == 1
+    assert status(batch.main, arguments) == 1
     assert "19 rows, 4 refused" in capsys.readouterr().err
     found = pq.read_table(target).to_pylist()
     for row, answer in enumerate(found):
@@ -613,7 +616,7 @@ def test_refused_rows_say_why_and_their_neighbours_are_answered(
         else:
             assert answer["item_ids"][0] == 100 * row
             assert answer["error"] is None
-    assert batch.main([*arguments, "--allow-errors"]) == 0
+    assert status(batch.main, [*arguments, "--allow-errors"]) == 0
 
 
 def test_a_failing_server_leaves_no_output(
@@ -621,9 +624,9 @@ def test_a_failing_server_leaves_no_output(
 ) -> None:
     source, target = tmp_path / "in.parquet", tmp_path / "out.parquet"
     write_users(source, ["crash" if row == 30 else None for row in range(60)])
-    assert batch.main([str(source), str(target), "--url", url, "--no-progress"]) == 1
+    assert status(batch.main, [str(source), str(target), "--url", url, "--no-progress"]) == 1
     assert "the model is broken" in capsys.readouterr().err
     closed = ["--url", closed_url, "--deadline-ms", "500", "--no-progress"]
-    assert batch.main([str(source), str(target), *closed]) == 1
+    assert status(batch.main, [str(source), str(target), *closed]) == 1
     assert "unavailable" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]

@@ -23,6 +23,7 @@ from cascade.stages.pipeline import Pipeline
 from clients import recommend as command
 from export.releases.rewire import rewire, serving_of
 from tests.filter_cases import Case, Shop, column, draw
+from tests.programs import status
 
 IN_FORCE_S = 1.0
 DELAY_US = 20_000  # long enough that requests which are sent together share a batch
@@ -171,9 +172,10 @@ def test_the_client_filters(server: Server, criteo: Any, shop: Shop) -> None:
 
 def test_the_command_line_filters(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--url", server.url, "--user", "{}"]
-    assert command.main([*arguments, "--exclude", "1,2", "--allow", '{"C7": ["nobody"]}']) == 0
+    filters = ["--exclude", "1,2", "--allow", '{"C7": ["nobody"]}']
+    assert status(command.main, [*arguments, *filters]) == 0
     assert "no more than 0 are left" in capsys.readouterr().out
-    assert command.main([*arguments, "--allow", '{"I1": [3]}']) == 1
+    assert status(command.main, [*arguments, "--allow", '{"I1": [3]}']) == 1
     assert "unknown item feature 'I1'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--exclude", "one"])

@@ -36,6 +36,7 @@ from export.releases.rewire import rewire, serving_of
 from export.releases.transfer import from_export
 from export.users import layout_of
 from tests.conftest import BAGS
+from tests.programs import status
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -230,12 +231,12 @@ def test_asyncio_gives_the_same(served: Served) -> None:
 def test_the_command_asks_by_id(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     to = ("--url", served.server.url, "--deadline-ms", "30000", "--json")
     ids = ("--user-id", "2", "--user-id", "nobody", "--context", '{"age": 9}')
-    assert command.main([*ids, *to]) == 0
+    assert status(command.main, [*ids, *to]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert first["user"] == {"user_id": "2", "age": 9}
     assert first["item_ids"] == served.client.recommend_user(2, {"age": 9}).item_ids.tolist()
     assert (first["cold_start"], second["cold_start"]) == (False, True)
-    assert command.main([*ids, *to[:-1]]) == 0
+    assert status(command.main, [*ids, *to[:-1]]) == 0
     assert 'unknown user {"user_id": "nobody"' in capsys.readouterr().out
 
 

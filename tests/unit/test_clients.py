@@ -41,6 +41,7 @@ from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
 from clients import batch, draw, recommend
 from clients.parquet import AnswerFile, UserFile
+from tests.programs import status
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = Schema(
@@ -691,7 +692,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
-    assert batch.main(["in.parquet", "out.parquet"]) == 1
+    assert status(batch.main, ["in.parquet", "out.parquet"]) == 1
     said = capsys.readouterr().err
     assert f"needs {package}" in said
     assert "pip install 'cascade[batch]'" in said
@@ -709,7 +710,7 @@ def test_paths_are_checked_before_the_server_is_asked(
     source: str, target: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_users(tmp_path / "in.parquet", 1)
-    assert batch.main([str(tmp_path / source), str(tmp_path / target)]) == 1
+    assert status(batch.main, [str(tmp_path / source), str(tmp_path / target)]) == 1
     assert message in capsys.readouterr().err
 
 

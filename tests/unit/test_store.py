@@ -32,6 +32,7 @@ from cascade.store.factory import absolute_url
 from cascade.store.records import Records, layout_record, read_layout
 from cascade.store.redis_store import without_password
 from clients import events
+from tests.programs import status
 from tests.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -503,7 +504,7 @@ def test_events_from_a_file_and_from_a_pipe(
     file = tmp_path / "events.jsonl"
     bad = '{"user_id": 1}\nnot json\n\n{"user_id": "x", "feature": "age", "values": [1]}\n'
     file.write_text(event_lines("anna", "history", ["c"]) + bad + event_lines("7", "seen", ["q"]))
-    assert events.main(["--store", url, str(file)]) == 1
+    assert status(events.main, ["--store", url, str(file)]) == 1
     said = capsys.readouterr().err
     assert "line 2: an event is an object of user_id, feature, values; ['user_id'] came" in said
     assert "line 3: not JSON" in said
@@ -545,7 +546,7 @@ def test_events_that_are_in_a_pipe_are_written_while_it_is_open(url: str) -> Non
 def test_the_command_says_in_one_line_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert events.main(["--store", "nonsense"]) == 1
+    assert status(events.main, ["--store", "nonsense"]) == 1
     assert "error: store 'nonsense': expected lmdb:PATH" in capsys.readouterr().err
-    assert events.main(["--store", f"lmdb:{tmp_path / 'no'}"]) == 1
+    assert status(events.main, ["--store", f"lmdb:{tmp_path / 'no'}"]) == 1
     assert "is empty" in capsys.readouterr().err
