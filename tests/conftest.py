@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from google.protobuf import text_format
 
 from cascade import pbtxt
 from cascade.config import Product, Serving
@@ -282,7 +281,7 @@ def patient_server(seven: Cascade) -> Iterator[Server]:
         path = seven.repository / stage / "config.pbtxt"
         stage_config = pbtxt.read(path)
         stage_config.dynamic_batching.max_queue_delay_microseconds = 300_000
-        path.write_text(text_format.MessageToString(stage_config))
+        pbtxt.save(stage_config, path)
     # A request that server 2.51 drops counts as under way until the end: do not wait for it.
     with Server(seven.repository, exit_timeout_s=1) as server:
         yield server

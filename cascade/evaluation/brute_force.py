@@ -101,27 +101,5 @@ def logits_of_rows(scorer: Scorer, users: Encoded, items: Encoded, device: str =
     return np.asarray(logits.float().cpu().numpy(), np.float32)
 
 
-def share_kept(scores: Floats, reference: Floats, k: int) -> float:
-    """Share of the reference's top k that a result holds, mean over users with a reference.
-
-    Tie-aware: an item counts when its score reaches the reference's k-th best. A catalogue holds
-    items that no model tells apart, because rare values share one id; which of them a stage keeps
-    does not matter.
-
-    Args:
-        scores: [B, S], the ranker's logits of what was kept; -inf at pads and repeats.
-        reference: [B, R], the ranker's logits of what it was to be kept from, or the best of them.
-    """
-    best = -np.sort(-reference, axis=1)[:, :k]
-    wanted = (best > -np.inf).sum(1)  # [B], k unless there were fewer
-    threshold = np.take_along_axis(best, np.maximum(wanted - 1, 0)[:, None], 1)[:, 0]
-    threshold = np.where(wanted > 0, threshold, 0)
-    # Logits of one pair differ in the last bits from one batch shape to the next.
-    slack = 1e-5 * np.maximum(1, np.abs(threshold))
-    reached = np.minimum((scores >= (threshold - slack)[:, None]).sum(1), wanted)
-    some = wanted > 0
-    return float((reached[some] / wanted[some]).mean()) if some.any() else float("nan")
-
-
 def _bar(what: str) -> dict[str, object]:
     return {"desc": what, "unit": " pairs", "unit_scale": True, "mininterval": 1.0}

@@ -24,10 +24,10 @@ from cascade.evaluation.brute_force import (
     best_candidates,
     candidate_scores,
     full_order,
-    share_kept,
 )
 from cascade.evaluation.rows import row_metrics
 from cascade.models.scorer import Scorer
+from cascade.topk import share_kept
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

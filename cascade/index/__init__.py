@@ -13,12 +13,12 @@ changes the order and the set of the items, `files` saves and maps, `exact` sear
 
 from cascade.index.choice import auto, save_frontier
 from cascade.index.files import FACTS, FILE, FRONTIER, load, save
-from cascade.index.filtered import Mask, fetched
+from cascade.index.filtered import Mask
 from cascade.index.kinds import KINDS, Floats, Ids, IndexKindError, Kind
 from cascade.index.rows import RefreshError, order, refresh, renumber
 from cascade.index.search import Index, IndexFacts, build, set_threads
 from cascade.index.shortlist import Candidate
-from cascade.index.tuning import exact_us, recall_at, timing, tune
+from cascade.index.tuning import recall_at, timing, tune
 
 __all__ = [
     "FACTS",
@@ -36,8 +36,6 @@ __all__ = [
     "RefreshError",
     "auto",
     "build",
-    "exact_us",
-    "fetched",
     "load",
     "order",
     "recall_at",

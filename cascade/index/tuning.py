@@ -12,6 +12,7 @@ import numpy as np
 
 from cascade.index.kinds import Floats, Ids
 from cascade.index.search import Index
+from cascade.topk import reaches
 
 HNSW_LARGEST_EFFORT = 16  # times k: beyond that exact search is faster
 EXACT_QUERIES = 5  # a round; each reads the whole matrix
@@ -64,11 +65,8 @@ class Truth:
         for row, query in enumerate(self.queries):
             mine = np.unique(found[row][found[row] >= 0])
             others = np.setdiff1d(mine, self.best[row], assume_unique=True)
-            # Only rows that exact search did not return need their inner product compared. The two
-            # sums run in different orders: allow for float32's rounding.
-            threshold = float(self.kth_best[row])
-            least = threshold - 1e-5 * max(1.0, abs(threshold))
-            equals = int((self.vectors[others] @ query >= least).sum())
+            # Only rows that exact search did not return need their inner product compared.
+            equals = int(reaches(self.vectors[others] @ query, self.kth_best[row]).sum())
             hits += min(wanted, len(mine) - len(others) + equals)
         return hits / (wanted * len(self.queries))
 
@@ -139,11 +137,6 @@ def timing(indexes: Sequence[Index], queries: Floats, k: int, rounds: int = 5) -
     """
     searches = [_search(index, k) for index in indexes]
     return _alternate(searches, [queries] * len(indexes), rounds)
-
-
-def exact_us(vectors: Floats, queries: Floats, k: int, rounds: int = 3) -> float:
-    """Median microseconds of exact search over all items [N, D], one query on one thread."""
-    return beside_exact([], vectors, queries, k, rounds)[1]
 
 
 def beside_exact(

@@ -9,10 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
-from cascade.artifact import ArtifactError
+from cascade import pbtxt
 from cascade.spec import TOPOLOGIES, Topology
 
 
@@ -36,12 +33,7 @@ def instances(repository: Path) -> int:
     """
     total = 0
     for path in sorted(repository.glob("*/config.pbtxt")):
-        config = model_config_pb2.ModelConfig()
-        try:
-            # A newer server knows fields that this client does not.
-            text_format.Parse(path.read_text(), config, allow_unknown_field=True)
-        except text_format.ParseError as error:
-            raise ArtifactError(f"{path} is not a model configuration: {error}") from error
+        config = pbtxt.read(path)
         if config.backend == "python":
             groups = [max(1, g.count) * max(1, len(g.gpus)) for g in config.instance_group]
             total += sum(groups) or 1

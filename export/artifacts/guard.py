@@ -27,6 +27,7 @@ from cascade.runtime.graph import Graph
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes
+from cascade.topk import reaches
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
 from export.artifacts.stage_files import (
@@ -217,7 +218,7 @@ class Guard:
             places = np.take_along_axis(self.survivors, _best(logits, self.sizes.results), 1)
             found = np.take_along_axis(self.logits[RANK], places, 1)
         real = np.isfinite(found)
-        return float((found >= self.worst[:, None] - 1e-5)[real].mean()) if real.any() else 1.0
+        return float(reaches(found, self.worst[:, None])[real].mean()) if real.any() else 1.0
 
     def _auc_of(self, graph: Graph) -> float:
         """Each held-out row is asked about twice, for a graph wants several candidates."""

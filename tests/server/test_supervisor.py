@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
@@ -40,7 +39,7 @@ def repository(criteo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     twice = pbtxt.read(path)
     twice.instance_group[0].count = 2
     path.unlink()  # it is the other repository's as well
-    path.write_text(text_format.MessageToString(twice))
+    pbtxt.save(twice, path)
     return folder
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -51,7 +50,7 @@ def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) 
     path = tmp_path / ENSEMBLE / "config.pbtxt"
     patient = pbtxt.read(path)
     patient.dynamic_batching.max_queue_delay_microseconds = 300_000
-    path.write_text(text_format.MessageToString(patient))
+    pbtxt.save(patient, path)
 
     def ask(user: int) -> Any:
         dense = seven.dense[user : user + 1].copy()

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
@@ -264,7 +263,7 @@ def patient(people: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     path = repository / RETRIEVE / "config.pbtxt"
     slow = pbtxt.read(path)
     slow.dynamic_batching.max_queue_delay_microseconds = 300_000
-    path.write_text(text_format.MessageToString(slow))
+    pbtxt.save(slow, path)
     with UserStore.create(f"lmdb:{folder / 'users'}", layout_of(repository)) as users:
         users.put(range(USERS), people.dense[:USERS], people.categorical[:USERS])
     with (

@@ -22,6 +22,7 @@ from cascade.evaluation.stagewise import Lists, Queries
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
+from cascade.topk import share_kept
 
 Scores = brute_force.Floats
 
@@ -169,15 +170,15 @@ def test_small_catalogues(items: int) -> None:
 def test_items_that_no_score_tells_apart_stand_in_for_each_other() -> None:
     scores = np.zeros((1, 40), np.float32)
     scores[0, :30] = 1  # thirty equals: which ten are called the best is chance
-    assert brute_force.share_kept(scores[:, 20:30], scores, 10) == 1
-    assert brute_force.share_kept(scores[:, 25:35], scores, 10) == 0.5
+    assert share_kept(scores[:, 20:30], scores, 10) == 1
+    assert share_kept(scores[:, 25:35], scores, 10) == 0.5
 
 
 def test_an_item_told_twice_counts_once(scores: Scores) -> None:
     best = top(scores, 10)
     repeated = np.repeat(best[:, :1], 10, axis=1)
     found = brute_force.candidate_scores(Table(scores), numbered(B), numbered(N), repeated)
-    assert brute_force.share_kept(found, scores, 10) == pytest.approx(0.1)
+    assert share_kept(found, scores, 10) == pytest.approx(0.1)
 
 
 def test_full_order_in_chunks_equals_a_sort(
