@@ -134,7 +134,7 @@ def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
 def test_a_client_can_read_the_layout_off_the_ensemble(schema: Schema, configs: Configs) -> None:
     layout = Layout.from_config(configs[ENSEMBLE])
     assert layout.dense == tuple(f.name for f in schema.dense("user"))
-    assert [(f.name, f.bag, f.length) for f in layout.categorical] == [
+    assert [(f.name, f.multivalued, f.length) for f in layout.categorical] == [
         (f.name, f.kind == "bag", f.length) for f in schema.ids("user")
     ]
     assert layout.layout_hash == schema.layout_hash
