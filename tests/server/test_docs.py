@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,15 +47,16 @@ def commands() -> Iterator[tuple[str, ...]]:
 def test_a_command_knows_its_flags(words: tuple[str, ...]) -> None:
     module, *arguments = words
     subcommand = arguments[:1] if module == "export" and arguments[0].isalpha() else []
-    shown = subprocess.run(
-        [sys.executable, "-m", module, *subcommand, "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    ).stdout
+    shown = help_of(module, *subcommand)
     for flag in (word for word in arguments if word.startswith("--")):
         assert flag in shown, f"python -m {module} {' '.join(subcommand)} does not know {flag}"
+
+
+@cache
+def help_of(*module: str) -> str:
+    """What `python -m MODULE [SUBCOMMAND] --help` prints."""
+    command = [sys.executable, "-m", *module, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
 def test_there_are_commands_to_check() -> None:
