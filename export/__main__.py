@@ -1,43 +1,52 @@
-"""`python -m export build|publish|rollback|releases|split|catalogue|rewire|users`: one front.
-
-Without a subcommand, `python -m export --checkpoints DIR --repository DIR` means `build`.
-"""
+"""The front of all commands: `python -m export COMMAND ...`."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-from cascade.errors import run
-from export import arguments
+from cascade.errors import CascadeError, run
 
+# Where each command is; a command imports its module alone, for some need PyTorch and some do not.
 COMMANDS = {
-    "publish": "export.releases.publish",
-    "rollback": "export.releases.rollback",
-    "releases": "export.releases.listing",
-    "split": "export.releases.split",
-    "catalogue": "export.releases.catalogue",
-    "rewire": "export.releases.rewire",
-    "users": "export.users",
+    "build": ("export.commands", "write one release from checkpoints"),
+    "publish": ("export.commands", "make the next release and let the server answer with it"),
+    "rollback": ("export.releases.commands", "go back to the release before"),
+    "releases": ("export.releases.commands", "list the releases of a repository"),
+    "split": ("export.releases.commands", "give a share of the users another release"),
+    "catalogue": ("export.commands", "publish the live release with another catalogue"),
+    "rewire": ("export.releases.commands", "write a release in another topology"),
+    "users": ("export.commands", "write raw users into the store"),
+    "flat": ("export.commands", "export a ranker as a third party would"),
 }
 
 
-def main() -> None:
-    """The command line."""
-    if sys.argv[1:2] == ["build"]:
-        del sys.argv[1]
-    elif sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        importlib.import_module(COMMANDS[sys.argv.pop(1)]).main()
+class UnknownCommandError(CascadeError):
+    """There is no such command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; without one, list them. Options alone mean `build`.
+
+    Args:
+        argv: the words after `python -m export`; None = those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
         return
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--version", type=int, default=1, help="release number [%(default)s]")
-    arguments.add(parser)
-    args = parser.parse_args()
-    arguments.export_of(parser, args, args.repository, args.version).run()
+    name = "build" if words[0].startswith("-") else words.pop(0)
+    if name not in COMMANDS:
+        raise UnknownCommandError(f"no command {name!r}; known are {', '.join(COMMANDS)}")
+    getattr(importlib.import_module(COMMANDS[name][0]), name)(words)
+
+
+def overview() -> str:
+    """The list of the commands."""
+    lines = [f"  {name:11}{summary}" for name, (_, summary) in COMMANDS.items()]
+    usage = "usage: python -m export COMMAND [options]; COMMAND --help says more"
+    return "\n".join([usage, "", *lines, "", "Without a command, options mean `build`."])
 
 
 if __name__ == "__main__":

@@ -1,161 +1,174 @@
-"""The options of an export, for every command that makes one."""
+"""The flags of an export, and the `Build` that they describe."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from cascade import index
 from cascade.config import RUNTIMES, Product, Serving
 from cascade.server.threads import default_instances
-from cascade.spec import PRERANK, TOPOLOGIES, Precision, Sizes, Weights
+from cascade.spec import PRERANK, RANK, TOPOLOGIES, Precision, Sizes, Weights
 from cascade.store import absolute_url
-from export.build import Export
+from export.context import Build, BuildError
 
-BATCH_USERS = 8  # on a CPU: a larger batch gains little and makes all of it wait
+BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
+SIZES = Sizes()
+RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Also:
+--ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON
+(third-party models); --row-order index|catalogue; --retrieve-from DIR (take its index);
+--candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
+[{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
+--max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
+--users-per-run N [measured]; --threads N; --cuda-graphs; --half"""
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """What an export can be told, besides where it reads and where it writes."""
-    parser.add_argument("--preranker", default=PRERANK, help="checkpoint to prerank with")
-    parser.add_argument(
-        "--index",
-        metavar="KIND",
-        help=f"auto, exact, {', '.join(index.KINDS)}, or a factory string of FAISS, as "
-        "HNSW32,SQ8 [auto; exact on cuda]",
-    )
-    parser.add_argument(
-        "--row-order",
-        choices=("index", "catalogue"),
-        default="index",
-        help="of the item states: near items side by side, or as they come [%(default)s]",
-    )
-    parser.add_argument(
-        "--retrieve-from",
-        type=Path,
-        metavar="REPOSITORY",
-        help="take the tower, the index and the order of the rows of this export",
-    )
-    parser.add_argument(
+def add(parser: argparse.ArgumentParser, hidden: bool = False) -> None:
+    """Add what an export can be told, apart from what it reads and writes.
+
+    Args:
+        hidden: keep it out of the help.
+    """
+    parser.epilog = None if hidden else RARE
+    for add_group in (_add_models, _add_index, _add_serving, _add_choice):
+        add_group(parser, hidden)
+
+
+def _group(parser: argparse.ArgumentParser, hidden: bool, title: str) -> Callable[..., Any]:
+    """The `add_argument` of a group; options without help of their own stand in `RARE`."""
+    group = parser.add_argument_group(title)
+
+    def add_argument(*names: str, **options: Any) -> None:
+        if hidden or "help" not in options:
+            options["help"] = argparse.SUPPRESS
+        group.add_argument(*names, **options)
+
+    return add_argument
+
+
+def _add_models(parser: argparse.ArgumentParser, hidden: bool) -> None:
+    flag = _group(parser, hidden, "models")
+    flag("--preranker", default=PRERANK, metavar="NAME", help="checkpoint to prerank [%(default)s]")
+    for name in ("--ranker-onnx", "--inputs", "--preranker-onnx", "--preranker-inputs"):
+        flag(name, type=Path)
+    states, weights = get_args(Precision), get_args(Weights)
+    flag("--state", choices=("auto", *states), default="auto", help="of the item states [auto]")
+    flag("--weights", choices=("auto", *weights), default="auto", help="of the layers [auto]")
+
+
+def _add_index(parser: argparse.ArgumentParser, hidden: bool) -> None:
+    flag = _group(parser, hidden, "index")
+    flag("--index", metavar="KIND", help="auto, exact, ivf, ... [auto; exact on cuda]")
+    flag("--recall", type=float, default=0.95, metavar="X", help="target at the candidates [0.95]")
+    flag("--row-order", choices=("index", "catalogue"), default="index")
+    flag("--retrieve-from", type=Path)
+    flag(
         "--filter-features",
-        type=lambda text: [] if text == "none" else text.split(","),
+        type=lambda text: () if text == "none" else tuple(text.split(",")),
         metavar="NAME,…|none",
-        help="item features that a request may ask for by value [all]",
+        help="item features that a request may filter by [all]",
     )
-    parser.add_argument(
-        "--deny-list",
-        metavar="FILE",
-        default=Product.deny_list,
-        help="ids that nobody is to get, one per line, read again when it changes; a relative path "
-        "begins at the repository [%(default)s]",
-    )
-    parser.add_argument(
-        "--store",
-        default=Product.store,
-        metavar="URL",
-        help="add recommend_user, which reads users by id from here (see cascade/store)",
-    )
-    parser.add_argument("--recall", type=float, default=0.95, help="target at the candidates")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="onnx")
-    parser.add_argument(
+
+
+def _add_serving(parser: argparse.ArgumentParser, hidden: bool) -> None:
+    flag = _group(parser, hidden, "serving")
+    flag("--runtime", choices=RUNTIMES, default="onnx", help="what runs the graphs [%(default)s]")
+    flag(
         "--also",
         choices=("torchscript", "aoti"),
         action="append",
         default=[],
         help="write and prove this form of the graphs, too",
     )
-    parser.add_argument("--cuda-graphs", action="store_true", help="replay recorded launches")
-    parser.add_argument("--half", action="store_true", help="let TensorRT compute in float16")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--topology", choices=TOPOLOGIES, default=Serving.topology)
-    parser.add_argument("--state", choices=("auto", *get_args(Precision)), default="auto")
-    parser.add_argument("--weights", choices=("auto", *get_args(Weights)), default="auto")
-    parser.add_argument("--instances", type=int, help="of each process [by the cores here]")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads per process")
-    parser.add_argument("--users-per-run", type=int, help="users computed at once [measured]")
-    parser.add_argument("--max-batch-size", type=int, default=Serving.max_batch_size)
-    parser.add_argument("--queue-delay-us", type=int, default=Serving.queue_delay_us)
-    parser.add_argument("--batch-users", type=int, help="that close a batch [8; any on cuda]")
-    parser.add_argument(
-        "--max-queue-size",
-        type=int,
-        default=Serving.max_queue_size,
-        help="users that may wait for a model [%(default)s; 0 = any number]",
+    flag("--device", choices=("cpu", "cuda"), default="cpu", help="[%(default)s]")
+    flag("--topology", choices=TOPOLOGIES, default=Serving.topology, help="[%(default)s]")
+    flag("--instances", type=int, metavar="N", help="processes of each model [by the cores here]")
+    for name in ("--max-batch-size", "--max-queue-size", "--queue-delay-us"):
+        flag(name, type=int, default=getattr(Serving, name[2:].replace("-", "_")))
+    flag("--store", default=Product.store, metavar="URL", help="adds recommend_user: users by id")
+    flag(
+        "--deny-list",
+        metavar="FILE",
+        default=Product.deny_list,
+        help="ids never to recommend, one per line [%(default)s]",
     )
-    for name, size in vars(Sizes()).items():
-        parser.add_argument(f"--{name}", type=int, default=size)
-    choice = parser.add_argument_group("choice among the ranked")
-    choice.add_argument("--pool", type=int, default=0, help="ranked items to choose from [off]")
-    choice.add_argument("--diversity", type=float, default=0.0, help="0 to 1 [%(default)s]")
-    choice.add_argument("--explored", type=int, default=0, help="last places drawn by chance")
-    choice.add_argument("--temperature", type=float, default=1.0, help="of the draws")
-    parser.add_argument("--ranker-onnx", type=Path, help="rank with this flat ONNX file instead")
-    parser.add_argument("--inputs", type=Path, help="its inputs, as JSON (see docs)")
-    parser.add_argument("--preranker-onnx", type=Path, help="prerank with this flat ONNX file")
-    parser.add_argument("--preranker-inputs", type=Path, help="its inputs, as JSON")
+    flag("--threads", type=int, default=0)
+    flag("--users-per-run", type=int)
+    flag("--batch-users", type=int)
+    for name in ("--cuda-graphs", "--half"):
+        flag(name, action="store_true")
 
 
-def export_of(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, repository: Path, version: int
-) -> Export:
-    """The export that was asked for, not yet run.
+def _add_choice(parser: argparse.ArgumentParser, hidden: bool) -> None:
+    flag = _group(parser, hidden, "choice among the ranked items")
+    for name, size in vars(SIZES).items():
+        flag(f"--{name}", type=int, default=size)
+    flag("--pool", type=int, default=0, metavar="N", help="ranked items to choose from [off]")
+    flag("--diversity", type=float, default=0.0, metavar="X", help="from 0 to 1 [%(default)s]")
+    flag("--explored", type=int, default=0, metavar="N", help="last places drawn by chance [0]")
+    flag("--temperature", type=float, default=1.0, metavar="X", help="of the draws [1]")
+
+
+def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
+    """The export that the flags of `add` describe.
 
     Args:
-        args: parsed by a parser that `add` was called on, and that knows `checkpoints`.
-        repository, version: where it is to write, and under which number.
+        args: also holds `checkpoints`.
+        repository, version: where the export writes, and under which number.
+
+    Raises:
+        BuildError: flags that contradict each other.
     """
-    if (args.ranker_onnx is None) != (args.inputs is None):
-        parser.error("--ranker-onnx and --inputs go together")
-    if (args.preranker_onnx is None) != (args.preranker_inputs is None):
-        parser.error("--preranker-onnx and --preranker-inputs go together")
-    if (args.ranker_onnx or args.preranker_onnx) and args.runtime not in ("onnx", "tensorrt"):
-        parser.error("a third-party ONNX file is served by --runtime onnx or tensorrt")
-    if message := _unfit(args):
-        parser.error(message)
-    if args.batch_users is None:
-        args.batch_users = 0 if args.device == "cuda" else BATCH_USERS
-    if args.index is None:
-        args.index = "exact" if args.device == "cuda" else "auto"
-    try:
-        store = absolute_url(args.store)
-    except ValueError as error:
-        parser.error(str(error))
-    serving = Serving(
+    on_gpu = args.device == "cuda"
+    batch_users = args.batch_users
+    if batch_users is None:
+        batch_users = 0 if on_gpu else BATCH_USERS
+    serving = replace(
+        Serving(**_named(args, Serving)),
         instances=args.instances or default_instances(args.topology),
-        runtime=args.runtime,
-        device=args.device,
-        max_batch_size=args.max_batch_size,
-        queue_delay_us=args.queue_delay_us,
-        batch_users=args.batch_users,
-        max_queue_size=args.max_queue_size,
-        topology=args.topology,
-        threads=args.threads,
-        cuda_graphs=args.cuda_graphs,
-        half=args.half,
+        batch_users=batch_users,
         users_per_run=args.users_per_run or 0,
     )
-    product = Product(
-        deny_list=args.deny_list,
-        store=store,
-        pool=args.pool,
-        diversity=args.diversity,
-        explored=args.explored,
-        temperature=args.temperature,
+    return Build(
+        checkpoints=args.checkpoints,
+        repository=repository,
+        version=version,
+        preranker=args.preranker,
+        sizes=Sizes(args.candidates, args.survivors, args.results),
+        serving=serving,
+        product=replace(Product(**_named(args, Product)), store=absolute_url(args.store)),
+        index=args.index or ("exact" if on_gpu else "auto"),
+        row_order=args.row_order,
+        retrieve_from=args.retrieve_from,
+        recall=args.recall,
+        filter_features=args.filter_features,
+        state=args.state,
+        weights=args.weights,
+        also=tuple(args.also),
+        measure_batching=args.users_per_run is None,
+        foreign=_foreign(args),
     )
-    sizes = Sizes(args.candidates, args.survivors, args.results)
-    args = argparse.Namespace(**{**vars(args), "repository": repository, "version": version})
-    return Export(args, sizes, serving, product)
 
 
-def _unfit(args: argparse.Namespace) -> str:
-    """What is wrong with the choice among the ranked."""
-    if not args.pool:
-        return "--diversity and --explored need a --pool" if args.diversity or args.explored else ""
-    if not args.results <= args.pool <= args.survivors:
-        return (
-            f"--pool {args.pool}: expected {args.results} (results) to {args.survivors} (survivors)"
-        )
-    if not (0 <= args.diversity <= 1 and 0 <= args.explored <= args.results):
-        return "--diversity is from 0 to 1, --explored from 0 to the results"
-    return "" if args.temperature > 0 else "--temperature is positive"
+def _named(args: argparse.Namespace, kind: type[Serving] | type[Product]) -> dict[str, Any]:
+    """The flags that are called like fields of `kind`."""
+    return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+
+
+def _foreign(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:
+    """By stage: the ONNX file and the JSON of its inputs."""
+    found = {}
+    for stage, file, inputs in (
+        (PRERANK, "preranker_onnx", "preranker_inputs"),
+        (RANK, "ranker_onnx", "inputs"),
+    ):
+        files = getattr(args, file), getattr(args, inputs)
+        if (files[0] is None) != (files[1] is None):
+            names = (f"--{name.replace('_', '-')}" for name in (file, inputs))
+            raise BuildError(" and ".join(names) + " go together")
+        if files[0]:
+            found[stage] = files
+    return found

@@ -1,17 +1,12 @@
-"""`python -m export users --repository DIR --table users.parquet`: raw users into a store.
+"""Raw users from a Parquet table or JSON lines into a store.
 
-The table has one user per row, columns named by feature, in the form of the training data; a file
-of JSON lines has them as clients send them. A user is replaced as a whole, and of a chunk of rows
-an embedded store shows either nothing or all: readers go on meanwhile, and whoever is stopped
-half-way runs it again. `--replace` then removes the users that are not in the table, and takes over
-a store that was written for other features: until a user is rewritten, he is a cold start.
+The table has one user per row, columns named by feature, in the form of the training data; JSON
+lines hold users as clients send them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,11 +22,11 @@ from tqdm import tqdm
 from cascade import pbtxt, values
 from cascade.artifact import ArtifactError
 from cascade.encoding import InvalidInput
-from cascade.errors import run
 from cascade.layout import Categorical, Dense, RequestLayout
 from cascade.spec import ENSEMBLE
 from cascade.store import UserStore
 from cascade.store.users import key
+from export.context import Source
 
 CHUNK = 10_000  # users of one transaction
 
@@ -52,12 +47,14 @@ class Table:
         id_column: holds their ids; None numbers the rows from 0 on.
 
     Raises:
-        InvalidInput: no such column, none of a feature, or one of a type that no feature has.
+        InvalidInput: not Parquet, or it lacks the id column, or every feature.
     """
 
     def __init__(self, path: Path, layout: RequestLayout, id_column: str | None) -> None:
         try:
             self._file = pq.ParquetFile(path)
+        except FileNotFoundError as error:
+            raise InvalidInput(f"there is no file {path}") from error
         except pa.ArrowInvalid as error:
             raise InvalidInput(f"{path} is not a Parquet file: {error}") from error
         names = self._file.schema_arrow.names
@@ -71,7 +68,7 @@ class Table:
         self.rows: int = self._file.metadata.num_rows
 
     def chunks(self) -> Iterator[Chunk]:
-        """In the order of the file."""
+        """In the order of the file. Raises InvalidInput: a column of a wrong type, a bad value."""
         columns = [*self._present, *([self._id_column] if self._id_column else [])]
         first = 0
         for batch in self._file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns))):
@@ -108,7 +105,7 @@ class Lines:
         """In the order of the file.
 
         Raises:
-            InvalidInput: says in which line which value is at fault.
+            InvalidInput: the message names the line and the value.
         """
         with self._path.open("rb") as file:
             lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
@@ -160,9 +157,12 @@ def _texts(name: str, column: Any) -> Any:
 def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tuple[int, int]:
     """Write all users of a table; returns how many, and how many others were removed.
 
+    The store replaces a user as a whole. Of a chunk of rows LMDB shows either none or all, and
+    readers go on meanwhile; after an interrupted run, run it again.
+
     Args:
-        replace: remove whom the table does not have. The ids are kept in memory for that, about
-            100 bytes each.
+        replace: remove the users that the table lacks. That keeps all ids in memory, about 100
+            bytes each.
     """
     written = 0
     seen: set[bytes] = set()
@@ -180,12 +180,15 @@ def layout_of(repository: Path) -> RequestLayout:
     """The features of the users of a repository.
 
     Raises:
-        ArtifactError: nothing was exported there.
+        ArtifactError: it holds no exported cascade.
     """
     path = repository / ENSEMBLE / "config.pbtxt"
-    if not path.exists():
-        raise ArtifactError(f"{path} is missing: run python -m export first")
-    parameters = pbtxt.read(path).parameters
+    parameters = pbtxt.read(path).parameters if path.exists() else {}
+    if "features" not in parameters:
+        raise ArtifactError(
+            f"{repository} holds no exported cascade: run python -m export build --checkpoints DIR "
+            f"--repository {repository}"
+        )
     return RequestLayout.from_json(
         parameters["features"].string_value, parameters["layout_hash"].string_value
     )
@@ -203,29 +206,9 @@ def store_of(repository: Path) -> str:
     raise ArtifactError(f"{repository} was exported without --store; say which one to write")
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m export users", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--repository", type=Path, required=True, help="says the features")
-    parser.add_argument("--store", metavar="URL", help="[the one that the repository reads]")
-    parser.add_argument("--table", type=Path, required=True, help="users.parquet or users.jsonl")
-    parser.add_argument("--id-column", default="user_id", help="[%(default)s]")
-    parser.add_argument("--row-ids", action="store_true", help="number the rows: a table without")
-    parser.add_argument("--replace", action="store_true", help="remove the users not in it")
-    args = parser.parse_args()
-    if not args.table.is_file():
-        parser.error(f"there is no file {args.table}")
-    layout = layout_of(args.repository)
-    kind = Lines if args.table.suffix == ".jsonl" else Table
-    table = kind(args.table, layout, None if args.row_ids else args.id_column)
-    if table.absent:
-        print(f"no such column, stored as missing: {', '.join(table.absent)}", file=sys.stderr)
-    url = args.store or store_of(args.repository)
-    with UserStore.create(url, layout, args.replace) as store:
-        written, removed = write(table, store, args.replace)
-        print(f"{store.url}: {written:,} users written, {removed:,} removed")
-
-
-if __name__ == "__main__":
-    run(main)
+def raw_users(source: Source, count: int) -> tuple[Dense, Categorical]:
+    """The first users of the checkpoints as clients send them: dense [B, F_dense] and
+    categorical [B, F_cat]."""
+    layout = RequestLayout.of(source.schema)
+    first = next(Table(source.folder / "users.parquet", layout, None).chunks())
+    return first.dense[:count], first.categorical[:count]

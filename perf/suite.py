@@ -55,7 +55,7 @@ class Suite:
         ):
             graph, mapping = self.out / f"flat-{stage}.onnx", self.out / f"flat-{stage}.json"
             files = ("--onnx", graph, "--inputs", mapping)
-            run("export.foreign.flat", "--checkpoints", self.fixture, "--ranker", stage, *files)
+            run("export", "flat", "--checkpoints", self.fixture, "--ranker", stage, *files)
             flat += [option, graph, inputs, mapping]
         run("export", *made, "--repository", self.flat, "--retrieve-from", self.tuned, *flat)
 

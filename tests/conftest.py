@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import shutil
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,14 +28,16 @@ from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder
-from cascade.models import build, preset
+from cascade.models import build as build_model
+from cascade.models import preset
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema, Side
 from cascade.server.launcher import Server
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import bundle, checkpoint
-from export.build import Export
+from export.build import write_release
+from export.context import Build
 
 LABELS = 1000
 WORDS = 20  # values of every categorical and bag
@@ -87,10 +88,10 @@ class Plan:
     sizes: Sizes = field(default_factory=Sizes)
     serving: Serving = field(default_factory=lambda: Serving(max_batch_size=32))
     product: Product = field(default_factory=Product)
-    index: str = "ivf"
-    state: str = "float32"
-    weights: str = "float32"
-    filter_features: list[str] | None = None
+    index: Any = "ivf"
+    state: Any = "float32"
+    weights: Any = "float32"
+    filter_features: tuple[str, ...] | None = None
     raw: bool = True  # whether the catalogue holds the items as they came
 
 
@@ -150,7 +151,7 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
     torch.manual_seed(plan.seed)
     for stage, (model, size) in plan.models.items():
         sizes = preset(model, size)
-        scorer = build(model, sizes, schema)
+        scorer = build_model(model, sizes, schema)
         spread(scorer)
         description = {"model": model, "config": sizes, "schema_hash": schema.hash, "metrics": {}}
         checkpoint.save(folder / stage, scorer, description)
@@ -175,31 +176,24 @@ def _write_labels(
 def export_cascade(plan: Plan, folder: Path) -> Cascade:
     """Draw a cascade and export it."""
     dense, categorical = write_checkpoints(plan, folder / "checkpoints")
-    arguments = Namespace(
+    build = Build(
         checkpoints=folder / "checkpoints",
         repository=folder / "repository",
-        version=1,
-        preranker="prerank",
+        sizes=plan.sizes,
+        serving=plan.serving,
+        product=plan.product,
         index=plan.index,
-        recall=0.95,
-        row_order="index",
-        retrieve_from=None,
-        filter_features=plan.filter_features,
-        ranker_onnx=None,
-        inputs=None,
-        preranker_onnx=None,
-        preranker_inputs=None,
         state=plan.state,
         weights=plan.weights,
-        users_per_run=plan.serving.users_per_run,
-        also=["torchscript"],
+        filter_features=plan.filter_features,
+        also=("torchscript",),
+        measure_batching=False,
     )
-    export = Export(arguments, plan.sizes, plan.serving, plan.product)
-    export.run()
+    write_release(build)
     return Cascade(
-        arguments.checkpoints,
-        arguments.repository,
-        export.schema,
+        build.checkpoints,
+        build.repository,
+        Encoder.load(build.checkpoints).schema,
         dense,
         categorical,
         plan.sizes,

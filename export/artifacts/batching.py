@@ -1,7 +1,7 @@
-"""How many users a process should compute at once, found by trying.
+"""Measures how many users a process should compute at once.
 
-A batch shares what every call costs, and the weights that it reads; but the candidates of many
-users together leave the processor's cache. Where the two meet depends on the machine.
+The users of a batch share the fixed cost of a call and the weights that it reads, but the
+candidates of many users together leave the processor's cache. The best size depends on the machine.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from cascade.stages.stage import Chain, Stage
 SIZES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 9
 USERS = 256
-NO_SLOWER = 1.03  # a smaller run that costs hardly more per user keeps the others waiting less
+NO_SLOWER = 1.03  # a smaller run that costs hardly more per user shortens the wait of the others
 
 
 def measure(
     repository: Path, version: int, users: tuple[Array, Array], serving: Serving
 ) -> dict[str, dict[int, float]]:
-    """Try the processes of every topology, for they are made of the same stages: by the process's
-    name, microseconds per user by the users computed at once.
+    """Time the processes of every topology; they are made of the same stages.
 
     Args:
-        users: dense [B, F_dense] and categorical [B, F_cat], as they come over the wire.
+        users: raw users, dense [B, F_dense] and categorical [B, F_cat].
+
+    Returns:
+        By process, microseconds per user by the number of users computed at once.
     """
     release = read_release(repository, version)
     candidates = sizes_from(release["sizes"]).candidates
@@ -65,7 +67,7 @@ def best(us_by_size: dict[int, float]) -> int:
 
 
 def _time(stage: Stage, inputs: tuple[Array, ...]) -> dict[int, float]:
-    """Medians; the sizes take turns, and every turn sees other users."""
+    """Medians; the sizes take turns, and each turn runs other users."""
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     users = len(inputs[0])
     for turn in range(ROUNDS):

@@ -1,7 +1,7 @@
-"""What a device is given besides model.onnx and model.pt: half precision, native packages.
+"""Forms of a model for one kind of device: half precision, and packages of native code.
 
-Both are made from the same modules, and both are judged like everything else: half precision by
-`export.artifacts.guard`, a package by parity with the eager module.
+Both are made from the modules that make model.onnx. `export.artifacts.guard` judges half precision;
+parity with the eager module proves a package.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ HALVES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bf
 class HalfScorer(Scorer):
     """A model whose `user` and `cross` are computed in half precision.
 
-    Item states are computed once, in float32, and are narrowed when they are used; logits leave
-    as float32, so that masks, top K and sigmoid are not rounded.
+    Item states are computed once, in float32, and narrowed at each use. Logits leave as float32, so
+    that masks, top K and sigmoid are not rounded.
 
     Args:
         scorer: the trained model; it stays as it is.
@@ -75,7 +75,7 @@ def half(scorer: Scorer, precision: str) -> HalfScorer:
 class Outside(nn.Module):
     """A module whose large buffers come as arguments, after its own.
 
-    What a package holds is read by every process for itself; what it is handed over, they share.
+    Each process reads its own copy of what a package holds; they share what it is handed.
     """
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
@@ -100,9 +100,10 @@ def package(
     Args:
         module: as given to `onnx_file.export`, its surrogate rows still in place: the
             buffers named in `description.mapped` become arguments.
-        example: arguments by name; batch size 2 at least, for the tracer takes a 1 for a constant.
-        device: `cpu` or `cuda`. What is compiled is for the machine that compiles, too: export
-            where you serve, or on its like.
+        example: arguments by name; batch size 2 at least, because the tracer takes a 1 for
+            a constant.
+        device: `cpu` or `cuda`. The code is compiled for this machine's processor, too: export on
+            the machine that serves, or on one like it.
 
     Raises:
         ArtifactError: there is no such device, or no compiler.
@@ -142,8 +143,8 @@ def package(
 
 @contextmanager
 def _dense_lookups(module: nn.Module) -> Iterator[None]:
-    """Tables whose gradients are sparse are looked up by a call back into torch, though there are
-    no gradients here."""
+    """Look up tables with sparse gradients like dense ones: AOTInductor compiles the former to a
+    call back into torch, although there are no gradients here."""
     sparse = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse]
     for table in sparse:
         table.sparse = False

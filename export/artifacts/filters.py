@@ -1,8 +1,8 @@
-"""What retrieval has to know about the items to filter them: ids and values to rows of a release.
+"""Writes what retrieval needs to filter items: item ids and feature values to rows of a release.
 
-Values are those that the checkpoints' catalogue has in raw form. Where it has encoded ones alone, a
-vocabulary leads back to the values; a hash does not, nor does an id that several values share, and
-such a feature is left out and named.
+Raw values come from the checkpoints' catalogue. Where it holds encoded values alone, the vocabulary
+maps them back; a hash cannot be mapped back, nor can an id that several values share. Such a
+feature is left out, and the release says why.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cascade.encoding import FIRST, MISSING, UNKNOWN, Encoder
 from cascade.errors import CascadeError
 from cascade.schema import Feature
 from cascade.stages.filters.items import FilterDescription
-from export.artifacts.stage_files import Catalogue
+from export.context import Catalogue, Source
 
 FILES = {
     "row_ids": ("filter_row_ids.bin", "int64"),
@@ -37,7 +37,7 @@ FILES = {
 
 
 class Unknown(CascadeError, ValueError):
-    """The values of a feature cannot be told from what the checkpoints hold; says why."""
+    """The checkpoints do not determine the raw values of a feature; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,22 @@ class Pairs:
     rows: Array
 
 
-def write(
-    checkpoints: Path,
-    encoder: Encoder,
-    items: Catalogue,
-    order: Array,
-    folder: Path,
-    wanted: Sequence[str] | None,
-) -> FilterDescription:
+def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterDescription:
     """Write filters.json and the files that it describes.
 
     Args:
-        items: of the release, in its order.
-        order: int64 [N], the item of the checkpoints that is in each row.
-        wanted: features that can be asked for; None = all that can be told.
+        source: its catalogue is in the order of the release.
+        wanted: features to filter by; None = all whose values are known.
 
     Raises:
-        ArtifactError: an id occurs twice, or a wanted feature cannot be told.
+        ArtifactError: an id occurs twice, or the values of a wanted feature are unknown.
     """
+    encoder, items = source.encoder, source.items
     known = {feature.name: feature for feature in encoder.schema.ids("item")}
     if strangers := sorted(set(wanted or ()) - set(known)):
         raise ArtifactError(f"no item feature is called {', '.join(strangers)}; known: {[*known]}")
-    source = _Source(checkpoints / "catalogue.parquet", encoder, items, order)
+    catalogue = source.folder / "catalogue.parquet"
+    raw, places = set(pq.read_schema(catalogue).names), source.places
     features: dict[str, tuple[int, int]] = {}
     left_out: dict[str, str] = {}
     with _Writer(folder) as writer:
@@ -85,7 +79,12 @@ def write(
                 left_out[name] = "it was left out of this export"
                 continue
             try:
-                features[name] = writer.add(source.pairs(feature), len(items))
+                if name in raw:
+                    column = pq.read_table(catalogue, columns=[name])[name]
+                    pairs = raw_pairs(column, feature, places)
+                else:
+                    pairs = decoded_pairs(items, feature, encoder)
+                features[name] = writer.add(pairs, len(items))
             except Unknown as error:
                 if wanted is not None:
                     raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
@@ -98,10 +97,10 @@ def write(
 def refresh(
     source: Path, folder: Path, encoder: Encoder, keep: Array, added: Catalogue, item_ids: Array
 ) -> FilterDescription:
-    """The same for a catalogue of which some items have left and to which others have come.
+    """The same for a catalogue that has lost some items and gained others.
 
     Args:
-        source: the folder of the release before.
+        source: the retrieval folder of the release before.
         keep: bool [N], which of its rows stay. added: the items behind those.
         item_ids: of the new release.
     """
@@ -132,7 +131,7 @@ def refresh(
 
 
 def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
-    """What was written of one feature."""
+    """Read back one feature."""
     starts, rows = (arrays[name][first : end + 1] for name in ("text_starts", "row_starts"))
     buffers = (starts - starts[0], arrays["text"][starts[0] : starts[-1]])
     contents = [None, *(pa.py_buffer(np.ascontiguousarray(part)) for part in buffers)]
@@ -142,31 +141,14 @@ def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
 
 
 def pairs_of(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
-    """Of items in the rows from 0 on. Raises `Unknown` where the values cannot be told."""
+    """The values of items that are in the rows from 0 on. Raises Unknown."""
     if items.raw is not None:
         return raw_pairs(items.raw[feature.name], feature, np.arange(len(items)))
     return decoded_pairs(items, feature, encoder)
 
 
-class _Source:
-    """Where the values come from."""
-
-    def __init__(self, catalogue: Path, encoder: Encoder, items: Catalogue, order: Array) -> None:
-        self._catalogue, self._encoder, self._items = catalogue, encoder, items
-        self._raw = set(pq.read_schema(catalogue).names)
-        self._places = np.empty_like(order)
-        self._places[order] = np.arange(len(order))
-
-    def pairs(self, feature: Feature) -> Pairs:
-        """Raises `Unknown` where they cannot be told."""
-        if feature.name in self._raw:
-            table = pq.read_table(self._catalogue, columns=[feature.name])
-            return raw_pairs(table[feature.name], feature, self._places)
-        return decoded_pairs(self._items, feature, self._encoder)
-
-
 def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
-    """From raw values: all members of a bag, more than a model reads of it.
+    """Pairs of raw values: all members of a bag, more than a model reads of it.
 
     Args:
         column: [n]. places: [n], the row of each.
@@ -182,7 +164,7 @@ def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs
 
 
 def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
-    """Back from encoded values, item i in row i. Raises `Unknown` where there is no way back."""
+    """Pairs of encoded values, mapped back; item i is in row i. Raises Unknown."""
     first = encoder.schema.first_column(feature)
     ids = items.ids[:, first : first + feature.length]
     if feature.encoding == "hash":
@@ -197,7 +179,8 @@ def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs
 
 
 class _Writer:
-    """Appends to the files, one feature after the other; whoever has an old one mapped keeps it."""
+    """Appends to new files, one feature after the other. Files of an earlier export are unlinked
+    first, so that servers that have them mapped keep them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -225,7 +208,7 @@ class _Writer:
         }
 
     def add_ids(self, item_ids: Array) -> None:
-        """Raises ArtifactError where an id occurs twice."""
+        """Write the ids in both orders. Raises ArtifactError where an id occurs twice."""
         rows = np.argsort(item_ids, kind="stable")
         ids = item_ids[rows]
         twice = ids[1:][ids[1:] == ids[:-1]]
@@ -236,7 +219,7 @@ class _Writer:
         self._append("id_rows", rows)
 
     def add(self, pairs: Pairs, items: int) -> tuple[int, int]:
-        """-> where the values of this feature begin and end among all values."""
+        """Write a feature -> where its values begin and end among those of all features."""
         order = pc.sort_indices(pairs.values)
         values = pairs.values.take(order)
         rank = np.empty(len(values), np.int64)
@@ -261,7 +244,7 @@ class _Writer:
 
 
 def _text(values: pa.Array) -> tuple[Array, Array]:
-    """[V], large_binary -> where each begins, and the last ends, int64 [V + 1]; and their bytes."""
+    """large_binary [V] -> where each value begins and the last ends, int64 [V + 1]; their bytes."""
     _, starts, content = values.buffers()
     found = np.frombuffer(starts, np.int64)[values.offset : values.offset + len(values) + 1]
     text = np.frombuffer(content, np.uint8) if content else np.empty(0, np.uint8)

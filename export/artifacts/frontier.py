@@ -1,4 +1,4 @@
-"""What `--index auto` measured, drawn: recall against the time of one query."""
+"""Draws what `--index auto` measured: recall against the time of one query."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PLOT = "frontier.png"
 def draw(folder: Path) -> Path:
     """folder/frontier.json -> folder/frontier.png; up and to the left is better.
 
-    A line joins the settings of one kind over all items. A hollow mark is a kind that a sample of
-    the items was enough to drop: its time is that of the sample.
+    A line joins the settings of one kind over all items. A hollow mark is a kind that was dropped
+    on a sample of the items; its time is that of the sample.
     """
     found = json.loads((folder / FRONTIER).read_text())
     figure, axes = plt.subplots(figsize=(8, 5))
@@ -32,7 +32,7 @@ def draw(folder: Path) -> Path:
     for c in found["candidates"]:
         if c["chosen"]:
             axes.plot(c["latency_us"], c["recall"], "k*", markersize=14, label="chosen", zorder=3)
-    axes.axhline(found["target"], color="gray", linestyle=":", label="wanted")
+    axes.axhline(found["target"], color="gray", linestyle=":", label="target")
     if found["exact_us"]:
         axes.axvline(found["exact_us"], color="black", linestyle="--", label="exact search")
     axes.set(

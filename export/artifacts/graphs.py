@@ -1,7 +1,7 @@
-"""The modules that are exported: the user half of a model and, for scoring, all that follows.
+"""The modules that are exported: the user tower, and the graph of a scoring stage.
 
-A scoring graph takes candidate rows and returns what the next stage needs: it gathers the item
-state, scores, masks the pads, takes the top K and looks up the ids, so that only ids leave it.
+A scoring graph takes candidate rows, gathers their item state, scores, masks the pads, takes the
+top K and looks up the ids, so that only the answer leaves it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.spec import Precision
 
-SURROGATE_ROWS = 4  # stand in for the catalogue while a graph is traced; the real rows are mapped
+SURROGATE_ROWS = 4  # stand in for the catalogue during tracing; servers map the real rows
 
 
 def user_half(scorer: Scorer) -> Scorer:
@@ -37,7 +37,7 @@ class CandidateLogits(nn.Module):
 
     Args:
         scorer: any model of the contract.
-        precision: how an item state is stored; it is widened after it was gathered.
+        precision: of the stored item state, which is widened after the gather.
     """
 
     item_state: Tensor

@@ -1,8 +1,8 @@
-"""Is a cheaper way of storing a scoring stage good enough, and is it any faster?
+"""Judges cheaper ways of storing a scoring stage: is one good enough, and is it faster?
 
-Each variant is exported as it would be served, over those catalogue rows alone that the questions
-need, and judged against float32 on users and clicks that no model was trained on: by what it does
-to the AUC, and by how many of the cascade's ten best items it still finds.
+Each variant is exported as it would be served, over only the catalogue rows that the comparison
+needs, and judged against float32 on users and clicks that no model was trained on: by the AUC that
+it loses, and by how many of the cascade's ten best items it still finds.
 """
 
 from __future__ import annotations
@@ -30,13 +30,8 @@ from cascade.spec import PRERANK, RANK, Sizes
 from cascade.topk import reaches
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
-from export.artifacts.stage_files import (
-    ITEM_STATE,
-    Catalogue,
-    Variant,
-    example_users,
-    write_item_state,
-)
+from export.artifacts.stage_files import ITEM_STATE, Variant, example_users, write_item_state
+from export.context import Catalogue
 
 LARGEST_AUC_LOSS = 1e-4
 LEAST_OVERLAP = 0.99
@@ -156,7 +151,7 @@ class Guard:
             ]
 
     def adopt(self, variant: Variant) -> None:
-        """Judge the ranker behind this preranker from now on: losses add up."""
+        """From now on judge the ranker behind this preranker, because losses add up."""
         self.survivors = self._preranked[variant]
 
     def _export(self, stage: str, variant: Variant, folder: Path) -> tuple[Graph, int]:
@@ -164,8 +159,7 @@ class Guard:
         scorer = variant.applied(self.scorers[stage], rows.shape[1])
         module = CandidateLogits(scorer, variant.state)
         mapped = write_item_state(scorer, self.items, folder, stage, variant.state)
-        example = example_users(self.schema)
-        example["candidates"] = torch.zeros(2, rows.shape[1], dtype=torch.long)
+        example = example_users(self.schema, rows.shape[1])
         description = Description(
             stage,
             self.schema.hash,
@@ -180,7 +174,7 @@ class Guard:
         return graph, mapped.nbytes // max(1, mapped.shape[0])
 
     def _rows(self, stage: str) -> Array:
-        """What the stage is asked about: [U, K] or [U, S] rows of the small catalogue."""
+        """The candidates of the stage, [U, K] or [U, S] rows of the small catalogue."""
         if stage == PRERANK:
             return self.candidates
         return np.take_along_axis(self.candidates, self.survivors, 1)
@@ -204,7 +198,7 @@ class Guard:
         return -np.sort(-logits, axis=1)[:, : self.sizes.results]
 
     def _overlap(self, stage: str, variant: Variant, graph: Graph) -> float:
-        """Ties count: a result is right where the ranker scores it as high as the tenth best."""
+        """A result counts where the ranker scores it as high as the tenth best, so ties count."""
         logits = np.concatenate(
             [
                 graph(*(x[u : u + 1] for x in self.users), rows[None])[0]
@@ -221,7 +215,7 @@ class Guard:
         return float(reaches(found, self.worst[:, None])[real].mean()) if real.any() else 1.0
 
     def _auc_of(self, graph: Graph) -> float:
-        """Each held-out row is asked about twice, for a graph wants several candidates."""
+        """Each held-out row is a candidate twice, because a graph takes two or more."""
         logits = []
         for start in range(0, len(self.held_out.items), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)

@@ -1,8 +1,8 @@
-"""A module to model.onnx, its large tensors in files of their own beside it.
+"""Exports a module to model.onnx, its large tensors in files of their own beside it.
 
-The graph is traced over a few surrogate rows of item state; then the initialiser is pointed at
-the mapped file. So the graph does not depend on the catalogue, and the catalogue may be larger
-than memory or than the 2 GB that a protobuf message can hold.
+The graph is traced over a few surrogate rows of item state; then the initialiser is pointed at the
+mapped file. So the graph does not depend on the catalogue, which may be larger than memory and
+larger than the 2 GB that a protobuf message can hold.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def export(
 
     Args:
         module: what to export; its buffers named in `description.mapped` lie in their own files.
-        example: arguments of the module by name; batch size 2 at least, for the tracer takes a 1
-            for a constant.
+        example: arguments of the module by name; batch size 2 at least, because the tracer
+            takes a 1 for a constant.
         weights: int8 stores the weights of the layers that see every candidate in 8 bits per
             column, and quantises what they are multiplied with as it comes.
         description: names the graph's tensors, in the order of the arguments.
@@ -54,7 +54,7 @@ def export(
     if "candidates" in example:
         keep = getattr(module, "keep", 2)
         dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
-    # It says at every export that torchvision is missing, which nothing here needs.
+    # The exporter warns at every export that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
@@ -88,20 +88,20 @@ def _quantise(path: Path, layers: set[str]) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))
-    del model.graph.value_info[:]  # the exporter's do not all agree with what is inferred here
+    del model.graph.value_info[:]  # not all of the exporter's shapes agree with those inferred here
     for node in model.graph.node:
         if node.op_type == "Gemm" and node.input[1] not in layers:
-            node.op_type = KEPT  # whatever it leaves as it is, it would take apart
-    logging.disable(logging.WARNING)  # it recommends a preparation that fails on TopK
+            node.op_type = KEPT  # the quantiser would split what it does not quantise
+    logging.disable(logging.WARNING)  # the quantiser recommends a preparation that fails on TopK
     try:
         quantize_dynamic(
             model,
             path,
-            op_types_to_quantize=["MatMul", "Gemm"],  # it makes the former of the latter first
+            op_types_to_quantize=["MatMul", "Gemm"],  # it turns the latter into the former first
             nodes_to_exclude=[node.name for node in model.graph.node if node.op_type == "MatMul"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # behind what it does not know
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # where inference fails
         )
     finally:
         logging.disable(logging.NOTSET)
@@ -110,13 +110,13 @@ def _quantise(path: Path, layers: set[str]) -> None:
         if node.op_type == KEPT:
             node.op_type = "Gemm"
     weights = path.parent / WEIGHTS_FILE
-    if weights.exists():  # what was outside has come into the protobuf: out with it again
+    if weights.exists():  # move what the quantiser loaded into the protobuf out again
         weights.unlink()
         onnx.external_data_helper.convert_model_to_external_data(
             quantised, location=WEIGHTS_FILE, size_threshold=EXTERNAL_BYTES
         )
     onnx.save(quantised, str(path))
-    if weights.exists():  # in 8 bits all of them may be small enough to stay inside
+    if weights.exists():  # in 8 bits all tensors may be small enough to stay inside
         weights.chmod(path.stat().st_mode)
 
 

@@ -5,12 +5,13 @@ Eager = ONNX, and = TorchScript and = AOTInductor where those forms are exported
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch import nn
 
 from cascade.artifact import AOTI_FILE, ONNX_FILE, TORCH_FILE, Array
@@ -26,6 +27,7 @@ TIE = 1e-5  # logits nearer than this may change places: sums run in different o
 FILES: dict[Runtime, str] = {"onnx": ONNX_FILE, "torchscript": TORCH_FILE, "aoti": AOTI_FILE}
 
 Cases = list[tuple[Array, ...]]
+Call = Callable[..., list[Array]]
 
 
 class ParityError(CascadeError):
@@ -39,9 +41,9 @@ class Parity:
     Args:
         max_abs: largest difference of a number: of user vectors, of click logits.
         overlap: share of the graph's choice that is as good as the eager model's K-th best, so
-            that of equal items either may be chosen; 1 for a tower.
-        quantised: the graph's weights are rounded on purpose: `guard` has judged it, and
-            here it is only reported.
+            that either of two equal items may be chosen; 1 for a tower.
+        quantised: the graph's weights are rounded on purpose: `guard` has judged them, and parity
+            is only reported.
     """
 
     stage: str
@@ -70,8 +72,8 @@ def compare(
     """Reload each graph of a version folder and run the cases through it and the eager module.
 
     Args:
-        device: where a package runs, which is made for one kind of device; the rest runs on the
-            CPU, as the eager module does.
+        device: where a package runs, which is compiled for one kind of device; the other forms
+            run on the CPU, as the eager module does.
     """
     measure = _scoring if isinstance(module, TopCandidates) else _tower
     found = []
@@ -87,15 +89,14 @@ def compare(
 
 
 def report(parities: list[Parity]) -> str:
-    """A table, and an error after it where something differs.
+    """A table of all comparisons.
 
     Raises:
-        ParityError: names every graph that differs.
+        ParityError: a graph differs; names each that does, below the table.
     """
-    lines = [f"{'stage':10}{'runtime':14}{'batch':>6}{'max abs':>12}{'overlap':>10}"]
-    for p in parities:
-        lines.append(f"{p.stage:10}{p.runtime:14}{p.batch:6}{p.max_abs:12.2e}{p.overlap:10.4f}")
-    table = "\n".join(lines)
+    rows = [(p.stage, p.runtime, p.batch, f"{p.max_abs:.2e}", f"{p.overlap:.4f}") for p in parities]
+    header = ("stage", "runtime", "batch", "max abs", "overlap")
+    table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
     wrong = [asdict(p) for p in parities if not p.holds]
     if wrong:
         raise ParityError(
@@ -105,39 +106,52 @@ def report(parities: list[Parity]) -> str:
     return table
 
 
-def _tower(
-    module: nn.Module, graph: Callable[..., list[Array]], case: tuple[Array, ...]
-) -> tuple[float, float]:
+def judge(values: Mapping[int, float], ids: Array, relative: bool = False) -> tuple[float, int]:
+    """Compare one user's answer with what every candidate is worth; a tie may fall either way.
+
+    Args:
+        values: of the candidates, by what the stage calls them.
+        ids: the answer, [K], best first; -1 where there are fewer candidates.
+        relative: whether TIE is a share of the K-th best value.
+
+    Returns:
+        The largest difference, place by place, from the K best values, and how many of the answer
+        belong to the K best: infinity and 0 where it names an item twice, or one that is no
+        candidate.
+    """
+    best = np.sort([*values.values()])[::-1][: len(ids)]
+    got = ids[: len(best)].tolist()
+    if len({*got}) != len(got) or not {*got} <= values.keys() or (ids[len(best) :] >= 0).any():
+        return float("inf"), 0
+    own = np.array([values[i] for i in got])
+    least = best.min(initial=np.inf)
+    slack = TIE * abs(least) if relative and len(best) else TIE
+    return float(np.abs(own - best).max(initial=0)), int((own >= least - slack).sum())
+
+
+def _tower(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[float, float]:
     with torch.inference_mode():
         expected = module(*map(torch.from_numpy, case)).numpy()
     return float(np.abs(graph(*case)[0] - expected).max()), 1.0
 
 
-def _scoring(
-    module: nn.Module, graph: Callable[..., list[Array]], case: tuple[Array, ...]
-) -> tuple[float, float]:
-    """Judge the graph's choice, place by place, by the eager logits: a tie may fall either way."""
+def _scoring(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[float, float]:
+    """Judge the graph's choice by the eager logits of all candidates."""
     assert isinstance(module, TopCandidates)
+    candidates = case[2]
     dense, ids, rows = map(torch.from_numpy, case)
     with torch.inference_mode():
         logits = CandidateLogits.forward(module, dense, ids, rows).numpy()
-        expected = [t.numpy() for t in _as_tuple(module(dense, ids, rows))]
-    names = module.catalogue_ids.numpy()[:, 0][case[2]] if module.with_ids else case[2]
+        expected = module(dense, ids, rows)
+    names = module.catalogue_ids.numpy()[:, 0][candidates] if module.with_ids else candidates
     outputs = graph(*case)
-    differences, shared = [0.0], 0
-    for b in range(len(logits)):
-        real = case[2][b] >= 0
-        value = dict(zip(names[b][real].tolist(), logits[b][real].tolist(), strict=True))
-        got, wanted = (x[0][b][x[0][b] >= 0].tolist() for x in (outputs, expected))
-        if len(got) != len(wanted) or len(set(got)) != len(got) or not set(got) <= set(value):
-            return float("inf"), 0.0
-        found, best = (np.array([value[i] for i in ids]) for ids in (got, wanted))
-        differences.append(float(np.abs(found - best).max(initial=0)))
-        shared += int((found >= best.min(initial=np.inf) - TIE).sum())
+    differences, shared, wanted = [0.0], 0, 0
+    for b, answer in enumerate(outputs[0]):
+        real = candidates[b] >= 0
+        values = dict(zip(names[b][real].tolist(), logits[b][real].tolist(), strict=True))
+        difference, common = judge(values, answer)
+        differences.append(difference)
+        shared, wanted = shared + common, wanted + min(len(answer), len(values))
     if module.with_ids:
-        differences.append(float(np.abs(outputs[1] - expected[1]).max(initial=0)))
-    return max(differences), shared / max(1, int((expected[0] >= 0).sum()))
-
-
-def _as_tuple(value: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+        differences.append(float(np.abs(outputs[1] - expected[1].numpy()).max(initial=0)))
+    return max(differences), shared / max(1, wanted)

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cascade.artifact import AOTI_FILE, TORCH_FILE, Description, Mapped
-from cascade.config import Device, Runtime
+from cascade.artifact import AOTI_FILE, TORCH_FILE, Array, Description, Mapped
 from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import CATALOGUE_IDS, RETRIEVE, Precision, Stage, Weights
 from export.artifacts import device, onnx_file
 from export.artifacts.graphs import TopCandidates, UserTower
+from export.context import Catalogue, Forms
 
 CHUNK = 16_384  # items at a time
 ITEM_STATE = "item_state"
+ONNX_ONLY = Forms()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a scoring stage is stored. Whatever is not float32 has to pass `guard` first.
+    """How a scoring stage is stored. A variant other than float32 has to pass `guard` first.
 
     Args:
-        state: of the item state, which is what a stage waits for.
-        weights: of the layers. int8 is ONNX Runtime's dynamic quantisation, in model.onnx alone;
-            float16 and bfloat16 compute in that precision, which pays on a GPU.
+        state: precision of the item state, the largest file that a stage reads at random.
+        weights: precision of the layers. int8 is ONNX Runtime's dynamic quantisation, in
+            model.onnx alone; float16 and bfloat16 compute in that precision, which pays on a GPU.
         recompute: leave out of the item state what can be computed from the rest of it.
     """
 
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def one_by_one(self) -> bool:
-        """Dynamic quantisation takes one scale for a whole batch."""
+        """Whether each user runs alone: dynamic quantisation takes one scale for a whole batch."""
         return self.weights == "int8"
 
     def fits(self, scorer: Scorer) -> bool:
@@ -52,8 +52,8 @@ class Variant:
         return plain or not scorer.exact_states
 
     def applied(self, scorer: Scorer, candidates: int) -> Scorer:
-        """The model as it is served: arranged for so many candidates, in the precision of its
-        layers where that is the model's own affair.
+        """The model as it is served: arranged for so many candidates, in half precision where
+        `weights` says so. int8 is applied later, to the ONNX file.
 
         Raises:
             ContractError: the model breaks the contract of `Scorer`.
@@ -68,37 +68,12 @@ class Variant:
         return f"{text}, recomputed" if self.recompute else text
 
 
-@dataclass(frozen=True)
-class Catalogue:
-    """The items of a release: encoded dense [N, F_dense] and ids [N, C], item_ids [N]; and the
-    raw features by name, where they are at hand."""
-
-    dense: np.ndarray
-    ids: np.ndarray
-    item_ids: np.ndarray
-    raw: pa.Table | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: np.ndarray) -> Catalogue:
-        """These rows, in this order."""
-        raw = None if self.raw is None else self.raw.take(rows)
-        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows], raw)
-
-
-def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[np.ndarray]:
-    """`item` of the whole catalogue, chunk by chunk: [n, V] each."""
-    with (
-        torch.inference_mode(),
-        tqdm(
-            total=len(items),
-            desc=f"item state of {name}",
-            unit=" items",
-            unit_scale=True,
-            leave=False,
-        ) as bar,
-    ):
+def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
+    """`item` of the whole catalogue, chunk by chunk: float32 [n, V] each."""
+    bar = tqdm(
+        total=len(items), desc=f"item state of {name}", unit=" items", unit_scale=True, leave=False
+    )
+    with torch.inference_mode(), bar:
         for start in range(0, len(items), CHUNK):
             rows = slice(start, start + CHUNK)
             dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
@@ -113,7 +88,7 @@ def write_item_state(
     name: str,
     precision: Precision = "float32",
 ) -> Mapped:
-    """Write the item state of the whole catalogue into a file that will be mapped."""
+    """Write the item state of the whole catalogue into a file that servers map."""
     mapped = Mapped(f"{ITEM_STATE}.bin", precision, (len(items), scorer.item_width))
     (folder / mapped.file).unlink(missing_ok=True)  # a server that has the old one mapped keeps it
     with (folder / mapped.file).open("wb") as file:
@@ -123,7 +98,7 @@ def write_item_state(
 
 
 def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
-    """The outside world's id of every catalogue row."""
+    """Write the item id of every catalogue row."""
     mapped = Mapped(f"{CATALOGUE_IDS}.bin", "int64", (len(items), 1))
     (folder / mapped.file).unlink(missing_ok=True)
     items.item_ids.astype("<i8").tofile(folder / mapped.file)
@@ -131,19 +106,19 @@ def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
 
 
 def write_tower(
-    retriever: Scorer,
-    schema: Schema,
-    folder: Path,
-    also: Collection[Runtime] = (),
-    package_for: Device = "cpu",
+    retriever: Scorer, schema: Schema, folder: Path, forms: Forms = ONNX_ONLY
 ) -> UserTower:
-    """The user tower's graphs. Raises ContractError for a model that cannot retrieve."""
+    """Write the user tower's graphs; returns the eager module.
+
+    Raises:
+        ContractError: the model cannot retrieve.
+    """
     contract.check_retriever(retriever)
     module = UserTower(retriever)
     description = Description(
         RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}
     )
-    write_graphs(module, example_users(schema), description, folder, also, package_for)
+    write_graphs(module, example_users(schema), description, folder, forms)
     return module
 
 
@@ -154,45 +129,42 @@ def write_scoring(
     items: Catalogue,
     folder: Path,
     variant: Variant = Variant(),
-    also: Collection[Runtime] = (),
-    package_for: Device = "cpu",
+    forms: Forms = ONNX_ONLY,
 ) -> TopCandidates:
-    """A scoring stage's graphs, item state and ids; returns the eager module over the same rows.
-
-    Args:
-        also, package_for: see `write_graphs`.
-    """
-    keep = stage.outputs[0].dims[0]
+    """Write a scoring stage's graphs, item state and ids; returns the eager module over the same
+    rows."""
+    keep, width = stage.outputs[0].dims[0], stage.inputs[-1].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
-    scorer = variant.applied(scorer, stage.inputs[-1].dims[0])
+    scorer = variant.applied(scorer, width)
     module = TopCandidates(scorer, keep, with_ids, variant.state)
     mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}
     if with_ids:
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
-    example = example_users(schema)
-    example["candidates"] = torch.zeros(2, stage.inputs[-1].dims[0], dtype=torch.long)
-    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
     description = Description(
         stage.name,
         schema.hash,
-        inputs,
-        outputs,
+        tuple(tensor.name for tensor in stage.inputs),
+        tuple(tensor.name for tensor in stage.outputs),
         mapped,
         widths={tensor.name: tensor.dims[0] for tensor in stage.inputs},
         one_by_one=variant.one_by_one,
     )
-    write_graphs(module, example, description, folder, also, package_for, variant.weights)
+    example = example_users(schema, width)
+    write_graphs(module, example, description, folder, forms, variant.weights)
     for name, value in mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))
     return module
 
 
-def example_users(schema: Schema) -> dict[str, Tensor]:
-    """Two users to trace a graph with."""
-    return {
+def example_users(schema: Schema, candidates: int = 0) -> dict[str, Tensor]:
+    """Two users to trace a graph with, each with so many candidates where there are any."""
+    example = {
         "user_dense": torch.zeros(2, schema.dense_width("user")),
         "user_ids": torch.zeros(2, schema.ids_width("user"), dtype=torch.long),
     }
+    if candidates:
+        example["candidates"] = torch.zeros(2, candidates, dtype=torch.long)
+    return example
 
 
 def write_graphs(
@@ -200,23 +172,17 @@ def write_graphs(
     example: dict[str, Tensor],
     description: Description,
     folder: Path,
-    also: Collection[Runtime] = (),
-    package_for: Device = "cpu",
+    forms: Forms = ONNX_ONLY,
     weights: Weights = "float32",
 ) -> None:
-    """Write model.onnx and stage.json, and the other forms of the graph that are asked for.
-
-    Args:
-        also: `torchscript` adds model.pt, `aoti` adds model.pt2; other names add nothing. A file
-            of an earlier export that is not asked for is deleted.
-        package_for: the device that model.pt2 is compiled for.
-    """
+    """Write model.onnx, the other forms of the graph that `forms` names, and stage.json. Forms of
+    an earlier export that it does not name are deleted."""
     for file in (TORCH_FILE, AOTI_FILE):
         (folder / file).unlink(missing_ok=True)
     onnx_file.export(module, example, description, folder, weights)
-    if "aoti" in also:
-        device.package(module, example, description, folder, package_for)
-    if "torchscript" in also:
+    if "aoti" in forms.also:
+        device.package(module, example, description, folder, forms.device)
+    if "torchscript" in forms.also:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit is deprecated, Triton's backend is not
             traced = torch.jit.trace(  # type: ignore[no-untyped-call]

@@ -1,15 +1,11 @@
-"""Our own ranker as a third party would export it: the whole model over flat (user, item) rows.
+"""Exports our own ranker as a third party would: the whole model over flat (user, item) rows.
 
-    python -m export.flat --checkpoints DIR --onnx flat.onnx --inputs map.json
-
-Served by `python -m export --ranker-onnx flat.onnx --inputs map.json`, it is the baseline that
-shows what evaluating the user once saves.
+Served by `python -m export build --ranker-onnx flat.onnx --inputs map.json`, it is the baseline
+that shows what evaluating the user once per request saves.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cascade.encoding import Encoder
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema, Side
-from cascade.spec import RANK
-from cascade.training import checkpoint
 from export.artifacts.onnx_file import EXTERNAL_BYTES, OPSET
 
 OUTPUT = "logit"
@@ -59,7 +52,7 @@ def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
     """Write the model to one ONNX file (and `path`.data where it is large), dynamic in the rows.
 
     Returns:
-        The content of the JSON that maps its inputs, see `export.foreign.onnx_model`.
+        The content of the JSON that maps its inputs, see `export.foreign.wrapper`.
     """
     inputs: dict[str, list[str]] = {}
     example: dict[str, Tensor] = {}
@@ -86,24 +79,6 @@ def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
         )
     assert program is not None
     size = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    path.parent.mkdir(parents=True, exist_ok=True)
     program.save(str(path), external_data=size >= EXTERNAL_BYTES)
     return {"inputs": inputs, "output": OUTPUT, "output_is": "logit"}
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m export.flat", description=__doc__)
-    parser.add_argument("--checkpoints", type=Path, required=True)
-    parser.add_argument("--ranker", default=RANK, help="checkpoint to export [%(default)s]")
-    parser.add_argument("--onnx", type=Path, required=True, help="file to write")
-    parser.add_argument("--inputs", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
-    schema = Encoder.load(args.checkpoints).schema
-    scorer = checkpoint.load(args.checkpoints / args.ranker, schema)
-    mapping = flat_onnx(scorer, schema, args.onnx)
-    args.inputs.write_text(json.dumps(mapping, indent=1) + "\n")
-    print(f"wrote {args.onnx} and {args.inputs}")
-
-
-if __name__ == "__main__":
-    main()

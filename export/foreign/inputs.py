@@ -1,8 +1,7 @@
-"""The JSON that says which features feed a third-party ranker; `wrapper` tells its form."""
+"""Reads the JSON that says which features feed a third-party model; `wrapper` describes it."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import onnx_ir as ir
 from cascade.artifact import Array
 from cascade.errors import CascadeError
 from cascade.schema import Schema, Side
+from cascade.values import unknown_name
 
 Source = Literal["user_dense", "user_ids", "item_dense", "item_ids"]
 Rows = Mapping[str, Array]  # encoded rows [n, F], by source
@@ -56,7 +56,7 @@ class Input:
 
 @dataclass(frozen=True)
 class InputMap:
-    """The JSON as it was read: features by input, the output and its meaning."""
+    """The JSON: features by input, the output and its meaning."""
 
     path: Path
     features: dict[str, list[str]]
@@ -68,7 +68,7 @@ class InputMap:
         """Read the file.
 
         Raises:
-            ForeignError: shows what the file holds and the form that is expected.
+            ForeignError: the message shows what the file holds and the form that is expected.
         """
         try:
             content = json.loads(path.read_text())
@@ -116,17 +116,14 @@ class InputMap:
         features = self.features[str(value.name)]
         for feature in features:
             if feature not in known:
-                close = difflib.get_close_matches(feature, known, 1, cutoff=0.4)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {list(known)}"
                 raise ForeignError(
-                    f"{self.path}: {where} is to be fed by {feature!r}, which is no feature of "
-                    f"the schema; {hint}"
+                    f"{self.path}: {where}: {unknown_name('feature', feature, [*known])}"
                 )
         columns = tuple(column for feature in features for column in known[feature])
         if value.dtype not in DTYPES:
             raise ForeignError(
                 f"{where} takes {value.dtype or value.type}; expected one of "
-                f"{[d.name for d in DTYPES]}, for encoded values are numbers"
+                f"{[d.name for d in DTYPES]}: encoded values are numbers"
             )
         return Input(str(value.name), value.dtype, _rank(where, value, columns, features), columns)
 
@@ -150,7 +147,7 @@ def schema_columns(schema: Schema) -> dict[str, tuple[Column, ...]]:
 
 
 def _rank(where: str, value: ir.Value, columns: tuple[Column, ...], features: list[str]) -> int:
-    """1 or 2; a shape that the file leaves open is taken for [n, columns]."""
+    """1 or 2; a shape that the file leaves open counts as [n, columns]."""
     shape = [None, None] if value.shape is None else list(value.shape)
     dims = [dim if isinstance(dim, int) else None for dim in shape]
     if len(dims) not in (1, 2):
@@ -159,8 +156,8 @@ def _rank(where: str, value: ir.Value, columns: tuple[Column, ...], features: li
         )
     if dims[0] is not None:
         raise ForeignError(
-            f"{where} has a fixed batch dimension of {dims[0]}; it must be dynamic, for all "
-            "candidates of all users of a batch come at once. PyTorch: torch.onnx.export(..., "
+            f"{where} has a fixed batch dimension of {dims[0]}; it must be dynamic, because "
+            "all candidates of all users of a batch come at once. PyTorch: torch.onnx.export(..., "
             f"dynamic_shapes={{{value.name!r}: {{0: 'rows'}}}}); skl2onnx: "
             "FloatTensorType([None, columns])"
         )

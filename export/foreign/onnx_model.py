@@ -1,4 +1,4 @@
-"""A ranker that was trained elsewhere: an ONNX file over flat (user, item) rows, as it came."""
+"""Reads and runs a third-party ONNX model over flat (user, item) rows, unchanged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cascade.artifact import Array
 from cascade.schema import Schema
 from export.foreign.inputs import ForeignError, InputMap, Rows
 
-# What ONNX 1.16 defines is what ONNX Runtime 1.19 reads. The nodes that the surgery adds have had
-# their form since opset 11.
+# ONNX Runtime 1.19 reads what ONNX 1.16 defines. The nodes that `wrapper` adds have had their form
+# since opset 11.
 OLDEST_OPSET = 11
 _VERSIONS = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.16.0")
 IR_VERSION, NEWEST_OPSET, NEWEST_ML_OPSET = (int(version) for version in _VERSIONS[1:4])
@@ -36,11 +36,11 @@ class Foreign:
     that the wrapped graph is compared with.
 
     Raises:
-        ForeignError: says what of the file or of the mapping is at fault.
+        ForeignError: the file or the mapping cannot be served; the message says why.
     """
 
     def __init__(self, path: Path, mapping: Path, schema: Schema) -> None:
-        self.path, self.mapping = path, InputMap.load(mapping)
+        self.path, self.mapping, self.schema = path, InputMap.load(mapping), schema
         model = load_model(path)
         self.inputs = self.mapping.inputs(model_inputs(model), schema, path.name)
         self.output = self._output([str(value.name) for value in model.graph.outputs])
@@ -84,10 +84,10 @@ class Foreign:
         return values
 
     def has_both_classes(self, rows: Rows) -> bool:
-        """Run some rows, at once and one by one; tell whether the output is [n, 2].
+        """Whether the output is [n, 2]; runs some rows at once and one by one.
 
         Raises:
-            ForeignError: the output is not one score a row, or not that row's alone.
+            ForeignError: the output is not one score per row, or depends on other rows.
         """
         count = len(rows["user_ids"])
         together = self.run(rows)
@@ -128,7 +128,7 @@ def load_model(path: Path) -> ir.Model:
     """Read the graph, its external weights left where they are, and check that it can be served.
 
     Raises:
-        ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or this surgery cannot take.
+        ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or `wrapper` cannot take.
     """
     if not path.is_file():
         raise ForeignError(f"{path} does not exist, or is not a file")
@@ -157,6 +157,6 @@ def load_model(path: Path) -> ir.Model:
 
 
 def model_inputs(model: ir.Model) -> dict[str, ir.Value]:
-    """What a caller must feed: older files list the weights among the inputs, too."""
+    """The inputs to feed, by name: older files list the weights among the inputs, too."""
     weights = model.graph.initializers
     return {str(value.name): value for value in model.graph.inputs if value.name not in weights}

@@ -1,4 +1,4 @@
-"""Does the wrapped graph rank as the third-party file does? On random users, pads and all."""
+"""Compares a wrapped graph with the third-party file itself, on random users with random pads."""
 
 from __future__ import annotations
 
@@ -11,33 +11,38 @@ from cascade.config import Serving
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import Stage
-from export.artifacts.parity import Parity
-from export.artifacts.stage_files import Catalogue
+from export.artifacts.parity import Parity, judge
+from export.context import Catalogue
 from export.foreign.inputs import Rows
 from export.foreign.onnx_model import Foreign
 
 BATCHES = (1, 3, 64)
-TIE = 1e-5  # relative: the score of one row differs by so much between two batch sizes
 
 
-def compare(
-    foreign: Foreign, stage: Stage, schema: Schema, items: Catalogue, folder: Path
-) -> list[Parity]:
-    """Reload a version folder, and run it beside the file itself."""
-    _, graph = load_graph(folder, schema, Serving(threads=1))
+def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[Parity]:
+    """Reload a version folder, and run it beside the file. A stage that returns scores must give
+    the file's probabilities; the other is judged by its choice alone."""
+    _, graph = load_graph(folder, foreign.schema, Serving(threads=1))
     random = np.random.default_rng(1)
     found = []
     for batch in BATCHES:
-        users = draw_users(schema, batch, random)
+        users = draw_users(foreign.schema, batch, random)
         rows = _draw_candidates(stage, len(items), batch, random)
-        differences, shared, wanted = [0.0], 0, 0
         outputs = graph(*users, rows)
         names = items.item_ids if len(outputs) > 1 else np.arange(len(items))
-        for b, ids in enumerate(outputs[0]):
-            expected = _expected(foreign, users, b, items, rows[b], names)
-            difference, common = _judge(expected, ids, outputs[1][b] if len(outputs) > 1 else None)
-            differences, shared = [*differences, difference], shared + common
-            wanted += min(len(ids), len(expected))
+        differences, shared, wanted = [0.0], 0, 0
+        for b, answer in enumerate(outputs[0]):
+            real = rows[b][rows[b] >= 0]
+            dense, ids = (np.repeat(values[b : b + 1], len(real), axis=0) for values in users)
+            expected = foreign.probabilities(flat_rows(dense, ids, items, real))
+            values = dict(zip(names[real].tolist(), expected.tolist(), strict=True))
+            difference, common = judge(values, answer, relative=True)
+            differences.append(difference)
+            if len(outputs) > 1:
+                best = np.sort(expected)[::-1][: len(answer)]
+                padded = np.pad(best, (0, len(answer) - len(best)))
+                differences.append(float(np.abs(padded - outputs[1][b]).max(initial=0)))
+            shared, wanted = shared + common, wanted + min(len(answer), len(values))
         overlap = shared / max(1, wanted)
         found.append(Parity(stage.name, "onnx", batch, float(np.max(differences)), overlap))
     return found
@@ -65,7 +70,7 @@ def flat_rows(dense: Array, ids: Array, items: Catalogue, rows: Array) -> Rows:
 
 
 def _draw_candidates(stage: Stage, items: int, batch: int, random: np.random.Generator) -> Array:
-    """Rows [B, K] with pads at random places; the last users have few candidates, and none."""
+    """Rows [B, K] with pads at random places; the last two users have few and none."""
     width, results = stage.inputs[-1].dims[0], stage.outputs[0].dims[0]
     rows = np.full((batch, width), -1, np.int64)
     for b in range(batch):
@@ -74,42 +79,3 @@ def _draw_candidates(stage: Stage, items: int, batch: int, random: np.random.Gen
         places = random.choice(width, real, replace=False)
         rows[b, places] = random.choice(items, real, replace=False)
     return rows
-
-
-def _expected(
-    foreign: Foreign,
-    users: tuple[Array, Array],
-    b: int,
-    items: Catalogue,
-    rows: Array,
-    names: Array,
-) -> dict[int, float]:
-    """Probability of one user's candidates, by what the stage calls them: from the file as it
-    came."""
-    real = rows[rows >= 0]
-    dense, ids = (np.repeat(values[b : b + 1], len(real), axis=0) for values in users)
-    values = foreign.probabilities(flat_rows(dense, ids, items, real))
-    return dict(zip(names[real].tolist(), values.tolist(), strict=True))
-
-
-def _judge(expected: dict[int, float], ids: Array, scores: Array | None) -> tuple[float, int]:
-    """-> largest difference of a score, and how many of the ids belong to the top K; a tie may
-    fall either way. A stage that returns no scores is judged by those of the file."""
-    best = np.sort(list(expected.values()))[::-1][: len(ids)]
-    got = ids[: len(best)].tolist()
-    if (
-        len(set(got)) != len(best)
-        or not expected.keys() >= set(got)
-        or (ids[len(best) :] >= 0).any()
-    ):
-        return float("inf"), 0
-    own = np.array([expected[i] for i in got])
-    wanted = np.zeros(len(ids))
-    wanted[: len(best)] = best
-    if scores is None:
-        scores = np.pad(own, (0, len(ids) - len(own)))
-    difference = np.abs(wanted - scores).max(
-        initial=np.abs(own - scores[: len(own)]).max(initial=0)
-    )
-    least = best[-1] if len(best) else 0.0
-    return float(difference), int((own >= least - TIE * abs(least)).sum())

@@ -1,9 +1,9 @@
 """A third-party ONNX model, wrapped into the contract of a scoring stage.
 
-The foreign graph scores flat (user, item) rows. Nodes put before it gather the candidates' encoded
-features and repeat the user's beside each; nodes put after it mask the pads, take the top K and
-look up the ids, where the stage is the last. It is the slow path: what a model in the user / item /
-cross contract computes once per user or once per item, this one computes for every pair.
+The foreign graph scores flat (user, item) rows. Nodes before it gather the candidates' encoded
+features and repeat the user's beside each; nodes behind it mask the pads, take the top K and, in
+the last stage, look up the ids. It is the slow path: what a model in the user / item / cross
+contract computes once per user or once per item, this one computes for every pair.
 
 A JSON file says which features feed each input of the graph, and what its output means:
 
@@ -20,8 +20,8 @@ A JSON file says which features feed each input of the graph, and what its outpu
 - `output_is`: `logit` or `probability`. The output is [n] or [n, 1]; or [n, 2], the probabilities
   of both classes, of which the last is a click's.
 
-What the model sees are the values as this repository encodes them: numbers after `log1p` where
-the schema says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 unknown.
+The model receives values as this repository encodes them: numbers after `log1p` where the schema
+says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 unknown.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
-from cascade.schema import Schema
 from cascade.spec import CATALOGUE_IDS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.artifacts.stage_files import ITEM_STATE, Catalogue, write_item_ids
+from export.artifacts.stage_files import ITEM_STATE, write_item_ids
+from export.context import Catalogue
 from export.foreign.inputs import Column, Input
 from export.foreign.onnx_model import IR_VERSION, Foreign, load_model, model_inputs
 from export.foreign.parity import compare, draw_users, flat_rows
@@ -52,26 +52,19 @@ PROBE_ROWS = 7
 DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
-def write(
-    ranker_onnx: Path,
-    inputs_json: Path,
-    stage: Stage,
-    schema: Schema,
-    items: Catalogue,
-    folder: Path,
-) -> dict[str, Any]:
+def write(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> dict[str, Any]:
     """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does.
 
-    There is no model.pt, for a foreign graph has no TorchScript form.
+    There is no model.pt: a foreign graph has no TorchScript form.
 
     Returns:
-        Facts for the release: `ranker_onnx`, `bytes_per_item`, and `parity`, one dict per batch.
+        Facts for release.json: `ranker_onnx`, `bytes_per_item`, and `parity`, one dict per batch.
 
     Raises:
-        ForeignError: the file or its mapping cannot be served.
+        ForeignError: the file cannot be served.
         ParityError: the wrapped graph does not give the file's answers.
     """
-    foreign = Foreign(ranker_onnx, inputs_json, schema)
+    schema = foreign.schema
     random = np.random.default_rng(0)
     some = random.integers(len(items), size=PROBE_ROWS)
     probe = flat_rows(*draw_users(schema, PROBE_ROWS, random), items, some)
@@ -82,7 +75,7 @@ def write(
     mapped = tables
     if stage.outputs[-1].name == "scores":
         mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
-    model = load_model(ranker_onnx)
+    model = load_model(foreign.path)
     _carry_weights(model, folder)
     Wrapping(model, foreign, stage, mapped, folder).wrap(both_classes)
     model.metadata_props.update(stage=stage.name, schema_hash=schema.hash)
@@ -90,10 +83,10 @@ def write(
     onnx.checker.check_model(str(folder / ONNX_FILE))
     inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
     Description(stage.name, schema.hash, inputs, outputs, mapped).save(folder)
-    parities = compare(foreign, stage, schema, items, folder)
+    parities = compare(foreign, stage, items, folder)
     parity.report(parities)
     return {
-        "ranker_onnx": ranker_onnx.name,
+        "ranker_onnx": foreign.path.name,
         "bytes_per_item": sum(t.nbytes for t in tables.values()) / max(1, len(items)),
         "parity": [asdict(p) for p in parities],
     }
@@ -115,7 +108,7 @@ def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, 
 
 
 def _carry_weights(model: ir.Model, folder: Path) -> None:
-    """Move large weights, wherever they lay, into one file beside the graph; load small ones."""
+    """Move large weights into one file beside the graph, wherever they lay; load small ones."""
     ir.external_data.unload_from_model(
         model, folder, WEIGHTS_FILE, size_threshold_bytes=EXTERNAL_BYTES
     )
@@ -126,8 +119,8 @@ def _carry_weights(model: ir.Model, folder: Path) -> None:
 class Wrapping:
     """One foreign graph and the nodes around it. `model` is changed in place.
 
-    All nodes are of forms that opset 11 has, for the model keeps its own opset. Reshape reads a 0
-    as "this dimension stays", so that a batch of no users passes, too.
+    All nodes have forms of opset 11, because the model keeps its own opset. Reshape reads a 0 as
+    "this dimension stays", so that a batch of no users passes, too.
     """
 
     def __init__(
@@ -171,10 +164,10 @@ class Wrapping:
         NameFixPass()(self.model)
 
     def _set_apart(self) -> None:
-        """Give foreign values a prefix, and take their shapes away.
+        """Give foreign values a prefix, and drop their shapes.
 
-        ONNX Runtime takes two symbolic dimensions of one name for equal, and shares buffers on it;
-        what shapes it needs it infers.
+        ONNX Runtime takes two symbolic dimensions of one name for equal and shares buffers on that
+        ground; it infers the shapes that it needs.
         """
         graph = self.model.graph
         values = [*graph.inputs, *graph.initializers.values()]
@@ -217,7 +210,7 @@ class Wrapping:
         self.repeat = self._op("Concat", one, candidates, one, axis=0)
 
     def _feed(self, i: Input) -> ir.Value:
-        """What an input of the foreign graph takes, [B * K, columns] or [B * K]."""
+        """The values of an input of the foreign graph, [B * K, columns] or [B * K]."""
         parts = []
         for source, columns in groupby(i.columns, key=lambda column: column.source):
             part = self._block(source, list(columns))
@@ -245,7 +238,7 @@ class Wrapping:
         return self._op("Gather", value, self._constant(positions), axis=1)
 
     def _best(self, both_classes: bool) -> list[ir.Value]:
-        """The foreign output, [B * K] or [B * K, 1 or 2] -> what the stage returns: rows, or item
+        """The foreign output, [B * K] or [B * K, 1 or 2] -> the outputs of the stage: rows, or item
         ids and probabilities, [B, K'] each."""
         keep = self.stage.outputs[0].dims[0]
         score = self.score

@@ -1,7 +1,12 @@
-"""A few requests whose answers are known: what a release is asked before it gets any traffic."""
+"""Canary requests: a few users with known answers, asked before a release gets any traffic.
+
+An export records what its stages answer (`Canary.ask`). A publisher then asks the server before and
+after the switch, and the release stays live only if the answers are the same.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,20 +14,28 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import Array
+from cascade.errors import CascadeError
+from cascade.spec import ENSEMBLE
 from cascade.stages.pipeline import Pipeline
+from export.releases.control import Control
+from export.releases.repository import NEXT, Repository, configs_of
 
 USERS = 8
 BYTES = "surrogateescape"  # a category need not be text
-SLACK = 1e-4  # of a probability: what another processor may add up otherwise
+SLACK = 1e-4  # of a probability: another processor may sum in another order
+
+
+class CanaryError(CascadeError):
+    """A server answers the canary requests wrongly. The release that was live stays live."""
 
 
 @dataclass(frozen=True, eq=False)
 class Canary:
-    """Requests whose answers are known.
+    """Requests with known answers.
 
     Args:
         dense, categorical: raw users, [B, F_dense] and [B, F_cat].
-        item_ids, scores: what the exported stages answered, [B, R] each.
+        item_ids, scores: the answers of the exported stages, [B, R] each.
     """
 
     dense: Array
@@ -32,10 +45,10 @@ class Canary:
 
     @classmethod
     def ask(cls, pipeline: Pipeline, users: tuple[Array, Array], drawn: int = 0) -> Canary:
-        """Take the first few of these raw users, and what this pipeline answers them.
+        """Ask a pipeline about the first few of these raw users.
 
         Args:
-            drawn: places at the end of an answer that are left to chance.
+            drawn: places at the end of an answer that are drawn at random, and so not recorded.
         """
         dense, categorical = (values[:USERS] for values in users)
         item_ids, scores = pipeline(dense, categorical)
@@ -43,7 +56,7 @@ class Canary:
         return cls(dense, categorical, item_ids[:, known], scores[:, known])
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it: a missing number is null."""
+        """For JSON: a missing number is null."""
         return {
             "dense": [[None if np.isnan(x) else float(x) for x in row] for row in self.dense],
             "categorical": [
@@ -67,7 +80,7 @@ class Canary:
         )
 
     def differences(self, item_ids: Array, scores: Array) -> Iterator[str]:
-        """What is wrong with a server's answer, [B, R] each; equal items may change places."""
+        """What is wrong with an answer, [B, R] each; equal items may change places."""
         users, known = self.item_ids.shape
         if len(item_ids) != users or item_ids.shape[1] < known:
             yield f"the answer has shape {item_ids.shape}; expected {self.item_ids.shape}"
@@ -79,12 +92,67 @@ class Canary:
             if worst > SLACK:
                 yield f"user {row}: a score differs by {worst:.2g}"
                 continue
-            # The last place may be shared by more items than one; all others must be there.
+            # Several items may share the last place; all better ones must be there.
             above = self.item_ids[row][expected > expected.min(initial=1) + SLACK]
             if missing := sorted(set(above.tolist()) - set(ids.tolist())):
                 yield f"user {row}: items {missing} are missing"
 
 
 def _finite(scores: Array) -> Array:
-    """A pad has no score."""
+    """Scores with -1 for pads, which have none."""
     return np.where(np.isfinite(scores), scores, -1)
+
+
+def ask_before_switch(
+    repository: Repository, control: Control, number: int, canary: Canary
+) -> None:
+    """Ask the models of a loaded release that is not live, in turn, as the ensemble would.
+
+    Raises:
+        ControlError: there is no answer.
+        CanaryError: the answer is wrong.
+    """
+    known = {"dense": canary.dense, "categorical": canary.categorical}
+    if repository.members() == [ENSEMBLE]:
+        known |= _ask_under_another_name(repository, control, number, known)
+    else:
+        configs = configs_of(repository.root, number)
+        for member in repository.members():
+            inputs = {t.name: known[t.name] for t in configs[member].input if t.name in known}
+            known |= control.ask(member, number, inputs)
+    _compare(canary, known, f"release {number}")
+
+
+def ask_after_switch(control: Control, number: int, canary: Canary) -> None:
+    """Ask `recommend`, as clients do.
+
+    Raises:
+        ControlError: there is no answer.
+        CanaryError: the answer is wrong, or another release's.
+    """
+    users = {"dense": canary.dense, "categorical": canary.categorical}
+    answer = control.ask(ENSEMBLE, None, users)
+    if (found := {*answer["release"][:, 0].tolist()}) != {number}:
+        raise CanaryError(f"release {number} was switched to, and {sorted(found)} answers")
+    _compare(canary, answer, f"release {number}, live")
+
+
+def _ask_under_another_name(
+    repository: Repository, control: Control, number: int, inputs: dict[str, Array]
+) -> dict[str, Array]:
+    """In a fused topology loading the one process is the switch, so load it under another name."""
+    name, *_ = repository.alias(NEXT, number)
+    try:
+        control.load(name)
+        answer = control.ask(name, number, inputs)
+        control.unload(name)
+    finally:
+        for alias in repository.aliases(NEXT):
+            shutil.rmtree(repository.root / alias)
+    return answer
+
+
+def _compare(canary: Canary, answer: dict[str, Array], release: str) -> None:
+    wrong = [*canary.differences(answer["item_ids"], answer["scores"])]
+    if wrong:
+        raise CanaryError(f"{release} answers the canary requests wrongly: {'; '.join(wrong)}")

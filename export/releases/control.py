@@ -1,9 +1,9 @@
-"""What a publisher says to a server: load, unload, answer."""
+"""Loads and unloads models of a running server, and asks it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from tritonclient import grpc
@@ -19,7 +19,7 @@ ANSWER_TIMEOUT_S = 30.0
 
 
 class ControlError(CascadeError):
-    """The server does not do what it was told; the message is the server's."""
+    """The server refuses, or does not answer; the message is the server's."""
 
 
 class Control:
@@ -27,7 +27,7 @@ class Control:
 
     Args:
         url: HOST:PORT of its gRPC service.
-        headers: what its restricted protocols want to see.
+        headers: that its restricted protocols require.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
@@ -35,28 +35,24 @@ class Control:
         self._client = grpc.InferenceServerClient(url)
 
     def load(self, model: str) -> float:
-        """Load a model as its config.pbtxt now says -> seconds until the server had done so.
+        """Load a model as its config.pbtxt now says -> seconds that it took.
 
         Raises:
-            ControlError: it did not; what was loaded before stays.
+            ControlError: the server did not load it; what was loaded before stays.
         """
         start = time.perf_counter()
-        try:
-            self._client.load_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
-        except InferenceServerException as error:
-            raise ControlError(f"{self.url} did not load {model}: {error.message()}") from error
+        self._call("load", model, self._client.load_model)
         return time.perf_counter() - start
 
     def unload(self, model: str) -> None:
-        """Unload a model.
+        """Unload a model. Raises ControlError."""
+        self._call("unload", model, self._client.unload_model)
 
-        Raises:
-            ControlError: the server refused.
-        """
+    def _call(self, verb: str, model: str, call: Callable[..., None]) -> None:
         try:
-            self._client.unload_model(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
+            call(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
         except InferenceServerException as error:
-            raise ControlError(f"{self.url} did not unload {model}: {error.message()}") from error
+            raise ControlError(f"{self.url} did not {verb} {model}: {error.message()}") from error
 
     def ask(self, model: str, version: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One request: arrays by name -> arrays by name.

@@ -1,13 +1,10 @@
-"""`python -m export releases --repository DIR`: the releases of a repository, and which is live."""
+"""The table of a repository's releases."""
 
 from __future__ import annotations
 
-import argparse
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
-from cascade.errors import run
 from cascade.release import read_release
 from cascade.spec import RANK
 from export.releases.repository import Repository
@@ -16,8 +13,8 @@ HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
 
 def table(repository: Repository) -> list[tuple[str, ...]]:
-    """A row for each release, the oldest first, below `HEADER`."""
-    rows: list[tuple[str, ...]] = [HEADER]
+    """A row for each release, the oldest first, in the columns of `HEADER`."""
+    rows: list[tuple[str, ...]] = []
     for number in repository.releases():
         release = read_release(repository.root, number)
         metrics = release["stages"][RANK].get("metrics", {})
@@ -55,17 +52,3 @@ def _age(release: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m export releases", description=__doc__)
-    parser.add_argument("--repository", type=Path, required=True)
-    rows = table(Repository(parser.parse_args().repository))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,9 +1,7 @@
-"""What a release consists of, and what it answers: written by the export, checked before anything
-is served.
+"""The manifest of a release: the export writes it, and a publisher checks it before serving.
 
-`release.json` names every file of every stage with its sha256, and holds a few users with the
-answers that the exported stages gave them: the canary requests, which a server must answer alike
-before it gets any traffic.
+`release.json` names every file of every stage with its sha256, and holds the canary requests: a few
+users with the answers of the exported stages.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from cascade.stages.pipeline import Pipeline
 from export.releases.canary import Canary
 
 FORMAT = 2
-UNLISTED = ("model.py", "__pycache__")  # the same in every release, and not part of it
+UNLISTED = ("model.py", "__pycache__")  # the same in every release, so not listed
 
 
 def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
@@ -52,7 +50,7 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
     """Check every file of a release against its manifest, and return the manifest.
 
     Raises:
-        ArtifactError: names the file that is missing, damaged, foreign or of another schema.
+        ArtifactError: a file is missing, damaged, foreign or of another schema; names it.
     """
     release = read_release(repository, version)
     where = repository / ENSEMBLE / str(version) / RELEASE_FILE
@@ -90,7 +88,7 @@ def _check(path: Path | None, name: str, expected: dict[str, Any]) -> None:
 
 
 def _check_schema(repository: Path, version: int, release: dict[str, Any]) -> None:
-    """A release whose stages are whole, but were made for another schema than it says."""
+    """Raises SchemaError where the stages were made for another schema than the manifest says."""
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
     schema = Schema.load(folder / "schema.json")
     schema.check_same(release["schema_hash"], f"release {version}")
@@ -106,7 +104,7 @@ def _files(repository: Path, version: int, topology: Topology, stage: str) -> di
 
 
 def _described(repository: Path, version: int, topology: Topology) -> dict[str, dict[str, Any]]:
-    """By stage and by name within it, so that a release may be wired otherwise."""
+    """By stage and by name within it, so that a release may be rewired."""
     paths = {stage: _files(repository, version, topology, stage) for stage in STAGES}
     total = sum(path.stat().st_size for files in paths.values() for path in files.values())
     found: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}

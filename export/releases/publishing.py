@@ -1,8 +1,8 @@
 """The steps from one release to the next, while requests keep flowing.
 
 Every step leaves the repository and the server with a whole release, so a publisher may be killed
-in any of them. The next one begins by undoing what was not finished, or by finishing it where the
-switch had already been written down.
+in any of them. The next publisher first undoes what was not finished, or finishes it where the
+switch is already in config.pbtxt.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from cascade.files import sync
 from cascade.release import read_release
 from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
-from export.releases import trial
-from export.releases.canary import Canary
+from export.releases.canary import Canary, CanaryError, ask_after_switch, ask_before_switch
 from export.releases.control import Control, ControlError
 from export.releases.manifest import verify
 from export.releases.repository import Repository
-from export.releases.trial import TrialError
 
 STEPS = ("recover", "make", "check", "install", "load", "canary", "switch", "confirm", "prune")
 Make = Callable[[Path, int], None]
@@ -34,17 +32,16 @@ Make = Callable[[Path, int], None]
 
 
 class PublishError(CascadeError):
-    """Something that cannot be done with the releases that there are."""
+    """The releases of the repository do not allow this."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """What became of it.
+    """The result of a change.
 
     Args:
-        number: the release that is live now.
-        before: the one that was.
-        switch_ms: how long the server took to switch; None where there is no server.
+        number: the release that is live now; `before`: the one that was.
+        switch_ms: how long the server took to switch; None without a server.
     """
 
     number: int
@@ -52,35 +49,32 @@ class Published:
     switch_ms: float | None
 
 
+@dataclass
 class Publisher:
     """Changes which release a repository, and the server on it, answer with.
 
     Args:
         control: the server; None to change the repository alone.
         keep: how many releases stay on disk, the live one and the one before among them.
-        say: is told every step as it begins.
+        say: prints every step as it begins.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        control: Control | None = None,
-        keep: int = 3,
-        say: Callable[[str], None] = print,
-    ) -> None:
-        self.repository, self.control, self.keep, self._say = repository, control, keep, say
+    repository: Repository
+    control: Control | None = None
+    keep: int = 3
+    say: Callable[[str], None] = print
 
     def publish(self, make: Make, share: float | None = None) -> Published:
         """Make a release, and let the server answer with it.
 
         Args:
-            share: of the users who get it, while the others stay with the live one; None: all.
+            share: of the users that get it, while the others keep the live one; None: all users.
 
         Raises:
-            ArtifactError: what was made is not whole, or does not fit the repository.
+            ArtifactError: the release is damaged, or does not fit the repository.
             BusyError: another publisher is at work.
             ControlError: the server does not answer or cannot load it.
-            TrialError: the server answers otherwise than it should.
+            CanaryError: the server answers the canary requests wrongly.
         """
         with self.repository.locked():
             self.recover()
@@ -94,7 +88,7 @@ class Publisher:
                 self._step("install")
                 sync(staged)
                 self.repository.install(number)
-                published = self._go_live(number) if share is None else self.split(number, share)
+                published = self._go_live(number) if share is None else self._split(number, share)
             except Exception:
                 self._undo(number)
                 raise
@@ -108,6 +102,7 @@ class Publisher:
         Raises:
             PublishError: there is no such release; otherwise as `publish`.
         """
+        self.repository.check_published()
         with self.repository.locked():
             self.recover()
             live, kept = self.repository.live, self.repository.releases()
@@ -137,26 +132,26 @@ class Publisher:
         loaded = repository.loaded()
         kept = [n for n in loaded if repository.complete(n) and n not in pending]
         if kept != loaded:
-            # Before the files go: the server may still be loading them, and server 2.51 waits for
-            # ever for a process that does not find its model.
+            # Before the files are deleted: the server may still be loading them, and server 2.51
+            # waits for ever for a process that does not find its model.
             repository.configure(live, kept)
             self._load_members()
         self._clean(pending)
         if self.control and self.control.release() != live:
-            self._say(f"release {live} is written down as live: the server follows")
+            self.say(f"config.pbtxt says that release {live} is live: the server follows")
             self._load_members()
             self._load_fronts()
 
     def _clean(self, numbers: list[int]) -> None:
-        """Remove releases that were never live, and what is left of others."""
+        """Remove releases that were never live, and left-overs of others."""
         for number in numbers:
-            self._say(f"release {number} was never live: removed")
+            self.say(f"release {number} was never live: removed")
             self.repository.remove(number)
         for folder in [*self.repository.leftovers()]:
             shutil.rmtree(folder)
 
     def _check(self, release: dict[str, Any], number: int) -> None:
-        """Does it fit beside what is here?"""
+        """Raises ArtifactError where the new release does not fit beside the live one."""
         live = self.repository.live
         if live is None:
             return
@@ -183,7 +178,7 @@ class Publisher:
             )
 
     def _load_beside(self, number: int) -> Canary:
-        """Load a release beside the live one, and ask it what its export recorded."""
+        """Load a release beside the live one, and ask it the canary requests of its export."""
         live, loaded = self.repository.live, self.repository.loaded()
         canary = Canary.from_dict(read_release(self.repository.root, number)["canary"])
         if number not in loaded or self.control is None:
@@ -193,11 +188,11 @@ class Publisher:
             self._load_members()
         self._step("canary", f"{len(canary.dense)} requests")
         if self.control:
-            trial.before_switch(self.repository, self.control, number, canary)
+            ask_before_switch(self.repository, self.control, number, canary)
         return canary
 
     def _go_live(self, number: int) -> Published:
-        """Load beside the live release, try, switch, and look whether it worked."""
+        """Load beside the live release, ask, switch, and ask again; on an error switch back."""
         before = self.repository.live
         canary = self._load_beside(number)
         self._step("switch", f"{before} -> {number}")
@@ -207,10 +202,10 @@ class Publisher:
         self._step("confirm")
         try:
             if self.control:
-                trial.after_switch(self.control, number, canary)
-        except (ControlError, TrialError):
+                ask_after_switch(self.control, number, canary)
+        except (ControlError, CanaryError):
             if before is not None:
-                self._say(f"back to release {before}")
+                self.say(f"back to release {before}")
                 self.repository.pin(before)
                 self._load_fronts()
             raise
@@ -218,13 +213,20 @@ class Publisher:
         return Published(number, before, switch_ms)
 
     def split(self, number: int, share: float) -> Published:
-        """Let a share of the users have a release, while the others stay with the live one. Whose
-        turn it is the clients tell by a hash of the user, for a router in the server would cost
-        every request a hop. Belongs inside `locked`.
+        """Give a share of the users a release that is kept, while the others keep the live one.
+
+        Clients choose by a hash of the user's key, because a router in the server would cost every
+        request a hop.
 
         Raises:
-            PublishError: the share is none, or the release is live already.
+            PublishError: the share is not between 0 and 1, or the release is live already.
         """
+        self.repository.check_published()
+        with self.repository.locked():
+            self.recover()
+            return self._split(number, share)
+
+    def _split(self, number: int, share: float) -> Published:
         live = self.repository.live
         if not 0 < share < 1 or live is None or number == live:
             raise PublishError(
@@ -242,7 +244,8 @@ class Publisher:
         return Published(live, live, switch_ms)
 
     def end_split(self) -> None:
-        """Let all users have the live release."""
+        """Give all users the live release."""
+        self.repository.check_published()
         with self.repository.locked():
             self.recover()
             live = self.repository.live
@@ -253,27 +256,27 @@ class Publisher:
             self._end_split()
 
     def _end_split(self) -> None:
-        """Nobody is sent to the challenger any more."""
+        """Unload and delete the challenger's models."""
         for name in self.repository.aliases(CHALLENGER):
             if self.control:
                 self.control.unload(name)
             shutil.rmtree(self.repository.root / name)
 
     def _load_fronts(self) -> float | None:
-        """Let the server answer as `pin` has written -> ms that the longest took."""
+        """Let the server answer with the pinned release -> ms that the slowest model took."""
         control = self.control
         if control is None:
             return None
         return max(control.load(name) for name in self.repository.fronts()) * 1e3
 
     def _load_members(self) -> None:
-        """One after the other: requests keep what processor there is."""
+        """Load one model after the other, which leaves the processor to requests."""
         for member in self.repository.members():
             if self.control and member != ENSEMBLE:
                 self.control.load(member)
 
     def _undo(self, number: int) -> None:
-        """Leave nothing of a release that did not go live."""
+        """Remove all of a release that did not go live."""
         repository = self.repository
         shutil.rmtree(repository.staging(number), ignore_errors=True)
         live = repository.live
@@ -292,4 +295,4 @@ class Publisher:
             self.repository.remove(number)
 
     def _step(self, name: str, what: str = "") -> None:
-        self._say(f"[{STEPS.index(name) + 1}/{len(STEPS)}] {name} {what}".rstrip())
+        self.say(f"[{STEPS.index(name) + 1}/{len(STEPS)}] {name} {what}".rstrip())

@@ -1,8 +1,8 @@
-"""The next release with the same models over another catalogue: only what changed is computed.
+"""Writes a release with the models of another one over a changed catalogue; computes the changes.
 
-A version folder holds, apart from what knows nothing of items, a few files with one row per item
-(states, ids, vectors) and the index. Rows of items that leave are cut out, rows of new items are
-computed by the models that the release was made of, and appended. Everything else is linked.
+A few files of a version folder have one row per item (states, ids, vectors), and so has the index.
+Rows of items that leave are cut out; rows of new items are computed by the models of the release
+and appended. All other files are linked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
 from export.artifacts.onnx_file import point_at
-from export.artifacts.stage_files import ITEM_STATE, Catalogue, Variant, item_states
+from export.artifacts.stage_files import ITEM_STATE, Variant, item_states
+from export.context import Catalogue
 from export.foreign import wrapper
 from export.releases.canary import Canary
 from export.releases.manifest import seal
@@ -53,7 +54,7 @@ BLOCK = 1 << 22  # bytes of a file, copied at a time
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a catalogue.
+    """A change of a catalogue.
 
     Args:
         keep: bool [N], which rows of the old catalogue stay.
@@ -70,7 +71,7 @@ class Change:
 
 
 def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
-    """An item that is added and is there already takes the place of the old one.
+    """The change that removes and adds items; an added item replaces one with the same id.
 
     Raises:
         ArtifactError: an item to be removed is not there, or one is added twice.
@@ -93,7 +94,7 @@ class Refresh:
 
     Args:
         root, number: the release to start from.
-        checkpoints: what it was exported from, for the models compute the new items' states.
+        checkpoints: that it was exported from: their models compute the states of new items.
 
     Raises:
         ArtifactError: the release was exported from other checkpoints.
@@ -126,7 +127,7 @@ class Refresh:
         """Write the release `version` into the repository `target`."""
         topology = self.release["topology"]
         folders = {name: target / stage_path(topology, name, version) for name in STAGES}
-        with ThreadPoolExecutor(len(STAGES)) as pool:  # the time goes into writing
+        with ThreadPoolExecutor(len(STAGES)) as pool:  # writing takes most of the time
             for _ in pool.map(lambda name: self._stage(name, folders[name], changed), STAGES):
                 pass
         serving, product = of_release(self.release)
@@ -203,7 +204,7 @@ class Refresh:
         return np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
-        """[n, V]: what a mapped file holds of new items."""
+        """The rows of new items in a mapped file, [n, V]."""
         plain = {
             CATALOGUE_IDS: items.item_ids[:, None],
             wrapper.TABLES["item_dense"]: items.dense,
@@ -227,8 +228,10 @@ def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:
 
 
 def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Path) -> None:
-    """Write the rows of a file [N, V] that are kept, and the new ones behind them. Blocks that are
-    read and written into room made before are several times as fast as out of a mapped file.
+    """Write the rows of a file [N, V] that are kept, and the new ones behind them.
+
+    Reading blocks and writing them into allocated space is several times as fast as copying out of
+    a mapped file.
 
     Raises:
         ArtifactError: the file is not as long as described.
@@ -253,7 +256,7 @@ def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Pat
 
 
 def _link_others(source: Path, target: Path, own: set[str]) -> None:
-    """All files of a stage that know nothing of items."""
+    """Link all files of a stage that do not depend on the items."""
     for path in source.rglob("*"):
         name = path.relative_to(source)
         if path.is_file() and name.name not in own and "__pycache__" not in name.parts:

@@ -1,8 +1,8 @@
-"""A model repository that a server serves while releases come and go.
+"""A model repository whose releases change while a server serves it.
 
-What is live is written down in one place: the pbtxt.pbtxt of `recommend`, whose steps pin a
-release. The server obeys it when `recommend` is loaded, after a restart too. The members keep two
-releases loaded, the live one and the one before, so that going back is no more than a switch.
+One file says which release is live: config.pbtxt of `recommend`, whose steps pin a release. The
+server reads it when it loads `recommend`, also after a restart. The members keep two releases
+loaded, the live one and the one before, so that a rollback is only a switch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
+from cascade.artifact import ArtifactError
 from cascade.client.split import CHALLENGER
 from cascade.config import of_release
 from cascade.errors import CascadeError
@@ -35,20 +36,20 @@ from cascade.spec import (
     stage_path,
 )
 
-PENDING_FILE = "pending"  # beside release.json, until a release has been live
-STAGED = "staged-"  # not a number, so the server takes no notice of it
+PENDING_FILE = "pending"  # beside release.json until the release has been live
+STAGED = "staged-"  # not a number, so the server ignores it
 FRONTS = (ENSEMBLE, RECOMMEND_USER)
-READ_ONLY = 0o444  # what is installed is never written again
-NEXT = "_next"  # where one process is the whole cascade, it is tried as `recommend_next`
+READ_ONLY = 0o444  # installed files are never written again
+NEXT = "_next"  # a fused release is asked as `recommend_next` before the switch
 
 
 class BusyError(CascadeError):
-    """Somebody else is changing the repository."""
+    """Another process is changing the repository."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """The folder, and what is written in it about releases."""
+    """The folder, and what its files say about releases."""
 
     root: Path
 
@@ -77,11 +78,19 @@ class Repository:
         folders = (self.root / ENSEMBLE).glob(f"[0-9]*/{RELEASE_FILE}")
         return sorted(int(path.parent.name) for path in folders)
 
+    def check_published(self) -> None:
+        """Raises ArtifactError where the folder holds no release."""
+        if not self.releases():
+            raise ArtifactError(
+                f"{self.root} holds no release: python -m export publish --repository {self.root} "
+                "writes the first one"
+            )
+
     def complete(self, number: int) -> bool:
         return (self.folder(number) / RELEASE_FILE).exists()
 
     def pending(self, number: int) -> bool:
-        """Whether a release was installed to be published, and has not been live yet."""
+        """Whether a release is installed and has not been live yet."""
         return (self.folder(number) / PENDING_FILE).exists()
 
     def folder(self, number: int) -> Path:
@@ -89,12 +98,12 @@ class Repository:
         return self.root / ENSEMBLE / str(number)
 
     def staging(self, number: int) -> Path:
-        """A folder on the same file system in which a release is made ready: a repository itself,
-        with this release alone."""
+        """A folder on the same file system in which a release is prepared: a repository of its
+        own, with this release alone."""
         return self.root / ENSEMBLE / f"{STAGED}{number}"
 
     def fronts(self) -> list[str]:
-        """What clients ask: `recommend`, and `recommend_user` where there is a store."""
+        """The models that clients ask: `recommend`, and `recommend_user` where there is a store."""
         return [name for name in FRONTS if (self.root / name / "config.pbtxt").exists()]
 
     def members(self) -> list[str]:
@@ -111,12 +120,12 @@ class Repository:
         return []
 
     def install(self, number: int) -> None:
-        """Move a release from its staging folder to where the server looks. Its manifest comes
-        last: until then, and after a kill, it is none."""
+        """Move a release from its staging folder to where the server looks. Its manifest moves
+        last: a release without one does not count, also after a kill."""
         staged = self.staging(number)
         for program in staged.glob(f"*/{number}/model.py"):
-            # In the way of Python's bytecode: the server would take a version that gets a file
-            # after it was loaded for a changed one, and load it again in the middle of the switch.
+            # Keep Python from writing bytecode: a file that appears after the load makes the
+            # server take the version for a changed one, and load it again during the switch.
             (program.parent / "__pycache__").touch()
         for file in content(staged):
             file.chmod(READ_ONLY)
@@ -146,7 +155,7 @@ class Repository:
 
     @property
     def split(self) -> float:
-        """The challenger's share of the users; 0 where there is none."""
+        """The challenger's share of the users; 0 without a challenger."""
         path = self.root / ENSEMBLE / "config.pbtxt"
         found = pbtxt.read(path).parameters if path.exists() else {}
         return float(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else 0.0
@@ -158,8 +167,8 @@ class Repository:
         return pinned(pbtxt.read(path)) if self.split and path.exists() else None
 
     def alias(self, ending: str, number: int) -> list[str]:
-        """Make what clients ask, of some release, models of other names, with one process where it
-        is one itself -> these names, in the order in which they load."""
+        """Copy the models that clients ask, of some release, under other names (with one process
+        each, where they are processes) -> these names, in the order in which they load."""
         configs = configs_of(self.root, number)
         for name in (fronts := [name for name in FRONTS if name in configs]):
             found, folder = configs[name], self.root / f"{name}{ending}"
@@ -184,7 +193,7 @@ class Repository:
         (self.folder(number) / PENDING_FILE).unlink(missing_ok=True)
 
     def remove(self, number: int) -> None:
-        """Delete a release; without its manifest, which goes first, the rest is only left-overs."""
+        """Delete a release, its manifest first: what a kill leaves counts as left-overs."""
         (self.folder(number) / RELEASE_FILE).unlink(missing_ok=True)
         for folder in self.root.glob(f"*/{number}"):
             shutil.rmtree(folder)
@@ -202,10 +211,10 @@ class Repository:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One at a time. A killed process holds nothing.
+        """One publisher at a time; the lock of a killed process is free.
 
         Raises:
-            BusyError: another one is at work.
+            BusyError: another process holds it.
         """
         folder = self.root / ENSEMBLE
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +239,7 @@ def pinned(recommend: pb.ModelConfig) -> int | None:
 
 
 def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
-    """config.pbtxt of every model, as a release was exported to be served.
+    """config.pbtxt of every model, as the release was exported.
 
     Raises:
         ArtifactError: the release is missing or damaged.

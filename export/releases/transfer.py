@@ -1,4 +1,4 @@
-"""A release that was exported elsewhere: on the machine that trains, or into another repository."""
+"""Copies a release that was exported elsewhere: on the machine that trains, for example."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from export.releases.repository import FRONTS
 
 
 def from_export(source: Path) -> Make:
-    """Copy the newest release of another repository, whatever its number is there."""
+    """Copy the newest release of another repository, under a new number."""
 
     def make(target: Path, number: int) -> None:
         version = newest_version(source)
         release = read_release(source, version)
         for model in {*TOPOLOGIES[release["topology"]], *FRONTS}:
             if not (source / model / str(version)).exists():
-                continue  # a release without users by id
+                continue  # the release has no users by id
             shutil.copytree(
                 source / model / str(version),
                 target / model / str(number),

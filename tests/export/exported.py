@@ -24,7 +24,8 @@ from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
 from cascade.spec import PRERANK, RANK, Sizes, Stage, stages
 from export.artifacts.graphs import TopCandidates
-from export.artifacts.stage_files import Catalogue, Variant, write_scoring
+from export.artifacts.stage_files import Variant, write_scoring
+from export.context import Catalogue, Forms
 from tests.schemas import draw_rows
 
 ITEMS, MAX_BATCH = 60, 33
@@ -32,6 +33,7 @@ SIZES = Sizes(candidates=40, survivors=20, results=5)
 RUNTIMES = ("onnx", "torchscript")
 LARGEST_DIFFERENCE = 1e-4
 PLAIN = Variant()
+TORCHSCRIPT = Forms(["torchscript"])
 
 
 def fitted(schema: Schema) -> Schema:
@@ -177,5 +179,5 @@ class Exported:
 def export_case(case: Case, folder: Path, variant: Variant = PLAIN) -> Exported:
     stage = next(s for s in stages(case.schema, case.sizes) if s.name == case.stage)
     scorer, items = drawn_scorer(case.model, case.preset, case.schema), drawn_items(case.schema)
-    module = write_scoring(scorer, stage, case.schema, items, folder, variant, ("torchscript",))
+    module = write_scoring(scorer, stage, case.schema, items, folder, variant, TORCHSCRIPT)
     return Exported(folder, stage, case.schema, scorer, module, items)

@@ -20,12 +20,11 @@ from cascade.encoding import Encoder
 from cascade.index import RefreshError, refresh
 from cascade.release import read_release
 from cascade.stages import reranked
-from cascade.stages.filters.items import Items
+from cascade.stages.filters.items import FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.artifacts import filters
-from export.artifacts.stage_files import Catalogue
-from export.build import read_catalogue
+from export.context import Catalogue, Source, read_catalogue
 from export.releases.catalogue import nothing, read_ids, read_items
 from export.releases.manifest import verify
 from export.releases.refresh import Change, Refresh, change
@@ -124,16 +123,16 @@ def test_filters_are_those_of_a_full_export(seven: Cascade, tmp_path: Path, raw:
         catalogue = pa.table({"item_id": items.item_ids, **columns})
         pq.write_table(catalogue, folder / "catalogue.parquet")
         rows = np.arange(len(items))
-        filters.write(folder, encoder, items, rows, folder, None)
+        filters.write(Source(folder, encoder, items, rows), folder, None)
         return folder
 
     left = everything.take(np.append(np.flatnonzero(keep), np.arange(50, 60)))
-    expected = Items(written(left, "full"), seven.schema.hash)
+    expected = FilterItems(written(left, "full"), seven.schema.hash)
     (tmp_path / "next").mkdir()
     new = added if raw else replace(added, raw=None)
     source = written(old, "old")
     found = filters.refresh(source, tmp_path / "next", encoder, keep, new, left.item_ids)
-    items = Items(tmp_path / "next", seven.schema.hash)
+    items = FilterItems(tmp_path / "next", seven.schema.hash)
     np.testing.assert_array_equal(items.rows(left.item_ids), np.arange(len(left)))
     assert not len(items.rows(old.item_ids[~keep]))
     features = {f.name for f in seven.schema.ids("item")}

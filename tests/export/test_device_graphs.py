@@ -25,6 +25,7 @@ from tests.export.exported import (
     BAGS,
     CASES,
     ITEMS,
+    TORCHSCRIPT,
     Case,
     Exported,
     drawn_items,
@@ -53,7 +54,7 @@ def test_half_precision_is_near_the_trained_model(
     scorer, items = drawn_scorer(case.model, case.preset, case.schema), drawn_items(case.schema)
     halved = device.half(scorer, precision)
     before = {key: value.clone() for key, value in scorer.state_dict().items()}
-    module = write_scoring(halved, stage, case.schema, items, tmp_path, also=["torchscript"])
+    module = write_scoring(halved, stage, case.schema, items, tmp_path, forms=TORCHSCRIPT)
     exported = Exported(tmp_path, stage, case.schema, scorer, module, items)
     users, rows = drawn_users(case.schema, 7), drawn_rows(7, exported.width)
     with torch.inference_mode():

@@ -16,9 +16,9 @@ from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder, InvalidInput
 from cascade.schema import Feature, Schema
 from cascade.spec import RETRIEVE
-from cascade.stages.filters import Items
+from cascade.stages.filters.items import FilterItems
 from export.artifacts import filters
-from export.build import read_catalogue
+from export.context import Source, read_catalogue
 from tests.filter_cases import Shop
 
 SCHEMA = Schema(
@@ -48,14 +48,14 @@ def catalogue(folder: Path, raw: dict[str, list[Any]], vocabularies: Any = None)
     return encoder
 
 
-def write(folder: Path, encoder: Encoder, wanted: list[str] | None = None) -> Items:
+def write(folder: Path, encoder: Encoder, wanted: list[str] | None = None) -> FilterItems:
     order = np.array([2, 0, 3, 1])
     items = read_catalogue(folder).take(order)
-    filters.write(folder, encoder, items, order, folder, wanted)
-    return Items(folder, encoder.schema.hash)
+    filters.write(Source(folder, encoder, items, order), folder, wanted)
+    return FilterItems(folder, encoder.schema.hash)
 
 
-def ids_having(items: Items, allow: dict[str, list[bytes]]) -> list[int]:
+def ids_having(items: FilterItems, allow: dict[str, list[bytes]]) -> list[int]:
     return sorted(IDS[[2, 0, 3, 1]][items.having(allow)].tolist())
 
 
@@ -115,8 +115,9 @@ def test_features_may_be_left_out(tmp_path: Path) -> None:
 def test_an_id_of_two_items_is_refused(tmp_path: Path) -> None:
     encoder = catalogue(tmp_path, RAW)
     items = read_catalogue(tmp_path).take(np.array([0, 1, 2, 2]))
+    source = Source(tmp_path, encoder, items, np.arange(4))
     with pytest.raises(ArtifactError, match="item 30 is in the catalogue more than once"):
-        filters.write(tmp_path, encoder, items, np.arange(4), tmp_path, None)
+        filters.write(source, tmp_path, None)
 
 
 @pytest.mark.parametrize("index", ["ivf", "exact"])
@@ -124,7 +125,7 @@ def test_rows_are_those_of_the_release(make_cascade: Callable[..., Any], index: 
     cascade = make_cascade(items=400, users=40, index=index)
     shop = Shop.of(cascade.checkpoints, cascade.schema)
     ids = cascade.pipeline().item_ids
-    items = Items(cascade.repository / RETRIEVE / "1", cascade.schema.hash)
+    items = FilterItems(cascade.repository / RETRIEVE / "1", cascade.schema.hash)
     assert set(ids[items.rows(shop.ids[5:9])]) == set(shop.ids[5:9])
     for feature, values in list(shop.values.items())[:3]:
         for value in ("3", "nobody's"):

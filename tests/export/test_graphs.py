@@ -28,6 +28,7 @@ from tests.export.exported import (
     MAX_BATCH,
     NUMBERS,
     RUNTIMES,
+    TORCHSCRIPT,
     Case,
     Exported,
     drawn_rows,
@@ -123,7 +124,7 @@ def test_what_depends_on_the_catalogue_lies_in_files_of_its_own(exported: Export
 @pytest.mark.parametrize("schema", [fitted(CRITEO), BAGS, NUMBERS], ids=lambda s: s.name)
 def test_the_user_tower(schema: Schema, tmp_path: Path) -> None:
     retriever = drawn_scorer("two_tower", "tiny", schema)
-    write_tower(retriever, schema, tmp_path, RUNTIMES)
+    write_tower(retriever, schema, tmp_path, TORCHSCRIPT)
     for runtime in RUNTIMES:
         description, graph = load_graph(tmp_path, schema, Serving(runtime=runtime, threads=1))
         assert description.stage == RETRIEVE

@@ -27,7 +27,8 @@ from cascade.schema import Feature, Schema
 from cascade.spec import RANK, RETRIEVE, Sizes, stages
 from export.artifacts import onnx_file, parity, stage_files
 from export.artifacts.graphs import UserTower
-from export.artifacts.stage_files import Catalogue, write_scoring
+from export.artifacts.stage_files import write_scoring
+from export.context import Catalogue, Forms
 
 ROOT = Path(__file__).parents[2]
 TWO_GB = 2**31
@@ -87,7 +88,7 @@ def large_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
         patch.setattr(stage_files, "write_item_state", sparse_state(known))
         items = endless_catalogue(schema, count)
         stage = next(stage for stage in stages(schema, SIZES) if stage.name == RANK)
-        module = write_scoring(scorer, stage, schema, items, folder, also=("torchscript",))
+        module = write_scoring(scorer, stage, schema, items, folder, forms=Forms(["torchscript"]))
     yield {"folder": folder, "schema": schema, "module": module, "rows": rows, "count": count}
     for path in folder.iterdir():
         path.unlink()

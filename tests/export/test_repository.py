@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from export import __main__ as command
 from export import build as build_module
 from export.artifacts import filters, parity
 from export.artifacts.stage_files import write_item_ids, write_item_state
+from export.context import BuildError, read_catalogue
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
 
@@ -45,10 +45,9 @@ def files(folder: Path) -> dict[str, str]:
 AS_TRAINED = ("--state", "float32", "--weights", "float32", "--users-per-run", 0)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+def run(*arguments: object) -> None:
     """The command line, in this process."""
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-    command.main()
+    command.main([*map(str, arguments)])
 
 
 @pytest.fixture
@@ -113,7 +112,6 @@ def test_a_second_release_beside_the_first(
     criteo: Any,
     with_logistic: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     assert_same_answers: Callable[..., None],
 ) -> None:
@@ -124,7 +122,7 @@ def test_a_second_release_beside_the_first(
     which = ("--preranker", "prerank_logistic", "--index", "flat", "--runtime", "torchscript")
     how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, *AS_TRAINED)
     sizes = ("--candidates", 500, "--survivors", 100, "--results", 5)
-    run(monkeypatch, *where, *which, *how, *sizes)
+    run(*where, *which, *how, *sizes)
     printed = capsys.readouterr().out
     assert "index flat {}: recall@500 1.0000" in printed
     assert "exported release 2 of 1,500 items" in printed
@@ -172,52 +170,53 @@ def test_graphs_that_differ_from_the_model_make_no_release(
     monkeypatch.setattr(build_module, "write_scoring", tampered)
     where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
-        run(monkeypatch, *where, *AS_TRAINED)
+        run(*where, *AS_TRAINED)
     assert not (repository / ENSEMBLE / "1" / "release.json").exists()
     with pytest.raises(ArtifactError, match=r"holds no exported cascade: run python -m export"):
         Pipeline.load(repository)
 
 
 def test_a_checkpoint_of_another_schema_is_refused(
-    criteo: Any, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    criteo: Any,
+    checkpoints: Path,
+    tmp_path: Path,
 ) -> None:
     path = checkpoints / RETRIEVE / "checkpoint.json"
     path.write_text(path.read_text().replace(criteo.schema.hash, "0123456789abcdef"))
     with pytest.raises(SchemaError, match=r"retrieve was made for schema 0123456789abcdef"):
-        run(monkeypatch, "--checkpoints", checkpoints, "--repository", tmp_path / "repository")
+        run("--checkpoints", checkpoints, "--repository", tmp_path / "repository")
 
 
 def test_vocabularies_that_do_not_belong_to_the_schema_are_refused(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path,
+    tmp_path: Path,
 ) -> None:
     (checkpoints / "vocabulary" / "C3.txt").write_bytes(b"other\nwords")
     with pytest.raises(SchemaError, match=r"feature C3: the vocabulary \(2 values\) is not"):
-        run(monkeypatch, "--checkpoints", checkpoints, "--repository", tmp_path / "repository")
+        run("--checkpoints", checkpoints, "--repository", tmp_path / "repository")
 
 
 def test_a_model_that_is_not_there_is_named(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path,
+    tmp_path: Path,
 ) -> None:
     shutil.rmtree(checkpoints / RETRIEVE)
     with pytest.raises(CheckpointError, match=r"retrieve holds no finished model"):
-        run(monkeypatch, "--checkpoints", checkpoints, "--repository", tmp_path / "repository")
+        run("--checkpoints", checkpoints, "--repository", tmp_path / "repository")
 
 
 @pytest.mark.parametrize("arguments", [("--ranker-onnx", "ranker.onnx"), ("--inputs", "map.json")])
 def test_a_foreign_ranker_needs_its_inputs(
     checkpoints: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, str],
 ) -> None:
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--checkpoints", checkpoints, "--repository", tmp_path, *arguments)
-    assert "--ranker-onnx and --inputs go together" in capsys.readouterr().err
+    with pytest.raises(BuildError, match="--ranker-onnx and --inputs go together"):
+        run("--checkpoints", checkpoints, "--repository", tmp_path, *arguments)
 
 
 def test_an_export_over_a_served_one_leaves_what_is_mapped(criteo: Any, tmp_path: Path) -> None:
-    items = build_module.read_catalogue(criteo.checkpoints)
+    items = read_catalogue(criteo.checkpoints)
     scorer = checkpoint.load(criteo.checkpoints / PRERANK, criteo.schema)
     served = [write_item_state(scorer, items, tmp_path, PRERANK), write_item_ids(items, tmp_path)]
     mappings = [mapped.open(tmp_path) for mapped in served]

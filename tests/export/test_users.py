@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ from cascade.spec import (
     TOPOLOGIES,
     Sizes,
 )
-from cascade.store import OtherLayout, UserStore
+from cascade.store import OtherLayout, StoreError, UserStore
 from export import __main__ as export_command
 from export import users
-from export.releases import rewire as rewire_command
 from export.releases.rewire import rewire, serving_of, settings_of
 from tests.conftest import BAGS
 
@@ -126,8 +124,7 @@ def test_the_commands_take_a_store(
     folders = ("--checkpoints", criteo.checkpoints, "--repository", stored)
     as_trained = ("--state", "float32", "--weights", "float32", "--users-per-run", "1")
     arguments = (*folders, *as_trained, "--index", "ivf", "--store", "lmdb:users")
-    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-    export_command.main()
+    export_command.main([*map(str, arguments)])
     assert users.store_of(stored) == f"lmdb:{tmp_path / 'users'}"
     assert (stored / RECOMMEND_USER / "1").is_dir()
     for source, target, options in (
@@ -135,20 +132,15 @@ def test_the_commands_take_a_store(
         (plain, redis, ("--store", "redis://h/1")),
     ):
         arguments = ("--repository", source, "--out", target, "--topology", "fused", *options)
-        monkeypatch.setattr(sys, "argv", ["rewire", *map(str, arguments)])
-        rewire_command.main()
+        export_command.main(["rewire", *map(str, arguments)])
     assert not (plain / RECOMMEND_USER).exists()
     assert users.store_of(redis) == "redis://h/1"
 
 
-def test_export_refuses_another_url(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_refuses_another_url(tmp_path: Path) -> None:
     folders = ["--checkpoints", str(tmp_path), "--repository", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["export", *folders, "--store", "users.lmdb"])
-    with pytest.raises(SystemExit):
-        export_command.main()
-    assert "store 'users.lmdb': expected lmdb:PATH" in capsys.readouterr().err
+    with pytest.raises(StoreError, match=r"store 'users\.lmdb': expected lmdb:PATH"):
+        export_command.main([*folders, "--store", "users.lmdb"])
 
 
 # --- the command
@@ -161,9 +153,8 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["users", *map(str, arguments)])
-    users.main()
+def run(*arguments: object) -> None:
+    export_command.main(["users", *map(str, arguments)])
 
 
 def stored(tmp_path: Path, *ids: str) -> list[list[Any]]:
@@ -198,11 +189,10 @@ EXPECTED = [
 def test_a_table_goes_into_the_store_that_the_repository_reads(
     repository: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pq.write_table(pa.table(TABLE), tmp_path / "users.parquet")
-    run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+    run("--repository", repository, "--table", tmp_path / "users.parquet")
     said = capsys.readouterr()
     assert "3 users written, 0 removed" in said.out
     assert "no such column" not in said.err
@@ -210,7 +200,8 @@ def test_a_table_goes_into_the_store_that_the_repository_reads(
 
 
 def test_lines_are_the_same_as_a_table(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path,
+    tmp_path: Path,
 ) -> None:
     lines = [
         {"id": "anna", "age": 31, "visits": 0.5, "city": "Çà", "agent": 7, "tags": "x|y|z"},
@@ -220,11 +211,11 @@ def test_lines_are_the_same_as_a_table(
     lines[0]["history"] = ["a", "b"]
     path = tmp_path / "users.jsonl"
     path.write_text("\n\n".join(map(json.dumps, lines)))
-    run(monkeypatch, "--repository", repository, "--table", path, "--id-column", "id")
+    run("--repository", repository, "--table", path, "--id-column", "id")
     assert stored(tmp_path, "anna", "beno", "cleo") == EXPECTED
     path.write_text('{"id": 1}\n{"id": 2, "aeg": 3}\n')
     with pytest.raises(ValueError, match=r"line 2: unknown feature 'aeg': did you mean 'age'"):
-        run(monkeypatch, "--repository", repository, "--table", path, "--id-column", "id")
+        run("--repository", repository, "--table", path, "--id-column", "id")
 
 
 def test_more_lines_than_a_chunk(
@@ -233,20 +224,19 @@ def test_more_lines_than_a_chunk(
     monkeypatch.setattr(users, "CHUNK", 10)
     path = tmp_path / "users.jsonl"
     path.write_text("".join(json.dumps({"age": age}) + "\n" for age in range(25)))
-    run(monkeypatch, "--repository", repository, "--table", path, "--row-ids")
+    run("--repository", repository, "--table", path, "--row-ids")
     found = stored(tmp_path, *map(str, range(26)))
     assert [user[0] for user in found[:25]] == [*range(25)]
     assert found[25] == []
     pq.write_table(pa.table({"age": [*range(100, 125)]}), tmp_path / "users.parquet")
     table = tmp_path / "users.parquet"
-    run(monkeypatch, "--repository", repository, "--table", table, "--row-ids")
+    run("--repository", repository, "--table", table, "--row-ids")
     assert [user[0] for user in stored(tmp_path, *map(str, range(25)))] == [*range(100, 125)]
 
 
 def test_replacing_removes_the_others_and_takes_over_another_layout(
     repository: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = RequestLayout(("height",), (), "0123456789abcdef")
@@ -255,8 +245,8 @@ def test_replacing_removes_the_others_and_takes_over_another_layout(
     pq.write_table(pa.table(TABLE), tmp_path / "users.parquet")
     arguments = ("--repository", repository, "--table", tmp_path / "users.parquet")
     with pytest.raises(OtherLayout, match="--replace"):
-        run(monkeypatch, *arguments)
-    run(monkeypatch, *arguments, "--replace")
+        run(*arguments)
+    run(*arguments, "--replace")
     assert "3 users written, 1 removed" in capsys.readouterr().out
     assert stored(tmp_path, "anna", "old") == [EXPECTED[0], []]
 
@@ -277,22 +267,20 @@ def test_replacing_removes_the_others_and_takes_over_another_layout(
 def test_a_table_that_cannot_be_read_is_named(
     repository: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     columns: Any,
     message: str,
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "users.parquet")
     with pytest.raises(ValueError, match=message):
-        run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+        run("--repository", repository, "--table", tmp_path / "users.parquet")
 
 
 def test_absent_columns_are_told_of(
     repository: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pq.write_table(pa.table({"user_id": [1], "age": [3]}), tmp_path / "users.parquet")
-    run(monkeypatch, "--repository", repository, "--table", tmp_path / "users.parquet")
+    run("--repository", repository, "--table", tmp_path / "users.parquet")
     assert "stored as missing: visits, city, agent, history, tags" in capsys.readouterr().err
     assert stored(tmp_path, "1") == [[3, None, b"", b"", b"", b""]]

@@ -10,8 +10,7 @@ import numpy as np
 from cascade.artifact import Array
 from cascade.server.launcher import Server
 from cascade.stages.pipeline import Pipeline
-from export.artifacts.stage_files import Catalogue
-from export.build import read_catalogue
+from export.context import Catalogue, read_catalogue
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.refresh import Refresh, change

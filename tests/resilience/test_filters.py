@@ -25,7 +25,7 @@ from cascade.server.launcher import Server
 from cascade.spec import DENY_LIST, RANK, Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 from perf.harness.artifacts import Artifacts
 from perf.harness.table import number
 from tests.conftest import Cascade

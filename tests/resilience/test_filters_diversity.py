@@ -17,7 +17,7 @@ from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 from perf.harness.artifacts import Artifacts
 from perf.harness.table import number
 from tests.resilience.claims import Record

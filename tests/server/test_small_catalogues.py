@@ -15,7 +15,7 @@ from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 
 PLAIN = Schema(
     "categories alone",

@@ -25,7 +25,7 @@ from cascade.spec import DENY_LIST, RETRIEVE, Sizes
 from cascade.stages.filters import DenyList, FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 from tests.conftest import BAGS
 from tests.filter_cases import Case, Shop, column, draw
 

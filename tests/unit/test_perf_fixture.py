@@ -19,7 +19,7 @@ from cascade.evaluation.metrics import auc
 from cascade.spec import STAGES
 from cascade.training import checkpoint
 from export.artifacts.guard import HeldOut
-from export.build import read_catalogue
+from export.context import read_catalogue
 from perf import fixture
 from perf.fixture import PAPER_BUCKETS, Plan
 

@@ -21,7 +21,7 @@ from cascade.stages.load import load_stage
 from cascade.stages.reranked import Reranked
 from cascade.stages.scoring import Score
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 from tests.conftest import BAGS
 
 POOL, RESULTS, DIVERSITY = 30, 10, 0.4

@@ -25,7 +25,7 @@ from cascade.stages.load import load_stage
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.retrieve import Retrieve
 from cascade.training import checkpoint
-from export.build import read_catalogue
+from export.context import read_catalogue
 
 ONE = Serving(threads=1)
 USERS = 24

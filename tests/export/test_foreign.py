@@ -1,7 +1,6 @@
 """A third-party ONNX ranker behind the contract of the ranking stage, and its errors."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from cascade.stages.scoring import Score
 from cascade.training import checkpoint
 from export import __main__ as export_command
 from export.artifacts import parity
-from export.artifacts.stage_files import Catalogue, write_scoring
+from export.artifacts.stage_files import write_scoring
+from export.context import Catalogue
 from export.foreign import flat, wrapper
 from export.foreign import parity as foreign_parity
 from export.foreign.inputs import ForeignError
@@ -163,8 +163,12 @@ def wrap(
     folder.mkdir(exist_ok=True)
     catalogue = make_items(schema, items)
     path = write_map(model.parent, mapping)
-    facts = wrapper.write(model, path, ranking(schema), schema, catalogue, folder)
+    facts = wrapper.write(Foreign(model, path, schema), ranking(schema), catalogue, folder)
     return Score(folder, SERVING), facts
+
+
+def serve(model: Path, mapping: Path, folder: Path) -> None:
+    wrapper.write(Foreign(model, mapping, MIXED), ranking(MIXED), make_items(MIXED), folder)
 
 
 # A model made by hand: logit = wide @ weights + table[city], wide = (income, price, brand).
@@ -440,9 +444,7 @@ def test_parity_notices_another_item_table(tmp_path: Path) -> None:
     table = tmp_path / "rank" / "item_ids_table.bin"
     np.roll(np.fromfile(table, np.int64), 3).tofile(table)
     foreign = Foreign(tmp_path / "m.onnx", tmp_path / "map.json", MIXED)
-    found = foreign_parity.compare(
-        foreign, ranking(MIXED), MIXED, make_items(MIXED), tmp_path / "rank"
-    )
+    found = foreign_parity.compare(foreign, ranking(MIXED), make_items(MIXED), tmp_path / "rank")
     assert not any(p.holds for p in found)
     assert found[-1].overlap < 0.9
     with pytest.raises(parity.ParityError, match="differ"):
@@ -472,8 +474,11 @@ def fed(**inputs: Any) -> dict[str, Any]:
             r"inputs without a mapping: \['town'\].*graph's inputs are \['wide', 'town'\]",
         ),
         (fed(village=["city"]), r"not in the graph: \['village'\].*are \['wide', 'town'\]"),
-        (fed(town=["citty"]), "input 'town' of m.onnx is to be fed by 'citty'.*mean 'city'"),
-        (fed(town=["zzzz"]), "no feature of the schema; it has .*'age'.*'brand'"),
+        (
+            fed(town=["citty"]),
+            "input 'town' of m.onnx: unknown feature 'citty': did you mean 'city'",
+        ),
+        (fed(town=["zzzz"]), "unknown feature 'zzzz': known are .*age.*brand"),
         (fed(town=["history"]), r"'town'.* takes 1 columns, but \['history'\] have 3"),
         (fed(wide=["income", "price"]), r"takes 3 columns, but \['income', 'price'\] have 2"),
         (fed(wide=["history"]), "no item feature.*'price'"),
@@ -484,7 +489,7 @@ def test_a_mapping_at_fault_is_named(mapping: Any, message: str, tmp_path: Path)
     linear(tmp_path / "m.onnx")
     path = write_map(tmp_path, mapping)
     with pytest.raises(ForeignError, match=message):
-        wrapper.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
+        serve(tmp_path / "m.onnx", path, tmp_path)
 
 
 def no_file(path: Path) -> None:
@@ -570,7 +575,7 @@ def test_a_file_at_fault_is_named(
     make(tmp_path / "m.onnx")
     path = write_map(tmp_path, LINEAR_MAP)
     with pytest.raises(ForeignError, match=f"(?s){message}"):
-        wrapper.write(tmp_path / "m.onnx", path, ranking(MIXED), MIXED, make_items(MIXED), tmp_path)
+        serve(tmp_path / "m.onnx", path, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -600,22 +605,19 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_serve_the_flat_ranker_in_the_cascade(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Path,
+    tmp_path: Path,
 ) -> None:
     onnx_file, mapping = tmp_path / "flat.onnx", tmp_path / "map.json"
     base = ["--checkpoints", str(checkpoints)]
-    monkeypatch.setattr(
-        sys, "argv", ["flat", *base, "--onnx", str(onnx_file), "--inputs", str(mapping)]
-    )
-    flat.main()
+    export_command.main(["flat", *base, "--onnx", str(onnx_file), "--inputs", str(mapping)])
     sizes = [word for name, size in vars(SIZES).items() for word in (f"--{name}", str(size))]
-    common = ["export", *base, "--index", "flat", *sizes]
+    common = [*base, "--index", "flat", *sizes]
     third_party = ["--ranker-onnx", str(onnx_file), "--inputs", str(mapping)]
     answers = []
     for name, more in (("flat", third_party), ("split", [])):
         repository = tmp_path / name
-        monkeypatch.setattr(sys, "argv", [*common, "--repository", str(repository), *more])
-        export_command.main()
+        export_command.main([*common, "--repository", str(repository), *more])
         pipeline = Pipeline.load(repository, serving=SERVING)
         dense = np.array([[20, np.nan], [3, 4]], np.float32)
         categorical = np.array([[b"city 1", b"1|2"], [b"", b"nowhere"]], object)

@@ -1,0 +1,148 @@
+"""The commands that compute a release or write users: build, publish, catalogue, users, flat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cascade.artifact import ArtifactError
+from cascade.encoding import Encoder
+from cascade.files import write_json
+from cascade.spec import RANK
+from cascade.store import UserStore
+from cascade.training import checkpoint
+from export import arguments
+from export import users as user_files
+from export.build import write_release
+from export.foreign.flat import flat_onnx
+from export.releases import catalogue as catalogue_files
+from export.releases.commands import add_server, parser, publisher, report, say
+from export.releases.refresh import Refresh, change
+from export.releases.repository import Repository
+from export.releases.transfer import from_export
+
+
+def build(argv: Sequence[str]) -> None:
+    """Write one release: checkpoints in, a version of every model of the repository out."""
+    options = parser("build", "--checkpoints DIR --repository DIR", build.__doc__)
+    where = options.add_argument_group("where").add_argument
+    where("--checkpoints", type=Path, metavar="DIR", required=True, help="what training wrote")
+    where("--repository", type=Path, metavar="DIR", required=True, help="model repository to write")
+    where("--version", type=int, default=1, metavar="N", help="number of the release [%(default)s]")
+    arguments.add(options)
+    args = options.parse_args(argv)
+    write_release(arguments.build_of(args, args.repository, args.version))
+
+
+def publish(argv: Sequence[str]) -> None:
+    """Make the next release and let the server answer with it, while requests keep flowing.
+
+    Exports the checkpoints beside the live release, or copies an export made elsewhere; loads it,
+    asks it the canary requests, and switches. If anything fails, the live release stays. The server
+    runs under explicit model control, as python -m cascade.server starts it. Without --url only the
+    repository changes, for a server that is started later.
+
+    Takes all options of python -m export build, too.
+    """
+    required = "--repository DIR (--checkpoints DIR | --release DIR)"
+    options = parser("publish", required, publish.__doc__)
+    add_server(options)
+    origin = options.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--checkpoints", type=Path, metavar="DIR", help="export these")
+    origin.add_argument("--release", type=Path, metavar="DIR", help="copy this repository's newest")
+    options.add_argument("--share", type=float, help="of the users that get it [all]")
+    arguments.add(options, hidden=True)
+    args = options.parse_args(argv)
+
+    def make(target: Path, number: int) -> None:
+        write_release(arguments.build_of(args, target, number))
+
+    source = from_export(args.release) if args.release else make
+    report(publisher(args).publish(source, args.share))
+
+
+def catalogue(argv: Sequence[str]) -> None:
+    """Publish a release with the models of the live one and another catalogue.
+
+    New items come from a Parquet file (item_id and the raw features by name), the ids of items that
+    leave from a text file, one per line. A new item replaces one with the same id. Only what
+    changed is computed; the index keeps its lists, so after large changes python -m export publish
+    retrieves better.
+    """
+    required = "--repository DIR --checkpoints DIR (--add FILE | --remove FILE)"
+    options = parser("catalogue", required, catalogue.__doc__)
+    add_server(options)
+    add = options.add_argument
+    add("--checkpoints", type=Path, metavar="DIR", required=True, help="of the live release")
+    add("--add", type=Path, metavar="FILE", help="Parquet file of new items")
+    add("--remove", type=Path, metavar="FILE", help="text file of item ids")
+    args = options.parse_args(argv)
+    if args.add is None and args.remove is None:
+        raise ArtifactError("nothing to change: give --add, --remove or both")
+    repository = Repository(args.repository)
+    repository.check_published()
+
+    def make(target: Path, number: int) -> None:
+        live = repository.live
+        assert live is not None
+        refresh = Refresh(repository.root, live, args.checkpoints)
+        encoder = refresh.encoder
+        if args.add:
+            added = catalogue_files.read_items(args.add, encoder)
+        else:
+            added = catalogue_files.nothing(encoder)
+        removed = catalogue_files.read_ids(args.remove) if args.remove else np.zeros(0, np.int64)
+        changed = change(refresh.item_ids, added, removed)
+        say(f"{(~changed.keep).sum():,} items leave, {len(added):,} come")
+        refresh.write(target, number, changed)
+
+    report(publisher(args).publish(make))
+
+
+def users(argv: Sequence[str]) -> None:
+    """Write raw users into the store that a repository reads.
+
+    A .parquet table has one user per row and columns named by feature, as in the training data; a
+    .jsonl file has users as clients send them. A user is replaced as a whole. --replace also
+    removes the users that are not in the table, and takes over a store that was written for other
+    features; until a user is rewritten, it counts as a cold start.
+    """
+    options = parser("users", "--repository DIR --table FILE", users.__doc__)
+    add = options.add_argument
+    add("--repository", type=Path, metavar="DIR", required=True, help="says the features")
+    add("--store", metavar="URL", help="[the one that the repository reads]")
+    add("--table", type=Path, metavar="FILE", required=True, help="users.parquet or users.jsonl")
+    add("--id-column", default="user_id", metavar="NAME", help="[%(default)s]")
+    add("--row-ids", action="store_true", help="ids are the row numbers: a table without ids")
+    add("--replace", action="store_true", help="remove the users that are not in the table")
+    args = options.parse_args(argv)
+    layout = user_files.layout_of(args.repository)
+    kind = user_files.Lines if args.table.suffix == ".jsonl" else user_files.Table
+    table = kind(args.table, layout, None if args.row_ids else args.id_column)
+    if table.absent:
+        print(f"no such column, stored as missing: {', '.join(table.absent)}", file=sys.stderr)
+    url = args.store or user_files.store_of(args.repository)
+    with UserStore.create(url, layout, args.replace) as store:
+        written, removed = user_files.write(table, store, args.replace)
+        print(f"{store.url}: {written:,} users written, {removed:,} removed")
+
+
+def flat(argv: Sequence[str]) -> None:
+    """Export a ranker as a third party would: one ONNX file over flat (user, item) rows.
+
+    Serve it with python -m export build --ranker-onnx FILE --inputs FILE.
+    """
+    options = parser("flat", "--checkpoints DIR --onnx FILE --inputs FILE", flat.__doc__)
+    add = options.add_argument
+    add("--checkpoints", type=Path, metavar="DIR", required=True, help="what training wrote")
+    add("--ranker", default=RANK, metavar="NAME", help="checkpoint to export [%(default)s]")
+    add("--onnx", type=Path, metavar="FILE", required=True, help="file to write")
+    add("--inputs", type=Path, metavar="FILE", required=True, help="JSON file to write")
+    args = options.parse_args(argv)
+    schema = Encoder.load(args.checkpoints).schema
+    scorer = checkpoint.load(args.checkpoints / args.ranker, schema)
+    write_json(args.inputs, flat_onnx(scorer, schema, args.onnx))
+    print(f"wrote {args.onnx} and {args.inputs}")

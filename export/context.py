@@ -1,0 +1,210 @@
+"""`Build`, what an export is asked for, and `Source`, the checkpoints that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cascade.artifact import Array, ArtifactError
+from cascade.config import Device, Product, Runtime, Serving
+from cascade.data.parts import matrix
+from cascade.encoding import Encoder
+from cascade.errors import CascadeError
+from cascade.index import Kind
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema
+from cascade.spec import PRERANK, Precision, Sizes, Weights, stage_path
+from cascade.training import checkpoint
+
+REQUIRED = ("schema.json", "catalogue.parquet", "users.parquet")
+Auto = Literal["auto"]
+
+
+class BuildError(CascadeError, ValueError):
+    """Options of an export that contradict each other."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms in which a graph is written beside model.onnx.
+
+    Args:
+        also: `torchscript` adds model.pt, `aoti` adds model.pt2; other names add nothing.
+        device: the device that model.pt2 is compiled for.
+    """
+
+    also: Collection[Runtime] = ()
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class Build:
+    """Everything that one release is built from. The flags of `python -m export build` fill it.
+
+    Args:
+        checkpoints: the folder that training wrote: encoder, catalogue, users, one model per stage.
+        repository: the model repository to write; `version` is the number of the release in it.
+        preranker: the subfolder of `checkpoints` with the preranker.
+        sizes: how many candidates leave each stage.
+        serving: how the server runs the stages; `product`: what it does with the items.
+        index: a kind of `cascade.index.KINDS`, `exact`, or `auto`: the fastest kind whose recall at
+            the candidates reaches `recall`.
+        row_order: of the catalogue in the release: `index` puts items of one list side by side,
+            `catalogue` keeps the order of the checkpoints.
+        retrieve_from: a repository whose newest release lends its index and its row order.
+        filter_features: the item features that a request may filter by; None = all.
+        state, weights: precision of the item states and of the layers; `auto` lets
+            `export.artifacts.variants` choose.
+        also: forms of the graphs beyond ONNX and what `serving.runtime` loads.
+        measure_batching: measure the best `users_per_run` of each process after the export.
+        foreign: by stage, an ONNX file and the JSON of its inputs in place of a checkpoint.
+
+    Raises:
+        BuildError: the options contradict each other.
+    """
+
+    checkpoints: Path
+    repository: Path
+    version: int = 1
+    preranker: str = PRERANK
+    sizes: Sizes = field(default_factory=Sizes)
+    serving: Serving = field(default_factory=Serving)
+    product: Product = field(default_factory=Product)
+    index: Kind | Literal["auto", "exact"] = "auto"
+    row_order: Literal["index", "catalogue"] = "index"
+    retrieve_from: Path | None = None
+    recall: float = 0.95
+    filter_features: tuple[str, ...] | None = None
+    state: Precision | Auto = "auto"
+    weights: Weights | Auto = "auto"
+    also: tuple[Runtime, ...] = ()
+    measure_batching: bool = True
+    foreign: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        product, sizes = self.product, self.sizes
+        if self.foreign and self.serving.runtime not in ("onnx", "tensorrt"):
+            raise BuildError("a third-party ONNX file is served by --runtime onnx or tensorrt")
+        if not product.pool and (product.diversity or product.explored):
+            raise BuildError("--diversity and --explored need a --pool")
+        if product.pool and not sizes.results <= product.pool <= sizes.survivors:
+            raise BuildError(
+                f"--pool {product.pool}: expected {sizes.results} (results) to {sizes.survivors} "
+                "(survivors)"
+            )
+        if not (0 <= product.diversity <= 1 and 0 <= product.explored <= sizes.results):
+            raise BuildError("--diversity is from 0 to 1, --explored from 0 to the results")
+        if product.temperature <= 0:
+            raise BuildError(f"--temperature {product.temperature:g}: expected a positive number")
+
+    def folder(self, stage: str) -> Path:
+        """The version folder of a stage, created where it is missing."""
+        folder = self.repository / stage_path(self.serving.topology, stage, self.version)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def checkpoint(self, stage: str) -> str:
+        """The subfolder of `checkpoints` that holds the model of a stage."""
+        return self.preranker if stage == PRERANK else stage
+
+    @property
+    def forms(self) -> Forms:
+        """The forms of a graph to write beside model.onnx."""
+        return Forms({self.serving.runtime, *self.also}, self.serving.device)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Encoded items: dense [N, F_dense], ids [N, C] and item_ids [N]; and the raw features by name
+    where they are at hand."""
+
+    dense: Array
+    ids: Array
+    item_ids: Array
+    raw: pa.Table | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Array) -> Catalogue:
+        """These rows, in this order."""
+        raw = None if self.raw is None else self.raw.take(rows)
+        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows], raw)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a folder of checkpoints holds.
+
+    Args:
+        items: the encoded catalogue, in the order of the release.
+        order: int64 [N], the row of catalogue.parquet that is in each row of the release.
+    """
+
+    folder: Path
+    encoder: Encoder
+    items: Catalogue
+    order: Array
+
+    @classmethod
+    def load(cls, folder: Path) -> Source:
+        """Read the encoder and the catalogue, in the order of catalogue.parquet.
+
+        Raises:
+            ArtifactError: the folder is missing, or holds no checkpoints.
+            SchemaError: the vocabularies are not those of the schema.
+        """
+        if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
+            raise ArtifactError(
+                f"{folder} is not a folder of checkpoints, {', '.join(missing)} missing: give the "
+                "folder that python -m cascade.training wrote"
+            )
+        items = read_catalogue(folder)
+        return cls(folder, Encoder.load(folder), items, np.arange(len(items)))
+
+    @property
+    def schema(self) -> Schema:
+        return self.encoder.schema
+
+    @cached_property
+    def users(self) -> tuple[Array, Array]:
+        """Encoded held-out users, dense [U, F_dense] and ids [U, C]."""
+        return self.encoder.encode_table("user", pq.read_table(self.folder / "users.parquet"))
+
+    @property
+    def places(self) -> Array:
+        """int64 [N], the row of the release that each row of catalogue.parquet is in."""
+        places = np.empty_like(self.order)
+        places[self.order] = np.arange(len(places))
+        return places
+
+    def ordered(self, order: Array) -> Source:
+        """The same with the catalogue in another order: row i holds item `order[i]`."""
+        return replace(self, items=self.items.take(order), order=self.order[order])
+
+    def scorer(self, name: str) -> Scorer:
+        """The model in a subfolder. Raises CheckpointError, SchemaError."""
+        return checkpoint.load(self.folder / name, self.schema)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What release.json says about the checkpoint in a subfolder."""
+        folder = self.folder / name
+        metrics = checkpoint.describe(folder)["metrics"]
+        return {"checkpoint": name, "digest": checkpoint.digest(folder), "metrics": metrics}
+
+
+def read_catalogue(checkpoints: Path) -> Catalogue:
+    """The encoded items of a folder of checkpoints."""
+    table = pq.read_table(checkpoints / "catalogue.parquet", columns=["item_id", "dense", "ids"])
+    return Catalogue(
+        matrix(table["dense"]).copy(),  # Arrow's memory is read-only, and torch warns of that
+        matrix(table["ids"]).astype(np.int64),
+        table["item_id"].to_numpy(),
+    )
