@@ -30,9 +30,9 @@ def add(parser: argparse.ArgumentParser, hidden: bool = False) -> None:
     """Add what an export can be told, apart from what it reads and writes.
 
     Args:
-        hidden: keep it out of the help.
+        hidden: list the options in the last lines of the help, by name alone.
     """
-    parser.epilog = None if hidden else RARE
+    parser.epilog = "as for build:" if hidden else RARE
     for add_group in (_add_models, _add_index, _add_serving, _add_choice):
         add_group(parser, hidden)
 
@@ -42,6 +42,8 @@ def _group(parser: argparse.ArgumentParser, hidden: bool, title: str) -> Callabl
     group = parser.add_argument_group(title)
 
     def add_argument(*names: str, **options: Any) -> None:
+        if hidden:
+            parser.epilog = f"{parser.epilog} {names[0]}"
         if hidden or "help" not in options:
             options["help"] = argparse.SUPPRESS
         group.add_argument(*names, **options)

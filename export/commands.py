@@ -44,8 +44,6 @@ def publish(argv: Sequence[str]) -> None:
     asks it the canary requests, and switches. If anything fails, the live release stays. The server
     runs under explicit model control, as python -m cascade.server starts it. Without --url only the
     repository changes, for a server that is started later.
-
-    Takes all options of python -m export build, too.
     """
     required = "--repository DIR (--checkpoints DIR | --release DIR)"
     options = parser("publish", required, publish.__doc__)
