@@ -124,7 +124,7 @@ class Encoder:
             self._refuse_infinite(side, dense)
         log1p = self._log1p[side]
         if log1p.any():
-            width = len(log1p)  # a side without numbers has a column that nobody reads
+            width = len(log1p)  # a side without numbers has a column that no model reads
             numbers = encoded[:, :width]
             logs = np.log1p(np.maximum(numbers, 0))
             encoded[:, :width] = logs if log1p.all() else np.where(log1p, logs, numbers)

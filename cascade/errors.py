@@ -6,13 +6,39 @@ expected and what to do. Anything else is a fault of this repository and ends in
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class CascadeError(Exception):
     """A mistake of the user, or a state of the world that the user can change."""
+
+
+class MissingPackage(CascadeError):
+    """A package is not installed that only some of the product needs."""
+
+
+def need(package: str, purpose: str, extra: str) -> Any:
+    """Import a package of an extra.
+
+    Args:
+        package: dotted name of the module.
+        purpose: what needs it, the subject of the message.
+        extra: of `pip install 'cascade[EXTRA]'`.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise MissingPackage(
+            f"{purpose} needs {error.name}, which is not installed here; "
+            f"run: pip install 'cascade[{extra}]'"
+        ) from error
 
 
 def run(main: Callable[[], int | None]) -> None:

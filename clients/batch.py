@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommendation
-from cascade.errors import run
+from cascade.errors import need, run
 from cascade.layout import User
 from clients.options import UsageError, add_connection, connection, positive
-from clients.parquet import AnswerFile, UserFile, need
+from clients.parquet import AnswerFile, UserFile, arrow
 
 Outcome = Recommendation | str
 """What the server recommends for a row, or why it was rejected."""
@@ -63,8 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """Returns the rows written and how many of them were refused."""
-    need("pyarrow.parquet")  # before anything is asked of the server
-    tqdm = need("tqdm").tqdm if not options.no_progress else None
+    arrow()  # before anything is asked of the server
+    tqdm = need("tqdm", "clients.batch", "batch").tqdm if not options.no_progress else None
     _check_paths(options.input, options.output)
     refused = 0
     async with AsyncRecommender(**connection(options)) as recommender:

@@ -5,14 +5,13 @@ The only part of the clients that needs pyarrow; it is imported when a file is o
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cascade.client import Recommendation
-from cascade.errors import CascadeError
+from cascade.errors import need
 from cascade.layout import RequestLayout
 from cascade.values import unknown_name
 from clients.options import UsageError
@@ -23,23 +22,13 @@ GROUP_ROWS = 16_384
 RESULT_COLUMNS = ("item_ids", "scores", "error")
 
 
-class MissingPackage(CascadeError):
-    """A package that only the batch client needs is not installed."""
-
-
-def need(package: str) -> Any:
-    """Import what the extra `batch` installs.
+def arrow() -> tuple[Any, ...]:
+    """The modules pyarrow and pyarrow.parquet.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: the extra `batch` is not installed.
     """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"clients.batch needs {error.name}, which is not installed here; "
-            "run: pip install 'cascade[batch]'"
-        ) from error
+    return tuple(need(name, "clients.batch", "batch") for name in ("pyarrow", "pyarrow.parquet"))
 
 
 class UserFile:
@@ -54,7 +43,7 @@ class UserFile:
     """
 
     def __init__(self, path: Path, layout: RequestLayout, keep: Sequence[str]) -> None:
-        pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
+        pyarrow, parquet = arrow()
         try:
             self._file = parquet.ParquetFile(path)
         except pyarrow.ArrowInvalid as error:
@@ -86,7 +75,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path, kept: Sequence[Any]) -> None:
-        self._arrow, self._parquet = need("pyarrow"), need("pyarrow.parquet")
+        self._arrow, self._parquet = arrow()
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._types = {

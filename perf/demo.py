@@ -93,7 +93,7 @@ def _build(places: Places, data: str, device: str, users: int) -> None:
     device_, log = ("--device", device), places.log
     made = ("--checkpoints", places.checkpoints, "--repository", places.repository)
     run("cascade.training", "--data", data, "--out", places.checkpoints, *device_, log=log)
-    run("export", *made, *device_, log=log)
+    run("export", *made, *device_, "--also", "torchscript", log=log)
     judged = ("--data", places.checkpoints / "data", *made, "--out", places.out, "--users", users)
     run("cascade.evaluation", *judged, *device_, log=log)
 

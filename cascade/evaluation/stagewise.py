@@ -26,8 +26,8 @@ from cascade.evaluation.brute_force import (
     full_order,
 )
 from cascade.evaluation.rows import row_metrics
+from cascade.index.topk import share_kept
 from cascade.models.scorer import Scorer
-from cascade.topk import share_kept
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

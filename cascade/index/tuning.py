@@ -12,7 +12,7 @@ import numpy as np
 
 from cascade.index.kinds import Floats, Ids
 from cascade.index.search import Index
-from cascade.topk import reaches
+from cascade.index.topk import reaches
 
 HNSW_LARGEST_EFFORT = 16  # times k: beyond that exact search is faster
 EXACT_QUERIES = 5  # a round; each reads the whole matrix

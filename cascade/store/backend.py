@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from cascade.errors import CascadeError
+
+STORE = "a store of users"  # what needs the packages of the extra `store`
 
 LMDB = "lmdb"
 
@@ -51,18 +52,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what is held."""
-
-
-def need(package: str) -> Any:
-    """Import what the extra `store` installs.
-
-    Raises:
-        StoreError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise StoreError(
-            f"a store of users needs {error.name}, which is not installed here; "
-            "run: pip install 'cascade[store]'"
-        ) from error

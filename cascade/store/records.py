@@ -73,7 +73,7 @@ class Records:
         and the end of a sequence (`Encoder.ids`). Members that would not be read are dropped.
 
         Args:
-            record: None for a user who is not stored yet: every other value is missing.
+            record: None for a user that is not stored yet: every other value is missing.
             members: in the order in which they happened, the latest last.
 
         Raises:

@@ -22,12 +22,12 @@ from cascade.artifact import Array, Description
 from cascade.config import Serving
 from cascade.data.parts import matrix
 from cascade.evaluation.metrics import auc
+from cascade.index.topk import reaches
 from cascade.models.scorer import Scorer
 from cascade.runtime.graph import Graph
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes
-from cascade.topk import reaches
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
 from export.artifacts.stage_files import ITEM_STATE, Variant, example_users, write_item_state

@@ -19,10 +19,10 @@ from cascade.evaluation.__main__ import main
 from cascade.evaluation.brute_force import Encoded, Ids
 from cascade.evaluation.rows import row_metrics
 from cascade.evaluation.stagewise import Lists, Queries
+from cascade.index.topk import share_kept
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
-from cascade.topk import share_kept
 
 Scores = brute_force.Floats
 
