@@ -21,24 +21,25 @@ class MissingPackage(CascadeError):
     """A package is not installed that only some of the product needs."""
 
 
-def need(package: str, purpose: str, extra: str) -> Any:
+def need(package: str, purpose: str, extra: str, error: type[CascadeError] = MissingPackage) -> Any:
     """Import a package of an extra.
 
     Args:
         package: dotted name of the module.
         purpose: what needs it, the subject of the message.
         extra: of `pip install 'cascade[EXTRA]'`.
+        error: what to raise.
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: it is not installed; or `error`.
     """
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"{purpose} needs {error.name}, which is not installed here; "
+    except ModuleNotFoundError as missing:
+        raise error(
+            f"{purpose} needs {missing.name}, which is not installed here; "
             f"run: pip install 'cascade[{extra}]'"
-        ) from error
+        ) from missing
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
+from cascade import errors
 from cascade.errors import CascadeError
-
-STORE = "a store of users"  # what needs the packages of the extra `store`
 
 LMDB = "lmdb"
 
@@ -52,3 +52,7 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what is held."""
+
+
+# Imports a package of the extra `store`; its absence is a `StoreError`.
+need = partial(errors.need, purpose="a store of users", extra="store", error=StoreError)

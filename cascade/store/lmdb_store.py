@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cascade.errors import need
-from cascade.store.backend import LMDB, STORE, Change, StoreError
+from cascade.store.backend import LMDB, Change, StoreError, need
 
 MAP_BYTES = 1 << 40  # room to grow: addresses, neither memory nor disk
 MOST_READERS = 1024  # threads of all processes
@@ -36,7 +35,7 @@ class LmdbStore:
     def __init__(self, path: Path, writable: bool) -> None:
         self.url = f"{LMDB}:{path}"
         self._path, self._writable = path, writable
-        self._lmdb: Any = need("lmdb", STORE, "store")
+        self._lmdb: Any = need("lmdb")
         self._environment: Any = None
         self._file: tuple[int, int] | None = None
         self._check_at = 0.0

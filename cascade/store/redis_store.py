@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
-from cascade.errors import need
-from cascade.store.backend import STORE, Change, StoreError
+from cascade.store.backend import Change, StoreError, need
 
 USER, LAYOUT = b"cascade:user:", b"cascade:layout"
 AT_ONCE = 1000  # users of one command: Redis runs one command at a time
@@ -33,10 +32,10 @@ class RedisStore:
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = without_password(url)
-        self._redis: Any = need("redis", STORE, "store")
+        self._redis: Any = need("redis")
         # One more try, and only where Redis closed the connection: a request is waiting.
-        backoff = need("redis.backoff", STORE, "store")
-        retry = need("redis.retry", STORE, "store").Retry(
+        backoff = need("redis.backoff")
+        retry = need("redis.retry").Retry(
             backoff.NoBackoff(), 1, supported_errors=(self._redis.ConnectionError,)
         )
         self._open = partial(

@@ -17,23 +17,20 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
 import select
 import socket
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 
-from cascade import errors
 from cascade.errors import CascadeError
 from perf.harness.measurement import LOST, UNANSWERED, Mode, Trace
-from perf.harness.record import ROOT
 
 NICE = -20
 MOST_CONNECTIONS = 1024
@@ -269,28 +266,17 @@ def run(address: str, requests: Sequence[bytes], plan: Plan) -> Trace:
     """Put one load on a server, HOST:PORT, from a process of its own.
 
     Raises:
-        LoadError: what the generator said.
+        LoadError: the server cannot be reached, or hangs up.
     """
-    job = pickle.dumps((address, list(requests), plan))
-    command = [sys.executable, "-m", "perf.harness.load"]
-    ran = subprocess.run(command, input=job, capture_output=True, cwd=ROOT, check=False)
-    if ran.returncode:
-        lines = ran.stderr.decode(errors="replace").strip().splitlines()
-        raise LoadError(lines[-1].removeprefix("error: ") if lines else f"code {ran.returncode}")
-    trace: Trace = pickle.loads(ran.stdout)
-    return trace
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+        return process.submit(_generate, address, list(requests), plan).result()
 
 
-def main() -> None:
-    """The other end of `run`: a job from stdin, its trace to stdout."""
-    address, requests, plan = pickle.loads(sys.stdin.buffer.read())
+def _generate(address: str, requests: list[bytes], plan: Plan) -> Trace:
+    """What the process of `run` does."""
     host, _, port = address.rpartition(":")
     generator = Generator((host, int(port)), requests, plan)
     go_first()
     gc.freeze()
     gc.disable()  # a collection would delay the next request
-    sys.stdout.buffer.write(pickle.dumps(generator.run()))
-
-
-if __name__ == "__main__":
-    errors.run(main)
+    return generator.run()

@@ -33,9 +33,9 @@ class RecordError(CascadeError):
     """A file of results that cannot be read."""
 
 
-def now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def now(precision: str = "seconds") -> str:
+    """The time in UTC as ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec=precision)
 
 
 def environment(
@@ -54,7 +54,7 @@ def environment(
         versions: of programs that are not Python packages, by name.
     """
     return {
-        "sweep": now(),
+        "sweep": now("microseconds"),  # identifies the run
         "configuration": configuration,
         **commit(ROOT),
         "config_hash": None if repository is None else config_hash(repository),

@@ -35,8 +35,8 @@ def blocks(text: str, kinds: str = r"[\w. ]+") -> list[tuple[str, str]]:
 def commands() -> Iterator[tuple[str, ...]]:
     """Every `python -m` line of every page, without its interpreter."""
     for text in TEXTS.values():
-        lines = "\n".join(content for _, content in blocks(text, "bash[ a-z]*")).splitlines()
-        for line in lines:
+        content = "\n".join(content for _, content in blocks(text, "bash[ a-z]*"))
+        for line in content.replace("\\\n", " ").splitlines():
             for part in line.split(" | "):
                 words = shlex.split(part, comments=True)
                 if words and words[0] == PYTHON:

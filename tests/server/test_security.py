@@ -21,7 +21,7 @@ from cascade.server.security import ServerTls
 from tests.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cascade", "clients", "export", "perf")
+PACKAGES = ("cascade", "clients", "export", "perf", "tests/resilience")
 Client = grpc.InferenceServerClient
 
 CONTROL: dict[str, Callable[[Client, dict[str, str]], Any]] = {
