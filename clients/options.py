@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from cascade.client import Tls
@@ -25,27 +24,12 @@ def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:
         default=deadline_ms,
         help="longest time for a request, retries included (%(default)s)",
     )
-    group.add_argument("--tls", action="store_true", help="encrypt; trust the usual authorities")
-    for name, purpose in (
-        ("ca", "trust this authority"),
-        ("key", "this client's key"),
-        ("cert", "this client's certificate"),
-    ):
-        group.add_argument(f"--tls-{name}", type=Path, metavar="PEM", help=f"encrypt; {purpose}")
+    Tls.add_arguments(group)
 
 
 def connection(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of a `Recommender` or an `AsyncRecommender`.
-
-    Raises:
-        UsageError: the TLS files are missing or incomplete.
-    """
-    files = (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
-    encrypt = arguments.tls or any(path is not None for path in files)
-    try:
-        tls = Tls(*files) if encrypt else None
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    """Arguments of a `Recommender` or an `AsyncRecommender`. Raises TlsError."""
+    tls = Tls.parsed(arguments)
     return {"url": arguments.url, "deadline_s": arguments.deadline_ms / 1000, "tls": tls}
 
 

@@ -17,8 +17,7 @@ recommendations); a `Transport` sends the requests.
 from cascade.client.errors import DeadlineExceeded, InvalidInput, RecommendError, Unavailable
 from cascade.client.layout import Layout
 from cascade.client.plan import Recommendation
-from cascade.client.recommender import Recommender
-from cascade.client.recommender_async import AsyncRecommender
+from cascade.client.recommender import AsyncRecommender, Recommender
 from cascade.client.session import Retry
 from cascade.client.transport import Tls
 

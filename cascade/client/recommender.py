@@ -1,24 +1,27 @@
-"""The sync client."""
+"""The two clients. What a call takes stands once, in `Calls`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 from cascade.client.layout import Layout
 from cascade.client.plan import Recommendation, Request, UserId
 from cascade.client.session import Retry, Session, run
 from cascade.client.split import Key
-from cascade.client.transport import BlockingTransport, Tls
+from cascade.client.transport import AsyncTransport, BlockingTransport, Tls
 from cascade.filters_wire import Allow, Exclude
 from cascade.layout import User
 from cascade.spec import ENSEMBLE
 
 DEADLINE_S = 1.0
 URL = "127.0.0.1:8001"
+One = TypeVar("One")
+Many = TypeVar("Many")
 
 
-class Recommender:
-    """Asks the server and waits for the answer. Threads may share it.
+class Calls(Generic[One, Many]):
+    """The calls of both clients: `Recommender` returns an answer, `AsyncRecommender` an awaitable.
 
     Args:
         url: host:port of the gRPC endpoint; the first call connects.
@@ -35,6 +38,8 @@ class Recommender:
     `RecommendError` for any other failure of the server.
     """
 
+    _transport: ClassVar[type[BlockingTransport | AsyncTransport]]
+
     def __init__(
         self,
         url: str = URL,
@@ -45,8 +50,14 @@ class Recommender:
         model: str = ENSEMBLE,
         send_deadline: bool = False,
     ) -> None:
-        self._transport = BlockingTransport(url, tls, send_deadline)
-        self._session = Session(self._transport, deadline_s, retry, model)
+        transport = self._transport(url, tls, send_deadline)
+        self._session = Session(transport, deadline_s, retry, model)
+
+    def _one(self, request: Request, deadline_s: float | None, request_id: str | None) -> One:
+        raise NotImplementedError
+
+    def _many(self, request: Request, deadline_s: float | None, request_id: str | None) -> Many:
+        raise NotImplementedError
 
     def recommend(
         self,
@@ -57,7 +68,7 @@ class Recommender:
         key: Key | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
-    ) -> Recommendation:
+    ) -> One:
         """The best items for one user, given as raw feature values by name.
 
         Args:
@@ -68,7 +79,7 @@ class Recommender:
         """
         keys = None if key is None else [key]
         request = Request([user], exclude=[exclude], allow=[allow], keys=keys)
-        return self._ask(request, deadline_s, request_id)[0]
+        return self._one(request, deadline_s, request_id)
 
     def recommend_many(
         self,
@@ -79,7 +90,7 @@ class Recommender:
         keys: Sequence[Key] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
-    ) -> list[Recommendation]:
+    ) -> Many:
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request.
 
@@ -87,7 +98,7 @@ class Recommender:
             exclude, allow, keys: as of `recommend`, one entry for each user.
         """
         request = Request(users, exclude=exclude, allow=allow, keys=keys)
-        return self._ask(request, deadline_s, request_id)
+        return self._many(request, deadline_s, request_id)
 
     def recommend_user(
         self,
@@ -98,7 +109,7 @@ class Recommender:
         allow: Allow = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
-    ) -> Recommendation:
+    ) -> One:
         """The best items for a user whose features the server looks up in its store. The id is
         also the key (`recommend`).
 
@@ -107,7 +118,7 @@ class Recommender:
             exclude, allow: as of `recommend`.
         """
         request = Request((), [user_id], [context], [exclude], [allow])
-        return self._ask(request, deadline_s, request_id)[0]
+        return self._one(request, deadline_s, request_id)
 
     def recommend_users(
         self,
@@ -118,17 +129,33 @@ class Recommender:
         allow: Sequence[Allow] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
-    ) -> list[Recommendation]:
+    ) -> Many:
         """One recommendation per user id, in their order; a context for each, or None."""
         request = Request((), user_ids, contexts, exclude, allow)
-        return self._ask(request, deadline_s, request_id)
+        return self._many(request, deadline_s, request_id)
+
+
+class Recommender(Calls[Recommendation, list[Recommendation]]):
+    """Asks the server and waits for the answer. Threads may share it. Arguments: see `Calls`."""
+
+    _transport = BlockingTransport
+
+    def _one(
+        self, request: Request, deadline_s: float | None, request_id: str | None
+    ) -> Recommendation:
+        return run(self._session.ask(request, deadline_s, request_id))[0]
+
+    def _many(
+        self, request: Request, deadline_s: float | None, request_id: str | None
+    ) -> list[Recommendation]:
+        return run(self._session.ask(request, deadline_s, request_id))
 
     def layout(self, *, deadline_s: float | None = None) -> Layout:
         """The features of a user, as the server names them."""
         return run(self._session.layout(deadline_s))
 
     def close(self) -> None:
-        self._transport.close()
+        run(self._session.close())
 
     def __enter__(self) -> Recommender:
         return self
@@ -136,7 +163,36 @@ class Recommender:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(
+
+class AsyncRecommender(
+    Calls[Coroutine[Any, Any, Recommendation], Coroutine[Any, Any, list[Recommendation]]]
+):
+    """`Recommender` for asyncio: the same arguments, calls and errors, awaited.
+
+    Belongs to one event loop. Calls may overlap; a cancelled call cancels its request.
+    """
+
+    _transport = AsyncTransport
+
+    async def _one(
         self, request: Request, deadline_s: float | None, request_id: str | None
-    ) -> list[Recommendation]:
-        return run(self._session.ask(request, deadline_s, request_id))
+    ) -> Recommendation:
+        return (await self._session.ask(request, deadline_s, request_id))[0]
+
+    def _many(
+        self, request: Request, deadline_s: float | None, request_id: str | None
+    ) -> Coroutine[Any, Any, list[Recommendation]]:
+        return self._session.ask(request, deadline_s, request_id)
+
+    async def layout(self, *, deadline_s: float | None = None) -> Layout:
+        """The features of a user, as the server names them."""
+        return await self._session.layout(deadline_s)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def __aenter__(self) -> AsyncRecommender:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

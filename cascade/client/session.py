@@ -43,8 +43,9 @@ class Transport(Protocol):
     ) -> Answer:
         """The items of B users."""
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
+    async def sleep(self, seconds: float) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ class Session:
     async def layout(self, deadline_s: float | None = None) -> Layout:
         """The layout of a request; the server is asked for it once in a while."""
         return await self._current_layout(self._end(deadline_s))
+
+    async def close(self) -> None:
+        await self._transport.close()
 
     async def _current_layout(self, end: float) -> Layout:
         if self._layout is None:

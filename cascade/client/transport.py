@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from dataclasses import dataclass, fields
@@ -13,11 +14,17 @@ import tritonclient.grpc.aio as grpc_aio
 from tritonclient.utils import np_to_triton_dtype
 
 from cascade.client.plan import Answer, Tensors
+from cascade.errors import CascadeError
 from cascade.spec import DEADLINE
 
 # After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
 # its default of a second and more, our retries would mostly hear that echo.
 CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+OUTPUTS = tuple(field.name for field in fields(Answer))
+
+
+class TlsError(CascadeError, ValueError):
+    """TLS files that are missing or incomplete."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Tls:
         client_key, client_cert: PEM files, for a server that checks its clients.
 
     Raises:
-        ValueError: a file is missing, or a key is without its certificate.
+        TlsError: a file is missing, or a key is without its certificate.
     """
 
     root_ca: Path | None = None
@@ -39,10 +46,26 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.client_key is None) != (self.client_cert is None):
-            raise ValueError("TLS: a client key and its certificate come together; one is missing")
-        for path in (self.root_ca, self.client_key, self.client_cert):
-            if path is not None and not path.is_file():
-                raise ValueError(f"TLS: there is no file {path}")
+            raise TlsError("TLS: a client key and its certificate come together; one is missing")
+        check_files(self.root_ca, self.client_key, self.client_cert)
+
+    @staticmethod
+    def add_arguments(parser: argparse._ActionsContainer) -> None:
+        """The arguments of a program that `parsed` reads."""
+        parser.add_argument("--tls", action="store_true", help="encrypt; trust gRPC's roots")
+        for name, purpose in (
+            ("ca", "trust this authority"),
+            ("key", "this client's key"),
+            ("cert", "this client's certificate"),
+        ):
+            purpose = f"encrypt; {purpose}"
+            parser.add_argument(f"--tls-{name}", type=Path, metavar="PEM", help=purpose)
+
+    @classmethod
+    def parsed(cls, arguments: argparse.Namespace) -> Tls | None:
+        """None where none of the arguments came."""
+        files = (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
+        return cls(*files) if arguments.tls or any(files) else None
 
     def options(self) -> dict[str, Any]:
         """Arguments of a tritonclient."""
@@ -52,6 +75,13 @@ class Tls:
             "certificate_chain": self.client_cert,
         }
         return {"ssl": True} | {name: str(path) for name, path in files.items() if path}
+
+
+def check_files(*paths: Path | None) -> None:
+    """Raises TlsError if one of the files is missing."""
+    for path in paths:
+        if path is not None and not path.is_file():
+            raise TlsError(f"TLS: there is no file {path}")
 
 
 class BlockingTransport:
@@ -74,7 +104,7 @@ class BlockingTransport:
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._client.close()
 
 
@@ -134,4 +164,4 @@ def _arguments(
 
 def _answer(result: grpc.InferResult) -> Answer:
     """The outputs by name; None for one that the model does not have."""
-    return Answer(*(result.as_numpy(field.name) for field in fields(Answer)))
+    return Answer(*map(result.as_numpy, OUTPUTS))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cascade.client.transport import Tls, check_files
 from cascade.errors import CascadeError
 
 KEY_VARIABLE = "CASCADE_CONTROL_KEY"
@@ -75,7 +76,7 @@ class ServerTls:
         name: a name in the certificate; the launcher, which asks 127.0.0.1, checks for it.
 
     Raises:
-        SecurityError: a file is missing.
+        TlsError: a file is missing.
     """
 
     cert: Path
@@ -84,9 +85,7 @@ class ServerTls:
     name: str = "localhost"
 
     def __post_init__(self) -> None:
-        for path in (self.cert, self.key, self.client_ca):
-            if path is not None and not path.is_file():
-                raise SecurityError(f"TLS: there is no file {path}")
+        check_files(self.cert, self.key, self.client_ca)
 
     def arguments(self) -> Iterator[str]:
         """The arguments that make tritonserver encrypt."""
@@ -101,8 +100,5 @@ class ServerTls:
     def connection(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
         """For the launcher's own client: arguments and channel options. The client trusts the
         server's certificate itself, whatever authority signed it."""
-        files = {"root_certificates": self.cert}
-        if self.client_ca is not None:
-            files |= {"private_key": self.key, "certificate_chain": self.cert}
-        options = {"ssl": True} | {name: str(path) for name, path in files.items()}
-        return options, [("grpc.ssl_target_name_override", self.name)]
+        client = Tls(self.cert, *((self.key, self.cert) if self.client_ca else ()))
+        return client.options(), [("grpc.ssl_target_name_override", self.name)]
