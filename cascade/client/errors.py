@@ -7,16 +7,14 @@ from tritonclient.utils import InferenceServerException
 from cascade import encoding
 from cascade.errors import CascadeError
 
-UNAVAILABLE = "StatusCode.UNAVAILABLE"
+UNAVAILABLE, DEADLINE_EXCEEDED = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
 # Triton's message, with NOT_FOUND, about a model that is being loaded or unloaded.
 NO_VERSIONS = "has no available versions"
 
 
 class RecommendError(CascadeError):
-    """The server could not answer; the message is the server's, without its traceback.
-
-    `request_id` identifies the request in the server's log.
-    """
+    """The server could not answer; the message is the server's, without its traceback. The
+    `request_id` identifies the request in the server's log."""
 
     request_id = ""
 
@@ -30,19 +28,13 @@ class DeadlineExceeded(RecommendError, TimeoutError):
 
 
 class Unavailable(RecommendError, ConnectionError):
-    """The server cannot be reached or is overloaded, and asking again did not help.
-
-    Args:
-        message: what the server (or gRPC) said last.
-        tries: how often it was asked.
-        waited_s: seconds from the first try to the last failure.
-    """
+    """The server cannot be reached or is overloaded, and asking again did not help: `message` is
+    what it (or gRPC) said last, `waited_s` runs from the first try to the last failure."""
 
     def __init__(self, message: str, tries: int, waited_s: float) -> None:
         times = "once" if tries == 1 else f"{tries} times"
         super().__init__(f"unavailable, asked {times} in {waited_s:.2f} s: {message}")
-        self.tries = tries
-        self.waited_s = waited_s
+        self.tries, self.waited_s = tries, waited_s
 
 
 def server_message(error: InferenceServerException) -> str:
@@ -57,11 +49,7 @@ def is_transient(error: InferenceServerException) -> bool:
 
 def from_server(error: InferenceServerException) -> RecommendError:
     """The error to raise for an answer that asking again would not change."""
-    message = server_message(error)
-    match error.status():
-        case "StatusCode.INVALID_ARGUMENT":
-            return InvalidInput(message)
-        case "StatusCode.DEADLINE_EXCEEDED" | "StatusCode.CANCELLED":
-            return DeadlineExceeded(f"no answer within the deadline: {message}")
-        case _:
-            return RecommendError(message)
+    message, status = server_message(error), error.status()
+    if status in (DEADLINE_EXCEEDED, "StatusCode.CANCELLED"):
+        return DeadlineExceeded(f"no answer within the deadline: {message}")
+    return (InvalidInput if status == "StatusCode.INVALID_ARGUMENT" else RecommendError)(message)

@@ -72,13 +72,12 @@ def _server(options: argparse.Namespace) -> Server:
 
 
 def _tls(options: argparse.Namespace) -> ServerTls | None:
-    if options.tls_cert is None and options.tls_key is None:
-        if options.tls_client_ca is not None:
-            raise SecurityError("--tls-client-ca needs --tls-cert and --tls-key")
-        return None
-    if options.tls_cert is None or options.tls_key is None:
+    cert, key, client_ca = options.tls_cert, options.tls_key, options.tls_client_ca
+    if (cert is None) != (key is None):
         raise SecurityError("--tls-cert and --tls-key come together; one is missing")
-    return ServerTls(options.tls_cert, options.tls_key, options.tls_client_ca, options.tls_name)
+    if cert is None and client_ca is not None:
+        raise SecurityError("--tls-client-ca needs --tls-cert and --tls-key")
+    return None if cert is None else ServerTls(cert, key, client_ca, options.tls_name)
 
 
 def _ready(server: Server) -> str:

@@ -16,7 +16,6 @@ from cascade.server.security import ServerTls
 # whether an answer fitted, so the rest is lost: two threads lost answers of a thousand clients.
 HTTP_THREADS = 8
 GPU_DEVICE = Path("/dev/nvidiactl")
-ALL_MODELS = ("*",)
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,10 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Three free ports, chosen when the server starts."""
         return cls(0, 0, 0)
 
     def resolve(self, host: str) -> Ports:
-        """Fill in the zeros.
-
-        Raises:
-            ServerError: a wanted port is in use.
-        """
+        """Fill in the zeros. Raises ServerError if a wanted port is in use."""
         with ExitStack() as stack:
             chosen = [stack.enter_context(_bound(host, p)) for p in self.by_service().values()]
             return Ports(*(bound.getsockname()[1] for bound in chosen))
@@ -73,7 +67,7 @@ def control(key: str, models: Sequence[str] | None) -> Iterator[str]:
     """Explicit model control, guarded by the key. A model whose process died must be unloaded to be
     loaded again, and a release is switched without a restart."""
     yield "--model-control-mode=explicit"
-    for model in ALL_MODELS if models is None else models:
+    for model in ("*",) if models is None else models:
         yield f"--load-model={model}"
     yield from security.arguments(key)
 
@@ -92,13 +86,8 @@ def lifetime(name: str, repository: Path, exit_timeout_s: int) -> Iterator[str]:
 
 
 def traces(otlp: str, rate: int) -> Iterator[str]:
-    """OpenTelemetry: a span per request and member, sent to a collector over HTTP.
-
-    Args:
-        otlp: URL of the collector, such as http://127.0.0.1:4318/v1/traces.
-        rate: one request of so many is traced.
-    """
-    yield "--trace-config=mode=opentelemetry"
-    yield f"--trace-config=opentelemetry,url={otlp}"
-    for option in ("level=TIMESTAMPS", f"rate={rate}", "count=-1"):
+    """OpenTelemetry: of one request in `rate`, a span per member, sent over HTTP to the collector
+    at the URL `otlp`, such as http://127.0.0.1:4318/v1/traces."""
+    where = ("mode=opentelemetry", f"opentelemetry,url={otlp}")
+    for option in (*where, "level=TIMESTAMPS", f"rate={rate}", "count=-1"):
         yield f"--trace-config={option}"

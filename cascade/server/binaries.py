@@ -42,11 +42,10 @@ class ServerBinary:
     """A tritonserver that can run here.
 
     Args:
-        path: the executable.
         libraries: folders that the dynamic loader must search.
         arguments: of tritonserver, about its own files.
         python_backend: files to be linked into the folder `python` of a backend directory; empty
-            where the server's own backend directory serves.
+            where the server has one.
     """
 
     path: Path
@@ -55,13 +54,9 @@ class ServerBinary:
     python_backend: tuple[Path, ...] = field(default=(), repr=False)
 
     def assemble(self, folder: Path, package: Path) -> tuple[str, ...]:
-        """Build the wheel's missing backend directory out of links, in `folder`.
-
-        Models can import what lies in it, so a link to `package` goes there too: the stub's Python
-        searches no other folder that does not depend on the current one.
-
-        Returns the arguments for tritonserver.
-        """
+        """Build the wheel's missing backend directory out of links; returns the arguments for
+        tritonserver. Models import what lies in it, so a link to `package` goes there too: the
+        stub's Python searches no other folder that does not depend on the current one."""
         if not self.python_backend:
             return self.arguments
         (folder / "python").mkdir(parents=True)
@@ -94,7 +89,8 @@ def _container(path: Path) -> ServerBinary:
     stub = backends / "python" / STUB
     if not stub.exists():
         return ServerBinary(path)
-    check_python(_stub_python(stub), sys.version_info[:2], str(path))
+    linked = re.search(rb"libpython(\d+\.\d+)", stub.read_bytes())  # the name of its library
+    check_python(linked and linked[1].decode(), sys.version_info[:2], str(path))
     return ServerBinary(path, arguments=(f"--backend-directory={backends}",))
 
 
@@ -141,8 +137,6 @@ def check_wheel(
     """Reject versions that do not work with the wheel's server, before it starts.
 
     Args:
-        wheel, numpy: versions of the installed packages.
-        python: major and minor version of this interpreter.
         stubs: versions of Python that the wheel has a stub for.
         glibc: version of the C library; empty where it is another one (musl).
 
@@ -170,11 +164,7 @@ def check_wheel(
 
 
 def check_python(stub: str | None, python: tuple[int, int], server: str) -> None:
-    """Reject a stub whose Python cannot import this interpreter's packages.
-
-    Raises:
-        BinaryError: the versions differ.
-    """
+    """Raises BinaryError for a stub whose Python cannot import this interpreter's packages."""
     here = f"{python[0]}.{python[1]}"
     if stub is not None and stub != here:
         raise BinaryError(
@@ -182,12 +172,6 @@ def check_python(stub: str | None, python: tuple[int, int], server: str) -> None
             f"packages installed here cannot be imported there. Install them for python{stub} and "
             "start the server with it."
         )
-
-
-def _stub_python(stub: Path) -> str | None:
-    """The version of Python that a stub is linked with, from the name of its library."""
-    match = re.search(rb"libpython(\d+\.\d+)", stub.read_bytes())
-    return match[1].decode() if match else None
 
 
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
@@ -203,11 +187,7 @@ def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
 
 
 def perf_analyzer() -> tuple[Path, dict[str, str]]:
-    """The load generator and the environment to run it in.
-
-    Raises:
-        BinaryError: there is none, or it does not start.
-    """
+    """The load generator and the environment to run it in. Raises BinaryError where none starts."""
     beside = Path(sys.executable).parent / "perf_analyzer"
     found = str(beside) if beside.exists() else shutil.which("perf_analyzer")
     if found is None:
@@ -243,13 +223,8 @@ def _perf_libraries() -> tuple[Path, ...]:
 
 def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
     """This process's environment with `libraries` searched first by the dynamic loader."""
-    environment = dict(os.environ)
-    folders = [str(folder) for folder in libraries]
-    if inherited := environment.get("LD_LIBRARY_PATH"):
-        folders.append(inherited)
-    if folders:
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
-    return environment
+    folders = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return os.environ | ({"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {})
 
 
 def _run(

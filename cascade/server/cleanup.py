@@ -36,11 +36,8 @@ _locks: dict[str, IO[str]] = {}  # held by this process, by the name of the serv
 
 
 def run_folder() -> Path:
-    """A private folder of this user for what lives as long as a server.
-
-    Raises:
-        RunFolderError: another user could write into it, and so plant a library.
-    """
+    """A private folder of this user for what lives as long as a server. Raises RunFolderError if
+    another user could write into it, and so plant a library."""
     folder = Path(tempfile.gettempdir()) / f"cascade-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -54,8 +51,8 @@ def run_folder() -> Path:
 def register() -> str:
     """Choose a name for a new server and lock its file for as long as this process lives."""
     name = f"cascade_{secrets.token_hex(8)}"
-    (run_folder() / name).mkdir()
     file = run_folder() / name / "lock"
+    file.parent.mkdir()
     _locks[name] = lock = file.open("w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     file.rename(run_folder() / f"{name}.lock")  # other launchers see it only once it is locked
@@ -74,11 +71,8 @@ def segments(name: str) -> list[Path]:
 
 
 def remove(name: str) -> None:
-    """Kill what is left of a server, and delete its segments and files.
-
-    Raises:
-        TimeoutError: a process survives SIGKILL.
-    """
+    """Kill what is left of a server, and delete its segments and files. Raises TimeoutError if a
+    process survives SIGKILL."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while alive := processes(name):
         if time.monotonic() > deadline:
@@ -96,7 +90,7 @@ def remove(name: str) -> None:
 
 
 def remove_orphans() -> list[str]:
-    """Remove the servers whose launchers have ended, and return their names."""
+    """Remove the servers whose launchers have ended; returns their names."""
     removed = []
     for path in sorted(run_folder().glob("cascade_*.lock")):
         with suppress(FileNotFoundError, BlockingIOError), path.open() as lock:

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import arguments, binaries, cleanup, probe, process, security
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
@@ -34,7 +34,6 @@ __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
-NOT_YET = (probe.UNAVAILABLE, probe.DEADLINE_EXCEEDED)
 # By default gRPC waits ever longer between attempts: up to two minutes after a long load.
 QUICK_RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -48,10 +47,8 @@ class Server:
     """A tritonserver that lives as long as this object's `with` block.
 
     Args:
-        repository: the model repository.
         host: address to listen on. Every client that reaches it may ask for recommendations; an
             address that other machines reach needs `tls` or a proxy in front.
-        ports: where to listen; by default three free ones.
         models: load only these; by default all of the repository.
         log: file that the server's output is appended to; by default one that `stop` deletes.
         startup_timeout_s: longest time until the probe is answered.
@@ -59,7 +56,7 @@ class Server:
         probe: the model that gets a real request before the server counts as started; None to
             trust the server's readiness.
         control_key: the key of requests that load models or change the server, see
-            `control_headers`; by default a new one that only this object holds.
+            `control_headers`; by default that of `security.control_key`.
         tls: encrypt gRPC, and switch HTTP off, which cannot be encrypted.
         extra_args: further arguments of tritonserver; they win over those set here.
     """
@@ -90,7 +87,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """HOST:PORT of the gRPC service, as clients on this machine reach it."""
+        """HOST:PORT of gRPC, as clients on this machine reach it."""
         return f"{self._reachable_host}:{self.ports.grpc}"
 
     @property
@@ -124,12 +121,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def connect(self) -> grpc.InferenceServerClient:
@@ -147,15 +139,12 @@ class Server:
         """
         if self._process is not None:
             raise ServerError("the server has been started already")
+        make_one = "make one (python -m export)"
         if not self.repository.is_dir():
-            raise ServerError(
-                f"there is no model repository at {self.repository}; make one (python -m export)"
-            )
+            raise ServerError(f"there is no model repository at {self.repository}; {make_one}")
         if not any(self.repository.glob("*/config.pbtxt")):
-            raise ServerError(
-                f"{self.repository} is no model repository: it holds no MODEL/config.pbtxt; make "
-                "one (python -m export)"
-            )
+            holds = f"{self.repository} is no model repository: it holds no MODEL/config.pbtxt"
+            raise ServerError(f"{holds}; {make_one}")
         cleanup.remove_orphans()
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)
@@ -192,8 +181,8 @@ class Server:
             )
 
     def cancel(self) -> None:
-        """Make `start` fail and `Supervisor.watch` return soon. A signal handler may call this: it
-        only sets a flag. An exception raised there could get lost in the code it interrupts."""
+        """Make `start` fail and `Supervisor.watch` return soon. A signal handler may call this: an
+        exception raised there could get lost in the code that it interrupts."""
         self.cancelled = True
 
     def poll(self) -> int | None:
@@ -217,16 +206,15 @@ class Server:
                 cleanup.remove(self.name)
 
     def _drain(self, model: str) -> None:
-        """Unload the model that clients call, and wait until its requests are answered. When server
-        2.51 is told to end, it closes the members of an ensemble before requests that are still on
-        their way to them."""
+        """Unload the model that clients call, and wait until its requests are answered: server 2.51
+        ends the members of an ensemble while requests are still on their way to them."""
         limits = {"headers": self.control_headers, "client_timeout": REQUEST_TIMEOUT_S}
         deadline = time.monotonic() + self.exit_timeout_s
         with suppress(InferenceServerException), self.connect() as client:
             client.unload_model(model, **limits)
             while time.monotonic() < deadline:
-                models = client.get_model_repository_index(**limits).models
-                if not any(m.name == model and m.state in ("READY", "UNLOADING") for m in models):
+                index = client.get_model_repository_index(**limits).models
+                if not any(m.name == model and m.state in ("READY", "UNLOADING") for m in index):
                     return
                 time.sleep(POLL_S / 10)
 
@@ -239,25 +227,20 @@ class Server:
                     raise ServerError("cancelled while it was starting")
                 code = self._running.poll()
                 if code is not None:
-                    raise ServerError(f"tritonserver ended with {code}", self.log_excerpt())
+                    raise self.failed(f"tritonserver ended with {code}")
                 try:
                     if self._answers(client):
                         return
                 except probe.ProbeError as error:
-                    raise ServerError(str(error), self.log_excerpt()) from error
+                    raise self.failed(str(error)) from error
                 except InferenceServerException as error:
                     reason = error.message()
-                    if error.status() not in NOT_YET:
-                        raise ServerError(
-                            f"tritonserver runs, but the model {self.probe!r} does not answer: "
-                            f"{reason}",
-                            self.log_excerpt(),
-                        ) from error
+                    if error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED):
+                        runs = f"tritonserver runs, but the model {self.probe!r} does not answer"
+                        raise self.failed(f"{runs}: {reason}") from error
                 time.sleep(POLL_S)
-        raise ServerError(
-            f"tritonserver did not answer within {self.startup_timeout_s:g} s ({reason})",
-            self.log_excerpt(),
-        )
+        late = f"tritonserver did not answer within {self.startup_timeout_s:g} s"
+        raise self.failed(f"{late} ({reason})")
 
     def _answers(self, client: grpc.InferenceServerClient) -> bool:
         if not client.is_server_ready(client_timeout=REQUEST_TIMEOUT_S):
@@ -270,6 +253,10 @@ class Server:
         if self.probe is not None:
             probe.send(client, self.probe, REQUEST_TIMEOUT_S)
         return True
+
+    def failed(self, message: str) -> ServerError:
+        """The error with what the log says."""
+        return ServerError(message, self.log_excerpt())
 
     def log_excerpt(self) -> str:
         """What the server's log says about problems since the start."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from tritonclient import grpc
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
+from cascade.client.errors import DEADLINE_EXCEEDED, is_transient
 from cascade.errors import CascadeError
 
 ITEM_IDS, SCORES = "item_ids", "scores"
 RETRY_S = 0.02
-UNAVAILABLE, DEADLINE_EXCEEDED = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
-LOADING = "has no available versions"  # Triton says NOT_FOUND then
 
 
 class ProbeError(CascadeError):
@@ -25,12 +25,7 @@ class ProbeError(CascadeError):
 
 def ask_until_available(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> None:
     """`send`, again while the server is unavailable (as it is when its queues are full) or loads
-    the model, for at most `timeout_s`.
-
-    Raises:
-        tritonclient.utils.InferenceServerException, ProbeError: as `send`; when the time is over
-            after the server was unavailable, the server's last refusal.
-    """
+    the model, for at most `timeout_s`; then raises the server's last refusal."""
     deadline = time.monotonic() + timeout_s
     refusal: InferenceServerException | None = None
     while True:
@@ -38,7 +33,7 @@ def ask_until_available(client: grpc.InferenceServerClient, model: str, timeout_
         try:
             return send(client, model, max(left_s, RETRY_S))
         except InferenceServerException as error:
-            if error.status() == UNAVAILABLE or LOADING in error.message():
+            if is_transient(error):
                 refusal = error
             elif error.status() != DEADLINE_EXCEEDED or refusal is None:
                 raise
@@ -51,7 +46,7 @@ def send(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> No
     """Ask `model` once and read every tensor of its answer.
 
     Raises:
-        tritonclient.utils.InferenceServerException: the model is unknown or does not answer.
+        InferenceServerException: the model is unknown or does not answer.
         ProbeError: an output holds less than its shape says, or no valid ranking.
     """
     config = client.get_model_config(model, client_timeout=timeout_s).config
@@ -106,8 +101,7 @@ def unknown_user(config: Any) -> list[grpc.InferInput]:
 
 def _wire_type(declared: Any) -> str:
     """TYPE_STRING and TYPE_FP32 of a configuration are BYTES and FP32 in a request."""
-    enum = declared.DESCRIPTOR.fields_by_name["data_type"].enum_type
-    name = str(enum.values_by_number[declared.data_type].name).removeprefix("TYPE_")
+    name = str(model_config_pb2.DataType.Name(declared.data_type)).removeprefix("TYPE_")
     return "BYTES" if name == "STRING" else name
 
 

@@ -40,11 +40,7 @@ _WITHOUT_GPU = re.compile(r"CUDA|CudaDriver|pinned system memory|NVML|DCGM", re.
 
 
 class ServerError(CascadeError):
-    """tritonserver did not start or does not answer.
-
-    Args:
-        log: what the server's log says of it, line by line.
-    """
+    """tritonserver did not start or does not answer; `log` is what its log says of it."""
 
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(f"{message}:\n{log}" if log else message)
@@ -57,24 +53,21 @@ def environment(
     """The environment of the server called `name` and of its workers.
 
     Args:
-        threads: bound on the compute threads of each process, for the numerical libraries and, as
-            CASCADE_THREADS, for the stages.
+        threads: most compute threads of a process: for the numerical libraries and the stages.
         metrics_url: where the stages read how many requests wait for them.
     """
     variables = binaries.loader_environment(binary.libraries)
     variables[cleanup.VARIABLE] = name
     # The stub's Python looks for a virtual environment beside the first python3 on PATH. Up to 3.10
     # it reads PYTHONPATH too; later ones embed it in isolation.
-    variables["PATH"] = os.pathsep.join(
-        (str(Path(sys.executable).parent), variables.get("PATH", os.defpath))
-    )
+    python = str(Path(sys.executable).parent)
+    variables["PATH"] = os.pathsep.join((python, variables.get("PATH", os.defpath)))
     inherited = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     folders = (str(PACKAGE.parent), *(os.path.abspath(folder) for folder in inherited), *packages)
     variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
-    for library in ("OMP", "OPENBLAS", "MKL"):
-        variables[f"{library}_NUM_THREADS"] = str(threads)
-    variables["CASCADE_THREADS"] = str(threads)
+    limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CASCADE_THREADS")
+    variables |= dict.fromkeys(limits, str(threads))
     variables[admission.VARIABLE] = metrics_url
     variables.pop(security.KEY_VARIABLE, None)  # not for the code of models
     return variables
@@ -84,8 +77,7 @@ def tied(command: Sequence[str]) -> list[str]:
     """The command that becomes `command` and gets SIGTERM when this process dies.
 
     The kernel sends it when the *thread* that started the process ends, and only the main thread
-    is sure to live as long as this process. A server that another thread starts is left to
-    `cleanup.remove_orphans`.
+    lives as long as the process: the server of another is left to `cleanup.remove_orphans`.
     """
     in_main = threading.current_thread() is threading.main_thread()
     launcher = [str(os.getpid()), str(int(signal.SIGTERM) if in_main else 0)]
@@ -120,20 +112,15 @@ def wipe(pid: int, secret: str) -> None:
 
 def stat_fields(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third, `state`, on; psutil leaves some of them out.
-
-    Raises:
-        FileNotFoundError, ProcessLookupError: there is no such process.
-    """
+    Raises FileNotFoundError or ProcessLookupError where there is no such process."""
     line = Path(f"/proc/{pid}/stat").read_text()
     return line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
 
 
 def log_excerpt(log: str, lines: int = EXCERPT_LINES) -> str:
     """The last lines of a server's log that tell of a problem: warnings, errors, and what models or
-    libraries printed; without times, tables, repetitions and messages about absent GPUs.
-
-    Where nothing is left, the last lines as they are.
-    """
+    libraries printed; without times, tables, repetitions and messages about absent GPUs. Where
+    nothing is left, the last lines as they are."""
     kept: dict[str, None] = {}
     for line in log.splitlines():
         if not line.strip() or line[0] in "|+":

@@ -35,15 +35,10 @@ class SecurityError(CascadeError, ValueError):
 
 
 def control_key(file: Path | None = None) -> str:
-    """The key from a file, else from the environment, else a new random one.
-
-    Raises:
-        SecurityError: the key is too short, or tritonserver could not tell where it ends.
-        OSError: the file cannot be read.
-    """
-    key = file.read_text().strip() if file else os.environ.get(KEY_VARIABLE)
-    if key is None:
-        key = secrets.token_urlsafe(32)
+    """The key from a file, else from the environment, else a new random one. Raises SecurityError
+    if it is too short, or tritonserver could not tell where it ends."""
+    given = file.read_text().strip() if file else os.environ.get(KEY_VARIABLE)
+    key = secrets.token_urlsafe(32) if given is None else given
     if not _KEY.fullmatch(key):
         raise SecurityError(
             f"the control key of {file or KEY_VARIABLE} has {len(key)} characters; expected 16 or "
@@ -74,9 +69,6 @@ class ServerTls:
             clients without a certificate. The launcher then shows the server's own certificate,
             so this authority must have signed that one, too.
         name: a name in the certificate; the launcher, which asks 127.0.0.1, checks for it.
-
-    Raises:
-        TlsError: a file is missing.
     """
 
     cert: Path

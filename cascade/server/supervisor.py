@@ -1,22 +1,19 @@
 """Keeps a server answering, or ends it.
 
 Server 2.51 reports itself live and ready while a Python process of it is dead, and while no request
-gets an answer. So the supervisor sends a canary a second through the whole cascade, as a client
-does. It also looks at the processes: a dead one among several live ones fails some requests only,
-which a canary may miss.
+gets an answer. So the supervisor sends a canary a second through the whole cascade, and looks at
+the processes: a dead one among several fails some requests only, which a canary may miss.
 
-- When a process has died, the supervisor loads its model again: beside the old one, which goes on
-  with its other processes, where it has others, and in its place where not. An ensemble leaves and
-  comes back with its members.
+- When a process has died, the supervisor loads its model again: beside the old one where that has
+  other processes, else in its place. An ensemble leaves and comes back with its members.
 - When several canaries in a row fail, it unloads all models and loads them again.
 - When the server crashed, as it does when a process dies that holds one of its locks, the
   supervisor starts it again, on the same ports.
 - When that does not help, it gives up; what runs the launcher starts another.
 
-One failed canary changes nothing: a publisher may be switching releases. A canary that is rejected
-because queues are full is sent again, and does not count when it is rejected to the end or times
-out while other requests are answered: such a cascade is overloaded, and a reload would lose the
-requests that it could have answered.
+One failed canary changes nothing: a publisher may be switching releases. A canary does not count
+when it is rejected to the end because queues are full, or times out while other requests are
+answered: such a cascade is overloaded, and a reload would lose what it could have answered.
 """
 
 from __future__ import annotations
@@ -34,8 +31,9 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade import pbtxt
+from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import probe, workers
-from cascade.server.launcher import Server, ServerError
+from cascade.server.launcher import Server
 from cascade.server.workers import Worker
 from cascade.spec import ENSEMBLE
 from cascade.triton.admission import AGAIN
@@ -57,12 +55,7 @@ def log_event(event: str, **facts: object) -> None:
 
 
 class Supervisor:
-    """Watches one server.
-
-    Args:
-        server: has been started.
-        report: called with every event, by default `log_event`.
-    """
+    """Watches one server, which has been started; `report` is called with every event."""
 
     def __init__(self, server: Server, report: Callable[..., None] = log_event) -> None:
         self._server = server
@@ -77,11 +70,8 @@ class Supervisor:
         self._failures = self._reloads = 0
 
     def watch(self) -> int | None:
-        """Returns when the server ends by itself: its exit code; None when it was cancelled.
-
-        Raises:
-            ServerError: it does not answer, and neither reloading nor another start helped.
-        """
+        """Returns when the server ends by itself: its exit code; None when it was cancelled. Raises
+        ServerError if it does not answer, and neither reloading nor another start helped."""
         while (code := self._watch()) is not None and code < 0 and self._restarts < RESTARTS:
             self._restarts += 1
             self._report("server died", signal=-code, log=self._server.log_excerpt())
@@ -146,10 +136,9 @@ class Supervisor:
         if self._failures < FAILED_CANARIES:
             return
         if self._reloads == RELOADS:
-            raise ServerError(
+            raise self._server.failed(
                 f"model {self._server.probe!r} does not answer ({error}), and reloading all models "
-                f"{RELOADS} times did not help",
-                self._server.log_excerpt(),
+                f"{RELOADS} times did not help"
             )
         self._reloads += 1
         self._reload(client, None, beside=set())
@@ -161,14 +150,9 @@ class Supervisor:
 
         Server 2.51 takes a model whose process died for loaded: it is unloaded first, or, where
         others of its processes live (`beside`), given a configuration that differs.
-
-        Raises:
-            ServerError: one cannot be loaded.
         """
-        limits = {
-            "headers": self._server.control_headers,
-            "client_timeout": self._server.startup_timeout_s,
-        }
+        timeout_s = self._server.startup_timeout_s
+        limits = {"headers": self._server.control_headers, "client_timeout": timeout_s}
         start = time.monotonic()
         try:
             if models is None:
@@ -182,11 +166,10 @@ class Supervisor:
                 config = self._differing_config(model) if model in beside else None
                 client.load_model(model, config=config, **limits)
         except InferenceServerException as error:
-            if error.status() == probe.UNAVAILABLE and self._crashes():
+            if error.status() == UNAVAILABLE and self._crashes():
                 return
-            raise ServerError(
-                f"a model cannot be loaded again: {error.message()}", self._server.log_excerpt()
-            ) from error
+            reason = f"a model cannot be loaded again: {error.message()}"
+            raise self._server.failed(reason) from error
         self._failures = 0
         self._replaced |= dict.fromkeys(old, time.monotonic() + DRAIN_S)
         self._report("reloaded", models=sorted(models), seconds=_since(start))
@@ -206,16 +189,13 @@ class Supervisor:
 
 
 def _answers(client: grpc.InferenceServerClient, model: str) -> bool:
-    """Send a canary -> whether it was answered. False means that the model is overloaded.
-
-    Raises:
-        InferenceServerException, ProbeError: the model does not answer, or wrongly.
-    """
+    """Send a canary -> whether it was answered; False = the model is overloaded. Raises
+    InferenceServerException or ProbeError where the model does not answer, or wrongly."""
     before = _answered(client, model)
     try:
         probe.ask_until_available(client, model, CANARY_TIMEOUT_S)
     except InferenceServerException as error:
-        late = error.status() == probe.DEADLINE_EXCEEDED
+        late = error.status() == DEADLINE_EXCEEDED
         if AGAIN in str(error) or (late and _answered(client, model) > before):
             return False
         raise

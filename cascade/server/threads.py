@@ -19,18 +19,13 @@ def cores() -> int:
 
 
 def default_instances(topology: Topology) -> int:
-    """The default number of processes of each model: in all, one per core, each with one thread.
-    The thread pools of ONNX Runtime and of FAISS, spinning in one process, would take the cores
-    from each other."""
+    """The default number of processes of each model: in all, one per core, each with one thread,
+    because the thread pools of ONNX Runtime and of FAISS in one process take each other's cores."""
     return max(1, cores() // len(TOPOLOGIES[topology]))
 
 
 def instances(repository: Path) -> int:
-    """How many Python processes the models of a repository start together.
-
-    Raises:
-        ArtifactError: a config.pbtxt cannot be read.
-    """
+    """How many Python processes the models of a repository start together. Raises ArtifactError."""
     total = 0
     for path in sorted(repository.glob("*/config.pbtxt")):
         config = pbtxt.read(path)
@@ -41,6 +36,5 @@ def instances(repository: Path) -> int:
 
 
 def threads_per_process(repository: Path) -> int:
-    """Compute threads for each Python process, such that all together do not exceed the cores
-    (where there are more processes than cores: one each)."""
+    """Compute threads for each Python process: the cores shared out, at least one each."""
     return max(1, cores() // max(1, instances(repository)))

@@ -1,8 +1,8 @@
 """The Python processes of a server: which model each runs, and which of them have died.
 
-Each instance of a Python model runs in a process of its own; Triton calls its program the stub.
-tritonserver does not wait for a stub that was killed, so the stub stays a zombie until its model is
-unloaded. A stub that an unload ends in order exits with 0, and tritonserver soon waits for it.
+Each instance of a Python model is a process; Triton calls its program the stub. tritonserver does
+not wait for a stub that was killed, so the stub stays a zombie until its model is unloaded. A stub
+that an unload ends in order exits with 0, and tritonserver soon waits for it.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class Worker:
 
 def alive(server: str) -> set[Worker]:
     """The worker processes of the server of that name."""
-    found = (_worker(pid) for pid in cleanup.processes(server))
-    return {worker for worker in found if worker is not None}
+    return {worker for pid in cleanup.processes(server) if (worker := _worker(pid))}
 
 
 def _worker(pid: int) -> Worker | None:
