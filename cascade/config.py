@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 from cascade.spec import DENY_LIST, ConfigError, Topology
@@ -16,11 +16,9 @@ from cascade.spec import DENY_LIST, ConfigError, Topology
 Runtime = Literal["onnx", "tensorrt", "torchscript", "aoti"]
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 Device = Literal["cpu", "cuda"]
-DEVICES: tuple[Device, ...] = get_args(Device)
 
-# Users that may wait for a model by default. A process answers a user in about a millisecond
-# (`users_per_run` of release.json has the measured times), so the last user of a full queue waits
-# for a quarter of a second, which a client allows by default.
+# Users that may wait for a model by default. A process answers a user in about a millisecond, so
+# the last user of a full queue waits for a quarter of a second, which a client allows by default.
 QUEUE = 256
 PARAMETER = "cascade"  # the key of config.pbtxt under which a process finds its settings
 Settings = TypeVar("Settings", "Serving", "Product")
@@ -34,13 +32,11 @@ class Serving:
         instances: processes per model.
         threads: compute threads per process; 0 shares the cores out evenly among the processes.
         runtime: what runs the graphs. tensorrt and aoti load what was made for one kind of device.
-        device: where they run.
         device_id: which GPU; Triton tells each instance its own.
         max_batch_size: most users in one batch.
         queue_delay_us: longest wait for a batch to fill.
-        batch_users: the size at which the server closes a batch of waiting requests, though more
-            wait; 0 = at `max_batch_size`. All users of a batch are answered together, so on a CPU a
-            large batch makes its first users wait for the last.
+        batch_users: the size at which the server closes a batch, though more requests wait; 0 = at
+            `max_batch_size`. On a CPU the first users of a large batch wait for the last.
         max_queue_size: users that may wait for a model before requests are refused as UNAVAILABLE
             (`cascade.triton.admission`); 0 = no limit.
         topology: which stages share a process.
@@ -49,9 +45,6 @@ class Serving:
         cuda_graphs: pad a batch to the next of a few sizes and replay what was recorded for it, so
             that a run costs one launch. Elsewhere than on CUDA only the padding remains.
         half: let TensorRT compute in float16 where it finds that faster.
-
-    Raises:
-        ConfigError: the runtime or the device is unknown.
     """
 
     instances: int = 1
@@ -69,14 +62,10 @@ class Serving:
     half: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("runtime", self.runtime, RUNTIMES),
-            ("device", self.device, DEVICES),
-        ):
-            if value not in known:
-                raise ConfigError(
-                    f"parameter {name} is {value!r}; expected one of {', '.join(known)}"
-                )
+        for name, known in (("runtime", RUNTIMES), ("device", get_args(Device))):
+            if (value := getattr(self, name)) not in known:
+                expected = ", ".join(known)
+                raise ConfigError(f"parameter {name} is {value!r}; expected one of {expected}")
 
 
 @dataclass(frozen=True)
@@ -121,13 +110,8 @@ PRODUCT_FIELDS = ("deny_list", "store")
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """The settings of one process.
-
-    Args:
-        stages: that it runs, in order.
-        candidates: that leave the first stage.
-        layout_hash: of the schema (`Schema.layout_hash`).
-    """
+    """The settings of one process: the stages that it runs, the candidates that leave the first
+    stage, the schema's layout hash."""
 
     stages: tuple[str, ...]
     candidates: int
@@ -137,35 +121,24 @@ class ProcessConfig:
 
     def to_json(self) -> str:
         """The value of `PARAMETER`."""
-        serving, product = asdict(self.serving), asdict(self.product)
-        return json.dumps(
-            {
-                "stages": self.stages,
-                "candidates": self.candidates,
-                "layout_hash": self.layout_hash,
-                "serving": {name: serving[name] for name in SERVING_FIELDS},
-                "product": {name: product[name] for name in PRODUCT_FIELDS},
-            }
-        )
+        content = asdict(self)
+        content["serving"] = {name: getattr(self.serving, name) for name in SERVING_FIELDS}
+        content["product"] = {name: getattr(self.product, name) for name in PRODUCT_FIELDS}
+        return json.dumps(content)
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> ProcessConfig:
-        """Read the parameters of a config.pbtxt; an absent setting keeps its default.
-
-        Raises:
-            ConfigError: the parameters are not those of a process, or a value is of another type.
-        """
+        """Read the parameters of a config.pbtxt; an absent setting keeps its default. Raises
+        ConfigError if they are not those of a process, or a value is of another type."""
         try:
-            if PARAMETER in parameters:
-                content = json.loads(parameters[PARAMETER])
-            else:
-                content = _earlier(parameters)
+            own = parameters.get(PARAMETER)
+            content = _earlier(parameters) if own is None else json.loads(own)
             return cls(
                 tuple(content["stages"]),
                 int(content["candidates"]),
                 str(content["layout_hash"]),
-                Serving(**_typed(Serving, content["serving"])),
-                Product(**_typed(Product, content["product"])),
+                _settings(Serving, content["serving"]),
+                _settings(Product, content["product"]),
             )
         except ConfigError:
             raise
@@ -177,14 +150,11 @@ class ProcessConfig:
 
 def of_release(release: Mapping[str, Any]) -> tuple[Serving, Product]:
     """The settings that a release.json records. Earlier releases have all of them in `serving`.
-
-    Raises:
-        ConfigError: a setting is unknown or of another type.
-    """
+    Raises ConfigError if a setting is unknown or of another type."""
     try:
         known = {**release["serving"], **release.get("product", {})}
         serving = {f.name: known.pop(f.name) for f in fields(Serving) if f.name in known}
-        return Serving(**_typed(Serving, serving)), Product(**_typed(Product, known))
+        return _settings(Serving, serving), _settings(Product, known)
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError) as error:
@@ -194,21 +164,16 @@ def of_release(release: Mapping[str, Any]) -> tuple[Serving, Product]:
         ) from error
 
 
-def one_thread(serving: Serving) -> Serving:
-    """The same settings on one compute thread: for measurements and comparisons."""
-    return replace(serving, threads=1)
-
-
-def _typed(settings: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
     """The values in the types of the defaults; earlier releases wrote `0` and `1` for bool."""
-    defaults: dict[str, Any] = asdict(settings())
-    if unknown := set(values) - set(defaults):
+    kinds = {name: type(default) for name, default in asdict(settings()).items()}
+    if unknown := set(values) - set(kinds):
         raise ConfigError(f"unknown setting {', '.join(sorted(unknown))}")
-    return {
-        name: value == "1" if isinstance(value, str) and kind is bool else kind(value)
-        for name, value in values.items()
-        for kind in (type(defaults[name]),)
-    }
+    typed: dict[str, Any] = {}
+    for name, value in values.items():
+        flag = kinds[name] is bool and isinstance(value, str)
+        typed[name] = value == "1" if flag else kinds[name](value)
+    return settings(**typed)
 
 
 def _earlier(parameters: Mapping[str, str]) -> dict[str, Any]:

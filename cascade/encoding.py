@@ -40,8 +40,7 @@ class Encoder:
 
     Args:
         schema: a fitted schema.
-        vocabularies: the values of each feature with encoding `vocabulary`; position i has id
-            `FIRST + i`.
+        vocabularies: by feature, the values; position i has id `FIRST + i`.
         sides: whose values it is to encode; the server needs only the users'.
 
     Raises:
@@ -78,13 +77,10 @@ class Encoder:
     @classmethod
     def fit(cls, schema: Schema, vocabularies: Mapping[str, Sequence[bytes]]) -> Encoder:
         """Fill the schema's cardinalities and digests from the vocabularies, then encode by it."""
-        sizes: dict[str, tuple[int, str]] = {}
-        for feature in schema.features:
-            if feature.encoding == "vocabulary":
-                values = vocabularies[feature.name]
-                sizes[feature.name] = (FIRST + len(values), vocabulary_digest(values))
-            elif feature.encoding == "hash":
-                sizes[feature.name] = (FIRST + feature.buckets, "")
+        sizes = {f.name: (FIRST + f.buckets, "") for f in schema.features if f.encoding == "hash"}
+        for feature in _with_vocabulary(schema, _SIDES):
+            values = vocabularies[feature.name]
+            sizes[feature.name] = (FIRST + len(values), vocabulary_digest(values))
         return cls(schema.fitted(sizes), vocabularies)
 
     def vocabulary(self, feature: Feature) -> list[bytes]:
@@ -94,11 +90,8 @@ class Encoder:
     def encode(
         self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
     ) -> tuple[Floats, Ids]:
-        """Encode what came over the wire.
-
-        Args:
-            dense: float [B, F_dense], NaN = missing.
-            categorical: object [B, F_cat] of bytes, empty = missing.
+        """Encode what came over the wire: dense, float [B, F_dense] with NaN = missing, and
+        categorical, object [B, F_cat] of bytes with empty = missing.
 
         Returns:
             dense float32 [B, F_dense] and ids int64 [B, sum of lengths].
@@ -173,10 +166,8 @@ class Encoder:
         return known
 
     def encode_table(self, side: Side, table: pa.Table) -> tuple[Floats, Ids]:
-        """Encode raw columns of a table, named by feature: the bulk form of `encode`.
-
-        Each distinct value is encoded once, by the same `ids` that the server calls.
-        """
+        """Encode raw columns of a table, named by feature: the bulk form of `encode`. Each distinct
+        value is encoded once, by the same `ids` that the server calls."""
         dense = np.zeros((table.num_rows, self.schema.dense_width(side)), np.float32)
         for column, feature in enumerate(self.schema.dense(side)):
             dense[:, column] = table[feature.name].to_numpy()
@@ -198,11 +189,8 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path, sides: Sequence[Side] = ("user", "item")) -> Encoder:
-        """Read what `save` wrote, whole or only for one side.
-
-        Raises:
-            SchemaError: a file is missing, damaged or of another schema.
-        """
+        """Read what `save` wrote, whole or only for one side. Raises SchemaError if a file is
+        missing, damaged or of another schema."""
         schema = Schema.load(folder / "schema.json")
         vocabularies: dict[str, Sequence[bytes]] = {}
         for feature in _with_vocabulary(schema, sides):
@@ -216,9 +204,8 @@ class Encoder:
 
 def _kept(feature: Feature, members: list[bytes]) -> list[bytes]:
     """The members that a row has room for: the first of a bag, the newest of a sequence."""
-    if feature.kind == "sequence":
-        return members[-feature.length :]
-    return members[: feature.length]
+    sequence = feature.kind == "sequence"
+    return members[-feature.length :] if sequence else members[: feature.length]
 
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cascade.encoding import InvalidInput
 from cascade.spec import ALLOW, EXCLUDE
-from cascade.values import unexpected, unknown_name
+from cascade.values import text, unexpected, unknown_name
 
 Exclude = Iterable[int] | None
 """Item ids, in any order. None, or none of them = nothing is excluded."""
@@ -33,11 +33,8 @@ ID_BYTES = 8
 
 
 def encode_exclude(ids: Exclude) -> bytes:
-    """Pack ids; an id that comes twice is sent once.
-
-    Raises:
-        InvalidInput: not ids of 64 bits, or more than `MOST_EXCLUDED`.
-    """
+    """Pack ids; an id that comes twice is sent once. Raises InvalidInput for what are no ids of 64
+    bits, or more than `MOST_EXCLUDED`."""
     if ids is None:
         return b""
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
@@ -55,11 +52,7 @@ def encode_exclude(ids: Exclude) -> bytes:
 
 
 def decode_exclude(value: bytes) -> npt.NDArray[np.int64]:
-    """Ids [n], as they came.
-
-    Raises:
-        InvalidInput: not a whole number of ids, or more than `MOST_EXCLUDED`.
-    """
+    """Ids [n], as they came. Raises InvalidInput as `encode_exclude`."""
     if len(value) % ID_BYTES:
         raise InvalidInput(
             f"{EXCLUDE}: {len(value)} bytes came; ids are packed as little-endian int64, "
@@ -70,14 +63,8 @@ def decode_exclude(value: bytes) -> npt.NDArray[np.int64]:
 
 
 def encode_allow(allow: Allow, known: Collection[str]) -> bytes:
-    """Values by feature as JSON.
-
-    Args:
-        known: the item features that the server can filter by.
-
-    Raises:
-        InvalidInput: an unknown feature, a value that is no text, or more than `MOST_VALUES`.
-    """
+    """Values by feature as JSON; `known` are the item features that the server can filter by.
+    Raises InvalidInput for another feature, a value that is no text, more than `MOST_VALUES`."""
     if allow is None:
         return b""
     if not isinstance(allow, Mapping):
@@ -88,17 +75,14 @@ def encode_allow(allow: Allow, known: Collection[str]) -> bytes:
             raise InvalidInput(f"{ALLOW}: {unknown_name('item feature', feature, known)}")
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
             raise unexpected(f"{ALLOW}: feature {feature}", values, "a list of values")
-        content[feature] = [_text(feature, value) for value in values]
+        content[feature] = [_value(feature, value) for value in values]
     _check_values(sum(map(len, content.values())))
     return json.dumps(content, ensure_ascii=False).encode() if content else b""
 
 
 def decode_allow(value: bytes) -> dict[str, list[bytes]]:
-    """Values by item feature, as they stand in the catalogue; empty = every item.
-
-    Raises:
-        InvalidInput: says what came, and what was expected.
-    """
+    """Values by item feature, as they stand in the catalogue; empty = every item. Raises
+    InvalidInput as `encode_allow`."""
     if not value:
         return {}
     shown = repr(value[:40]) + ("…" if len(value) > 40 else "")
@@ -112,15 +96,13 @@ def decode_allow(value: bytes) -> dict[str, list[bytes]]:
             '{"genre": ["Comedy"]}'
         )
     _check_values(sum(len(values) for values in content.values() if isinstance(values, list)))
+    found = {}
     for feature, values in content.items():
         if not isinstance(values, list):
-            raise InvalidInput(
-                f"{ALLOW}: feature {feature}: {str(values)[:40]!r} came; expected a list of values"
-            )
-    return {
-        feature: [_catalogue_value(feature, value) for value in values]
-        for feature, values in content.items()
-    }
+            came = f"{ALLOW}: feature {feature}: {str(values)[:40]!r} came"
+            raise InvalidInput(f"{came}; expected a list of values")
+        found[feature] = [_catalogue_value(feature, value) for value in values]
+    return found
 
 
 def _check_excluded(count: int) -> None:
@@ -142,18 +124,10 @@ def _id(value: object) -> int:
     return int(value)
 
 
-def _text(feature: str, value: object) -> str:
-    if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
-        return str(int(value))
-    if not isinstance(value, str):
+def _value(feature: str, value: object) -> str:
+    if isinstance(value, bytes):
         raise unexpected(f"{ALLOW}: feature {feature}", value, "strings and ints")
-    try:
-        value.encode()
-    except UnicodeError as error:
-        raise unexpected(f"{ALLOW}: feature {feature}", value, "text that UTF-8 can hold") from (
-            error
-        )
-    return str(value)
+    return text(feature, value, "strings and ints", f"{ALLOW}: feature")
 
 
 def _catalogue_value(feature: str, value: object) -> bytes:

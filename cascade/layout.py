@@ -4,8 +4,7 @@
     dense, categorical = layout.arrays([{"age": 31, "history": ["m-3", "m-9"]}])
 
 An export writes the layout into config.pbtxt (the parameter `features`), where clients read it; a
-store of users records it beside the users (`cascade.store.records`). A client needs this module, so
-numpy is all that it imports.
+store of users records it beside the users (`cascade.store.records`).
 """
 
 from __future__ import annotations
@@ -37,12 +36,8 @@ class LayoutError(CascadeError, ValueError):
 
 @dataclass(frozen=True)
 class IdFeature:
-    """One column of the tensor `categorical`.
-
-    Args:
-        kind: any but `dense`.
-        length: members that the server reads: the first ones of a bag, the last of a sequence.
-    """
+    """One column of the tensor `categorical`. The server reads `length` members: the first ones of
+    a bag, the last of a sequence."""
 
     name: str
     kind: Kind = "categorical"
@@ -90,8 +85,7 @@ class RequestLayout:
         )
 
     def to_json(self) -> str:
-        """The parameter `features` of config.pbtxt. `bag` says that a value is a list, `sequence`
-        that the last members are read instead of the first."""
+        """The parameter `features` of config.pbtxt."""
         categorical = [
             {"name": f.name, "bag": f.multivalued, "length": f.length}
             | ({"sequence": True} if f.kind == "sequence" else {})
@@ -102,21 +96,15 @@ class RequestLayout:
     @classmethod
     def from_json(cls, features: str, layout_hash: str) -> RequestLayout:
         """Read back `to_json`, also of an export that did not write `items` or `sequence` yet.
-
-        Raises:
-            LayoutError: the text is no such JSON.
-        """
+        Raises LayoutError if the text is no such JSON."""
         try:
             content = json.loads(features)
-            return RequestLayout(
-                tuple(content["dense"]),
-                tuple(
-                    id_feature(f["name"], int(f["length"]), f["bag"], f.get("sequence", False))
-                    for f in content["categorical"]
-                ),
-                layout_hash,
-                tuple(content.get("items", ())),
-            )
+            categorical = [
+                id_feature(f["name"], int(f["length"]), f["bag"], f.get("sequence", False))
+                for f in content["categorical"]
+            ]
+            items = tuple(content.get("items", ()))
+            return RequestLayout(tuple(content["dense"]), tuple(categorical), layout_hash, items)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LayoutError(
                 f"{features[:40]!r} does not list the features of a user: {error!r}"
@@ -150,11 +138,8 @@ class RequestLayout:
         return max(1, len(self.categorical))
 
     def of_columns(self, columns: Sequence[str], table: str) -> tuple[list[str], list[str]]:
-        """The features that a table has as columns, and those that it lacks.
-
-        Raises:
-            InvalidInput: it has none of them.
-        """
+        """The features that a table has as columns, and those that it lacks. Raises InvalidInput
+        if it has none of them."""
         present = [name for name in self.names if name in columns]
         if not present:
             raise InvalidInput(
@@ -172,10 +157,7 @@ class RequestLayout:
 
     def fill(self, user: User, dense: Dense, categorical: Categorical) -> None:
         """Write values into a user's rows, [F_dense] and [F_cat]; features that are not named stay.
-
-        Raises:
-            InvalidInput: names the feature and says what came and what was expected.
-        """
+        The InvalidInput names the feature and says what came and what was expected."""
         if not isinstance(user, Mapping):
             raise InvalidInput(
                 f"a user is a dict of feature values by name; a {type(user).__name__} came"
@@ -189,11 +171,8 @@ class RequestLayout:
                 dense[self.columns[name]] = values.number(name, value)
 
     def arrays(self, users: Sequence[User]) -> tuple[Dense, Categorical]:
-        """Users as the two tensors: float32 [B, F_dense] and object (bytes) [B, F_cat].
-
-        Raises:
-            InvalidInput: names the feature and, where there are several users, which of them.
-        """
+        """Users as the two tensors: float32 [B, F_dense] and object (bytes) [B, F_cat]. The
+        InvalidInput says which of several users."""
         dense, categorical = self.empty(len(users))
         for row, user in enumerate(users):
             try:

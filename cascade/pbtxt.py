@@ -11,32 +11,13 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from cascade import spec
 from cascade.artifact import ArtifactError
 from cascade.config import DEFAULT_PRODUCT, PARAMETER, ProcessConfig, Product, Serving
 from cascade.files import replace_text
 from cascade.layout import RequestLayout
 from cascade.schema import Schema
-from cascade.spec import (
-    COLD_START,
-    CONTEXT,
-    ENSEMBLE,
-    FEATURES,
-    LOOKUP,
-    PROCESSES,
-    PROPENSITIES,
-    RANK,
-    RECOMMEND_USER,
-    RELEASE,
-    RETRIEVE,
-    TOPOLOGIES,
-    USER_ID,
-    Process,
-    Sizes,
-    Tensor,
-    by_id,
-    chain,
-    stages,
-)
+from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, Process, Sizes, Tensor
 
 MODEL_PY = '''"""All of it is in the library."""
 
@@ -49,29 +30,23 @@ LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion
 
 
 def process_config(
-    model: str,
-    schema: Schema,
-    sizes: Sizes,
-    serving: Serving,
-    product: Product,
-    process: Process,
+    model: str, schema: Schema, sizes: Sizes, serving: Serving, product: Product, process: Process
 ) -> pb.ModelConfig:
     """A process of the Python backend."""
     held = process.stages
-    stage = chain([s for s in stages(schema, sizes) if s.name in held], model)
+    stage = spec.chain([s for s in spec.stages(schema, sizes) if s.name in held], model)
     outputs = stage.outputs
     if RETRIEVE not in held:
         product = replace(product, deny_list="", store="")  # the first process reads both
     elif product.store:
-        stage, held = by_id(stage), (LOOKUP, *held)
+        stage, held = spec.by_id(stage), (spec.LOOKUP, *held)
         outputs = stage.outputs
-    if RANK in held:
-        outputs = (*outputs, RELEASE)
+    if spec.RANK in held:
+        outputs = (*outputs, spec.RELEASE)
         if product.explored:
-            outputs = (*outputs, Tensor(PROPENSITIES, "FP32", (sizes.results,)))
-    config = pb.ModelConfig(
-        name=model, backend=process.backend, max_batch_size=serving.max_batch_size
-    )
+            outputs = (*outputs, Tensor(spec.PROPENSITIES, "FP32", (sizes.results,)))
+    size = serving.max_batch_size
+    config = pb.ModelConfig(name=model, backend=process.backend, max_batch_size=size)
     _tensors(config, stage.inputs, outputs)
     _instances(config, serving)
     batching = config.dynamic_batching
@@ -89,15 +64,12 @@ def ensemble_config(
     serving: Serving,
     version: int,
     members: Sequence[pb.ModelConfig],
-    without: Sequence[str] = (),
+    without: Sequence[str],
 ) -> pb.ModelConfig:
-    """The cascade: every step pinned to one release, every tensor under its own name.
-
-    Args:
-        without: tensors of the members that are no part of these requests and answers.
-    """
+    """The cascade: every step pinned to one release, every tensor under its own name; `without`
+    are tensors of the members that are no part of these requests and answers."""
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
-    returned = {COLD_START, *(tensor.name for tensor in members[-1].output)}
+    returned = {spec.COLD_START, *(tensor.name for tensor in members[-1].output)}
     made: set[str] = set()
     for member in members:
         step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)
@@ -105,13 +77,11 @@ def ensemble_config(
         outputs = [tensor for tensor in member.output if tensor.name not in without]
         config.input.extend(tensor for tensor in inputs if tensor.name not in made)
         config.output.extend(tensor for tensor in outputs if tensor.name in returned)
-        for tensor in inputs:
-            step.input_map[tensor.name] = tensor.name
-        for tensor in outputs:
-            step.output_map[tensor.name] = tensor.name
+        step.input_map.update({tensor.name: tensor.name for tensor in inputs})
+        step.output_map.update({tensor.name: tensor.name for tensor in outputs})
         made |= {*step.input_map, *step.output_map}
     for tensor in config.input:
-        if tensor.name in (*FEATURES, USER_ID):
+        if tensor.name in (*spec.FEATURES, spec.USER_ID):
             tensor.ClearField("optional")  # optional for the member alone
     return config
 
@@ -126,35 +96,25 @@ def configs(
     product: Product = DEFAULT_PRODUCT,
 ) -> dict[str, pb.ModelConfig]:
     """Every model of the repository by name; `users_per_run` is by model, too."""
-    runs = users_per_run or {}
-    found = {
-        model: process_config(
-            model,
-            schema,
-            sizes,
-            replace(serving, users_per_run=runs.get(model, serving.users_per_run)),
-            product,
-            process,
-        )
-        for model, process in TOPOLOGIES[serving.topology].items()
-    }
+    found = {}
+    for model, process in spec.TOPOLOGIES[serving.topology].items():
+        runs = (users_per_run or {}).get(model, serving.users_per_run)
+        own = replace(serving, users_per_run=runs)
+        found[model] = process_config(model, schema, sizes, own, product, process)
     members = [*found.values()]
     if ENSEMBLE not in found:
-        found[ENSEMBLE] = ensemble_config(
-            ENSEMBLE, serving, version, members, without=(USER_ID, CONTEXT, COLD_START)
-        )
+        by_id = (spec.USER_ID, spec.CONTEXT, spec.COLD_START)
+        found[ENSEMBLE] = ensemble_config(ENSEMBLE, serving, version, members, by_id)
     if product.store:
         found[RECOMMEND_USER] = ensemble_config(
-            RECOMMEND_USER, serving, version, members, without=FEATURES
+            RECOMMEND_USER, serving, version, members, spec.FEATURES
         )
     for name in {ENSEMBLE, RECOMMEND_USER} & {*found}:
         _parameters(found[name], {"layout_hash": schema.layout_hash})
     # What a client reads to build a request, in every topology, under the names that clients of
     # earlier releases know.
-    _parameters(
-        found[ENSEMBLE],
-        {"features": RequestLayout.of(schema).to_json(), "sizes": json.dumps(asdict(sizes))},
-    )
+    request = {"features": RequestLayout.of(schema).to_json(), "sizes": json.dumps(asdict(sizes))}
+    _parameters(found[ENSEMBLE], request)
     return found
 
 
@@ -175,23 +135,17 @@ def write(
     *,
     product: Product = DEFAULT_PRODUCT,
 ) -> None:
-    """Write config.pbtxt of every model, and model.py of every process's version.
-
-    Raises:
-        ArtifactError: the repository holds models of another topology, or users come by id there
-            and not here.
-    """
+    """Write config.pbtxt of every model, and model.py of every process's version. Raises
+    ArtifactError if the repository holds models that these settings do not have."""
     made = configs(schema, sizes, serving, version, users_per_run, product=product)
-    if _kind(repository / ENSEMBLE / "config.pbtxt") not in (None, made[ENSEMBLE].backend):
+    front = repository / ENSEMBLE / "config.pbtxt"
+    if front.exists() and read(front).backend != made[ENSEMBLE].backend:
         raise ArtifactError(
             f"{repository} is wired in another way than {serving.topology}: export into another "
             "folder"
         )
-    others = sorted(
-        path.parent.name
-        for path in repository.glob("*/config.pbtxt")
-        if path.parent.name in (*PROCESSES, RECOMMEND_USER) and path.parent.name not in made
-    )
+    held = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    others = sorted(held & {*spec.PROCESSES, RECOMMEND_USER} - {*made})
     if others:
         raise ArtifactError(
             f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
@@ -208,16 +162,9 @@ def write(
             (folder / ".gitkeep").touch()  # Triton wants the folder, git does not keep it empty
 
 
-def _kind(path: Path) -> str | None:
-    return read(path).backend if path.exists() else None
-
-
 def read(path: Path) -> pb.ModelConfig:
-    """A config.pbtxt as a message. Fields that only a newer server knows are ignored.
-
-    Raises:
-        ArtifactError: the file is no model configuration.
-    """
+    """A config.pbtxt as a message. Fields that only a newer server knows are ignored. Raises
+    ArtifactError if the file is no model configuration."""
     try:
         return text_format.Parse(path.read_text(), pb.ModelConfig(), allow_unknown_field=True)
     except text_format.ParseError as error:
@@ -230,22 +177,15 @@ def save(config: pb.ModelConfig, path: Path) -> None:
 
 
 def settings(config: pb.ModelConfig) -> ProcessConfig:
-    """The settings of a process, as its config.pbtxt has them.
-
-    Raises:
-        ConfigError: the model is not a process of a cascade.
-    """
-    return ProcessConfig.from_parameters(
-        {key: value.string_value for key, value in config.parameters.items()}
-    )
+    """The settings of a process, as its config.pbtxt has them. Raises ConfigError if the model is
+    not a process of a cascade."""
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
+    return ProcessConfig.from_parameters(parameters)
 
 
 def process_settings(repository: Path) -> dict[str, ProcessConfig]:
-    """The settings of every process that clients of `recommend` reach, by model.
-
-    Raises:
-        ArtifactError: the repository holds no exported cascade.
-    """
+    """The settings of every process that clients of `recommend` reach, by model. Raises
+    ArtifactError if the repository holds no exported cascade."""
     path = repository / ENSEMBLE / "config.pbtxt"
     if not path.exists():
         raise ArtifactError(f"{path} is missing: {repository} is not an exported repository")
@@ -274,8 +214,8 @@ def _tensors(
     for target, tensors in ((config.input, inputs), (config.output, outputs)):
         for tensor in tensors:
             dtype = "TYPE_STRING" if tensor.dtype == "BYTES" else f"TYPE_{tensor.dtype}"
-            made = target.add(name=tensor.name, data_type=pb.DataType.Value(dtype))
-            made.dims.extend(tensor.dims)
+            kind = pb.DataType.Value(dtype)
+            made = target.add(name=tensor.name, data_type=kind, dims=tensor.dims)
             if tensor.optional:
                 made.optional = True
 

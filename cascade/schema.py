@@ -1,12 +1,9 @@
-"""What a user and an item look like: the one description from which all else derives.
+"""What a user and an item look like: embedding tables, ONNX input names, Triton tensors, the
+client's arrays, test data and benchmark payloads are all read off a `Schema`.
 
-Embedding tables, ONNX input names, Triton tensors, the client's arrays, test data and benchmark
-payloads are all read off a `Schema`. Two hashes tell schemas apart:
-
-- `hash` covers everything, the fitted vocabularies included. It goes into every artifact of a
-  release, and loading refuses a mismatch.
-- `layout_hash` covers only what a request looks like. It goes into config.pbtxt, which all the
-  releases of a model share.
+Two hashes tell schemas apart. `hash` covers everything, the fitted vocabularies included; it goes
+into every artifact of a release, and loading refuses a mismatch. `layout_hash` covers only what a
+request looks like; it goes into config.pbtxt, which all the releases of a model share.
 """
 
 from __future__ import annotations
@@ -42,7 +39,6 @@ class Feature:
 
     Args:
         name: unique in its schema; also the name a client uses.
-        side: whom it describes.
         kind: `dense` is a number, `categorical` a string, `bag` a list of strings, `sequence` a
             list of strings whose order matters, oldest first.
         encoding: `log1p` or `identity` for dense; `vocabulary` or `hash` for the others.
@@ -65,23 +61,19 @@ class Feature:
     digest: str = ""
 
     def __post_init__(self) -> None:
+        wrong, known = "", ENCODINGS.get(self.kind, ())
         if self.side not in ("user", "item"):
-            raise SchemaError(f"feature {self.name}: side is {self.side!r}, not 'user' or 'item'")
-        if self.kind not in ENCODINGS:
-            raise SchemaError(
-                f"feature {self.name}: kind is {self.kind!r}, not one of {list(ENCODINGS)}"
-            )
-        if self.encoding not in ENCODINGS[self.kind]:
-            raise SchemaError(
-                f"feature {self.name}: a {self.kind} feature is encoded by one of "
-                f"{ENCODINGS[self.kind]}, not by {self.encoding!r}"
-            )
-        if self.length < 1 or (self.length > 1 and not self.multivalued):
-            raise SchemaError(
-                f"feature {self.name}: a {self.kind} cannot have length {self.length}"
-            )
-        if self.encoding == "hash" and self.buckets < 1:
-            raise SchemaError(f"feature {self.name}: hashing needs `buckets` of at least 1")
+            wrong = f"side is {self.side!r}, not 'user' or 'item'"
+        elif self.kind not in ENCODINGS:
+            wrong = f"kind is {self.kind!r}, not one of {list(ENCODINGS)}"
+        elif self.encoding not in known:
+            wrong = f"a {self.kind} feature is encoded by one of {known}, not by {self.encoding!r}"
+        elif self.length < 1 or (self.length > 1 and not self.multivalued):
+            wrong = f"a {self.kind} cannot have length {self.length}"
+        elif self.encoding == "hash" and self.buckets < 1:
+            wrong = "hashing needs `buckets` of at least 1"
+        if wrong:
+            raise SchemaError(f"feature {self.name}: {wrong}")
 
     @property
     def multivalued(self) -> bool:
@@ -91,8 +83,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Schema:
-    """Features in a fixed order. User features come before item features nowhere by accident:
-    every tensor lists the features of one side in the order of this tuple."""
+    """Features in a fixed order: every tensor lists the features of one side in that order."""
 
     name: str
     features: tuple[Feature, ...]
@@ -128,8 +119,7 @@ class Schema:
         return max(1, len(self.ids(side)))
 
     def ids_width(self, side: Side) -> int:
-        """Columns of the encoded id tensor: one per categorical, `length` per bag or
-        sequence."""
+        """Columns of the encoded id tensor: one per categorical, `length` per bag or sequence."""
         return max(1, sum(feature.length for feature in self.ids(side)))
 
     def first_column(self, feature: Feature) -> int:
@@ -149,18 +139,16 @@ class Schema:
 
     def fitted(self, sizes: Mapping[str, tuple[int, str]]) -> Schema:
         """The same schema with the `(cardinality, digest)` of every id feature filled in."""
-        return replace(
-            self,
-            features=tuple(
-                replace(f, cardinality=sizes[f.name][0], digest=sizes[f.name][1])
-                if f.kind != "dense"
-                else f
-                for f in self.features
-            ),
-        )
+
+        def fit(feature: Feature) -> Feature:
+            cardinality, digest = sizes[feature.name]
+            return replace(feature, cardinality=cardinality, digest=digest)
+
+        features = (f if f.kind == "dense" else fit(f) for f in self.features)
+        return replace(self, features=tuple(features))
 
     def check_same(self, other_hash: str, where: str) -> None:
-        """Refuse an artifact that was made for another schema."""
+        """Raises SchemaError if an artifact was made for another schema."""
         if other_hash != self.hash:
             raise SchemaError(
                 f"{where} was made for schema {other_hash}, but the schema here is {self.hash} "

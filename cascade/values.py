@@ -1,8 +1,6 @@
 """One raw feature value to its form on the wire, checked: in the clients, in the store, and in the
-server where a request overrides what is stored.
-
-A value is refused here, by the name of its feature, when no trained model could read it: that is
-sooner than in the server, and the message can speak of Python types.
+server where a request overrides what is stored. A value that no trained model could read is refused
+by the name of its feature: sooner than in the server, and in terms of Python's types.
 """
 
 from __future__ import annotations
@@ -22,11 +20,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def number(feature: str, value: object) -> float:
-    """A dense value as a float that fits in float32; NaN where it is missing.
-
-    Raises:
-        InvalidInput: not a number, infinite, or too large.
-    """
+    """A dense value as a float that fits in float32; NaN where it is missing. Raises InvalidInput
+    for what is no number, infinite, or too large."""
     if value is None:
         return math.nan
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
@@ -36,33 +31,26 @@ def number(feature: str, value: object) -> float:
     except OverflowError:  # an int of more than 308 digits
         as_float = math.inf
     if abs(as_float) > _LARGEST:
-        raise _wrong(
-            feature, value, f"a finite number up to {_LARGEST:.3g}, or None where it is missing"
-        )
+        finite = f"a finite number up to {_LARGEST:.3g}, or None where it is missing"
+        raise _wrong(feature, value, finite)
     return as_float
 
 
 def category(feature: str, value: object) -> bytes:
-    """A categorical value as UTF-8; empty where it is missing (None, NaN or "").
-
-    Raises:
-        InvalidInput: neither a string nor an int, or a list.
-    """
+    """A categorical value as UTF-8; empty where it is missing (None, NaN or ""). Raises
+    InvalidInput for what is neither a string nor an int."""
     if _is_missing(value):
         return b""
     if isinstance(value, list | tuple | set | frozenset | dict | np.ndarray):
         raise _wrong(feature, value, "one string or int: only a bag or a sequence takes several")
-    return _text(feature, value, "a string or an int, or None where it is missing").encode()
+    return text(feature, value, "a string or an int, or None where it is missing").encode()
 
 
 def bag(feature: str, value: object, length: int) -> bytes:
     """A bag as UTF-8, members joined by `|`; empty where it is missing or has no member.
 
-    Takes a list of strings and ints, or a string that is joined already. Only the first `length`
-    members are sent, because the server reads no more.
-
-    Raises:
-        InvalidInput: not such a list, or a member that holds the separator.
+    Takes a list of strings and ints, or a string that is joined already; raises InvalidInput for
+    what is neither. Only the first `length` members are sent, because the server reads no more.
     """
     return SEPARATOR.join(_members(feature, value)[:length]).encode()
 
@@ -76,7 +64,7 @@ def _members(feature: str, value: object) -> list[str]:
     if _is_missing(value):
         return []
     if isinstance(value, str | bytes):
-        members = _text(feature, value, "").split(SEPARATOR)
+        members = text(feature, value, "").split(SEPARATOR)
     elif isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
         members = [_member(feature, member) for member in value]
     else:
@@ -85,13 +73,14 @@ def _members(feature: str, value: object) -> list[str]:
 
 
 def _member(feature: str, value: object) -> str:
-    text = _text(feature, value, "strings and ints as the members of a list")
-    if SEPARATOR in text:
+    member = text(feature, value, "strings and ints as the members of a list")
+    if SEPARATOR in member:
         raise _wrong(feature, value, f"members without {SEPARATOR!r}, which separates members")
-    return text
+    return member
 
 
-def _text(feature: str, value: object, expected: str) -> str:
+def text(feature: str, value: object, expected: str, where: str = "feature") -> str:
+    """A string, an int or UTF-8 as text. Raises InvalidInput for anything else."""
     if isinstance(value, Integral) and not isinstance(value, bool | np.bool_):
         return str(int(value))
     try:
@@ -101,8 +90,8 @@ def _text(feature: str, value: object, expected: str) -> str:
             value.encode()
             return str(value)
     except UnicodeError as error:
-        raise _wrong(feature, value, "text that UTF-8 can hold") from error
-    raise _wrong(feature, value, expected)
+        raise unexpected(f"{where} {feature}", value, "text that UTF-8 can hold") from error
+    raise unexpected(f"{where} {feature}", value, expected)
 
 
 def _is_missing(value: object) -> bool:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.config import Serving, one_thread
+from cascade.config import Serving
 from cascade.pbtxt import process_settings
 from cascade.stages.pipeline import Pipeline
 from perf.harness.measurement import OK, Load, Measurement, Times, Trace, summarise
@@ -49,7 +49,7 @@ class Job:
 
 def serving_of(repository: Path) -> Serving:
     """How the processes of a repository run their stages, but on one thread."""
-    return one_thread(next(iter(process_settings(repository).values())).serving)
+    return replace(next(iter(process_settings(repository).values())).serving, threads=1)
 
 
 def open_pipeline(repository: Path) -> Pipeline:
