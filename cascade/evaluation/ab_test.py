@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +29,11 @@ COLUMNS = ("release", "user", "clicked")
 
 class LogError(CascadeError, ValueError):
     """A log that no comparison can be made from."""
+
+
+def half_interval(variance: float, confidence: float) -> float:
+    """Half the interval that holds a normal variable with that confidence."""
+    return NormalDist().inv_cdf(0.5 + confidence / 2) * sqrt(variance)
 
 
 @dataclass(frozen=True)
@@ -44,26 +51,17 @@ class Rate:
     ctr: float
     variance: float
 
-    def interval(self, confidence: float) -> tuple[float, float]:
-        """An interval that holds the true rate with that confidence."""
-        half = _quantile(confidence) * self.variance**0.5
-        return self.ctr - half, self.ctr + half
+    def half(self, confidence: float) -> float:
+        """Half the interval around `ctr` that holds the true rate with that confidence."""
+        return half_interval(self.variance, confidence)
 
 
-@dataclass(frozen=True)
-class Lift:
-    """A release over another one: (new - old) / old, and its interval."""
+class Lift(NamedTuple):
+    """The rate of a release over that of another one, (new - old) / old, and its interval."""
 
-    old: int
-    new: int
     lift: float
     low: float
     high: float
-
-    @property
-    def certain(self) -> bool:
-        """Whether the interval excludes that there is no difference."""
-        return self.low > 0 or self.high < 0
 
 
 def rate(
@@ -73,9 +71,7 @@ def rate(
     users, ctr = len(impressions), clicks.sum() / impressions.sum()
     residuals = clicks - ctr * impressions
     variance = float((residuals**2).sum() / max(1, users - 1) / users / impressions.mean() ** 2)
-    return Rate(
-        release, users, int(impressions.sum()), int(clicks.sum()), float(ctr), float(variance)
-    )
+    return Rate(release, users, int(impressions.sum()), int(clicks.sum()), float(ctr), variance)
 
 
 def read(path: Path) -> list[Rate]:
@@ -92,11 +88,9 @@ def read(path: Path) -> list[Rate]:
     clicked = table["clicked"].cast(pa.int64()).to_numpy()
     if not np.isin(clicked, (0, 1)).all():
         raise LogError(f"{path}: clicked is {np.setdiff1d(clicked, (0, 1))[:3]}; expected 0 or 1")
-    sums = (
-        table.set_column(table.column_names.index("clicked"), "clicked", pa.array(clicked))
-        .group_by(["release", "user"])
-        .aggregate([("clicked", "count"), ("clicked", "sum")])
-    )
+    table = table.select(["release", "user"]).append_column("clicked", pa.array(clicked))
+    wanted = [("clicked", "count"), ("clicked", "sum")]
+    sums = table.group_by(["release", "user"]).aggregate(wanted)
     release = sums["release"].to_numpy()
     shown, clicks = (sums[f"clicked_{name}"].to_numpy().astype(float) for name in ("count", "sum"))
     return [rate(int(r), shown[release == r], clicks[release == r]) for r in np.unique(release)]
@@ -112,8 +106,8 @@ def lift(old: Rate, new: Rate, confidence: float) -> Lift:
         raise LogError(f"nothing of release {old.release} was clicked: there is no lift over it")
     ratio = new.ctr / old.ctr
     variance = new.variance / old.ctr**2 + ratio**2 * old.variance / old.ctr**2
-    half = _quantile(confidence) * variance**0.5
-    return Lift(old.release, new.release, ratio - 1, ratio - 1 - half, ratio - 1 + half)
+    half = half_interval(variance, confidence)
+    return Lift(ratio - 1, ratio - 1 - half, ratio - 1 + half)
 
 
 def report(rates: list[Rate], confidence: float) -> str:
@@ -121,17 +115,16 @@ def report(rates: list[Rate], confidence: float) -> str:
     headers = ("release", "users", "shown", "clicks", "CTR", f"{confidence:.0%}")
     rows = []
     for found in rates:
-        low, high = found.interval(confidence)
+        half = found.half(confidence)
         counts = (f"{count:,}" for count in (found.users, found.impressions, found.clicks))
-        rows.append((found.release, *counts, f"{found.ctr:.5f}", f"{low:.5f} to {high:.5f}"))
+        interval = f"{found.ctr - half:.5f} to {found.ctr + half:.5f}"
+        rows.append((found.release, *counts, f"{found.ctr:.5f}", interval))
     lines = [tabulate(rows, headers, "plain", stralign="right", disable_numparse=True)]
     for new in rates[1:]:
-        found_lift = lift(rates[0], new, confidence)
-        verdict = "" if found_lift.certain else ": no difference can be told"
-        lines.append(
-            f"release {new.release} over {rates[0].release}: {found_lift.lift:+.2%} "
-            f"({found_lift.low:+.2%} to {found_lift.high:+.2%}){verdict}"
-        )
+        more, low, high = lift(rates[0], new, confidence)
+        sentence = f"release {new.release} over {rates[0].release}: {more:+.2%} "
+        verdict = ": no difference can be told" if low <= 0 <= high else ""
+        lines.append(f"{sentence}({low:+.2%} to {high:+.2%}){verdict}")
     return "\n".join(lines)
 
 
@@ -141,17 +134,13 @@ def draw(rates: list[Rate], confidence: float, path: Path) -> None:
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
-    half = [_quantile(confidence) * found.variance**0.5 for found in rates]
+    half = [found.half(confidence) for found in rates]
     names = [f"release {found.release}" for found in rates]
     axes.errorbar(names, [found.ctr for found in rates], half, fmt="o", capsize=6)
     axes.margins(x=0.3)
     axes.set(ylabel="click-through rate", title=f"Clicks by release, {confidence:.0%} intervals")
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=150, metadata={"Software": None})
-
-
-def _quantile(confidence: float) -> float:
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

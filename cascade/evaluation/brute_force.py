@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,14 +43,11 @@ class Encoded:
 def full_order(
     scorer: Scorer, users: Encoded, items: Encoded, k: int, device: str = "cpu"
 ) -> tuple[Ids, Floats]:
-    """Score every item for every user -> the best k catalogue rows [B, k] and logits [B, k].
-
-    Items pass by in chunks and a running top k is kept, so memory is bounded by a chunk whatever
-    the catalogue. Of fewer than k items, the rest is -1 and -inf.
-    """
+    """Score every item for every user -> the best k catalogue rows [B, k] and logits [B, k]; of
+    fewer than k items, the rest is -1 and -inf. Memory is bounded by a chunk of the catalogue."""
     best = torch.full((len(users), k), -torch.inf, device=device)
     rows = torch.full((len(users), k), -1, dtype=torch.long, device=device)
-    with torch.inference_mode(), tqdm(total=len(users) * len(items), **_bar("full order")) as bar:
+    with torch.inference_mode(), _progress(len(users) * len(items)) as bar:
         states = scorer.user(*users.tensors(device))
         for start in range(0, len(items), ITEMS_PER_CHUNK):
             item = scorer.item(*items.take(slice(start, start + ITEMS_PER_CHUNK)).tensors(device))
@@ -98,8 +96,8 @@ def logits_of_rows(scorer: Scorer, users: Encoded, items: Encoded, device: str =
     """Logits [B] of B (user, item) rows, as in training."""
     with torch.inference_mode():
         logits = scorer.score_rows(*users.tensors(device), *items.tensors(device))
-    return np.asarray(logits.float().cpu().numpy(), np.float32)
+    return logits.float().cpu().numpy()
 
 
-def _bar(what: str) -> dict[str, object]:
-    return {"desc": what, "unit": " pairs", "unit_scale": True, "mininterval": 1.0}
+def _progress(pairs: int) -> Any:
+    return tqdm(desc="full order", total=pairs, unit=" pairs", unit_scale=True, mininterval=1.0)

@@ -1,4 +1,4 @@
-"""The metrics of click models (rows) and of recommendations (lists), and the popularity baseline.
+"""The metrics of click models (rows) and of recommendations (lists).
 
 Rows: labels [B] of 0 and 1, probabilities [B]. Lists: item rows [B, K], best first, and positives
 [B, P], each padded with -1; relevance is binary. A metric that a set does not define is NaN.
@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import accuracy_score, roc_auc_score
-from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn import metrics
 
 Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Metrics = dict[str, float]
 
 NAN = float("nan")
 
@@ -25,7 +25,7 @@ def auc(labels: Floats, scores: Floats) -> float:
     positive = labels > 0.5
     if positive.all() or not positive.any():
         return NAN
-    return float(roc_auc_score(positive, scores))
+    return float(metrics.roc_auc_score(positive, scores))
 
 
 def log_loss(labels: Floats, probabilities: Floats) -> float:
@@ -33,15 +33,13 @@ def log_loss(labels: Floats, probabilities: Floats) -> float:
     if not len(labels):
         return NAN
     p = probabilities.astype(np.float64)
-    return float(sklearn_log_loss(labels > 0.5, np.stack((1 - p, p), axis=1), labels=[False, True]))
+    return float(metrics.log_loss(labels > 0.5, p, labels=[False, True]))
 
 
 def normalized_entropy(labels: Floats, probabilities: Floats) -> float:
-    """Log loss over the entropy of the base rate: 1 is what knowing the rate alone achieves.
-
-    He et al., "Practical Lessons from Predicting Clicks on Ads at Facebook", ADKDD 2014. NaN with
-    one class alone, whose entropy is 0.
-    """
+    """Log loss over the entropy of the base rate (He et al., "Practical Lessons from Predicting
+    Clicks on Ads at Facebook", ADKDD 2014): 1 is what knowing the rate alone achieves. NaN with
+    one class alone, whose entropy is 0."""
     rate = float((labels > 0.5).mean()) if len(labels) else 0.0
     if rate in (0.0, 1.0):
         return NAN
@@ -50,26 +48,21 @@ def normalized_entropy(labels: Floats, probabilities: Floats) -> float:
 
 
 def calibration(labels: Floats, probabilities: Floats) -> float:
-    """Mean predicted over mean observed: 1 is right, above 1 promises too much. NaN without
-    positives.
-
-    He et al. 2014, as above.
-    """
+    """Mean predicted over mean observed (He et al. 2014): 1 is right, above 1 promises too much.
+    NaN without positives."""
     observed = float((labels > 0.5).sum())
     return float(probabilities.sum(dtype=np.float64)) / observed if observed else NAN
 
 
 def accuracy(labels: Floats, probabilities: Floats) -> float:
     """Share of rows on the right side of one half; NaN without rows."""
-    if not len(labels):
-        return NAN
-    return float(accuracy_score(labels > 0.5, probabilities >= 0.5))
+    return float(np.mean((labels > 0.5) == (probabilities >= 0.5))) if len(labels) else NAN
 
 
-def row_metrics(labels: Floats, probabilities: Floats) -> dict[str, float]:
+def row_metrics(labels: Floats, probabilities: Floats) -> Metrics:
     """All of the above, by name."""
-    metrics = (auc, log_loss, normalized_entropy, calibration, accuracy)
-    return {metric.__name__: metric(labels, probabilities) for metric in metrics}
+    kinds = (auc, log_loss, normalized_entropy, calibration, accuracy)
+    return {metric.__name__: metric(labels, probabilities) for metric in kinds}
 
 
 def first_mentions(lists: Ids) -> Flags:
@@ -110,11 +103,8 @@ def recall_at(lists: Ids, positives: Ids, k: int) -> float:
 
 
 def ndcg_at(lists: Ids, positives: Ids, k: int) -> float:
-    """Discounted gain of the first k over that of an ideal list of k, mean as above.
-
-    Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002, with
-    the discount 1 / log2(place + 1).
-    """
+    """Discounted gain of the first k over that of an ideal list of k, mean as above (Järvelin and
+    Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002)."""
     found, counts = hits(lists[:, :k], positives)
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discount)[np.clip(counts, 1, k) - 1]
@@ -127,18 +117,3 @@ def map_at(lists: Ids, positives: Ids, k: int) -> float:
     found, counts = hits(lists[:, :k], positives)
     precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
     return _mean((precision * found).sum(1) / np.clip(counts, 1, k), counts)
-
-
-def positive_counts(items: Ids, labels: Floats, item_count: int) -> Ids:
-    """How often each item of the catalogue is positive in these rows, [N]; batches add up."""
-    return np.bincount(items[labels > 0.5], minlength=item_count).astype(np.int64)
-
-
-def popular_items(counts: Ids, k: int) -> Ids:
-    """The k items most often positive, [k], -1 where fewer ever were. Ties go to the lower row.
-
-    The baseline of every list metric: the same list for every user.
-    """
-    order = np.argsort(-counts, kind="stable")[:k].astype(np.int64)
-    order = order[counts[order] > 0]
-    return np.pad(order, (0, k - len(order)), constant_values=-1)

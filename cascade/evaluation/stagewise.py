@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 
 from cascade.data.dataset import Batch, Dataset
@@ -24,14 +25,15 @@ from cascade.evaluation.brute_force import (
     best_candidates,
     candidate_scores,
     full_order,
+    logits_of_rows,
 )
-from cascade.evaluation.rows import row_metrics
+from cascade.evaluation.metrics import Metrics
 from cascade.index.topk import share_kept
 from cascade.models.scorer import Scorer
+from cascade.stages.pipeline import Pipeline
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-Metrics = dict[str, float]
 
 TOP = 10
 CURVE = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -43,20 +45,6 @@ SAMPLED_ROWS = 50_000  # of the test split, from whose positives the queries are
 
 class EvaluationError(CascadeError, ValueError):
     """Data set, checkpoints and repository that cannot be evaluated together."""
-
-
-class Stages(Protocol):
-    """The cascade as `cascade.stages.pipeline.Pipeline` offers it; -1 pads throughout. Its rows
-    are in the release's order: row i is item `item_ids[i]`."""
-
-    @property
-    def item_ids(self) -> Ids: ...
-
-    def retrieve(self, dense: Floats, categorical: npt.NDArray[Any]) -> tuple[Floats, Ids, Ids]: ...
-
-    def prerank(self, user_dense: Floats, user_ids: Ids, candidates: Ids) -> Ids: ...
-
-    def rank(self, user_dense: Floats, user_ids: Ids, survivors: Ids) -> tuple[Ids, Floats]: ...
 
 
 @dataclass(frozen=True)
@@ -73,19 +61,46 @@ class Queries:
 
 @dataclass(frozen=True)
 class Lists:
-    """What each stage answered: encoded users [B], and catalogue rows [B, K] stage by stage."""
+    """What each stage answered: encoded users [B], and catalogue rows [B, K], padded with -1."""
 
     users: Encoded
     retrieve: Ids
     prerank: Ids
     rank: Ids
 
-    def first(self, count: int) -> Lists:
-        """The same of the first users."""
-        some = slice(count)
-        return Lists(
-            self.users.take(some), self.retrieve[some], self.prerank[some], self.rank[some]
-        )
+
+def click_metrics(
+    scorers: Mapping[str, Scorer], batches: Iterable[Batch], items: Encoded, device: str = "cpu"
+) -> Metrics:
+    """Click metrics of every model on the same rows.
+
+    Args:
+        scorers: by suffix of the metric's name: `{"": ranker, "_baseline": …}` gives `auc` and
+            `auc_baseline`. Where the rows know their true probability, `bayes_auc` and so on
+            are what the best possible model would get.
+    """
+    labels: list[Floats] = []
+    truth: list[Floats] = []
+    predicted: dict[str, list[npt.NDArray[np.float64]]] = {suffix: [] for suffix in scorers}
+    for batch in tqdm(batches, desc="test rows", unit="batch"):
+        users, chosen = Encoded(batch.user_dense, batch.user_ids), items.take(batch.item)
+        labels.append(batch.label)
+        if batch.probability is not None:
+            truth.append(batch.probability)
+        for suffix, scorer in scorers.items():
+            logits = torch.from_numpy(logits_of_rows(scorer, users, chosen, device))
+            # In float64, so that a certain model is not rounded to 0 or 1.
+            predicted[suffix].append(logits.double().sigmoid().numpy())
+    label = np.concatenate(labels)
+    found = {
+        f"{name}{suffix}": value
+        for suffix, parts in predicted.items()
+        for name, value in metrics.row_metrics(label, np.concatenate(parts)).items()
+    }
+    if truth:
+        best = metrics.row_metrics(label, np.concatenate(truth))
+        found |= {f"bayes_{name}": value for name, value in best.items()}
+    return {**found, "test_rows": len(label), "test_rate": float(label.mean())}
 
 
 def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
@@ -105,29 +120,25 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
     return Queries(dense[chosen], categorical[chosen], item[chosen, None])
 
 
-def ask(cascade: Stages, queries: Queries, item_ids: Ids) -> Lists:
+def ask(cascade: Pipeline, queries: Queries, item_ids: Ids) -> Lists:
     """Send every query through the stages one by one.
 
     Args:
-        item_ids: [N], the id of each row of the data set: what the stages answer is looked up
-            there.
+        item_ids: [N], the id of each row of the data set, where the answers are looked up: the
+            cascade counts rows in its release's order.
     """
     answers = []
-    row_of_served = rows_of(cascade.item_ids, item_ids)
-    row_of_served = np.append(row_of_served, -1)  # index -1, a pad, stays -1
-    for start in tqdm(
-        range(0, len(queries.positives), REQUEST_USERS), desc="cascade", unit="batch"
-    ):
+    row_of_served = np.append(rows_of(cascade.item_ids, item_ids), -1)  # a pad, -1, stays -1
+    starts = range(0, len(queries.positives), REQUEST_USERS)
+    for start in tqdm(starts, desc="cascade", unit="batch"):
         some = slice(start, start + REQUEST_USERS)
         dense, ids, candidates = cascade.retrieve(queries.dense[some], queries.categorical[some])
         survivors = cascade.prerank(dense, ids, candidates)
         results, _ = cascade.rank(dense, ids, survivors)
         rows = (row_of_served[candidates], row_of_served[survivors], rows_of(results, item_ids))
         answers.append((dense, ids, *rows))
-    dense, ids, candidates, survivors, results = (
-        np.concatenate(part) for part in zip(*answers, strict=True)
-    )
-    return Lists(Encoded(dense, ids), candidates, survivors, results)
+    dense, ids, *lists = map(np.concatenate, zip(*answers, strict=True))
+    return Lists(Encoded(dense, ids), *lists)
 
 
 def rows_of(ids: Ids, item_ids: Ids) -> Ids:
@@ -149,11 +160,16 @@ def rows_of(ids: Ids, item_ids: Ids) -> Ids:
 
 
 def popularity(batches: Iterable[Batch], item_count: int, k: int) -> Ids:
-    """The most frequent positives, [k]: the same list for every user."""
+    """The k items most often positive, [k], -1 where fewer ever were; ties go to the lower row.
+
+    The baseline of every list metric: the same list for every user.
+    """
     counts = np.zeros(item_count, np.int64)
     for batch in tqdm(batches, desc="popularity", unit="batch"):
-        counts += metrics.positive_counts(batch.item, batch.label, item_count)
-    return metrics.popular_items(counts, k)
+        counts += np.bincount(batch.item[batch.label > 0.5], minlength=item_count)
+    order = np.argsort(-counts, kind="stable")[:k]
+    order = order[counts[order] > 0]
+    return np.pad(order, (0, k - len(order)), constant_values=-1)
 
 
 def list_metrics(lists: Lists, positives: Ids, popular: Ids) -> Metrics:
@@ -191,11 +207,12 @@ def kept_metrics(
     """
     users = lists.users
 
-    def scores(rows: Ids) -> Floats:
-        return candidate_scores(ranker, users, items, rows, device)
+    def scores(rows: Ids, scorer: Scorer = ranker) -> Floats:
+        return candidate_scores(scorer, users, items, rows, device)
 
     _, best = full_order(ranker, users, items, TOP, device)
     retrieved, survived, answered = map(scores, (lists.retrieve, lists.prerank, lists.rank))
+    keep = lists.prerank.shape[1]
     found = {
         "users": len(users),
         "recall_retrieve": share_kept(retrieved, best, TOP),
@@ -203,12 +220,10 @@ def kept_metrics(
         "kept_by_cascade": share_kept(answered, best, TOP),
         "kept_by_prerank": share_kept(survived, retrieved, TOP),
         "kept_by_rank": share_kept(answered, survived, TOP),
+        "kept_by_retrieve_order": share_kept(retrieved[:, :keep], retrieved, TOP),
     }
-    keep = lists.prerank.shape[1]
-    found["kept_by_retrieve_order"] = share_kept(retrieved[:, :keep], retrieved, TOP)
     for name, scorer in prerankers.items():
-        cheap = candidate_scores(scorer, users, items, lists.retrieve, device)
-        kept = best_candidates(lists.retrieve, cheap, keep)
+        kept = best_candidates(lists.retrieve, scores(lists.retrieve, scorer), keep)
         found[f"kept_by_{name}"] = share_kept(scores(kept), retrieved, TOP)
     return found
 
@@ -216,7 +231,7 @@ def kept_metrics(
 def evaluate(
     dataset: Dataset,
     models: dict[str, Scorer],
-    cascade: Stages,
+    cascade: Pipeline,
     *,
     users: int,
     positives: int,
@@ -226,25 +241,25 @@ def evaluate(
     """All metrics, by name.
 
     Args:
-        models: by the name of their checkpoint: `rank`, and what there is of `baseline`,
-            `prerank_baseline` and `prerank_labels`.
+        models: by the name of their checkpoint: `rank`, and what there is of `COMPARED`.
         users: for how many of the queries the ranker scores the whole catalogue.
         positives: how many held-out positives are looked for in the lists.
         rows: of the test split that the click metrics see, rounded up to whole batches; all if
             None.
     """
     items = Encoded(*dataset.items())
-    lists_of = held_out(dataset, max(users, positives))
+    queries = held_out(dataset, max(users, positives))
     scorers = {"": models["rank"]}
     if "baseline" in models:
         scorers["_baseline"] = models["baseline"]
-    batches = dataset.batches("test", BATCH)
     limit = None if rows is None else -(-rows // BATCH)
     found: Metrics = {"items": len(items)}
-    found |= row_metrics(scorers, islice(batches, limit), items, device)
+    found |= click_metrics(scorers, islice(dataset.batches("test", BATCH), limit), items, device)
     popular = popularity(dataset.batches("train", BATCH), len(items), CURVE[-1])
-    lists = ask(cascade, lists_of, dataset.item_ids())
-    found |= list_metrics(lists, lists_of.positives, popular)
+    lists = ask(cascade, queries, dataset.item_ids())
+    found |= list_metrics(lists, queries.positives, popular)
     prerankers = {name: models[name] for name in COMPARED if name in models}
-    found |= kept_metrics(lists.first(users), models["rank"], items, prerankers, device)
+    ranked = (lists.retrieve, lists.prerank, lists.rank)
+    first = Lists(lists.users.take(slice(users)), *(rows[:users] for rows in ranked))
+    found |= kept_metrics(first, models["rank"], items, prerankers, device)
     return found

@@ -118,13 +118,3 @@ def test_ndcg_equals_scikit_learn() -> None:
     positives = ids(*[np.flatnonzero(line).tolist() for line in relevant])
     scores = -np.argsort(lists, axis=1).astype(np.float64)  # an item's place in the list
     assert metrics.ndcg_at(lists, positives, k) == pytest.approx(ndcg_score(relevant, scores, k=k))
-
-
-def test_popular_items_are_counted_among_positives() -> None:
-    items = np.array([4, 4, 4, 2, 2, 7, 7, 9], np.int64)
-    labels = np.array([0, 0, 1, 1, 1, 1, 1, 0], np.float32)
-    counts = metrics.positive_counts(items, labels, 10)
-    assert counts.tolist() == [0, 0, 2, 0, 1, 0, 0, 2, 0, 0]
-    assert metrics.popular_items(counts, 2).tolist() == [2, 7]
-    assert metrics.popular_items(counts, 5).tolist() == [2, 7, 4, -1, -1]
-    assert metrics.popular_items(np.zeros(10, np.int64), 2).tolist() == [-1, -1]

@@ -17,8 +17,7 @@ from cascade.errors import CascadeError
 from cascade.evaluation import brute_force, report, stagewise
 from cascade.evaluation.__main__ import main
 from cascade.evaluation.brute_force import Encoded, Ids
-from cascade.evaluation.rows import row_metrics
-from cascade.evaluation.stagewise import Lists, Queries
+from cascade.evaluation.stagewise import Lists, Queries, click_metrics
 from cascade.index.topk import share_kept
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
@@ -260,9 +259,13 @@ def test_popularity_adds_up_over_batches() -> None:
 
     batches = [batch([3, 3, 1], [1, 0, 1]), batch([3, 2, 2], [1, 0, 0]), batch([1, 3], [0, 1])]
     assert stagewise.popularity(batches, 5, 3).tolist() == [3, 1, -1]
+    mixed = [batch([4, 4, 4, 2, 2, 7, 7, 9], [0, 0, 1, 1, 1, 1, 1, 0])]
+    assert stagewise.popularity(mixed, 10, 2).tolist() == [2, 7]
+    assert stagewise.popularity(mixed, 10, 5).tolist() == [2, 7, 4, -1, -1]
+    assert stagewise.popularity([batch([1], [0])], 10, 2).tolist() == [-1, -1]
 
 
-def test_row_metrics_name_each_model_and_the_truth() -> None:
+def test_click_metrics_name_each_model_and_the_truth() -> None:
     """Two users, two items, logits 0 or ln 3 (probability 3/4), and labels as likely as that."""
     table = np.array([[log(3), 0], [0, log(3)]], np.float32)
     users, items = np.repeat([0, 0, 1, 1], 4), np.tile(np.repeat([0, 1], 4), 2)
@@ -271,7 +274,7 @@ def test_row_metrics_name_each_model_and_the_truth() -> None:
     labels[8:] = np.roll(labels[8:], 4)
     batch = Batch(labels, items, np.zeros((16, 1), np.float32), users[:, None], truth)
     models = {"": Table(table), "_flat": Table(np.zeros((2, 2), np.float32))}
-    found = row_metrics(models, [batch], numbered(2))
+    found = click_metrics(models, [batch], numbered(2))
     assert found["test_rows"] == 16
     assert found["test_rate"] == found["auc_flat"] + 0.125 == 0.625
     assert found["calibration"] == pytest.approx(1)
