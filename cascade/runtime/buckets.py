@@ -7,12 +7,10 @@ the next of these sizes, so there are seven of each instead of sixty-four.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from cascade.artifact import Array
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 

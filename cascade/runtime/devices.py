@@ -33,35 +33,34 @@ def device_of(serving: Serving) -> torch.device:
         raise ArtifactError("device is cuda, but torch finds no GPU: export with --device cpu")
     torch.set_num_threads(max(1, serving.threads))
     if serving.device == "cuda":
-        device = torch.device("cuda", serving.device_id)
-        torch.cuda.set_device(device)  # streams and graphs belong to the current one
-        return device
+        torch.cuda.set_device(serving.device_id)  # streams and graphs belong to the current one
+        return torch.device("cuda", serving.device_id)
     return torch.device("cpu")
 
 
 class Runner:
-    """Calls `function` with arrays.
+    """Calls `function`, tensors of the device in and out, batch first, with arrays.
 
     Args:
-        function: takes tensors, batch first, and returns a tensor or a tuple or list of them.
         recorded: replay a recorded run of a fixed size.
     """
 
     def __init__(self, function: Function, device: torch.device, recorded: bool) -> None:
-        self._function, self._device, self._recorded = function, device, recorded
+        self.function = function  # for callers that continue on the device
+        self._device, self._recorded = device, recorded
         self._recordings: dict[tuple[tuple[int, ...], ...], _Recording] = {}
 
     def __call__(self, *inputs: Array) -> list[Array]:
         with torch.inference_mode():
             if not self._recorded:
                 tensors = [upload(x, self._device) for x in inputs]
-                return download(as_tuple(self._function(*tensors)))
+                return download(as_tuple(self.function(*tensors)))
             return in_buckets(self._replay, inputs)
 
     def _replay(self, inputs: list[Array]) -> list[Array]:
         shapes = tuple(values.shape for values in inputs)
         if shapes not in self._recordings:
-            self._recordings[shapes] = _Recording(self._function, inputs, self._device)
+            self._recordings[shapes] = _Recording(self.function, inputs, self._device)
         return self._recordings[shapes](inputs)
 
 

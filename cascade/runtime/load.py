@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from cascade.artifact import Description
+import numpy as np
+
+from cascade.artifact import Array, Description
 from cascade.config import Serving
-from cascade.runtime.graph import Graph, OneByOne
 from cascade.schema import Schema
+
+Graph = Callable[..., list[Array]]
+"""An exported graph: arrays in, arrays out, both in the order of the description."""
 
 
 def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[Description, Graph]:
@@ -20,22 +25,24 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
     description = Description.load(folder)
     if schema is not None:
         schema.check_same(description.schema_hash, str(folder))
-    graph = _open(folder, description, serving)
-    alone = description.one_by_one and serving.runtime not in ("torchscript", "aoti")
-    return description, OneByOne(graph) if alone else graph
+    # A runtime's module needs its library: a server of ONNX files has no torch.
+    if serving.runtime in ("torchscript", "aoti"):
+        from cascade.runtime.torch_graphs import torch_graph
 
-
-def _open(folder: Path, description: Description, serving: Serving) -> Graph:
-    """A runtime's module is imported here, not above, because it needs its library: a server of
-    ONNX files has no torch."""
-    if serving.runtime == "torchscript":
-        from cascade.runtime.torchscript import TorchGraph
-
-        return TorchGraph(folder, description, serving)
-    if serving.runtime == "aoti":
-        from cascade.runtime.aoti import AotiGraph
-
-        return AotiGraph(folder, description, serving)
+        return description, torch_graph(folder, description, serving)
     from cascade.runtime.onnx import OnnxGraph
 
-    return OnnxGraph(folder, description, serving)
+    graph = OnnxGraph(folder, description, serving)
+    return description, _one_by_one(graph) if description.one_by_one else graph
+
+
+def _one_by_one(graph: Graph) -> Graph:
+    """The same graph, which runs each user of a batch alone."""
+
+    def run(*inputs: Array) -> list[Array]:
+        if len(inputs[0]) < 2:
+            return graph(*inputs)
+        runs = [graph(*(x[u : u + 1] for x in inputs)) for u in range(len(inputs[0]))]
+        return [np.concatenate(outputs) for outputs in zip(*runs, strict=True)]
+
+    return run

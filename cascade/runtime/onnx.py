@@ -110,9 +110,8 @@ class _Bound:
         for name, buffer in self._inputs.items():
             buffer.update_inplace(np.ascontiguousarray(feed[name]))
         self._session.run_with_iobinding(self._binding, self._options)
-        return [
-            np.array(buffer.numpy()) for buffer in self._outputs
-        ]  # a copy: the next run writes there
+        # Copies: the next run writes there.
+        return [np.array(buffer.numpy()) for buffer in self._outputs]
 
 
 def session_options(onnxruntime: Any, serving: Serving) -> Any:

@@ -2,9 +2,8 @@
 
 A batch is a row of (name, time), the first of them `START`. Each name is that of the step that
 ended then, so a step's span is the time since the entry before it. Times are those of the monotonic
-clock, which the server's own traces use as well.
-
-The spans stay in memory until the model is unloaded: they are meant for measurements of minutes.
+clock, which the server's own traces use as well. The spans stay in memory until the model is
+unloaded: they are meant for measurements of minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,8 @@ class Recorder:
         self._batches.clear()
 
 
-def _recorder() -> Recorder | None:
-    folder = os.environ.get(VARIABLE)
-    return Recorder(Path(folder)) if folder else None
-
-
-_active = _recorder()
+_folder = os.environ.get(VARIABLE)
+_active = Recorder(Path(_folder)) if _folder else None
 
 
 def end(name: str) -> None:
@@ -66,22 +62,16 @@ def write() -> None:
 
 def traced(name: str, step: Callable[..., Any]) -> Any:
     """The same step, whose runs are spans. When spans are off, the step itself."""
-    return step if _active is None else _Traced(name, step, _active)
+    if _active is None:
+        return step
 
-
-class _Traced:
-    """A step that records its spans; all other attributes are those of the step."""
-
-    def __init__(self, name: str, step: Callable[..., Any], recorder: Recorder) -> None:
-        self._name, self._step, self._recorder = name, step, recorder
-
-    def __call__(self, *inputs: Any) -> Any:
-        made = self._step(*inputs)
-        self._recorder.end(self._name)
+    @wraps(step)  # its attributes, too
+    def run(*inputs: Any) -> Any:
+        made = step(*inputs)
+        end(name)
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._step, name)
+    return run
 
 
 def read(folder: Path) -> list[Batch]:

@@ -15,8 +15,7 @@ from cascade.encoding import Encoder
 from cascade.index.exact import ExactIndex
 from cascade.index.open import open_index
 from cascade.runtime import spans
-from cascade.runtime.graph import Graph
-from cascade.runtime.load import load_graph
+from cascade.runtime.load import Graph, load_graph
 from cascade.spec import ALLOW, EXCLUDE
 from cascade.stages import filters
 

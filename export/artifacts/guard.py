@@ -24,8 +24,7 @@ from cascade.data.parts import matrix
 from cascade.evaluation.metrics import auc
 from cascade.index.topk import reaches
 from cascade.models.scorer import Scorer
-from cascade.runtime.graph import Graph
-from cascade.runtime.load import load_graph
+from cascade.runtime.load import Graph, load_graph
 from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes
 from export.artifacts import onnx_file

@@ -19,8 +19,7 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.models import build, preset
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer
-from cascade.runtime.graph import Graph
-from cascade.runtime.load import load_graph
+from cascade.runtime.load import Graph, load_graph
 from cascade.schema import Feature, Schema
 from cascade.spec import PRERANK, RANK, Sizes, Stage, stages
 from export.artifacts.graphs import TopCandidates

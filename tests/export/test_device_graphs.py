@@ -144,9 +144,9 @@ def test_a_damaged_package_or_one_for_another_device(
     packaged: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(shutil.copytree(packaged.folder, tmp_path / "1"))
-    from cascade.runtime import aoti
+    from cascade.runtime import torch_graphs
 
-    monkeypatch.setattr(aoti, "DEVICE_KEY", "AOTI_PLATFORM")  # which says `linux`
+    monkeypatch.setattr(torch_graphs, "DEVICE_KEY", "AOTI_PLATFORM")  # which says `linux`
     with pytest.raises(ArtifactError, match=r"compiled for linux, and device is cpu: .*aoti"):
         load_graph(folder, BAGS, AOTI)
     path = folder / "model.pt2"

@@ -21,7 +21,7 @@ from cascade.artifact import Array
 from cascade.encoding import Floats
 from cascade.filters_wire import decode_allow, decode_exclude
 from cascade.index import Ids, Mask
-from cascade.runtime.graph import Graph
+from cascade.runtime.load import Graph
 from cascade.stages.filters.deny import Denied, DenyList
 from cascade.stages.filters.items import FilterItems
 
