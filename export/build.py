@@ -22,7 +22,7 @@ from cascade.index import exact
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, RANK, RETRIEVE, TOPOLOGIES, Stage, stages
-from cascade.stages import reranked
+from cascade.stages import rerank
 from export.artifacts import batching, filters, parity, retrieval, variants
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
@@ -169,11 +169,11 @@ def _write_foreign(build: Build, source: Source, stage: Stage, foreign: Foreign)
 def _write_reranking(build: Build, source: Source) -> None:
     """The item vectors by which a list is chosen from the pool, where there is a pool."""
     folder = build.folder(RANK)
-    reranked.remove(folder)
+    rerank.remove(folder)
     if build.product.pool:
         vectors = item_states(source.scorer(RETRIEVE), source.items, RETRIEVE)
         item_ids, results = source.items.item_ids, build.sizes.results
-        reranked.save(folder, vectors, item_ids, results, build.product)
+        rerank.save(folder, vectors, item_ids, results, build.product)
 
 
 def _compare(

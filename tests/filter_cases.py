@@ -81,3 +81,12 @@ def draw(shop: Shop, random: np.random.Generator, most: int = 1000) -> Case:
             wanted = random.permutation(known)[: random.choice([1, 3, len(known)])].tolist()
             allow[feature] = [*wanted, "nobody has this"]
     return Case(exclude, allow)
+
+
+def intra_list_similarity(vectors: Any) -> float:
+    """Mean cosine of the pairs of a list [R, D] of vectors of length 1 (Ziegler et al., WWW 2005);
+    0 if there is no pair."""
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    return float(((vectors @ vectors.T).sum() - count) / (count * (count - 1)))

@@ -2,13 +2,8 @@
 
 Wraps FAISS (Douze et al., "The Faiss library", 2024, arXiv:2401.08281): sizes follow from the
 catalogue, the search effort is tuned to a recall target against exact search, the fastest kind is
-found by measurement, and files are mapped rather than read, so that all processes of a machine
-share one copy.
-
-`kinds` says what can be built, `search` builds and searches, `filtered` searches some of the items
-only, `tuning` sets the effort and times it, `shortlist` and `choice` find the fastest kind, `rows`
-changes the order and the set of the items, `files` saves and maps, `exact` searches without FAISS,
-`open` opens whichever index a release has.
+found by measurement, and files are mapped, so that all processes of a machine share one copy.
+`cascade.index.exact` searches without FAISS.
 """
 
 from cascade.index.choice import auto, save_frontier
@@ -16,7 +11,7 @@ from cascade.index.files import FACTS, FILE, FRONTIER, load, save
 from cascade.index.filtered import Mask
 from cascade.index.kinds import KINDS, Floats, Ids, IndexKindError, Kind
 from cascade.index.rows import RefreshError, order, refresh, renumber
-from cascade.index.search import Index, IndexFacts, build, set_threads
+from cascade.index.search import Index, build
 from cascade.index.shortlist import Candidate
 from cascade.index.tuning import recall_at, timing, tune
 
@@ -29,7 +24,6 @@ __all__ = [
     "Floats",
     "Ids",
     "Index",
-    "IndexFacts",
     "IndexKindError",
     "Kind",
     "Mask",
@@ -43,7 +37,6 @@ __all__ = [
     "renumber",
     "save",
     "save_frontier",
-    "set_threads",
     "timing",
     "tune",
 ]

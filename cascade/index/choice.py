@@ -99,25 +99,16 @@ def _final(
     frontier: list[Candidate] = []
     for level in progress([level for level in LEVELS if level != target], "frontier"):
         recalls = [_reach_judged(index, tuned_on, judged_on, level) for index in indexes]
-        frontier += _points(built, recalls, timing(indexes, queries, k, rounds=2))
+        frontier += map(Built.point, built, recalls, timing(indexes, queries, k, rounds=2))
     # Last, so that these efforts stay set.
     recalls = [_reach_judged(index, tuned_on, judged_on, target) for index in indexes]
     times_us, exact_us = beside_exact(indexes, vectors, queries, k, ROUNDS)
-    wanted = _points(built, recalls, times_us)
+    wanted = [*map(Built.point, built, recalls, times_us)]
     chosen = _choose(wanted, target)
     if chosen is None:
         return None, frontier + wanted
     wanted[chosen] = replace(wanted[chosen], chosen=True)
     return _measured(built[chosen].index, wanted[chosen], k, exact_us), frontier + wanted
-
-
-def _points(
-    built: Sequence[Built], recalls: Sequence[float], times_us: Sequence[float]
-) -> list[Candidate]:
-    return [
-        each.candidate(recall, time_us)
-        for each, recall, time_us in zip(built, recalls, times_us, strict=True)
-    ]
 
 
 def _reach_judged(index: Index, tuned_on: Truth, judged_on: Truth, target: float) -> float:
@@ -158,6 +149,6 @@ def _measured(index: Index, point: Candidate, k: int, exact_us: float) -> Index:
 def _flat(vectors: Floats, queries: Floats, k: int, seed: int) -> tuple[Index, list[Candidate]]:
     [built] = build_all([("flat", 0.0)], vectors, seed, "build")
     _, judged_on = Truth.of(vectors, queries, k).halves()
-    times_us = timing([built.index], judged_on.queries[:TIMED_QUERIES], k, ROUNDS)
-    [point] = _points([built], [judged_on.recall(built.index)], times_us)
+    [time_us] = timing([built.index], judged_on.queries[:TIMED_QUERIES], k, ROUNDS)
+    point = built.point(judged_on.recall(built.index), time_us)
     return _measured(built.index, point, k, point.latency_us), [replace(point, chosen=True)]

@@ -24,7 +24,7 @@ from cascade.artifact import Mapped, check_schema, read_json
 from cascade.config import Serving
 from cascade.files import sha256
 from cascade.index.filtered import Mask, fetched
-from cascade.index.kinds import Floats, Ids
+from cascade.index.kinds import Floats, Ids, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class ExactIndex:
 
     def __init__(self, items: Tensor, recorded: bool = False) -> None:
         self._items, self._recorded = items, recorded
-        self._searches: dict[int, Any] = {}
+        self._searches: dict[int, Search] = {}
 
     def __len__(self) -> int:
         return len(self._items)
@@ -64,23 +64,11 @@ class ExactIndex:
         return self._items.device
 
     def search(self, queries: Floats, k: int) -> Ids:
-        """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more.
-
-        Raises:
-            ValueError: the queries are not [B, D], or k is not positive.
-        """
-        width = self._items.shape[1]
-        if queries.ndim != 2 or queries.shape[1] != width:
-            raise ValueError(
-                f"queries have shape {list(queries.shape)}; expected [B, {width}], the width of "
-                "the item vectors"
-            )
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one item")
+        """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
+        queries = checked(queries, self._items.shape[1], k)
         if k not in self._searches:
             self._searches[k] = self.after(lambda queries: queries, k)
-        found: Ids = self._searches[k](np.ascontiguousarray(queries, np.float32))
-        return found
+        return self._searches[k](queries)
 
     def after(self, tower: Callable[..., Any], k: int) -> Search:
         """A search for the vectors that `tower` computes, all of it on the device: arrays, batch
@@ -126,14 +114,12 @@ class ExactIndex:
         import torch
 
         users, items = len(queries), len(self)
-        step = CPU_BLOCK_ITEMS if self.device.type == "cpu" else items
-        product = _on_cpu if self.device.type == "cpu" else _on_gpu
         # So many items that the scores of all users fit; nearly always that is all of them.
-        block = max(k, step, SCORES_BYTES // (4 * max(1, users)))
+        block = max(k, CPU_BLOCK_ITEMS, SCORES_BYTES // (4 * max(1, users)))
         best, rows = [], []
         for start in range(0, items, block):
             part = self._items[start : start + block]
-            scores = product(queries, part, step)
+            scores = _scores(queries, part)
             if allowed is not None:
                 scores.masked_fill_(~allowed[start : start + block], -torch.inf)
             values, places = top_k(scores, min(k, len(part)))
@@ -145,20 +131,15 @@ class ExactIndex:
         return torch.nn.functional.pad(found, (0, k - found.shape[1]), value=-1)
 
 
-def _on_gpu(queries: Tensor, items: Tensor, step: int) -> Tensor:
+def _scores(queries: Tensor, items: Tensor) -> Tensor:
     """[B, D] x float16 [N, D] -> float32 [B, N]. Rounded scores would tie, and ties lose items."""
     import torch
 
-    return torch.mm(queries.to(items.dtype), items.t(), out_dtype=torch.float32)
-
-
-def _on_cpu(queries: Tensor, items: Tensor, step: int) -> Tensor:
-    """The same, `step` items at a time."""
-    import torch
-
+    if items.device.type != "cpu":
+        return torch.mm(queries.to(items.dtype), items.t(), out_dtype=torch.float32)
     scores = queries.new_empty((len(queries), len(items)))
-    for start in range(0, len(items), step):
-        part = slice(start, start + step)
+    for start in range(0, len(items), CPU_BLOCK_ITEMS):
+        part = slice(start, start + CPU_BLOCK_ITEMS)
         torch.mm(queries, items[part].float().t(), out=scores[:, part])
     return scores
 

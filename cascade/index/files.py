@@ -11,11 +11,16 @@ from typing import Any
 import faiss
 
 from cascade.artifact import ArtifactError, check_file, check_schema, read_json
+from cascade.config import Serving
 from cascade.files import sha256
+from cascade.index import exact
+from cascade.index.exact import ExactIndex
+from cascade.index.kinds import library
 from cascade.index.search import Index, IndexFacts
 
 FILE, FACTS, FRONTIER = "index.faiss", "index.json", "frontier.json"
 _REQUIRED = ("kind", "items", "width", "parameters", "recall", "recall_k", "note")
+GPU_KINDS = ("flat", "ivf", "ivfpq")  # that FAISS has on a GPU
 
 
 def save(index: Index, folder: Path, schema_hash: str) -> None:
@@ -69,3 +74,30 @@ def _facts(saved: Any) -> tuple[IndexFacts, dict[str, Any]]:
     if missing := set(_REQUIRED) - set(known):
         raise KeyError(*sorted(missing))
     return IndexFacts(**known), {name: saved[name] for name in ("schema_hash", "bytes", "sha256")}
+
+
+def open_index(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex | Index:
+    """Whichever index a version folder holds, on the device that serves it. FAISS gets the threads
+    of `serving`, for the whole process.
+
+    Raises:
+        ArtifactError: there is no such device; or a file is missing, damaged, or made for another
+            schema.
+    """
+    faiss.omp_set_num_threads(max(1, serving.threads))
+    if exact.present(folder):
+        return exact.load(folder, schema_hash, serving)
+    found = load(folder, schema_hash)
+    return _on_gpu(found, serving.device_id) if serving.device == "cuda" else found
+
+
+def _on_gpu(found: Index, device_id: int) -> Index:
+    """A FAISS index on the GPU, its vectors as float16, if FAISS has its GPU build and the kind
+    exists there. There it finds at most 2048 rows."""
+    count = getattr(library, "get_num_gpus", lambda: 0)()
+    if not count or not hasattr(library, "index_cpu_to_gpu") or found.facts.kind not in GPU_KINDS:
+        return found
+    options = library.GpuClonerOptions()
+    options.useFloat16 = True
+    resources = library.StandardGpuResources()
+    return Index(library.index_cpu_to_gpu(resources, device_id, found.raw, options), found.facts)

@@ -124,6 +124,22 @@ def train_projection(raw: Any, vectors: Floats) -> Any:
     return projection
 
 
+def checked(queries: Floats, width: int, k: int) -> Floats:
+    """The queries [B, D] of a search for k rows, float32 and contiguous.
+
+    Raises:
+        ValueError: the queries are not [B, D], or k is not positive.
+    """
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(
+            f"queries have shape {list(queries.shape)}; expected [B, {width}], the width of the "
+            "item vectors"
+        )
+    if k < 1:
+        raise ValueError(f"k is {k}; ask for at least one item")
+    return np.ascontiguousarray(queries, np.float32)
+
+
 def set_parameter(raw: Any, name: str, value: int) -> None:
     """Give FAISS one of the values that may change after building; others are only facts."""
     if name == "refine_percent":

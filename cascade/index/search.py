@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import faiss
 import numpy as np
 
 from cascade.index.filtered import Mask, among, can_select, fetched, oversampled
@@ -16,6 +15,7 @@ from cascade.index.kinds import (
     Kind,
     affordable,
     base,
+    checked,
     empty,
     has_lists,
     set_parameter,
@@ -36,8 +36,8 @@ class IndexFacts:
         recall: share of the exact top `recall_k` that it finds, on the queries of `tune`, or on
             those that `auto` kept for it; None before that.
         note: what a person should know: a kind replaced, a recall target missed.
-        latency_us: one query on one thread, if `auto` measured it.
-        exact_us: exact search, measured in the same minutes.
+        latency_us: one query on one thread, if `auto` measured it; `exact_us`: of exact search, in
+            the same minutes.
     """
 
     kind: Kind
@@ -70,13 +70,14 @@ class Index:
 
     def search(self, queries: Floats, k: int) -> Ids:
         """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
-        return self._search(queries, k)[0]
+        found: Ids = self.raw.search(checked(queries, self.facts.width, k), k)[1]
+        return found
 
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
         """[B, D] -> the best rows int64 [B, k] among the `allowed` items [N], of which there are
         some; -1 where the index finds no more. FAISS on a GPU has no selectors: there the answer is
         the allowed ones among the best k of all."""
-        queries = self._checked(queries, k)
+        queries = checked(queries, self.facts.width, k)
         if not can_select(self.raw):
             rows = self.search(queries, k)
             return np.where((rows >= 0) & allowed[rows], rows, -1)
@@ -87,21 +88,12 @@ class Index:
     def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
         """[B, D] -> the best rows int64 [B, >= k], so that k remain after `extra` of them are left
         out; -1 where the index finds no more."""
-        queries = self._checked(queries, k)
+        queries = checked(queries, self.facts.width, k)
         if not can_select(self.raw):
             return self.search(queries, fetched(k, extra))
         raw, options = oversampled(self.raw, self.facts.parameters, k, extra)
         found: Ids = raw.search(queries, k + extra, **options)[1]
         return found
-
-    def search_with_scores(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
-        """[B, D] -> rows int64 [B, k] and inner products float32 [B, k]; a pad has -inf.
-
-        Raises:
-            ValueError: the queries are not [B, D], or k is not positive.
-        """
-        rows, scores = self._search(queries, k)
-        return rows, np.where(rows < 0, np.float32(-np.inf), scores)
 
     @property
     def effort(self) -> str | None:
@@ -116,25 +108,6 @@ class Index:
         set_parameter(self.raw, self.effort, value)
         parameters = {**self.facts.parameters, self.effort: value}
         self.facts = replace(self.facts, parameters=parameters)
-
-    def _search(self, queries: Floats, k: int) -> tuple[Ids, Floats]:
-        scores, rows = self.raw.search(self._checked(queries, k), k)
-        return rows, scores
-
-    def _checked(self, queries: Floats, k: int) -> Floats:
-        if queries.ndim != 2 or queries.shape[1] != self.facts.width:
-            raise ValueError(
-                f"queries have shape {list(queries.shape)}; expected [B, {self.facts.width}], the "
-                "width of the item vectors"
-            )
-        if k < 1:
-            raise ValueError(f"k is {k}; ask for at least one item")
-        return np.ascontiguousarray(queries, np.float32)
-
-
-def set_threads(count: int) -> None:
-    """Threads that FAISS may use, for the whole process. A server shares its cores out by this."""
-    faiss.omp_set_num_threads(count)
 
 
 def build(

@@ -58,7 +58,7 @@ class Built:
     bytes_per_item: float
     build_s: float
 
-    def candidate(self, recall: float, latency_us: float, note: str = "") -> Candidate:
+    def point(self, recall: float, latency_us: float, note: str = "") -> Candidate:
         """The measured point at the present setting."""
         facts = self.index.facts
         return Candidate(
@@ -141,7 +141,7 @@ def shortlist(
     ]
     kept = finalists([kind for kind, _ in contenders], guesses_us)
     dropped = [
-        each.candidate(recalls[i], times_us[i], _reason(guesses_us[i], tuned[i], len(vectors)))
+        each.point(recalls[i], times_us[i], _reason(guesses_us[i], tuned[i], len(vectors)))
         for i, each in enumerate(built)
         if i not in kept
     ]

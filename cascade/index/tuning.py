@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,6 +17,7 @@ from cascade.index.topk import reaches
 
 HNSW_LARGEST_EFFORT = 16  # times k: beyond that exact search is faster
 EXACT_QUERIES = 5  # a round; each reads the whole matrix
+Timed = tuple[Callable[[Floats], Any], Floats]  # a search, and its queries
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,13 @@ class Truth:
     @classmethod
     def of(cls, vectors: Floats, queries: Floats, k: int) -> Truth:
         """Exact search, all queries at once."""
-        wanted = min(k, len(vectors))
-        scores, best = faiss.knn(queries, vectors, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, best = _exact(queries, vectors, k)
         return cls(vectors, queries, k, best, scores[:, -1])
 
     def halves(self) -> tuple[Truth, Truth]:
         """Every other query: those to tune on, and those to judge by."""
         first, second = (
-            replace(
-                self,
-                queries=self.queries[i::2],
-                best=self.best[i::2],
-                kth_best=self.kth_best[i::2],
-            )
+            Truth(self.vectors, self.queries[i::2], self.k, self.best[i::2], self.kth_best[i::2])
             for i in (0, 1)
         )
         return first, second
@@ -135,55 +131,40 @@ def timing(indexes: Sequence[Index], queries: Floats, k: int, rounds: int = 5) -
     The indexes take turns, and within a round every query [B, D] is another one: no index finds
     the data of its previous search in the cache, and a slow second of the machine hits all alike.
     """
-    searches = [_search(index, k) for index in indexes]
-    return _alternate(searches, [queries] * len(indexes), rounds)
+    return _alternate([(partial(index.search, k=k), queries) for index in indexes], rounds)
 
 
 def beside_exact(
     indexes: Sequence[Index], vectors: Floats, queries: Floats, k: int, rounds: int
 ) -> tuple[list[float], float]:
     """As `timing`, with the time of exact search in the same turns: their ratio is the speedup."""
-    least = min(k, len(vectors))
-
-    def exact(query: Floats) -> None:
-        faiss.knn(query, vectors, least, metric=faiss.METRIC_INNER_PRODUCT)
-
-    searches = [*(_search(index, k) for index in indexes), exact]
-    *times_us, exact_us = _alternate(
-        searches, [queries] * len(indexes) + [queries[:EXACT_QUERIES]], rounds
-    )
+    timed: list[Timed] = [(partial(index.search, k=k), queries) for index in indexes]
+    exact = partial(_exact, vectors=vectors, k=k)
+    *times_us, exact_us = _alternate([*timed, (exact, queries[:EXACT_QUERIES])], rounds)
     return times_us, exact_us
 
 
-def _search(index: Index, k: int) -> Callable[[Floats], None]:
-    def search(query: Floats) -> None:
-        index.search(query, k)
+def _exact(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ids]:
+    """Inner products and rows [B, min(k, N)] of exact search."""
+    best: tuple[Floats, Ids] = faiss.knn(
+        queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return best
 
-    return search
 
-
-def _alternate(
-    searches: Sequence[Callable[[Floats], None]], queries: Sequence[Floats], rounds: int
-) -> list[float]:
+def _alternate(timed: Sequence[Timed], rounds: int) -> list[float]:
     """Rounds of every search over its queries, the first one of each unmeasured -> medians."""
-    times_ns: list[list[int]] = [[] for _ in searches]
-    with one_thread():
-        for _ in range(rounds):
-            for search, mine, taken_ns in zip(searches, queries, times_ns, strict=True):
-                search(mine[:1])
-                for row in range(len(mine)):
-                    began = time.perf_counter_ns()
-                    search(mine[row : row + 1])
-                    taken_ns.append(time.perf_counter_ns() - began)
-    return [float(np.median(taken_ns)) / 1000 for taken_ns in times_ns]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """FAISS on one thread; afterwards on as many as before."""
-    before = faiss.omp_get_max_threads()
+    times_ns: list[list[int]] = [[] for _ in timed]
+    threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
-        yield
+        for _ in range(rounds):
+            for (search, queries), taken_ns in zip(timed, times_ns, strict=True):
+                search(queries[:1])
+                for row in range(len(queries)):
+                    began = time.perf_counter_ns()
+                    search(queries[row : row + 1])
+                    taken_ns.append(time.perf_counter_ns() - began)
     finally:
-        faiss.omp_set_num_threads(before)
+        faiss.omp_set_num_threads(threads)
+    return [float(np.median(taken_ns)) / 1000 for taken_ns in times_ns]

@@ -1,4 +1,4 @@
-"""Opens the version folder of a process as the stages that it runs.
+"""Opens the version folder of a process as the stages that it runs, or as a chain of them.
 
 The module of a stage is imported when the stage is opened: a process that ranks starts without the
 library of the index, and one without a store needs no database client.
@@ -10,19 +10,74 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
-from cascade.artifact import ArtifactError
+from cascade.artifact import Array, ArtifactError
 from cascade.config import Product, Serving
 from cascade.layout import RequestLayout
 from cascade.schema import Schema
-from cascade.spec import COLD_START, LOOKUP, PRERANK, RANK, RERANK, RETRIEVE, ConfigError
+from cascade.spec import (
+    COLD_START,
+    LOOKUP,
+    PRERANK,
+    RANK,
+    RERANK,
+    RETRIEVE,
+    ConfigError,
+    from_outside,
+)
 from cascade.stages.scoring import Score
-from cascade.stages.stage import Chain, Stage
+
+
+class LoadedStage(Protocol):
+    """One step: a tuple of input arrays, batch first, to a tuple of output arrays.
+
+    After its `inputs` come those that are `optional`. None, or a missing argument, stands for an
+    optional input that no request of the batch has.
+    """
+
+    inputs: tuple[str, ...]
+    optional: tuple[str, ...]
+    outputs: tuple[str, ...]
+    schema_hash: str
+
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        """Run one batch.
+
+        Raises:
+            InvalidInput: a value of the request is wrong.
+        """
+
+
+class Chain:
+    """Consecutive stages in one process: each finds its inputs by name among the outputs of those
+    before it and the inputs of the chain.
+
+    Args:
+        outputs: of the chain; None = those of the last stage.
+    """
+
+    def __init__(
+        self, stages: Sequence[LoadedStage], outputs: tuple[str, ...] | None = None
+    ) -> None:
+        self.inputs = from_outside((stage.inputs, stage.outputs) for stage in stages)
+        self.optional = tuple(name for stage in stages for name in stage.optional)
+        self.outputs = outputs or stages[-1].outputs
+        self.schema_hash = stages[-1].schema_hash
+        self.stages = tuple(stages)
+
+    def __call__(self, *inputs: Any) -> tuple[Array, ...]:
+        values = dict(zip((*self.inputs, *self.optional), inputs, strict=False))
+        for stage in self.stages:
+            optional = (values.get(name) for name in stage.optional)
+            made = stage(*(values[name] for name in stage.inputs), *optional)
+            values.update(zip(stage.outputs, made, strict=True))
+        return tuple(values[name] for name in self.outputs)
 
 
 def load_stage(
     name: str, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
-) -> Stage:
+) -> LoadedStage:
     """Open a version folder as the stage of that name.
 
     Raises:
@@ -37,7 +92,7 @@ def load_stage(
 
         return Retrieve(folder, serving, candidates, deny_list)
     if name == RANK and (folder / RERANK).exists():
-        from cascade.stages.reranked import Reranked
+        from cascade.stages.rerank import Reranked
 
         return Reranked(folder, serving)
     if name in (PRERANK, RANK):
@@ -52,7 +107,7 @@ def load_stages(
     candidates: int,
     deny_list: Path | None = None,
     store: str = "",
-) -> Stage:
+) -> LoadedStage:
     """Open the version folder of a process that runs these stages.
 
     Args:

@@ -12,7 +12,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,33 +21,46 @@ from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.runtime import spans
 from cascade.spec import COLD_START, CONTEXT, FEATURES, LOOKUP, USER_ID
-from cascade.store import (
-    Backend,
-    CircuitBreaker,
-    StoredUsers,
-    StoreError,
-    UserStore,
-    check_layout,
-)
+from cascade.store import Backend, StoredUsers, StoreError, UserStore, check_layout
 
 LOG_PERIOD_S = 60.0
 MAX_CONTEXT_BYTES = 65_536
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class LookupCounts:
-    """Users by id since the process started.
+class CircuitBreaker:
+    """Decides whether to ask the store: not for a while after a few failures in a row.
 
-    Args:
-        found: users in the store.
-        cold: users that the store does not know.
-        failed: users for whom the store did not answer, or with unreadable data.
+    After M. Nygard, "Release It!" (2007): closed while calls succeed; open for `pause_s` after so
+    many `failures` in a row; then one call tries whether the store is back. For one thread, as the
+    stages are.
     """
 
-    found: int = 0
-    cold: int = 0
-    failed: int = 0
+    def __init__(
+        self,
+        failures: int = 3,
+        pause_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._pause_s, self._clock = failures, pause_s, clock
+        self._failed = 0
+        self._until = 0.0
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are being spared."""
+        return self._failed >= self._most
+
+    def allows(self) -> bool:
+        """Whether to try now. After a try the caller reports `succeeded` or `failed`."""
+        return not self.open or self._clock() >= self._until
+
+    def succeeded(self) -> None:
+        self._failed = 0
+
+    def failed(self) -> None:
+        self._failed += 1
+        self._until = self._clock() + self._pause_s
 
 
 class Lookup:
@@ -56,12 +68,6 @@ class Lookup:
     categorical, cold_start bool [B, 1]: true if nothing came from the store.
 
     With an empty id the features stay those of the request; an empty context overrides none.
-
-    Args:
-        layout: the features of a user.
-        backend: the store.
-        breaker: decides when the store is asked.
-        clock: seconds on a monotonic clock.
 
     Raises:
         OtherLayout: the store holds users of other features.
@@ -80,7 +86,7 @@ class Lookup:
     ) -> None:
         self.layout = layout
         self.schema_hash = layout.layout_hash  # raw features depend on the layout alone
-        self.counted = LookupCounts()
+        self._counts = {"users_found": 0, "cold_starts": 0, "store_failures": 0}
         self._backend = backend
         self._users = UserStore(backend, layout)
         self._breaker = breaker or CircuitBreaker()
@@ -114,13 +120,9 @@ class Lookup:
         return dense, categorical, ~known[:, None]
 
     def counts(self) -> dict[str, int]:
-        """Users since the process started, for its metrics."""
-        counted = self.counted
-        return {
-            "users_found": counted.found,
-            "cold_starts": counted.cold,
-            "store_failures": counted.failed,
-        }
+        """Users by id since the process started: in the store; unknown to it; without an answer of
+        the store, or with unreadable data."""
+        return self._counts
 
     def levels(self) -> dict[str, float]:
         """Whether the store is asked now: `store_up` is 0 while the breaker is open."""
@@ -128,20 +130,20 @@ class Lookup:
 
     def _fetch(self, ids: Sequence[bytes]) -> StoredUsers:
         if not self._breaker.allows():
-            self.counted.failed += len(ids)
+            self._counts["store_failures"] += len(ids)
             return self._nobody(len(ids))
         try:
             users = self._users.get(ids)
         except StoreError as error:
             self._breaker.failed()
-            self.counted.failed += len(ids)
+            self._counts["store_failures"] += len(ids)
             self._tell(str(error))
             return self._nobody(len(ids))
         self._breaker.succeeded()
         found = int(users.known.sum())
-        self.counted.found += found
-        self.counted.cold += len(ids) - found - users.unreadable
-        self.counted.failed += users.unreadable
+        self._counts["users_found"] += found
+        self._counts["cold_starts"] += len(ids) - found - users.unreadable
+        self._counts["store_failures"] += users.unreadable
         if users.unreadable:
             self._tell(f"{self._backend.url} holds users that are not of {self.layout.layout_hash}")
         return users
@@ -183,5 +185,5 @@ class Lookup:
             log.warning(
                 "lookup: %s; %d users so far were answered without their features",
                 problem,
-                self.counted.failed,
+                self._counts["store_failures"],
             )

@@ -13,11 +13,13 @@ from cascade.artifact import Array
 from cascade.config import Serving
 from cascade.encoding import Encoder
 from cascade.index.exact import ExactIndex
-from cascade.index.open import open_index
+from cascade.index.files import open_index
 from cascade.runtime import spans
 from cascade.runtime.load import Graph, load_graph
 from cascade.spec import ALLOW, EXCLUDE
-from cascade.stages import filters
+from cascade.stages.filters.deny import DenyList
+from cascade.stages.filters.items import FilterItems
+from cascade.stages.filters.search import Filtered
 
 
 class Retrieve:
@@ -42,12 +44,11 @@ class Retrieve:
         self.schema_hash = self.encoder.schema.hash
         _, tower = load_graph(folder, self.encoder.schema, serving)
         self._tower = spans.traced("tower", tower)
-        index.set_threads(max(1, serving.threads))
         self.index = open_index(folder, self.encoder.schema.hash, serving)
-        items = filters.FilterItems(folder, self.encoder.schema.hash)
-        deny = filters.DenyList(deny_list, items) if deny_list else None
+        items = FilterItems(folder, self.encoder.schema.hash)
+        deny = DenyList(deny_list, items) if deny_list else None
         search = _searcher(self.index, self._tower, candidates)
-        self._search = filters.Filtered(search, self._tower, self.index, items, deny, candidates)
+        self._search = Filtered(search, self._tower, self.index, items, deny, candidates)
         self._kept = 0
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:

@@ -10,14 +10,12 @@ store is rejected only when its users have other features.
 """
 
 from cascade.store.backend import Backend, StoreError
-from cascade.store.circuit_breaker import CircuitBreaker
 from cascade.store.factory import absolute_url, open_backend
 from cascade.store.records import OtherLayout
 from cascade.store.users import Event, StoredUsers, UserStore, check_layout
 
 __all__ = [
     "Backend",
-    "CircuitBreaker",
     "Event",
     "OtherLayout",
     "StoreError",

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class LmdbStore:
             with self._transaction() as transaction, transaction.cursor() as cursor:
                 if not cursor.set_range(start):
                     return
-                found = _some_keys(cursor)
+                keys = cursor.iternext(keys=True, values=False)
+                found = [*takewhile(lambda key: key.startswith(USER), islice(keys, SCANNED))]
             yield from (key[len(USER) :] for key in found)
             if len(found) < SCANNED:
                 return
@@ -131,13 +133,3 @@ class LmdbStore:
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino
-
-
-def _some_keys(cursor: Any) -> list[bytes]:
-    """Up to `SCANNED` keys of users from where the cursor stands."""
-    found: list[bytes] = []
-    for key in cursor.iternext(keys=True, values=False):
-        if not key.startswith(USER) or len(found) == SCANNED:
-            break
-        found.append(key)
-    return found

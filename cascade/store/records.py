@@ -135,19 +135,14 @@ class Records:
                     f"feature {feature.name}: a value of {longest} bytes came; at most "
                     f"{MAX_VALUE_BYTES} are read"
                 )
-            _check_utf8(feature.name, texts)
-
-
-def _check_utf8(feature: str, column: list[bytes]) -> None:
-    """Check all values at once."""
-    texts = b"\0".join(column)
-    try:
-        texts.decode()
-    except UnicodeDecodeError as error:
-        shown = texts[max(0, error.start - 10) : error.end]
-        raise InvalidInput(
-            f"feature {feature}: {shown!r} is not UTF-8; store text in UTF-8"
-        ) from error
+            joined = b"\0".join(texts)  # one check of all values
+            try:
+                joined.decode()
+            except UnicodeDecodeError as error:
+                shown = joined[max(0, error.start - 10) : error.end]
+                raise InvalidInput(
+                    f"feature {feature.name}: {shown!r} is not UTF-8; store text in UTF-8"
+                ) from error
 
 
 def layout_record(layout: RequestLayout) -> bytes:
@@ -182,15 +177,3 @@ def read_layout(record: bytes) -> RequestLayout:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LayoutError(f"not the layout of a store: {error!r}") from error
-
-
-def check_same(stored: RequestLayout, layout: RequestLayout, store: str) -> None:
-    """Raises OtherLayout where a store's layout is not `layout`."""
-    if stored.layout_hash == layout.layout_hash:
-        return
-    differ = sorted({*stored.names} ^ {*layout.names})
-    what = f"only one of the two has {', '.join(differ)}" if differ else "same names"
-    raise OtherLayout(
-        f"{store} was written for layout {stored.layout_hash}, but the layout here is "
-        f"{layout.layout_hash} ({what}). Write the users anew: python -m export users --replace"
-    )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from itertools import islice
 from numbers import Integral
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from cascade.encoding import InvalidInput
 from cascade.layout import Categorical, Dense, RequestLayout
 from cascade.store.backend import Backend, Change, StoreError
 from cascade.store.factory import open_backend
-from cascade.store.records import Records, check_same, layout_record, read_layout
+from cascade.store.records import OtherLayout, Records, layout_record, read_layout
 
 LONGEST_ID = 480  # bytes; the keys of LMDB are hardly longer
 REMOVED_AT_ONCE = 10_000
@@ -74,8 +72,7 @@ class UserStore:
         Raises:
             StoreError: no such kind of store, it cannot be reached, or nothing was written yet.
         """
-        backend = open_backend(url, writable=True)
-        with _closed_on_failure(backend):
+        with _opened(url) as backend:
             text = backend.layout()
             if text is None:
                 raise StoreError(f"{backend.url} is empty: write users with python -m export users")
@@ -92,8 +89,7 @@ class UserStore:
             OtherLayout: it holds users of another one, and `replace` is not set.
             StoreError: no such kind of store, or it cannot be reached.
         """
-        backend = open_backend(url, writable=True)
-        with _closed_on_failure(backend):
+        with _opened(url) as backend:
             if not replace:
                 check_layout(backend, layout)
             backend.set_layout(layout_record(layout))
@@ -142,13 +138,10 @@ class UserStore:
 
     def _change(self, events: Sequence[Event]) -> Change:
         def change(record: bytes | None) -> bytes:
-            made = reduce(
-                lambda old, event: self._records.append(old, event.feature, event.values),
-                events,
-                record,
-            )
-            assert made is not None  # every user has an event
-            return made
+            for event in events:
+                record = self._records.append(record, event.feature, event.values)
+            assert record is not None  # every user has an event
+            return record
 
         return change
 
@@ -167,19 +160,16 @@ class UserStore:
     def __enter__(self) -> UserStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 @contextmanager
-def _closed_on_failure(backend: Backend) -> Iterator[None]:
+def _opened(url: str) -> Iterator[Backend]:
+    """The backend of that URL, to write to it; it is closed where the block fails."""
+    backend = open_backend(url, writable=True)
     try:
-        yield
+        yield backend
     except BaseException:
         backend.close()
         raise
@@ -188,8 +178,14 @@ def _closed_on_failure(backend: Backend) -> Iterator[None]:
 def check_layout(backend: Backend, layout: RequestLayout) -> None:
     """Raises OtherLayout when the store holds users of another layout."""
     text = backend.layout()
-    if text is not None:
-        check_same(read_layout(text), layout, backend.url)
+    if text is None or (stored := read_layout(text)).layout_hash == layout.layout_hash:
+        return
+    differ = sorted({*stored.names} ^ {*layout.names})
+    what = f"only one of the two has {', '.join(differ)}" if differ else "same names"
+    raise OtherLayout(
+        f"{backend.url} was written for layout {stored.layout_hash}, but the layout here is "
+        f"{layout.layout_hash} ({what}). Write the users anew: python -m export users --replace"
+    )
 
 
 def key(user_id: object) -> bytes:

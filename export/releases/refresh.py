@@ -38,7 +38,7 @@ from cascade.spec import (
     sizes_from,
     stage_path,
 )
-from cascade.stages import reranked
+from cascade.stages import rerank
 from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
@@ -176,7 +176,7 @@ class Refresh:
         source = self._folder(stage)
         description = Description.load(source)
         own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
-        _link_others(source, target, {*own, *reranked.FILES})
+        _link_others(source, target, {*own, *rerank.FILES})
         if stage == RANK and (source / RERANK).exists():
             self._rerank(source, target, changed)
         mapped = {}
@@ -193,12 +193,12 @@ class Refresh:
     def _rerank(self, source: Path, target: Path, changed: Change) -> None:
         retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
         vectors = (
-            reranked.vectors(source)[changed.keep],
+            rerank.vectors(source)[changed.keep],
             _computed(retriever, changed.added, RETRIEVE),
         )
         results = self.release["sizes"]["results"]
         _, product = of_release(self.release)
-        reranked.save(target, vectors, self._ids(changed), results, product)
+        rerank.save(target, vectors, self._ids(changed), results, product)
 
     def _ids(self, changed: Change) -> Array:
         return np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))

@@ -19,7 +19,7 @@ from cascade.config import Product, Serving
 from cascade.encoding import Encoder
 from cascade.index import RefreshError, refresh
 from cascade.release import read_release
-from cascade.stages import reranked
+from cascade.stages import rerank
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
@@ -167,7 +167,7 @@ def test_a_list_chosen_from_a_pool_is_refreshed_with_it(
     folder = tmp_path / "next" / "rank" / "2"
     ids = Description.load(folder).mapped["catalogue_ids"].open(folder)[:, 0]
     place = {item: row for row, item in enumerate(ids.tolist())}
-    vectors = reranked.vectors(folder)
+    vectors = rerank.vectors(folder)
     for item, other in zip(items.item_ids[:5].tolist(), twin.item_ids.tolist(), strict=True):
         np.testing.assert_allclose(vectors[place[item]], vectors[place[other]], atol=2e-3)
 

@@ -15,11 +15,11 @@ import torch
 from cascade.config import Serving
 from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
-from cascade.stages.rerank import intra_list_similarity
 from cascade.training import checkpoint
 from export.context import read_catalogue
 from perf.harness.artifacts import Artifacts
 from perf.harness.table import number
+from tests.filter_cases import intra_list_similarity
 from tests.resilience.claims import Record
 from tests.resilience.conftest import UNTUNED
 

@@ -22,7 +22,8 @@ from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decod
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, Sizes
-from cascade.stages.filters import DenyList, FilterItems
+from cascade.stages.filters.deny import DenyList
+from cascade.stages.filters.items import FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.context import read_catalogue

@@ -18,11 +18,12 @@ from cascade.server.launcher import Server
 from cascade.spec import RANK, RERANK, RETRIEVE, Sizes
 from cascade.stages import rerank
 from cascade.stages.load import load_stage
-from cascade.stages.reranked import Reranked
+from cascade.stages.rerank import Reranked
 from cascade.stages.scoring import Score
 from cascade.training import checkpoint
 from export.context import read_catalogue
 from tests.conftest import BAGS
+from tests.filter_cases import intra_list_similarity
 
 POOL, RESULTS, DIVERSITY = 30, 10, 0.4
 ONE = Serving(threads=1)
@@ -106,8 +107,8 @@ def test_a_certain_score_can_be_drawn() -> None:
 
 
 def test_similarity_of_a_list() -> None:
-    assert rerank.intra_list_similarity(unit((1, 0), (1, 0), (0, 1))) == pytest.approx(1 / 3)
-    assert rerank.intra_list_similarity(unit((1, 0))) == 0
+    assert intra_list_similarity(unit((1, 0), (1, 0), (0, 1))) == pytest.approx(1 / 3)
+    assert intra_list_similarity(unit((1, 0))) == 0
 
 
 # --- the stage
@@ -167,8 +168,8 @@ def test_the_stage_lists_what_mmr_takes_from_the_pool(diverse: Any) -> None:
         taken = rerank.mmr(rerank.relevance(chances[row]), mine, RESULTS, DIVERSITY)
         assert ids[row].tolist() == pool[row][taken].tolist()
         np.testing.assert_allclose(scores[row], chances[row][taken], atol=1e-6)
-        before.append(rerank.intra_list_similarity(mine[:RESULTS]))
-        after.append(rerank.intra_list_similarity(mine[taken]))
+        before.append(intra_list_similarity(mine[:RESULTS]))
+        after.append(intra_list_similarity(mine[taken]))
     assert np.mean(after) < np.mean(before)
 
 

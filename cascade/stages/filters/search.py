@@ -13,32 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from cascade.artifact import Array
 from cascade.encoding import Floats
 from cascade.filters_wire import decode_allow, decode_exclude
-from cascade.index import Ids, Mask
+from cascade.index import Ids, Index, Mask
+from cascade.index.exact import ExactIndex
 from cascade.runtime.load import Graph
 from cascade.stages.filters.deny import Denied, DenyList
 from cascade.stages.filters.items import FilterItems
 
 DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the best; else a search
-
-
-class Searchable(Protocol):
-    """The interface of both kinds of index."""
-
-    def search(self, queries: Floats, k: int) -> Ids:
-        """[B, D] -> rows int64 [B, k], best first, -1 pads."""
-
-    def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
-        """The same among the `allowed` ones [N]."""
-
-    def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
-        """At least k rows [B, >= k], so that k remain after `extra` of them are left out."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class Filtered:
         self,
         search: Any,
         tower: Graph,
-        index: Searchable,
+        index: ExactIndex | Index,
         items: FilterItems,
         deny: DenyList | None,
         candidates: int,
