@@ -6,13 +6,11 @@ found by measurement, and files are mapped, so that all processes of a machine s
 `cascade.index.exact` searches without FAISS.
 """
 
-from cascade.index.choice import auto, save_frontier
+from cascade.index.choice import Candidate, auto, save_frontier
 from cascade.index.files import FACTS, FILE, FRONTIER, load, save
-from cascade.index.filtered import Mask
-from cascade.index.kinds import KINDS, Floats, Ids, IndexKindError, Kind
+from cascade.index.kinds import KINDS, IndexKindError, build
 from cascade.index.rows import RefreshError, order, refresh, renumber
-from cascade.index.search import Index, build
-from cascade.index.shortlist import Candidate
+from cascade.index.search import Floats, Ids, Index, Kind, Mask
 from cascade.index.tuning import recall_at, timing, tune
 
 __all__ = [

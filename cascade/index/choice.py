@@ -1,21 +1,24 @@
 """The fastest index that reaches a recall, found by building and timing several kinds.
 
-Which kind wins depends on the catalogue's size, on how the vectors lie and on the machine. So all
-contenders run on a sample of the items (`cascade.index.shortlist`), the few that can win are built
-over all of them, and those are timed in turns.
+Which kind wins depends on the catalogue's size, on how the vectors lie and on the machine. The cost
+of one search grows with the catalogue in a known way (`GROWTH`). So all contenders run on a sample
+of the items, the few that can win are built over all of them, and those are timed in turns.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cascade.index.files import FRONTIER
-from cascade.index.kinds import Floats, Kind, has_lists, list_count
-from cascade.index.search import Index
-from cascade.index.shortlist import Built, Candidate, Contender, build_all, progress, shortlist
+from cascade.index.kinds import build, has_lists, list_count
+from cascade.index.search import Floats, Index, Kind, base, library
 from cascade.index.tuning import Truth, beside_exact, reach, timing
 
 # `sqfp16` is slower than `sq8`. perf/tried.md has the kinds that lost elsewhere: HNSW, fast scan.
@@ -24,6 +27,58 @@ DENSITIES = (2.0, 4.0)  # lists per sqrt(N); the first at every size
 MOST_LISTS = 4096  # k-means of more takes many minutes, and gains little
 LEVELS = (0.8, 0.9, 0.98, 0.99)  # recalls of the frontier, besides the wanted one
 TIMED_QUERIES, ROUNDS = 128, 5
+SAMPLE = 1 << 16  # items that all kinds are tried on
+FINALISTS, STILL_IN = 3, 1.3  # go on to all items: so many, at most so many times the best guess
+# Exponent of the cost of one search against N at equal recall, by the effort parameter.
+GROWTH = {"nprobe": 0.5, "efSearch": 0.1, None: 1.0}
+
+Contender = tuple[Kind, float]  # a kind and its lists per sqrt(N); 0 if it has none
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One measured point: a kind at one setting.
+
+    Args:
+        items: over how many it was measured; fewer than the catalogue's if a sample was enough to
+            drop it. A candidate of the whole catalogue is a point of the frontier.
+        recall: on other queries than those its effort was set on.
+        latency_us: median of one query on one thread.
+        bytes_per_item: of the file. build_s: seconds of training and adding.
+    """
+
+    kind: Kind
+    parameters: dict[str, int]
+    items: int
+    recall: float
+    latency_us: float
+    bytes_per_item: float
+    build_s: float
+    chosen: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index, its size and its build time."""
+
+    index: Index
+    bytes_per_item: float
+    build_s: float
+
+    def point(self, recall: float, latency_us: float, note: str = "") -> Candidate:
+        """The measured point at the present setting."""
+        facts = self.index.facts
+        return Candidate(
+            facts.kind,
+            facts.parameters,
+            facts.items,
+            round(recall, 5),
+            round(latency_us, 1),
+            self.bytes_per_item,
+            self.build_s,
+            note=note,
+        )
 
 
 def auto(
@@ -31,9 +86,7 @@ def auto(
     queries: Floats,
     k: int,
     target: float = 0.95,
-    *,
     kinds: Sequence[Kind] = CONTENDERS,
-    seed: int = 0,
 ) -> tuple[Index, list[Candidate]]:
     """The fastest index over item vectors [N, D] whose recall@k reaches the target.
 
@@ -51,13 +104,12 @@ def auto(
     if len(queries) < 2:
         raise ValueError(f"{len(queries)} queries cannot both tune an index and judge it; give two")
     if k >= len(vectors):  # every item is an answer: an approximation could only lose some
-        return _flat(vectors, queries, k, seed)
-    finalists, dropped = shortlist(
-        _contenders(kinds, len(vectors)), vectors, queries, k, target, seed
-    )
-    index, frontier = _final(finalists, vectors, queries, k, target, seed)
+        return _flat(vectors, queries, k)
+    contenders = _contenders(kinds, len(vectors))
+    finalists, dropped = _shortlist(contenders, vectors, queries, k, target)
+    index, frontier = _final(finalists, vectors, queries, k, target)
     if index is None:
-        index, more = _flat(vectors, queries, k, seed)
+        index, more = _flat(vectors, queries, k)
         frontier += more
     return index, frontier + dropped
 
@@ -83,21 +135,16 @@ def _contenders(kinds: Sequence[Kind], items: int) -> list[Contender]:
 
 
 def _final(
-    contenders: Sequence[Contender],
-    vectors: Floats,
-    queries: Floats,
-    k: int,
-    target: float,
-    seed: int,
+    contenders: Sequence[Contender], vectors: Floats, queries: Floats, k: int, target: float
 ) -> tuple[Index | None, list[Candidate]]:
     """Build over all items, tune, time in turns -> the fastest that reaches the target, and the
     frontier."""
     tuned_on, judged_on = Truth.of(vectors, queries, k).halves()
-    built = build_all(contenders, vectors, seed, "build")
+    built = _build_all(contenders, vectors, "build")
     queries = judged_on.queries[:TIMED_QUERIES]
     indexes = [each.index for each in built]
     frontier: list[Candidate] = []
-    for level in progress([level for level in LEVELS if level != target], "frontier"):
+    for level in _progress([level for level in LEVELS if level != target], "frontier"):
         recalls = [_reach_judged(index, tuned_on, judged_on, level) for index in indexes]
         frontier += map(Built.point, built, recalls, timing(indexes, queries, k, rounds=2))
     # Last, so that these efforts stay set.
@@ -146,9 +193,90 @@ def _measured(index: Index, point: Candidate, k: int, exact_us: float) -> Index:
     return index
 
 
-def _flat(vectors: Floats, queries: Floats, k: int, seed: int) -> tuple[Index, list[Candidate]]:
-    [built] = build_all([("flat", 0.0)], vectors, seed, "build")
+def _flat(vectors: Floats, queries: Floats, k: int) -> tuple[Index, list[Candidate]]:
+    [built] = _build_all([("flat", 0.0)], vectors, "build")
     _, judged_on = Truth.of(vectors, queries, k).halves()
     [time_us] = timing([built.index], judged_on.queries[:TIMED_QUERIES], k, ROUNDS)
     point = built.point(judged_on.recall(built.index), time_us)
     return _measured(built.index, point, k, point.latency_us), [replace(point, chosen=True)]
+
+
+def _build_all(contenders: Sequence[Contender], vectors: Floats, title: str) -> list[Built]:
+    """Build the contenders; those with the same number of lists share one k-means."""
+    centroids: dict[int, Floats] = {}
+    built: list[Built] = []
+    for kind, density in _progress(contenders, title):
+        began = time.monotonic()
+        lists = list_count(len(vectors), density) if density else None
+        shared = centroids.get(lists) if lists else None
+        index = build(vectors, kind, lists=lists, centroids=shared)
+        seconds = round(time.monotonic() - began, 1)
+        inner = base(index.raw)
+        if lists and has_lists(index.facts.kind) and inner.d == index.facts.width:
+            centroids[lists] = inner.quantizer.reconstruct_n(0, lists)
+        built.append(Built(index, round(_file_bytes(index) / len(vectors), 1), seconds))
+    return built
+
+
+def _file_bytes(index: Index) -> int:
+    """The size of the file that `save` would write."""
+    blocks: list[int] = []
+    writer = library.PyCallbackIOWriter(lambda block: blocks.append(len(block)))
+    library.write_index(index.raw, writer)
+    return sum(blocks)
+
+
+def _progress(steps: Sequence[Any], title: str) -> Any:
+    """The same steps behind a bar that disappears when they are done."""
+    from tqdm import tqdm  # no part of what a server needs to load an index
+
+    return tqdm(steps, desc=f"index: {title}", leave=False)
+
+
+def _shortlist(
+    contenders: Sequence[Contender], vectors: Floats, queries: Floats, k: int, target: float
+) -> tuple[list[Contender], list[Candidate]]:
+    """All contenders on a sample of the items -> those that can win, and the measured others."""
+    items = min(SAMPLE, len(vectors))
+    rows = np.random.default_rng(0).choice(len(vectors), items, replace=False)
+    sample = vectors[np.sort(rows)]
+    truth = Truth.of(sample, queries[:TIMED_QUERIES], min(k, SAMPLE // 2))
+    tuned_on, judged_on = truth.halves()
+    built = _build_all(contenders, sample, "sample")
+    for each in _progress(built, "tune on the sample"):
+        reach(each.index, tuned_on, target)
+    # Whether a kind can reach the target is judged on the queries it was tuned on: on the others,
+    # a kind that just reaches it is below it half of the time.
+    tuned = [tuned_on.recall(each.index) for each in built]
+    recalls = [judged_on.recall(each.index) for each in built]
+    times_us = timing([each.index for each in built], judged_on.queries, truth.k, rounds=2)
+    guesses_us = [
+        time_us * float((len(vectors) / items) ** GROWTH[each.index.effort])
+        if reached >= target
+        else np.inf
+        for each, reached, time_us in zip(built, tuned, times_us, strict=True)
+    ]
+    kept = finalists([kind for kind, _ in contenders], guesses_us)
+    dropped = [
+        each.point(recalls[i], times_us[i], _reason(guesses_us[i], tuned[i], len(vectors)))
+        for i, each in enumerate(built)
+        if i not in kept
+    ]
+    return [contenders[i] for i in kept], dropped
+
+
+def finalists(kinds: Sequence[Kind], guesses_us: Sequence[float]) -> list[int]:
+    """Which contenders can win: the best of each kind, of those the few that are near the best."""
+    ranked = sorted(range(len(kinds)), key=guesses_us.__getitem__)
+    limit_us = STILL_IN * guesses_us[ranked[0]]
+    best_of_kind: dict[Kind, int] = {}
+    for i in ranked:
+        if np.isfinite(guesses_us[i]) and guesses_us[i] <= limit_us:
+            best_of_kind.setdefault(kinds[i], i)
+    return list(best_of_kind.values())[:FINALISTS]
+
+
+def _reason(guess_us: float, recall: float, items: int) -> str:
+    if np.isinf(guess_us):
+        return f"dropped on a sample: recall {recall:.3f} at the largest effort"
+    return f"dropped on a sample: about {guess_us:.0f} us expected at {items} items"

@@ -23,8 +23,7 @@ import numpy as np
 from cascade.artifact import Mapped, check_schema, read_json
 from cascade.config import Serving
 from cascade.files import sha256
-from cascade.index.filtered import Mask, fetched
-from cascade.index.kinds import Floats, Ids, checked
+from cascade.index.search import Floats, Ids, Mask, checked, fetched
 
 if TYPE_CHECKING:
     from torch import Tensor

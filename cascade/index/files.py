@@ -15,8 +15,7 @@ from cascade.config import Serving
 from cascade.files import sha256
 from cascade.index import exact
 from cascade.index.exact import ExactIndex
-from cascade.index.kinds import library
-from cascade.index.search import Index, IndexFacts
+from cascade.index.search import Index, IndexFacts, library
 
 FILE, FACTS, FRONTIER = "index.faiss", "index.json", "frontier.json"
 _REQUIRED = ("kind", "items", "width", "parameters", "recall", "recall_k", "note")

@@ -1,4 +1,4 @@
-"""The kinds of index that can be built: FAISS's factory strings and the settings they search with.
+"""The kinds of index, and building one: FAISS's factory strings and the settings they search with.
 
 A kind is a name of `KINDS` or any factory string of FAISS whose index searches by inner product,
 such as `HNSW32,SQ8` or `IVF4000,PQ32x4fs,RFlat`. What an index can do is read off FAISS's object,
@@ -12,13 +12,9 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from cascade.errors import CascadeError
-
-Kind = str
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+from cascade.index.search import Floats, Index, IndexFacts, Kind, base, library
 
 # `{lists}` and `{axes}` follow from the catalogue. All codes of these kinds stay in the mapped
 # file, so the processes of a machine share them.
@@ -28,13 +24,12 @@ KINDS: dict[Kind, str] = {
     "sqfp16": "SQfp16",
     "ivf": "IVF{lists},Flat",
     "ivfsq8": "IVF{lists},SQ8",
-    "ivfsq8u": "IVF{lists},SQ8",  # one range of values for all dimensions: see `empty`
+    "ivfsq8u": "IVF{lists},SQ8",  # one range of values for all dimensions: see `_untrained`
     "pcaivfsq8": "PCA{axes},IVF{lists},SQ8",
 }
 POINTS_PER_CENTROID = 39  # with fewer, FAISS warns that k-means is guessing
 LIST_DENSITY = 4.0  # lists per sqrt(N)
 REFINE_PERCENT = 200  # of k: how many items a refining index looks at again by their longer codes
-library: Any = faiss  # FAISS's type stubs leave much of it out
 
 
 class IndexKindError(CascadeError, ValueError):
@@ -46,7 +41,57 @@ def has_lists(kind: Kind) -> bool:
     return "{lists}" in KINDS.get(kind, "")
 
 
-def affordable(kind: Kind, items: int) -> tuple[Kind, str]:
+def build(
+    vectors: Floats, kind: Kind, *, lists: int | None = None, centroids: Floats | None = None
+) -> Index:
+    """Index item vectors [N, D] for the inner product.
+
+    The number of lists follows FAISS's guidelines: 4 sqrt(N), never fewer than 39 items to a list.
+    A catalogue too small for that gets a flat index, and the facts say so. The effort is a guess
+    until `tune` replaces it. HNSW draws its levels from a seed of its own and, built by several
+    threads, differs a little from run to run.
+
+    Args:
+        kind: a name of `KINDS`, or a factory string of FAISS.
+        lists: how many lists, if not 4 sqrt(N); other kinds than the named ones ignore it.
+        centroids: [lists, D] of an index over the same items: k-means is then not run again.
+
+    Raises:
+        IndexKindError: FAISS has no such kind, or the items are too few to train it.
+        ValueError: no vectors, or not finite.
+    """
+    if vectors.ndim != 2 or not vectors.size:
+        raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
+    _check_finite(vectors)
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    items, width = vectors.shape
+    made, note = _affordable(kind, items)
+    lists = lists if centroids is None else len(centroids)
+    raw, parameters = _untrained(made, items, width, lists)
+    projection = _train_projection(raw, vectors)
+    if centroids is not None and has_lists(made):
+        centroids = np.ascontiguousarray(centroids, np.float32)
+        base(raw).quantizer.add(projection.apply(centroids) if projection else centroids)
+    try:
+        raw.train(vectors)
+    except RuntimeError as error:  # FAISS's one error
+        reason = str(error).splitlines()[-1].strip()
+        raise IndexKindError(f"{items} items cannot train {kind!r}: {reason}") from error
+    raw.add(vectors)
+    return Index(raw, IndexFacts(made, items, width, parameters, note=note))
+
+
+def _check_finite(vectors: Floats) -> None:
+    """Reject NaN and infinity. In blocks: a mask of the whole is as large as the codes."""
+    block = 1 << 16
+    for start in range(0, len(vectors), block):
+        finite = np.isfinite(vectors[start : start + block]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.argmin(finite))
+            raise ValueError(f"the vector of item row {row} is not finite: the item tower diverged")
+
+
+def _affordable(kind: Kind, items: int) -> tuple[Kind, str]:
     """-> the kind that N items can train, and a note if it is not the one asked for."""
     needed = POINTS_PER_CENTROID + 1 if has_lists(kind) else 0
     if items >= needed:
@@ -60,9 +105,7 @@ def list_count(items: int, density: float = LIST_DENSITY) -> int:
     return max(1, min(wanted, items // POINTS_PER_CENTROID))
 
 
-def empty(
-    kind: Kind, items: int, width: int, seed: int, lists: int | None
-) -> tuple[Any, dict[str, int]]:
+def _untrained(kind: Kind, items: int, width: int, lists: int | None) -> tuple[Any, dict[str, int]]:
     """-> an untrained index and its parameters, with an effort that is a guess.
 
     Raises:
@@ -88,7 +131,7 @@ def empty(
         clustering: Any = getattr(part, "cp", None)
         if clustering is not None:
             # k-means gains little from more, and its defaults cost a minute at 256 dimensions.
-            clustering.seed, clustering.niter, clustering.max_points_per_centroid = seed, 10, 64
+            clustering.seed, clustering.niter, clustering.max_points_per_centroid = 0, 10, 64
     if hasattr(inner, "do_polysemous_training"):
         inner.do_polysemous_training = False  # minutes of training for a filter that is unused
     parameters: dict[str, int] = {"axes": axes} if kind == "pcaivfsq8" else {}
@@ -101,14 +144,7 @@ def empty(
     return raw, parameters
 
 
-def base(raw: Any) -> Any:
-    """The index that holds the codes: under refinement or projection, if there is any."""
-    if hasattr(raw, "base_index"):
-        return base(faiss.downcast_index(raw.base_index))
-    return base(faiss.downcast_index(raw.index)) if hasattr(raw, "chain") else raw
-
-
-def train_projection(raw: Any, vectors: Floats) -> Any:
+def _train_projection(raw: Any, vectors: Floats) -> Any:
     """Fit the PCA that an index of vectors [N, D] begins with -> it; None if it begins with none.
 
     FAISS shifts both items and queries by the items' mean. Of an inner product that would leave a
@@ -122,29 +158,3 @@ def train_projection(raw: Any, vectors: Floats) -> Any:
     projection.train(vectors)
     library.copy_array_to_vector(np.zeros(projection.d_out, np.float32), projection.b)
     return projection
-
-
-def checked(queries: Floats, width: int, k: int) -> Floats:
-    """The queries [B, D] of a search for k rows, float32 and contiguous.
-
-    Raises:
-        ValueError: the queries are not [B, D], or k is not positive.
-    """
-    if queries.ndim != 2 or queries.shape[1] != width:
-        raise ValueError(
-            f"queries have shape {list(queries.shape)}; expected [B, {width}], the width of the "
-            "item vectors"
-        )
-    if k < 1:
-        raise ValueError(f"k is {k}; ask for at least one item")
-    return np.ascontiguousarray(queries, np.float32)
-
-
-def set_parameter(raw: Any, name: str, value: int) -> None:
-    """Give FAISS one of the values that may change after building; others are only facts."""
-    if name == "refine_percent":
-        raw.k_factor = value / 100
-    elif name == "efSearch":
-        base(raw).hnsw.efSearch = value
-    elif name == "nprobe":
-        base(raw).nprobe = value

@@ -14,9 +14,8 @@ import faiss
 import numpy as np
 
 from cascade.errors import CascadeError
-from cascade.index.filtered import Mask
-from cascade.index.kinds import Floats, Ids, base, list_count
-from cascade.index.search import Index
+from cascade.index.kinds import list_count
+from cascade.index.search import Floats, Ids, Index, Mask, base
 
 SAMPLE = 64  # vectors per centroid for the k-means of an index that has no lists
 NOTE = "recall was measured before items came and went"

@@ -1,28 +1,29 @@
-"""Building an index and searching it."""
+"""Searching an index, also among some of the items only.
+
+An index was tuned to find the best K of all N items. The best K of M allowed items lie further from
+the user on average, so N / M times as many lists are probed. The added cost is a check per item
+whether it is allowed; the number of inner products stays about the same.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import faiss
 import numpy as np
+import numpy.typing as npt
 
-from cascade.index.filtered import Mask, among, can_select, fetched, oversampled
-from cascade.index.kinds import (
-    Floats,
-    Ids,
-    IndexKindError,
-    Kind,
-    affordable,
-    base,
-    checked,
-    empty,
-    has_lists,
-    set_parameter,
-    train_projection,
-)
+Kind = str
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+library: Any = faiss  # FAISS's type stubs leave much of it out
 
 EFFORTS = ("nprobe", "efSearch")  # what buys recall with time: of lists, of an HNSW graph
+HNSW_LEAST_SHARE = 1 / 8  # a graph computes what it walks past, allowed or not: scan below this
+MOST_FETCHED = 2048  # FAISS finds no more on a GPU
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ class IndexFacts:
 
 
 class Index:
-    """A FAISS index and its facts. Made by `build`, `auto` or `load`."""
+    """A FAISS index and its facts. Made by `build`, `auto` or `load`.
+
+    FAISS on a GPU has no selectors and no parameters of one search.
+    """
 
     def __init__(self, raw: Any, facts: IndexFacts, *, writable: bool = True) -> None:
         self.raw = raw
         self.writable = writable  # False: FAISS looks into a file that is mapped read-only
         self.facts = facts
+        self._selects = not type(raw).__name__.startswith("Gpu")
         for name, value in facts.parameters.items():
             set_parameter(raw, name, value)
 
@@ -75,24 +80,27 @@ class Index:
 
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
         """[B, D] -> the best rows int64 [B, k] among the `allowed` items [N], of which there are
-        some; -1 where the index finds no more. FAISS on a GPU has no selectors: there the answer is
-        the allowed ones among the best k of all."""
-        queries = checked(queries, self.facts.width, k)
-        if not can_select(self.raw):
+        some; -1 where the index finds no more. On a GPU these are the allowed ones among the best k
+        of all."""
+        if not self._selects:
             rows = self.search(queries, k)
             return np.where((rows >= 0) & allowed[rows], rows, -1)
-        raw, options = among(self.raw, self.facts.parameters, allowed)
-        found: Ids = raw.search(queries, k, **options)[1]
-        return found
+        selector = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        return self._select(queries, k, selector, np.count_nonzero(allowed) / len(allowed))
 
     def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
         """[B, D] -> the best rows int64 [B, >= k], so that k remain after `extra` of them are left
-        out; -1 where the index finds no more."""
-        queries = checked(queries, self.facts.width, k)
-        if not can_select(self.raw):
+        out; -1 where the index finds no more. It is rare that all `extra` lie among the best, so
+        half of the effort for them is spent."""
+        if not self._selects:
             return self.search(queries, fetched(k, extra))
-        raw, options = oversampled(self.raw, self.facts.parameters, k, extra)
-        found: Ids = raw.search(queries, k + extra, **options)[1]
+        return self._select(queries, k + extra, None, k / (k + extra / 2))
+
+    def _select(self, queries: Floats, k: int, selector: Any, share: float) -> Ids:
+        """The best k of those selected, with the effort for a `share` of the items."""
+        queries = checked(queries, self.facts.width, k)
+        raw, parameters = _selecting(self.raw, self.facts.parameters, selector, share)
+        found: Ids = raw.search(queries, k, params=parameters)[1]
         return found
 
     @property
@@ -110,57 +118,62 @@ class Index:
         self.facts = replace(self.facts, parameters=parameters)
 
 
-def build(
-    vectors: Floats,
-    kind: Kind,
-    *,
-    seed: int = 0,
-    lists: int | None = None,
-    centroids: Floats | None = None,
-) -> Index:
-    """Index item vectors [N, D] for the inner product.
+def _selecting(
+    raw: Any, parameters: dict[str, int], selector: Any, share: float
+) -> tuple[Any, Any]:
+    """The FAISS index to search for the best of a `share` of the items, and FAISS's parameters."""
+    wrapped = base(raw) is not raw
+    if "nprobe" in parameters:
+        probed = min(parameters["lists"], math.ceil(parameters["nprobe"] / share))
+        found = library.SearchParametersIVF(sel=selector, nprobe=probed)
+    elif "efSearch" in parameters and (wrapped or share >= HNSW_LEAST_SHARE):
+        effort = math.ceil(parameters["efSearch"] / share)
+        found = library.SearchParametersHNSW(sel=selector, efSearch=effort)
+    else:
+        found = library.SearchParameters(sel=selector)
+        raw = library.downcast_index(raw.storage) if "efSearch" in parameters else raw
+    if hasattr(raw, "base_index"):
+        again = parameters["refine_percent"] / 100
+        found = library.IndexRefineSearchParameters(k_factor=again, base_index_params=found)
+    elif hasattr(raw, "chain"):
+        found = library.SearchParametersPreTransform(index_params=found)
+    return raw, found
 
-    The number of lists follows FAISS's guidelines: 4 sqrt(N), never fewer than 39 items to a list.
-    A catalogue too small for that gets a flat index, and the facts say so. The effort is a guess
-    until `tune` replaces it. HNSW draws its levels from a seed of its own and, built by several
-    threads, differs a little from run to run.
 
-    Args:
-        kind: a name of `KINDS`, or a factory string of FAISS.
-        lists: how many lists, if not 4 sqrt(N); other kinds than the named ones ignore it.
-        centroids: [lists, D] of an index over the same items: k-means is then not run again.
+def fetched(k: int, extra: int) -> int:
+    """How many items to ask for so that k remain, where FAISS takes no parameters or a search was
+    recorded for a fixed number: k plus a power of two, so that few different numbers occur."""
+    return max(k, min(MOST_FETCHED, k + (1 << (extra - 1).bit_length() if extra else 0)))
+
+
+def base(raw: Any) -> Any:
+    """The index that holds the codes: under refinement or projection, if there is any."""
+    if hasattr(raw, "base_index"):
+        return base(faiss.downcast_index(raw.base_index))
+    return base(faiss.downcast_index(raw.index)) if hasattr(raw, "chain") else raw
+
+
+def checked(queries: Floats, width: int, k: int) -> Floats:
+    """The queries [B, D] of a search for k rows, float32 and contiguous.
 
     Raises:
-        IndexKindError: FAISS has no such kind, or the items are too few to train it.
-        ValueError: no vectors, or not finite.
+        ValueError: the queries are not [B, D], or k is not positive.
     """
-    if vectors.ndim != 2 or not vectors.size:
-        raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
-    _check_finite(vectors)
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    items, width = vectors.shape
-    made, note = affordable(kind, items)
-    raw, parameters = empty(
-        made, items, width, seed, len(centroids) if centroids is not None else lists
-    )
-    projection = train_projection(raw, vectors)
-    if centroids is not None and has_lists(made):
-        centroids = np.ascontiguousarray(centroids, np.float32)
-        base(raw).quantizer.add(projection.apply(centroids) if projection else centroids)
-    try:
-        raw.train(vectors)
-    except RuntimeError as error:  # FAISS's one error
-        reason = str(error).splitlines()[-1].strip()
-        raise IndexKindError(f"{items} items cannot train {kind!r}: {reason}") from error
-    raw.add(vectors)
-    return Index(raw, IndexFacts(made, items, width, parameters, note=note))
+    if queries.ndim != 2 or queries.shape[1] != width:
+        raise ValueError(
+            f"queries have shape {list(queries.shape)}; expected [B, {width}], the width of the "
+            "item vectors"
+        )
+    if k < 1:
+        raise ValueError(f"k is {k}; ask for at least one item")
+    return np.ascontiguousarray(queries, np.float32)
 
 
-def _check_finite(vectors: Floats) -> None:
-    """Reject NaN and infinity. In blocks: a mask of the whole is as large as the codes."""
-    block = 1 << 16
-    for start in range(0, len(vectors), block):
-        finite = np.isfinite(vectors[start : start + block]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.argmin(finite))
-            raise ValueError(f"the vector of item row {row} is not finite: the item tower diverged")
+def set_parameter(raw: Any, name: str, value: int) -> None:
+    """Give FAISS one of the values that may change after building; others are only facts."""
+    if name == "refine_percent":
+        raw.k_factor = value / 100
+    elif name == "efSearch":
+        base(raw).hnsw.efSearch = value
+    elif name == "nprobe":
+        base(raw).nprobe = value

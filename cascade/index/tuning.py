@@ -11,8 +11,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from cascade.index.kinds import Floats, Ids
-from cascade.index.search import Index
+from cascade.index.search import Floats, Ids, Index
 from cascade.index.topk import reaches
 
 HNSW_LARGEST_EFFORT = 16  # times k: beyond that exact search is faster

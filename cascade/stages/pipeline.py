@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cascade.artifact import Array, ArtifactError
 from cascade.config import Serving, of_release
@@ -37,20 +38,12 @@ class Pipeline:
         sizes, topology = sizes_from(release["sizes"]), release["topology"]
         serving = serving or Serving()
         _, product = of_release(release)
-        retrieve, prerank, rank = (
-            load_stage(
-                name,
-                repository / stage_path(topology, name, version),
-                serving,
-                sizes.candidates,
-                deny_list_of(repository, product),
-            )
-            for name in STAGES
-        )
-        assert isinstance(retrieve, Retrieve)
-        assert isinstance(prerank, Score)
-        assert isinstance(rank, Score)
-        return cls(retrieve, prerank, rank)
+        deny_list = deny_list_of(repository, product)
+        loaded: list[Any] = []
+        for name in STAGES:
+            folder = repository / stage_path(topology, name, version)
+            loaded.append(load_stage(name, folder, serving, sizes.candidates, deny_list))
+        return cls(*loaded)
 
     @property
     def item_ids(self) -> Array:

@@ -77,15 +77,12 @@ class Reranked(Score):
     def _choose(self, ids: Array, scores: Array) -> tuple[Array, Array]:
         """Ids and scores [P] of a pool, best first -> places [<= R] in it, and propensities."""
         if self._diversity:
-            vectors = self._vectors[self._rows(ids)].astype(np.float32)
-            relevances = relevance(scores)
-            listed = mmr(relevances, vectors, self._results, self._diversity)
+            rows = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
+            vectors = self._vectors[rows].astype(np.float32)
+            listed = mmr(relevance(scores), vectors, self._results, self._diversity)
         else:
             listed = np.arange(min(self._results, len(ids)))
         return explore(scores, listed, self._explored, self._temperature, self._random)
-
-    def _rows(self, ids: Array) -> Array:
-        return self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
 
 
 def remove(folder: Path) -> None:
@@ -152,11 +149,7 @@ def mmr(relevances: Array, vectors: Array, count: int, diversity: float) -> Plac
 
 
 def explore(
-    scores: Array,
-    listed: Places,
-    drawn: int,
-    temperature: float,
-    random: np.random.Generator,
+    scores: Array, listed: Places, drawn: int, temperature: float, random: np.random.Generator
 ) -> tuple[Places, Array]:
     """Draw the last places of a list from all items that are not before them.
 

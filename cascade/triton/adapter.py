@@ -74,7 +74,9 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by Triton with the requests of a batch -> a response to each, in their order."""
         if self.admission.refuses(len(requests)):
-            return self._refuse_all(len(requests))
+            self.metrics.error("queue", len(requests))
+            message = f"more than {self.admission.most} users wait for {self.name}: {AGAIN}"
+            return [_error(message, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         refusals = [self._late(request) for request in requests]
         if not any(refusals):
             return self._compute(requests)
@@ -86,11 +88,6 @@ class TritonPythonModel:
         """Called by Triton when it unloads the version."""
         self.metrics.close()
         spans.write()
-
-    def _refuse_all(self, requests: int) -> list[Any]:
-        self.metrics.error("queue", requests)
-        message = f"more than {self.admission.most} users wait for {self.name}: {AGAIN}"
-        return [_error(message, pb_utils.TritonError.UNAVAILABLE) for _ in range(requests)]
 
     def _late(self, request: Any) -> Any | None:
         """The error response to a request whose deadline has passed; None for all others."""
@@ -196,16 +193,14 @@ def _joined(requests: Sequence[Arrays]) -> Arrays:
 
 
 def _column(parts: Arrays, requests: Sequence[Arrays]) -> Array | None:
-    present = [part for part in parts if part is not None]
-    if not present:
+    if all(part is None for part in parts):
         return None
-    if len(present) < len(parts):
-        users = [len(request[0]) for request in requests]
-        present = [
-            np.full((count, 1), b"", object) if part is None else part
-            for part, count in zip(parts, users, strict=True)
+    joined: Array = np.concatenate(
+        [
+            np.full((len(request[0]), 1), b"", object) if part is None else part
+            for part, request in zip(parts, requests, strict=True)
         ]
-    joined: Array = np.concatenate(present)
+    )
     return joined
 
 

@@ -7,8 +7,8 @@ Every family has the labels `model` and `release`; those of a stage have the lab
 | cascade_batch_seconds_bucket, _sum, _count | le | time of a batch in a process: a histogram |
 | cascade_batch_users_total | | users in those batches |
 | cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
-| cascade_<count>_total | stage | a count of the stage, see `Counting` |
-| cascade_<level> | stage | a level of the stage, such as `items` |
+| cascade_<count>_total | stage | of `counts()`: candidates or results `kept`, `cold_starts`, ... |
+| cascade_<level> | stage | of `levels()`, such as `items` |
 | cascade_release | | the release that the model serves |
 
 Every increment, and every observation of a histogram of Triton's, is a message to the server. So a
@@ -23,7 +23,7 @@ import threading
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 PERIOD_S = 1.0
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -31,35 +31,18 @@ PREFIX = "cascade_"
 Labels = dict[str, str]
 
 
-@runtime_checkable
-class Counting(Protocol):
-    """A stage with something to count takes part by having these two methods; the names in them
-    become those of the families, so nothing is declared twice.
-
-    Both are called once a second, from another thread than the stage's own.
-    """
-
-    def counts(self) -> Mapping[str, int]:
-        """Totals since the stage was loaded, which only grow: candidates or results `kept` and
-        `filtered`, `cold_starts`, `fallbacks`."""
-
-    def levels(self) -> Mapping[str, float]:
-        """Present values, such as `items`."""
-
-
 class Metrics:
     """The counters of one process.
 
     Args:
         backend: the module triton_python_backend_utils, which only the adapter may import.
-        stages: by name; the counts of those that are `Counting` are published.
+        stages: by name. `counts()` of a stage are totals since it was loaded, which only grow;
+            `levels()` are present values. Both are called once a second, from another thread than
+            the stage's own; the names in them become those of the families.
     """
 
-    def __init__(
-        self, backend: Any, model: str, release: int, stages: Mapping[str, object]
-    ) -> None:
-        self._backend = backend
-        self._counting = {n: s for n, s in stages.items() if isinstance(s, Counting)}
+    def __init__(self, backend: Any, model: str, release: int, stages: Mapping[str, Any]) -> None:
+        self._backend, self._stages = backend, stages
         self._labels = {"model": model, "release": str(release)}
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Any] = {}
@@ -80,8 +63,7 @@ class Metrics:
         self._users += users
 
     def error(self, kind: str, requests: int = 1) -> None:
-        """Requests without an answer: for their `input`, a full `queue`, a failed `stage`, or
-        because they were too `late`."""
+        """Requests without an answer; see `kind` above."""
         self._errors[kind] += requests
 
     def publish(self) -> None:
@@ -95,7 +77,7 @@ class Metrics:
         self._raise("batch_users_total", self._users)
         for kind, count in self._errors.items():
             self._raise("errors_total", count, {"kind": kind})
-        for name, stage in self._counting.items():
+        for name, stage in self._stages.items():
             for count_name, count in stage.counts().items():
                 self._raise(f"{count_name}_total", count, {"stage": name})
             for level_name, level in stage.levels().items():

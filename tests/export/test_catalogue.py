@@ -208,7 +208,7 @@ def test_an_index_lets_items_go_and_takes_others(kind: index.Kind) -> None:
         return (random.normal(size=(count, 6)) @ axes).astype(np.float32)
 
     vectors = draw(3000)
-    built = index.build(vectors, kind, seed=0)
+    built = index.build(vectors, kind)
     keep = random.random(3000) < 0.7
     added = draw(50)
     found = refresh(built, keep, added)
@@ -228,7 +228,7 @@ def test_an_index_lets_items_go_and_takes_others(kind: index.Kind) -> None:
 
 def test_an_index_that_cannot_drop_items_says_so() -> None:
     vectors = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
-    built = index.build(vectors, "HNSW32,Flat", seed=0)
+    built = index.build(vectors, "HNSW32,Flat")
     grown = refresh(built, np.ones(500, bool), vectors[:3])
     assert grown.facts.items == 503
     with pytest.raises(RefreshError, match="HNSW32,Flat cannot drop 500 items"):

@@ -10,7 +10,7 @@ import pytest
 
 from cascade import index as ann
 from cascade.artifact import ArtifactError
-from cascade.index.kinds import base, set_parameter
+from cascade.index.search import base, set_parameter
 
 SCHEMA = "0123456789abcdef"
 N, D, B, K = 2000, 16, 25, 50

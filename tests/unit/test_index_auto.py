@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cascade import index as ann
-from cascade.index import choice, shortlist
+from cascade.index import choice
 from cascade.index.tuning import Truth, beside_exact
 
 N, D, B, K, TARGET = 4000, 16, 64, 50, 0.9
@@ -94,7 +94,7 @@ def test_target_out_of_reach_is_searched_exactly() -> None:
 
 
 def test_large_catalogue_is_screened_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortlist, "SAMPLE", 1000)
+    monkeypatch.setattr(choice, "SAMPLE", 1000)
     kinds: tuple[ann.Kind, ...] = ("flat", "ivf", "ivfsq8")
     index, found = ann.auto(unit(N, 0), unit(B, 1), K, TARGET, kinds=kinds)
     assert index.facts.items == N
@@ -118,8 +118,8 @@ def test_fastest_that_reaches_wins() -> None:
 
 def test_finalists_are_the_best_of_the_kinds_near_the_best() -> None:
     kinds: list[ann.Kind] = ["flat", "ivf", "ivf", "ivfsq8", "pcaivfsq8", "sq8"]
-    assert shortlist.finalists(kinds, [900, 12, 11, 10, np.inf, 12.5]) == [3, 2, 5]
-    assert shortlist.finalists(kinds, [np.inf] * 6) == []
+    assert choice.finalists(kinds, [900, 12, 11, 10, np.inf, 12.5]) == [3, 2, 5]
+    assert choice.finalists(kinds, [np.inf] * 6) == []
 
 
 def test_many_lists_are_tried_only_where_their_k_means_is_short() -> None:

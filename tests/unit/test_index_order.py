@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cascade import index as ann
-from cascade.index.kinds import base
 from cascade.index.rows import list_ids
+from cascade.index.search import base
 
 N, D, B, K, CLUSTERS = 3000, 16, 20, 50, 30
 FAST_SCAN = "IVF60,PQ8x4fs,RFlat"

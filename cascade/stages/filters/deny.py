@@ -21,17 +21,14 @@ from cascade.index import Ids, Mask
 from cascade.stages.filters.items import FilterItems
 
 CHECK_S = 0.5
+INT64 = range(-(2**63), 2**63)
 LOG = logging.getLogger(__name__)
 Stamp = tuple[int, int, int] | None  # None: there is no file
 
 
 @dataclass(frozen=True)
 class Denied:
-    """Rows that are denied.
-
-    Args:
-        mask: [N]. count: of its true values.
-    """
+    """Rows that are denied: a mask [N], and the count of its true values."""
 
     mask: Mask
     count: int
@@ -49,13 +46,7 @@ class DenyListError(CascadeError, ValueError):
 
 
 class DenyList:
-    """The items that a file denies at present.
-
-    Args:
-        path: a missing file denies nothing.
-        items: of the release.
-        clock: seconds on a monotonic clock.
-    """
+    """The items that a file denies at present; a missing file denies nothing."""
 
     def __init__(
         self, path: Path, items: FilterItems, clock: Callable[[], float] = time.monotonic
@@ -98,20 +89,17 @@ def parse(text: bytes, path: Path) -> Ids:
     """
     ids = []
     for number, line in enumerate(text.splitlines(), 1):
-        content = line.partition(b"#")[0].strip()
-        if content:
-            ids.append(_id(content, f"{path}, line {number}"))
+        if content := line.partition(b"#")[0].strip():
+            try:
+                ids.append(int(content))
+                if ids[-1] not in INT64:
+                    raise ValueError
+            except ValueError as error:
+                raise DenyListError(
+                    f"{path}, line {number}: {content[:40]!r} is not an item id, an integer of 64 "
+                    "bits"
+                ) from error
     return np.array(ids, np.int64)
-
-
-def _id(text: bytes, where: str) -> int:
-    try:
-        found = int(text)
-        if -(2**63) <= found < 2**63:
-            return found
-    except ValueError:
-        pass  # the same error as for an id that is too large
-    raise DenyListError(f"{where}: {text[:40]!r} is not an item id, an integer of 64 bits")
 
 
 def _stamp(path: Path) -> Stamp:

@@ -1,7 +1,7 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
 The search fetches as many more items as are excluded or denied and may be among the best, and drops
-these (`cascade.index.filtered`). If `allow` leaves at most K items, they are the candidates and
+these (`cascade.index.search`). If `allow` leaves at most K items, they are the candidates and
 nothing is searched. Otherwise the index searches among them, and other allowed items fill the
 places for which it finds none.
 
