@@ -88,15 +88,12 @@ def auto(
     target: float = 0.95,
     kinds: Sequence[Kind] = CONTENDERS,
 ) -> tuple[Index, list[Candidate]]:
-    """The fastest index over item vectors [N, D] whose recall@k reaches the target.
+    """The fastest index over item vectors [N, D] whose recall@k reaches the target, flat if none
+    does, with what was measured in its facts; and all candidates, the chosen one marked.
 
     Args:
         queries: [B, D], user vectors that were not trained on, a few hundred. Efforts are set on
             every other one; recall is reported, and the target judged, on the rest.
-
-    Returns:
-        The index, with recall, latency and the latency of exact search in its facts; and all that
-        was measured, the chosen one marked. If no other kind reaches the target, it is flat.
 
     Raises:
         ValueError: as `build`, or fewer than two queries.

@@ -46,6 +46,7 @@ class ExactIndex:
 
     def __init__(self, items: Tensor, recorded: bool = False) -> None:
         self._items, self._recorded = items, recorded
+        self.device = items.device
         self._searches: dict[int, Search] = {}
 
     def __len__(self) -> int:
@@ -57,11 +58,6 @@ class ExactIndex:
         items, width = self._items.shape
         return {"kind": "exact", "items": items, "width": width, "device": self.device.type}
 
-    @property
-    def device(self) -> Any:
-        """Where the vectors are."""
-        return self._items.device
-
     def search(self, queries: Floats, k: int) -> Ids:
         """[B, D] -> catalogue rows int64 [B, k], best first, -1 where there are no more."""
         queries = checked(queries, self._items.shape[1], k)
@@ -70,12 +66,8 @@ class ExactIndex:
         return self._searches[k](queries)
 
     def after(self, tower: Callable[..., Any], k: int) -> Search:
-        """A search for the vectors that `tower` computes, all of it on the device: arrays, batch
-        first -> rows int64 [B, k].
-
-        Args:
-            tower: tensors of this index's device -> vectors [B, D].
-        """
+        """A search for the vectors [B, D] that `tower` computes from tensors of this device, all of
+        it on the device: arrays, batch first -> rows int64 [B, k]."""
         from cascade.runtime.devices import Runner, as_tuple
 
         runner = Runner(
@@ -84,8 +76,8 @@ class ExactIndex:
         return lambda *users: runner(*users)[0]
 
     def search_among(self, queries: Floats, k: int, allowed: Mask) -> Ids:
-        """[B, D] -> the rows int64 [B, k] that are best among the `allowed` [N], best first, -1
-        where there are no more."""
+        """[B, D] -> the best rows int64 [B, k] among the `allowed` [N], -1 where there are no
+        more."""
         import torch
 
         wanted = min(k, int(np.count_nonzero(allowed)))
@@ -100,16 +92,12 @@ class ExactIndex:
         return found
 
     def search_oversampled(self, queries: Floats, k: int, extra: int) -> Ids:
-        """[B, D] -> the best rows int64 [B, >= k], so that k remain after `extra` of them are left
-        out; best first, -1 where there are no more."""
+        """[B, D] -> the best rows int64 [B, >= k], so that k remain without `extra` of them."""
         return self.search(queries, fetched(k, extra))
 
     def rows(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
-        """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for.
-
-        Args:
-            allowed: bool [N], k of it true: these rows alone.
-        """
+        """[B, D] -> rows int64 [B, k], both on the device; nothing is copied or waited for. Given
+        `allowed`, bool [N] with at least k true, these rows alone."""
         import torch
 
         users, items = len(queries), len(self)
@@ -144,10 +132,8 @@ def _scores(queries: Tensor, items: Tensor) -> Tensor:
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """[B, N] -> the k largest of each row, best first, and their places, [B, k] each.
-
-    Equal scores may stand in for each other, as in `torch.topk`.
-    """
+    """[B, N] -> the k largest of each row, best first, and their places, [B, k] each. Equal scores
+    may stand in for each other, as in `torch.topk`."""
     import torch
 
     users, items = scores.shape

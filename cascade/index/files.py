@@ -38,12 +38,11 @@ def load(folder: Path, schema_hash: str, *, mapped: bool = True, verify: bool = 
     """Open the index that `save` wrote.
 
     Args:
-        mapped: map the file read-only: nothing is copied, and all processes share the pages. It
-            holds for the codes of all named kinds (IO_FLAG_MMAP_IFC, FAISS 1.11 or later; the older
-            IO_FLAG_MMAP maps inverted lists only and reads flat indexes whole). Fast scan reads its
-            4-bit codes, HNSW the 12 bytes per item that say where its links begin.
-        verify: compare the file's sha256. FAISS itself notices a short file but not a changed
-            byte, which in a graph may crash the process.
+        mapped: map the file read-only, so that all processes share the pages. It holds for the
+            codes of all named kinds (IO_FLAG_MMAP_IFC, FAISS 1.11 or later; IO_FLAG_MMAP maps
+            inverted lists only). Fast scan reads its 4-bit codes, HNSW where its links begin.
+        verify: compare the sha256: FAISS notices a short file but not a changed byte, which in a
+            graph may crash the process.
 
     Raises:
         ArtifactError: missing, damaged, or made for another schema.

@@ -48,11 +48,9 @@ def build(
 
     The number of lists follows FAISS's guidelines: 4 sqrt(N), never fewer than 39 items to a list.
     A catalogue too small for that gets a flat index, and the facts say so. The effort is a guess
-    until `tune` replaces it. HNSW draws its levels from a seed of its own and, built by several
-    threads, differs a little from run to run.
+    until `tune` replaces it. HNSW, built by several threads, differs a little from run to run.
 
     Args:
-        kind: a name of `KINDS`, or a factory string of FAISS.
         lists: how many lists, if not 4 sqrt(N); other kinds than the named ones ignore it.
         centroids: [lists, D] of an index over the same items: k-means is then not run again.
 
@@ -93,8 +91,8 @@ def _check_finite(vectors: Floats) -> None:
 
 def _affordable(kind: Kind, items: int) -> tuple[Kind, str]:
     """-> the kind that N items can train, and a note if it is not the one asked for."""
-    needed = POINTS_PER_CENTROID + 1 if has_lists(kind) else 0
-    if items >= needed:
+    needed = POINTS_PER_CENTROID + 1
+    if items >= needed or not has_lists(kind):
         return kind, ""
     return "flat", f"{kind} needs at least {needed} items; {items} are searched exactly (flat)"
 

@@ -28,8 +28,8 @@ class RefreshError(CascadeError, ValueError):
 def order(index: Index) -> Ids:
     """-> permutation int64 [N]: row i of the new catalogue is row `order[i]` of the present one.
 
-    Rows of one list follow each other, and each list is followed by the nearest one that is left.
-    An index without lists is cut into clusters for this.
+    Each list is followed by the nearest one that is left. An index without lists is cut into
+    clusters for this.
     """
     inner = base(index.raw)
     if hasattr(inner, "invlists"):
@@ -113,15 +113,11 @@ def _chain(centroids: Floats) -> Ids:
 
 
 def refresh(index: Index, keep: Mask, added: Floats) -> Index:
-    """The same index over another catalogue: first the kept items, in their order, then the added
-    ones. Changed in place.
+    """The same index over another catalogue: first the rows to `keep` [N], in their order, then
+    those `added` [n, D]. Changed in place.
 
     The lists and codes stay those that the earlier items were trained for; after many changes, a
     new index finds more.
-
-    Args:
-        keep: [N], which rows stay.
-        added: vectors [n, D] of the new items.
 
     Raises:
         RefreshError: items are to leave an index that cannot drop them.

@@ -21,13 +21,8 @@ Timed = tuple[Callable[[Floats], Any], Floats]  # a search, and its queries
 
 @dataclass(frozen=True)
 class Truth:
-    """Queries and the answers of exact search, which recall is measured against.
-
-    Args:
-        vectors: [N, D]. queries: [B, D].
-        best: rows int64 [B, min(k, N)] of the exact answer.
-        kth_best: [B], the inner product of the last of them.
-    """
+    """Queries [B, D] and the answers of exact search, which recall is measured against: the best
+    rows int64 [B, min(k, N)], and the inner product [B] of the last of them."""
 
     vectors: Floats
     queries: Floats
@@ -54,7 +49,7 @@ class Truth:
         return self.share(index.search(self.queries, self.k))
 
     def share(self, found: Ids) -> float:
-        """Share of the exact top k that is among `found` [B, k]; see `recall_at`."""
+        """See `recall_at`."""
         wanted = self.best.shape[1]
         hits = 0
         for row, query in enumerate(self.queries):
@@ -67,24 +62,19 @@ class Truth:
 
 
 def recall_at(found: Ids, vectors: Floats, queries: Floats, k: int) -> float:
-    """Share of the exact top k that `found` [B, >= k] holds, over all queries.
-
-    Tie-aware: an item counts when its inner product is as good as the exact k-th best, whichever
-    of several equal items it is. Pads never count; of a catalogue with N < k, all N can be found.
-    """
+    """Share of the exact top k that `found` [B, >= k] holds, tie-aware, over all queries. Pads
+    never count; of a catalogue with N < k, all N can be found."""
     return Truth.of(vectors, queries, k).share(found[:, :k])
 
 
 def tune(index: Index, vectors: Floats, queries: Floats, k: int, target: float = 0.95) -> float:
-    """Set the least effort whose recall@k on these queries reaches the target.
+    """Set the least effort whose recall@k reaches the target -> the recall, also in the facts.
+
+    It is below the target only if the largest effort does not reach it; the facts say so.
 
     Args:
         vectors: [N, D], what the index was built over: the exact answer is computed from them.
         queries: [B, D], user vectors that were not trained on; a few hundred are enough.
-
-    Returns:
-        The recall reached. It is below the target only if the largest effort does not reach it;
-        the facts say so. They record the recall in both cases.
     """
     truth = Truth.of(vectors, queries, k)
     reach(index, truth, target)
