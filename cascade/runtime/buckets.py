@@ -27,12 +27,8 @@ def bucket(users: int) -> int:
 
 
 def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array]) -> list[Array]:
-    """Run a batch of any size in parts that fit into a bucket, each padded to it; the answers
-    of the pads are dropped.
-
-    Args:
-        run: inputs of a bucket's size, batch first -> outputs, batch first.
-    """
+    """`run` a batch of any size, batch first, in parts that fit into a bucket, each padded to it;
+    the answers of the pads are dropped."""
     answers = []
     for start in range(0, len(inputs[0]), BUCKETS[-1]):
         part = [values[start : start + BUCKETS[-1]] for values in inputs]
@@ -45,8 +41,7 @@ def in_buckets(run: Callable[[list[Array]], list[Array]], inputs: Sequence[Array
 
 
 def padded(values: Array, size: int) -> Array:
-    """[B, ...] -> [size, ...]: repeats the first user, which is a valid one; the answers of the
-    copies are dropped."""
+    """[B, ...] -> [size, ...]: repeats the first user, which is a valid one."""
     missing = size - len(values)
     if not missing:
         return np.ascontiguousarray(values)

@@ -24,11 +24,8 @@ Function = Callable[..., Any]  # tensors of the device -> a tensor, or several
 
 
 def device_of(serving: Serving) -> torch.device:
-    """The device of `serving`; also sets the number of threads that torch may use.
-
-    Raises:
-        ArtifactError: there is no GPU.
-    """
+    """The device of `serving`, or ArtifactError if there is no GPU; torch gets the threads of
+    `serving`."""
     if serving.device == "cuda" and not torch.cuda.is_available():
         raise ArtifactError("device is cuda, but torch finds no GPU: export with --device cpu")
     torch.set_num_threads(max(1, serving.threads))

@@ -69,11 +69,8 @@ class OnnxGraph:
 
 
 class _Bound:
-    """A run of one shape, from and to device memory at fixed addresses.
-
-    Args:
-        number: of the shape; ONNX Runtime keeps the CUDA graph of each under it.
-    """
+    """A run of one shape, from and to device memory at fixed addresses. ONNX Runtime keeps the CUDA
+    graph of each shape under its number."""
 
     def __init__(
         self,

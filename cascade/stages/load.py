@@ -30,11 +30,8 @@ from cascade.stages.scoring import Score
 
 
 class LoadedStage(Protocol):
-    """One step: a tuple of input arrays, batch first, to a tuple of output arrays.
-
-    After its `inputs` come those that are `optional`. None, or a missing argument, stands for an
-    optional input that no request of the batch has.
-    """
+    """One step: input arrays, batch first, to a tuple of output arrays. After its `inputs` come
+    those that are `optional`: None, or missing, where no request of the batch has them."""
 
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
@@ -42,20 +39,12 @@ class LoadedStage(Protocol):
     schema_hash: str
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
-        """Run one batch.
-
-        Raises:
-            InvalidInput: a value of the request is wrong.
-        """
+        """Run one batch. Raises InvalidInput if a value of a request is wrong."""
 
 
 class Chain:
     """Consecutive stages in one process: each finds its inputs by name among the outputs of those
-    before it and the inputs of the chain.
-
-    Args:
-        outputs: of the chain; None = those of the last stage.
-    """
+    before it and the inputs of the chain, whose outputs are by default those of the last stage."""
 
     def __init__(
         self, stages: Sequence[LoadedStage], outputs: tuple[str, ...] | None = None

@@ -151,16 +151,12 @@ def mmr(relevances: Array, vectors: Array, count: int, diversity: float) -> Plac
 def explore(
     scores: Array, listed: Places, drawn: int, temperature: float, random: np.random.Generator
 ) -> tuple[Places, Array]:
-    """Draw the last places of a list from all items that are not before them.
+    """Draw the last `drawn` places of a list from all items that are not before them -> the new
+    list, and the probability with which each item got its place, given those before.
 
     Args:
         scores: [P], probabilities of a click; their log-odds over the temperature are the logits.
         listed: places of the list without exploration.
-        drawn: how many of its last places are drawn.
-
-    Returns:
-        The new list, and the probability [len(listed)] with which each item got its place, given
-        those before: 1 where nothing was drawn.
     """
     found, propensities = listed.copy(), np.ones(len(listed))
     chances = np.clip(np.asarray(scores, np.float64), 1e-7, 1 - 1e-7)  # float32 reaches 0 and 1

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cascade import index
 from cascade.artifact import Array
 from cascade.config import Serving
 from cascade.encoding import Encoder
-from cascade.index.exact import ExactIndex
 from cascade.index.files import open_index
 from cascade.runtime import spans
-from cascade.runtime.load import Graph, load_graph
+from cascade.runtime.load import load_graph
 from cascade.spec import ALLOW, EXCLUDE
 from cascade.stages.filters.deny import DenyList
 from cascade.stages.filters.items import FilterItems
@@ -43,12 +41,11 @@ class Retrieve:
         self.encoder = Encoder.load(folder, sides=("user",))
         self.schema_hash = self.encoder.schema.hash
         _, tower = load_graph(folder, self.encoder.schema, serving)
-        self._tower = spans.traced("tower", tower)
+        tower = spans.traced("tower", tower)
         self.index = open_index(folder, self.encoder.schema.hash, serving)
         items = FilterItems(folder, self.encoder.schema.hash)
         deny = DenyList(deny_list, items) if deny_list else None
-        search = _searcher(self.index, self._tower, candidates)
-        self._search = Filtered(search, self._tower, self.index, items, deny, candidates)
+        self._search = Filtered(tower, self.index, items, deny, candidates)
         self._kept = 0
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
@@ -67,12 +64,3 @@ class Retrieve:
 
     def levels(self) -> Mapping[str, float]:
         return {"items": len(self.index)}
-
-
-def _searcher(found: ExactIndex | index.Index, tower: Graph, k: int) -> Callable[..., index.Ids]:
-    """Encoded users -> catalogue rows int64 [B, k]. Between a tower of the torch runtimes and exact
-    search the vectors stay on the device."""
-    function = getattr(tower, "function", None)
-    if isinstance(found, ExactIndex) and function is not None:
-        return found.after(function, k)
-    return lambda *users: found.search(tower(*users)[0], k)

@@ -20,11 +20,9 @@ class StoreError(CascadeError):
 
 
 class Backend(Protocol):
-    """A store of bytes. Opens itself on the first call, and again after a failure.
-
-    Every call raises StoreError. What one call wrote is visible to all readers of all processes
-    when it returns, and no reader ever sees part of a record.
-    """
+    """A store of bytes, which opens itself on the first call, and again after a failure. Every call
+    raises StoreError. What one call wrote is visible to all readers of all processes when it
+    returns, and no reader ever sees part of a record."""
 
     url: str  # without its password
 

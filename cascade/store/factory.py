@@ -20,12 +20,12 @@ class StoreUrlError(StoreError, ValueError):
 
 
 def open_backend(url: str, *, writable: bool = False) -> Backend:
-    """The store of that URL. `$NAME` in it is taken from the environment, which is where a password
-    belongs. The store is first reached by the first call.
+    """The store of that URL, first reached by the first call.
 
     Args:
         url: `lmdb:PATH`, or `redis://HOST:PORT/DB` (`rediss://`, `unix://`) with an optional
-            `?timeout_ms=`, the longest time that a reader waits for a batch.
+            `?timeout_ms=`, the longest time that a reader waits for a batch. `$NAME` in it is taken
+            from the environment, which is where a password belongs.
         writable: allow writing to LMDB; with Redis, wait longer for an answer.
 
     Raises:
@@ -42,11 +42,7 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
 
 def absolute_url(url: str) -> str:
     """The URL as a repository holds it: checked, and with an absolute path to LMDB, because the
-    server runs elsewhere. An empty URL, and one that begins with `$`, stay as they are.
-
-    Raises:
-        StoreUrlError: no such kind of store.
-    """
+    server runs elsewhere. An empty URL, and one that begins with `$`, stay as they are."""
     if not url or url.startswith("$"):
         return url
     kind, place = _split(url)
@@ -56,7 +52,7 @@ def absolute_url(url: str) -> str:
 
 
 def _split(url: str) -> tuple[str, str]:
-    """The kind of store, and where it is."""
+    """The kind of store, and where it is. Raises StoreUrlError."""
     kind, _, place = url.partition(":")
     if kind not in (LMDB, *REDIS) or not place:
         raise StoreUrlError(

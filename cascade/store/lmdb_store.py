@@ -26,12 +26,7 @@ CHECK_PERIOD_S = 1.0
 
 
 class LmdbStore:
-    """See `Backend`.
-
-    Args:
-        path: a folder; the first writer makes it.
-        writable: readers open the file read-only.
-    """
+    """See `Backend`. The path is a folder, which the first writer makes."""
 
     def __init__(self, path: Path, writable: bool) -> None:
         self.url = f"{LMDB}:{path}"

@@ -67,14 +67,12 @@ class Records:
         )
 
     def append(self, record: bytes | None, name: str, members: Sequence[Any]) -> bytes:
-        """The record with new members in front of a bag, or at the end of a sequence.
+        """The record with new members, the latest last, in front of a bag or at the end of a
+        sequence.
 
         The model reads the beginning of a bag, whose training data begins with the latest member,
-        and the end of a sequence (`Encoder.ids`). Members that would not be read are dropped.
-
-        Args:
-            record: None for a user that is not stored yet: every other value is missing.
-            members: in the order in which they happened, the latest last.
+        and the end of a sequence (`Encoder.ids`). Members that would not be read are dropped. Where
+        there is no record yet, every other value is missing.
 
         Raises:
             InvalidInput: no such bag, or members that cannot be in one.

@@ -23,12 +23,7 @@ return 0
 
 
 class RedisStore:
-    """See `Backend`.
-
-    Args:
-        url: as redis-py reads it.
-        timeout_s: longest time for a connection, and for an answer.
-    """
+    """See `Backend`. The timeout is that of a connection, and that of an answer."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = without_password(url)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,9 @@ LONGEST_ID = 480  # bytes; the keys of LMDB are hardly longer
 REMOVED_AT_ONCE = 10_000
 
 
-@dataclass(frozen=True)
-class StoredUsers:
-    """What a store knows of B users.
-
-    Args:
-        dense, categorical: as clients send them, [B, F_dense] and [B, F_cat]; all missing where
-            the user is unknown.
-        known: bool [B].
-        unreadable: of those not known, how many have a record of another layout, or a damaged one.
-    """
+class StoredUsers(NamedTuple):
+    """What a store knows of B users: their features as clients send them, all missing where a user
+    is not known; how many of those have a record of another layout, or a damaged one."""
 
     dense: Dense
     categorical: Categorical
@@ -49,11 +42,8 @@ class Event:
 
 
 class UserStore:
-    """Users of one layout in a backend.
-
-    Every call raises StoreError when the store cannot be reached, and InvalidInput for a value that
-    cannot be stored.
-    """
+    """Users of one layout in a backend. Every call raises StoreError when the store cannot be
+    reached, and InvalidInput for a value that cannot be stored."""
 
     def __init__(self, backend: Backend, layout: RequestLayout) -> None:
         self.layout = layout
@@ -82,11 +72,8 @@ class UserStore:
     def create(cls, url: str, layout: RequestLayout, replace: bool = False) -> UserStore:
         """The store of that URL, to write users of that layout into it.
 
-        Args:
-            replace: take it over from another layout.
-
         Raises:
-            OtherLayout: it holds users of another one, and `replace` is not set.
+            OtherLayout: it holds users of another one, and is not to `replace` them.
             StoreError: no such kind of store, or it cannot be reached.
         """
         with _opened(url) as backend:
@@ -120,11 +107,8 @@ class UserStore:
         self.append_many([Event(user_id, feature, values)])
 
     def append_many(self, events: Iterable[Event]) -> None:
-        """The same for many events. An unknown user is stored with these members alone.
-
-        Raises:
-            InvalidInput: an event cannot be written; then none of them is.
-        """
+        """The same for many events: all of them, or, after InvalidInput, none. An unknown user is
+        stored with these members alone."""
         by_user: dict[bytes, list[Event]] = {}
         for event in events:
             self.check(event)

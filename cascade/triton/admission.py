@@ -34,7 +34,7 @@ class Admission:
         most: users that may wait; 0 = any number.
         processes: of the model, which share the excess among them.
         full: users of a full batch; while batches are smaller, no requests wait.
-        url: of the server's metrics; empty: the queue is unknown, and nothing is refused.
+        url: of the server's metrics; empty: nothing is refused.
     """
 
     def __init__(

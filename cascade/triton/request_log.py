@@ -35,12 +35,8 @@ def wanted(parameters: Mapping[str, str]) -> bool:
 
 
 class RequestLog:
-    """The lines of one model.
-
-    Args:
-        release: the version that the model serves.
-        every_request: the result of `wanted`; the caller need not collect ids otherwise.
-    """
+    """The lines of one model. Without `every_request`, the result of `wanted`, the caller need not
+    collect ids."""
 
     def __init__(self, model: str, release: int, every_request: bool) -> None:
         self.every_request = every_request

@@ -82,11 +82,8 @@ class FilterItems:
 
     def __init__(self, folder: Path, schema_hash: str) -> None:
         described = FilterDescription.load(folder, schema_hash)
-        arrays = {
-            # A plain view of the mapping: indexing a memmap costs a microsecond each time.
-            name: np.asarray(mapped.open(folder))
-            for name, mapped in described.mapped.items()
-        }
+        # Plain views of the mappings: indexing a memmap costs a microsecond each time.
+        arrays = {name: np.asarray(file.open(folder)) for name, file in described.mapped.items()}
         self._row_ids = arrays["row_ids"]
         self._ids, self._id_rows = arrays["ids"], arrays["id_rows"]
         self._text, self._text_starts = arrays["text"], arrays["text_starts"]
@@ -97,8 +94,7 @@ class FilterItems:
         return len(self._ids)
 
     def rows(self, ids: Ids) -> Ids:
-        """External ids [n] -> the rows that have them, int64 [<= n], in any order. Ids that no item
-        has are skipped."""
+        """External ids [n] -> the rows that have them, int64 [<= n], in any order."""
         ids = np.sort(ids)  # near ids lie in the same pages
         places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
         rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)

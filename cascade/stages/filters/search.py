@@ -11,9 +11,8 @@ the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -31,12 +30,7 @@ DENIED_AT_ONCE = 128  # of a longer deny list, so many are expected among the be
 
 @dataclass(frozen=True)
 class UserFilter:
-    """The filters of one user.
-
-    Args:
-        excluded: ids int64 [E], in any order.
-        allowed: bool [N]; None = every item.
-    """
+    """The filters of one user: ids [E] in any order; the rows allowed, None = every item."""
 
     excluded: Ids
     allowed: Mask | None
@@ -46,25 +40,19 @@ class UserFilter:
 
 
 class Filtered:
-    """Encoded users and their filters -> candidates int64 [B, K], -1 pads.
-
-    Args:
-        search: users -> candidates, for batches without any filter.
-        tower: users -> their vectors, in a list.
-        deny: None = there is no deny list.
-        candidates: K.
-    """
+    """Encoded users and their filters -> K candidates int64 [B, K], -1 pads. Without a deny list,
+    `deny` is None."""
 
     def __init__(
         self,
-        search: Any,
         tower: Graph,
         index: ExactIndex | Index,
         items: FilterItems,
         deny: DenyList | None,
         candidates: int,
     ) -> None:
-        self._search, self._tower, self._index = search, tower, index
+        self._search = _unfiltered(tower, index, candidates)
+        self._tower, self._index = tower, index
         self._items, self._deny, self._candidates = items, deny, candidates
         self._nothing = Denied.of(np.empty(0, np.int64), items)
 
@@ -75,19 +63,16 @@ class Filtered:
         exclude: Array | None = None,
         allow: Array | None = None,
     ) -> Ids:
-        """Best first; if all allowed items are candidates, in the order of their rows.
+        """Best first; if all allowed items are candidates, in the order of their rows. Raises
+        InvalidInput for a filter that cannot be read.
 
         Args:
             exclude, allow: object [B, 1] of bytes; None if no user of the batch has the filter.
-
-        Raises:
-            InvalidInput: a filter cannot be read.
         """
         denied = self._deny.now() if self._deny else self._nothing
         filters = self._filters(len(user_ids), exclude, allow)
         if not denied.count and not any(filters):
-            found: Ids = self._search(user_dense, user_ids)
-            return found
+            return self._search(user_dense, user_ids)
         queries = self._tower(user_dense, user_ids)[0]
         return self._filtered(queries, filters, denied)
 
@@ -97,14 +82,9 @@ class Filtered:
         if exclude is None and allow is None:
             return [_NO_FILTER] * users
         nothing = [b""] * users
-        return [
-            self._decoded(excluded, allowed)
-            for excluded, allowed in zip(
-                nothing if exclude is None else exclude[:, 0],
-                nothing if allow is None else allow[:, 0],
-                strict=True,
-            )
-        ]
+        excluded = nothing if exclude is None else exclude[:, 0]
+        allowed = nothing if allow is None else allow[:, 0]
+        return [*map(self._decoded, excluded, allowed)]
 
     def _decoded(self, exclude: bytes, allow: bytes) -> UserFilter:
         values = decode_allow(allow)
@@ -162,6 +142,15 @@ class Filtered:
         else:
             found[:count] = np.flatnonzero(left)
         return found
+
+
+def _unfiltered(tower: Graph, index: ExactIndex | Index, k: int) -> Callable[..., Ids]:
+    """Encoded users -> candidates, for a batch without any filter. Between a tower of the torch
+    runtimes and exact search the vectors stay on the device."""
+    function = getattr(tower, "function", None)
+    if isinstance(index, ExactIndex) and function is not None:
+        return index.after(function, k)
+    return lambda *users: index.search(tower(*users)[0], k)
 
 
 _NO_FILTER = UserFilter(np.empty(0, np.int64), None)
