@@ -195,7 +195,7 @@ def present(folder: Path) -> bool:
     return (folder / FACTS).exists()
 
 
-def load(folder: Path, schema_hash: str, serving: Serving, *, verify: bool = True) -> ExactIndex:
+def load(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex:
     """Open what `save` wrote, on the device of `serving`. On a CPU the file stays mapped.
 
     Raises:
@@ -208,6 +208,6 @@ def load(folder: Path, schema_hash: str, serving: Serving, *, verify: bool = Tru
 
     file, digest, made_for = read_json(folder / FACTS, _facts)
     check_schema(folder, made_for, schema_hash)
-    file.check(folder, digest if verify else None)
+    file.check(folder, digest)
     items = torch.from_numpy(np.asarray(file.open(folder))).to(device_of(serving))
     return ExactIndex(items, serving.cuda_graphs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -107,11 +108,7 @@ def _least(low: int, high: int, enough: Callable[[int], bool]) -> int:
     value = low
     while value < high and not enough(value):
         low, value = value + 1, min(2 * value, high)
-    high = value
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
+    return low + bisect_left(range(low, value), True, key=enough)
 
 
 def timing(indexes: Sequence[Index], queries: Floats, k: int, rounds: int = 5) -> list[float]:
