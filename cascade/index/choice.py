@@ -114,14 +114,9 @@ def auto(
 def save_frontier(folder: Path, index: Index, target: float, found: Sequence[Candidate]) -> None:
     """Write frontier.json: what `auto` measured, and the recall it was asked for."""
     facts = index.facts
-    text = {
-        "items": facts.items,
-        "k": facts.recall_k,
-        "target": target,
-        "exact_us": facts.exact_us,
-        "candidates": [asdict(candidate) for candidate in found],
-    }
-    (folder / FRONTIER).write_text(json.dumps(text, indent=1) + "\n")
+    asked = {"items": facts.items, "k": facts.recall_k, "target": target}
+    measured = {"exact_us": facts.exact_us, "candidates": [*map(asdict, found)]}
+    (folder / FRONTIER).write_text(json.dumps({**asked, **measured}, indent=1) + "\n")
 
 
 def _contenders(kinds: Sequence[Kind], items: int) -> list[Contender]:

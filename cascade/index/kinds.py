@@ -63,7 +63,11 @@ def build(
     _check_finite(vectors)
     vectors = np.ascontiguousarray(vectors, np.float32)
     items, width = vectors.shape
-    made, note = _affordable(kind, items)
+    made, note = kind, ""
+    if has_lists(kind) and items <= POINTS_PER_CENTROID:
+        needed = POINTS_PER_CENTROID + 1
+        made = "flat"
+        note = f"{kind} needs at least {needed} items; {items} are searched exactly (flat)"
     lists = lists if centroids is None else len(centroids)
     raw, parameters = _untrained(made, items, width, lists)
     projection = _train_projection(raw, vectors)
@@ -87,14 +91,6 @@ def _check_finite(vectors: Floats) -> None:
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise ValueError(f"the vector of item row {row} is not finite: the item tower diverged")
-
-
-def _affordable(kind: Kind, items: int) -> tuple[Kind, str]:
-    """-> the kind that N items can train, and a note if it is not the one asked for."""
-    needed = POINTS_PER_CENTROID + 1
-    if items >= needed or not has_lists(kind):
-        return kind, ""
-    return "flat", f"{kind} needs at least {needed} items; {items} are searched exactly (flat)"
 
 
 def list_count(items: int, density: float = LIST_DENSITY) -> int:

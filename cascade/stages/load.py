@@ -31,7 +31,8 @@ from cascade.stages.scoring import Score
 
 class LoadedStage(Protocol):
     """One step: input arrays, batch first, to a tuple of output arrays. After its `inputs` come
-    those that are `optional`: None, or missing, where no request of the batch has them."""
+    those that are `optional`: None, or missing, where no request of the batch has them. All but a
+    `Chain` have `counts()` and `levels()`, too (`cascade.triton.metrics`)."""
 
     inputs: tuple[str, ...]
     optional: tuple[str, ...]
@@ -97,10 +98,8 @@ def load_stages(
     deny_list: Path | None = None,
     store: str = "",
 ) -> LoadedStage:
-    """Open the version folder of a process that runs these stages.
-
-    Args:
-        store: URL of the users' store, which the stage `lookup` reads.
+    """Open the version folder of a process that runs these stages; `store` is the URL of the users
+    that the stage `lookup` reads.
 
     Raises:
         ArtifactError: a folder cannot be served, or its stages are of different exports.

@@ -82,11 +82,7 @@ class DenyList:
 
 
 def parse(text: bytes, path: Path) -> Ids:
-    """The ids of a deny list, in its order.
-
-    Raises:
-        DenyListError: a line is not an id; says which.
-    """
+    """The ids of a deny list, in its order. DenyListError names a line that is not an id."""
     ids = []
     for number, line in enumerate(text.splitlines(), 1):
         if content := line.partition(b"#")[0].strip():

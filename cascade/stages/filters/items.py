@@ -54,11 +54,7 @@ class FilterDescription:
 
     @classmethod
     def load(cls, folder: Path, schema_hash: str) -> FilterDescription:
-        """Read and check.
-
-        Raises:
-            ArtifactError: it is missing or damaged, of another schema, or a file is too short.
-        """
+        """Read and check. ArtifactError: missing, damaged, of another schema, or a short file."""
         path = folder / DESCRIPTION
 
         def parse(content: Any) -> FilterDescription:
