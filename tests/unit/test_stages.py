@@ -159,7 +159,7 @@ def threads_of(criteo: Any, name: str, serving: Serving) -> int:
     stage: Any = load_stage(name, criteo.repository / name / "1", serving, 1000)
     if serving.runtime == "torchscript":
         return torch.get_num_threads()
-    graph = stage._tower if isinstance(stage, Retrieve) else stage._graph
+    graph: Any = stage._search._tower if isinstance(stage, Retrieve) else stage._graph
     return int(graph._session.get_session_options().intra_op_num_threads)
 
 
