@@ -12,71 +12,60 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade.client.layout import Layout
 from cascade.errors import run
 from cascade.pbtxt import settings
 from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
+from clients.options import positive
 from perf.harness import analyzer, payload, record
-from perf.harness.analyzer import FULL, QUICK, AnalyzerError, Effort, Target
-from perf.harness.commands import count, counts, end_in_order, say
+from perf.harness.analyzer import AnalyzerError, Target
+from perf.harness.commands import counts, end_in_order, say
 from perf.harness.measurement import Load, Measurement
-from perf.harness.payload import FEW_USERS, configuration_name
 from perf.harness.table import latency_table
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep measures.
-
-    Args:
-        concurrencies: requests in flight, one run each.
-        rate_shares: shares of the highest throughput that these runs found; one run each, at
-            Poisson times. Nearer to 1 the queue grows without end and so does every figure.
-        rates: further rates in requests per second.
-    """
+class Sweep:
+    """What a sweep measures, one run each: requests in flight, and at Poisson times shares of the
+    highest throughput that these runs found. Nearer to 1 the queue grows without end and so does
+    every figure."""
 
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     rate_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
-    rates: tuple[float, ...] = ()
-    effort: Effort = FULL
+    window_requests: int = 2000
 
     def __len__(self) -> int:
-        return len(self.concurrencies) + len(self.rate_shares) + len(self.rates)
+        return len(self.concurrencies) + len(self.rate_shares)
 
 
-QUICK_PLAN = Plan(concurrencies=(1, 4, 16), rate_shares=(), effort=QUICK)
+QUICK = Sweep(concurrencies=(1, 4, 16), rate_shares=(), window_requests=300)
 
 
 def sweep(
     url: str,
     *,
-    plan: Plan = Plan(),
+    plan: Sweep = Sweep(),
     users: Path | None = None,
     results: Path | None = None,
     repository: Path | None = None,
-    configuration: str | None = None,
     model: str = ENSEMBLE,
     batch: int = 1,
-    say: Say = print,
+    say: Callable[[str], None] = print,
 ) -> list[Measurement]:
-    """Measure a running server by a plan and record a line per run.
+    """Measure a running server, HOST:PORT of its gRPC service, and record a line per run.
 
     Args:
-        url: HOST:PORT of its gRPC service.
         users: users.jsonl; without it users are generated.
         results: file of the lines; by default perf/results/CONFIGURATION.jsonl.
         repository: where the server's models are, for the hash of their configuration.
-        configuration: name in the report; by default read off the server.
-        model: what to ask.
-        batch: users per request.
+        model, batch: what to ask, for how many users per request.
         say: gets each line of progress.
 
     Raises:
@@ -86,21 +75,22 @@ def sweep(
     """
     with grpc.InferenceServerClient(url) as client, tempfile.TemporaryDirectory() as folder:
         ensemble = client.get_model_config(model).config
-        rows = payload.users(users, payload.layout(ensemble))
-        models = [client.get_model_config(step).config for step in payload.members(ensemble)]
-        server = client.get_server_metadata().version
+        rows = payload.users(users, Layout.from_config(ensemble))
+        models = [client.get_model_config(step).config for step in analyzer.members(ensemble)]
+        versions = {
+            "server": client.get_server_metadata().version,
+            "perf_analyzer": analyzer.version(),
+        }
+        processes = (settings(m).serving for m in models if m.parameters)
         kind = "ensemble" if model == ENSEMBLE else model
-        name = configuration or configuration_name(
-            kind, (settings(m).serving for m in models if m.parameters)
-        )
-        name = f"{name}-quick" if plan.effort is QUICK and not configuration else name
-        versions = {"server": server, "perf_analyzer": analyzer.version()}
+        name = record.configuration_name(kind, processes)
+        name = f"{name}-quick" if plan.window_requests == QUICK.window_requests else name
         environment = record.environment(
             configuration=name, repository=repository, payload=rows.describe(), versions=versions
         )
         results = results or record.RESULTS / f"{name}.jsonl"
         say(f"{name}: {len(plan)} runs with {len(rows)} users, recorded in {results}")
-        if len(rows) < FEW_USERS:
+        if len(rows) < payload.FEW_USERS:
             say(f"only {len(rows)} different users: the caches will flatter the server")
         target = Target(url, Path(folder) / "users.json", model, batch)
         rows.write(target.input_data)
@@ -109,8 +99,8 @@ def sweep(
 
         def ask(load: Load) -> None:
             say(f"[{len(done) + 1}/{len(plan)}] {load} …")
-            done.append(analyzer.measure(target, load, plan.effort))
-            effort = {"effort": asdict(plan.effort)}
+            done.append(analyzer.measure(target, load, plan.window_requests))
+            effort = {"window_requests": plan.window_requests}
             record.append(results, environment, {**effort, **done[-1].to_dict()})
             left_s = (time.monotonic() - started) / len(done) * (len(plan) - len(done))
             say(f"    {done[-1]}" + (f"; about {left_s:.0f} s left" if left_s else ""))
@@ -118,17 +108,14 @@ def sweep(
         for concurrency in plan.concurrencies:
             ask(Load("concurrency", concurrency))
         highest = highest_throughput(done) / batch if plan.rate_shares else 0
-        for rate in (*(round(share * highest, 1) for share in plan.rate_shares), *plan.rates):
-            ask(Load("rate", rate))
+        for share in plan.rate_shares:
+            ask(Load("rate", round(share * highest, 1)))
         return done
 
 
 def highest_throughput(measurements: Sequence[Measurement]) -> float:
-    """Users per second at the best concurrency, of the stable runs if there are any.
-
-    Raises:
-        AnalyzerError: no run succeeded, so there is nothing to take a share of.
-    """
+    """Users per second at the best concurrency, of the stable runs if there are any. Raises
+    AnalyzerError: no run succeeded, so there is nothing to take a share of."""
     runs = [m for m in measurements if m.error is None]
     if not runs:
         errors = "; ".join(m.error for m in measurements if m.error) or "none was made"
@@ -146,29 +133,23 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give --repository to start a server or --url of a running one")
     if options.repository is not None and not options.repository.is_dir():
         parser.error(f"--repository {options.repository} is not a folder")
+    plan = QUICK if options.quick else Sweep()
+    if options.concurrency:
+        plan = replace(plan, concurrencies=options.concurrency)
     end_in_order()
-    given = {key: getattr(options, key) for key in ("users", "results", "repository", "model")}
-    given |= {"configuration": options.configuration, "batch": options.batch}
+    names = ("users", "results", "repository", "model", "batch")
+    given = {name: getattr(options, name) for name in names}
     with ExitStack() as stack:
         url = options.url
         if url is None:
             say(f"starting tritonserver on {options.repository}")
             url = stack.enter_context(Server(options.repository, probe=options.model)).url
         try:
-            measurements = sweep(url, plan=_plan(options), say=say, **given)
+            measurements = sweep(url, plan=plan, say=say, **given)
         except InferenceServerException as error:
             raise AnalyzerError(f"the server at {url} does not answer: {error}") from error
     print(latency_table([measurement.to_dict() for measurement in measurements]))
     return 1 if any(measurement.error for measurement in measurements) else 0
-
-
-def _plan(options: argparse.Namespace) -> Plan:
-    plan = QUICK_PLAN if options.quick else Plan()
-    if options.concurrency is not None:
-        plan = replace(plan, concurrencies=options.concurrency)
-    if options.rates is not None:
-        plan = replace(plan, rates=options.rates, rate_shares=())
-    return plan
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,22 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     server = parser.add_argument_group("server (give at least one)")
     server.add_argument("--repository", type=Path, help="model repository to start a server on")
     server.add_argument("--url", help="HOST:PORT of the gRPC service of a running server")
-    parser.add_argument("--users", type=Path, help="users.jsonl (default: generated users)")
-    parser.add_argument("--results", type=Path, help="file of lines (default: by configuration)")
-    parser.add_argument("--configuration", help="name in the report (default: read off the server)")
-    parser.add_argument("--model", default=ENSEMBLE, help="model to ask (default: %(default)s)")
-    parser.add_argument("--batch", type=count, default=1, help="users per request (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="few short runs")
-    parser.add_argument("--concurrency", type=counts, help="comma-separated, such as 1,4,16")
-    parser.add_argument("--rates", type=_rates, help="requests/s, instead of shares of the maximum")
+    add = parser.add_argument
+    add("--users", type=Path, help="users.jsonl (default: generated users)")
+    add("--results", type=Path, help="file of lines (default: by configuration)")
+    add("--model", default=ENSEMBLE, help="model to ask (default: %(default)s)")
+    add("--batch", type=positive, default=1, help="users per request (default: 1)")
+    add("--quick", action="store_true", help="few short runs")
+    add("--concurrency", type=counts, help="comma-separated, such as 1,4,16")
     return parser
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
-    if min(values) <= 0:
-        raise argparse.ArgumentTypeError("a rate must be above 0")
-    return values
 
 
 if __name__ == "__main__":

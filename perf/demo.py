@@ -11,7 +11,6 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ import numpy as np
 from cascade.client import Recommender
 from cascade.errors import CascadeError
 from cascade.errors import run as run_main
+from cascade.files import write_json
 from cascade.release import newest_version, read_release
 from cascade.server.launcher import Server
 from cascade.spec import STAGES
 from cascade.stages.pipeline import Pipeline
-from perf.__main__ import QUICK_PLAN, sweep
-from perf.contenders.wire import difference
-from perf.harness.commands import count, heading, run
+from clients.options import positive
+from perf.__main__ import QUICK, sweep
+from perf.contenders.servers import difference
+from perf.harness.commands import heading, run
 from perf.harness.measurement import Measurement
 from perf.harness.table import latency_table, number, stage_table, table
 
@@ -38,89 +39,59 @@ class DemoError(CascadeError):
     """The server does not answer as the pipeline does."""
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where the demo keeps things."""
-
-    out: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.out / "checkpoints"
-
-    @property
-    def repository(self) -> Path:
-        return self.out / "model_repository"
-
-    @property
-    def users(self) -> Path:
-        return self.checkpoints / "users.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.out / "demo.log"
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.demo", description=__doc__)
     parser.add_argument("--data", default="synthetic")
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--evaluation-users", type=count, default=100)
+    parser.add_argument("--evaluation-users", type=positive, default=100)
     args = parser.parse_args(arguments)
-    places, started = Places(args.out / args.data.partition(":")[0]), time.monotonic()
-    places.out.mkdir(parents=True, exist_ok=True)
-    places.log.unlink(missing_ok=True)
-    print(f"The steps write their output to {places.log}.")
-    _build(places, args.data, args.device, args.evaluation_users)
-    summary = json.loads((places.out / "evaluation.json").read_text())
-    release = read_release(places.repository, newest_version(places.repository))
-    summary |= {key: release[key] for key in ("items", "parity_max_abs")}
-    with Server(places.repository, log=places.out / "server.log") as server:
-        answers, measured, compared = _ask(server, places)
-    summary |= {**compared, **latency(measured)}
-    summary["seconds"] = round(time.monotonic() - started, 1)
-    path = args.out / "summary.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    out, started = args.out / args.data.partition(":")[0], time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints, repository, log = out / "checkpoints", out / "model_repository", out / "demo.log"
+    log.unlink(missing_ok=True)
+    print(f"The steps write their output to {log}.")
+    device = ("--device", args.device)
+    run("cascade.training", "--data", args.data, "--out", checkpoints, *device, log=log)
+    made = ("--checkpoints", checkpoints, "--repository", repository, *device)
+    run("export", *made, "--also", "torchscript", log=log)
+    judged = ("--data", checkpoints / "data", "--out", out, "--users", args.evaluation_users)
+    run("cascade.evaluation", *judged, *made, log=log)
+    release = read_release(repository, newest_version(repository))
+    with Server(repository, log=out / "server.log") as server:
+        heading(f"tritonserver answers on {server.url}")
+        answers, measured, compared = _ask(server.url, out)
+    summary = {
+        **json.loads((out / "evaluation.json").read_text()),
+        **{key: release[key] for key in ("items", "parity_max_abs")},
+        **{**compared, **latency(measured)},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(args.out / "summary.json", summary)
     heading(f"the demo took {summary['seconds']:.0f} s")
-    print(screen(places.out, path, answers, measured, summary))
+    print(screen(out, args.out / "summary.json", answers, measured, summary))
     if not summary["server_equals_pipeline"] or summary["failed"]:
         raise DemoError("the server did not answer as the pipeline does: see above")
 
 
-def _build(places: Places, data: str, device: str, users: int) -> None:
-    device_, log = ("--device", device), places.log
-    made = ("--checkpoints", places.checkpoints, "--repository", places.repository)
-    run("cascade.training", "--data", data, "--out", places.checkpoints, *device_, log=log)
-    run("export", *made, *device_, "--also", "torchscript", log=log)
-    judged = ("--data", places.checkpoints / "data", *made, "--out", places.out, "--users", users)
-    run("cascade.evaluation", *judged, *device_, log=log)
-
-
-def _ask(server: Server, places: Places) -> tuple[str, list[Measurement], dict[str, Any]]:
+def _ask(url: str, out: Path) -> tuple[str, list[Measurement], dict[str, Any]]:
     """The ten items of a user as text, the short runs, and the comparison with the pipeline."""
-    heading(f"tritonserver answers on {server.url}")
-    titles = places.checkpoints / "titles.csv"
+    checkpoints, repository = out / "checkpoints", out / "model_repository"
+    users, titles = checkpoints / "users.jsonl", checkpoints / "titles.csv"
+    answers = out / "answers.txt"
     named = ("--titles", titles) if titles.exists() else ()
-    answers = places.out / "answers.txt"
     answers.unlink(missing_ok=True)
-    asked = ("--url", server.url, "--random", 1, "--seed", 0, "--users", places.users, *named)
+    asked = ("--url", url, "--random", 1, "--seed", 0, "--users", users, *named)
     run("clients.recommend", *asked, log=answers)
     heading("the same users in process")
-    compared = compare(server.url, places.repository, places.users)
+    compared = compare(url, repository, users)
     heading("perf_analyzer")
-    results = places.out / "results" / "demo.jsonl"
-    measured = sweep(
-        server.url,
-        plan=QUICK_PLAN,
-        users=places.users,
-        results=results,
-        repository=places.repository,
-    )
+    results = out / "results" / "demo.jsonl"
+    measured = sweep(url, plan=QUICK, users=users, results=results, repository=repository)
     lines = [m.to_dict() for m in measured]
-    (places.out / "latency.md").write_text(f"{latency_table(lines)}\n\n{stage_table(lines)}\n")
-    text = "\n".join(answers.read_text().splitlines()[1:])  # without the command
+    (out / "latency.md").write_text(f"{latency_table(lines)}\n\n{stage_table(lines)}\n")
+    text = answers.read_text().partition("\n")[2]  # without the command
     return text.strip(), measured, compared
 
 
@@ -140,11 +111,13 @@ def screen(
         ]
         for m in measured
     ]
+    parts = (out / "evaluation.md").read_text().split("\n\n")
+    place = next(i for i, part in enumerate(parts) if part.startswith("The cascade over"))
     same = "all" if summary["server_equals_pipeline"] else "NOT all"
     return "\n\n".join(
         [
             answers,
-            _stages(out / "evaluation.md"),
+            *parts[place : place + 2],  # the table of the stages, with its title
             table(["requests in flight", "users/s", "p50 ms", "p95 ms", "p99 ms", "failed"], rows),
             f"{same} of {summary['server_users_compared']} users get from the server what the "
             f"pipeline gives in process; largest difference {summary['server_max_abs']:.1e}\n"
@@ -152,13 +125,6 @@ def screen(
             f"picture: {out}/evaluation.png; log: {out}/demo.log",
         ]
     )
-
-
-def _stages(report: Path) -> str:
-    """The table of the cascade's stages in the evaluation's report, with its title."""
-    parts = report.read_text().split("\n\n")
-    place = next(i for i, part in enumerate(parts) if part.startswith("The cascade over"))
-    return "\n\n".join(parts[place : place + 2])
 
 
 def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:

@@ -18,15 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
@@ -40,9 +38,9 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
 from cascade.spec import PRERANK, RANK, RETRIEVE
 from cascade.training import bundle, checkpoint
+from cascade.training.loop import Hyperparameters, make_optimizers
 
 RANKERS = ("criteo", "paper", "rmc2", "rmc3", "small", "tiny")
-RETRIEVER, PRERANKER = "two_tower:default", "dlrm:small"
 # Values of Criteo Kaggle's large features, as the DLRM paper's code prints them.
 PAPER_BUCKETS = {
     **{"C3": 10_131_227, "C4": 2_202_608, "C10": 93_145, "C12": 8_351_593},
@@ -53,72 +51,48 @@ FOREIGN = 0.15  # share of an item's values that are not its prototype's
 LONGEST_VOCABULARY = 10_000  # a server keeps vocabularies in memory
 USERS, HELD_OUT_ROWS, LEAST_ITEMS = 4096, 20_000, 100
 ROWS, STEPS, BATCH, TEMPERATURE = 65_536, 80, 384, 0.1
-LEARNING_RATE, TABLE_LEARNING_RATE = 1e-3, 0.3
+# Adagrad takes the tables' gradients sparse: a step must not touch all rows of a large table.
+TRAINING = Hyperparameters(optimizer="adagrad", lr=1e-2, embedding_lr=0.3)
 Loss = Callable[[Scorer, list[Tensor], Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to make.
+def write(
+    folder: Path, items: int, ranker: str = "criteo", users: int = USERS, seed: int = 0
+) -> None:
+    """Write a folder of checkpoints.
 
     Args:
         items: rows of the catalogue.
         ranker: a preset of the DLRM, or `paper`: the preset `criteo` over large tables.
         users: lines of users.jsonl, at most `HELD_OUT_ROWS`.
     """
-
-    items: int
-    ranker: str = "criteo"
-    users: int = USERS
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """Encoded rows: dense float32 [B, F] and ids int64 [B, C] of user and item, labels [B]."""
-
-    columns: tuple[npt.NDArray[Any], ...]
-    labels: npt.NDArray[np.float32]
-
-    def clicks(self) -> Impressions:
-        """The rows that were clicked."""
-        clicked = self.labels == 1
-        return Impressions(tuple(c[clicked] for c in self.columns), self.labels[clicked])
-
-    def batches(self, steps: int, seed: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Random batches in the order that a `Scorer` takes, and their labels."""
-        random = np.random.default_rng(seed)
-        for _ in range(steps):
-            rows = random.integers(len(self.labels), size=BATCH)
-            columns = [torch.from_numpy(column[rows]) for column in self.columns]
-            yield columns, torch.from_numpy(self.labels[rows])
-
-
-def write(plan: Plan, folder: Path) -> None:
-    """Write a folder of checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = Synthetic(rows=14 * HELD_OUT_ROWS, items=plan.items, seed=plan.seed)
-    shown, held_out = (
-        next(world.chunks("train")).slice(0, ROWS),
-        pa.concat_tables(world.chunks("test")),
-    )
-    catalogue = clustered(world.catalogue(), plan.seed)
-    encoder = _fit_encoder(plan.ranker == "paper", shown, catalogue)
+    world = Synthetic(rows=14 * HELD_OUT_ROWS, items=items, seed=seed)
+    shown = next(world.chunks("train")).slice(0, ROWS)
+    held_out = pa.concat_tables(world.chunks("test"))
+    catalogue = clustered(world.catalogue(), seed)
+    encoder = fit_encoder(ranker == "paper", shown, catalogue)
+    schema = encoder.schema
     encoder.save(folder)
-    _write_users(encoder.schema, held_out.slice(0, plan.users), folder)
-    items = encoder.encode_table("item", catalogue)
-    _write_catalogue(catalogue["item_id"], *items, folder)
-    users = encoder.encode_table("user", shown)
-    rows = Impressions((*users, *encoder.encode_table("item", shown)), shown["label"].to_numpy())
-    _train(RETRIEVER, encoder.schema, rows.clicks(), in_batch_loss, plan.seed, folder / RETRIEVE)
-    _train(PRERANKER, encoder.schema, rows, click_loss, plan.seed, folder / PRERANK)
-    name = "dlrm:criteo" if plan.ranker == "paper" else f"dlrm:{plan.ranker}"
-    ranker = _train(name, encoder.schema, rows, click_loss, plan.seed, folder / RANK)
+    asked = held_out.slice(0, users).select([feature.name for feature in schema.side("user")])
+    pq.write_table(asked, folder / "users.parquet")
+    lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, asked))
+    (folder / "users.jsonl").write_text("".join(lines))
+    dense, ids = encoder.encode_table("item", catalogue)
+    _write_catalogue(catalogue["item_id"], dense, ids, folder)
+
+    labels = shown["label"].to_numpy()
+    rows = [*encoder.encode_table("user", shown), *encoder.encode_table("item", shown), labels]
+    clicks = [column[labels == 1] for column in rows]
+    _train("two_tower:default", schema, clicks, in_batch_loss, seed, folder / RETRIEVE)
+    _train("dlrm:small", schema, rows, click_loss, seed, folder / PRERANK)
+    size = "criteo" if ranker == "paper" else ranker
+    scorer = _train(f"dlrm:{size}", schema, rows, click_loss, seed, folder / RANK)
     item = held_out["item_id"].to_numpy()
-    columns = (*encoder.encode_table("user", held_out), *(part[item] for part in items))
+    columns = (*encoder.encode_table("user", held_out), dense[item], ids[item])
     with torch.inference_mode():
-        chances = torch.sigmoid(ranker(*map(torch.from_numpy, columns))).numpy()
-    clicked = np.random.default_rng((plan.seed, 1)).random(len(item)) < chances
+        chances = torch.sigmoid(scorer(*map(torch.from_numpy, columns))).numpy()
+    clicked = np.random.default_rng((seed, 1)).random(len(item)) < chances
     bundle.write_held_out(folder, columns[0], columns[1], item, clicked)
 
 
@@ -135,36 +109,26 @@ def clustered(catalogue: pa.Table, seed: int) -> pa.Table:
     return pa.table(columns)
 
 
-def _fit_encoder(paper: bool, shown: pa.Table, catalogue: pa.Table) -> Encoder:
+def fit_encoder(paper: bool, shown: pa.Table, catalogue: pa.Table) -> Encoder:
     """Vocabularies of the most frequent values; large tables for hashed ones."""
 
     def sized(feature: Feature) -> Feature:
-        buckets = PAPER_BUCKETS.get(feature.name) if paper else None
-        if feature.kind == "dense" or buckets is None:
-            return replace(feature, min_count=1)
-        return replace(feature, encoding="hash", buckets=buckets, min_count=1)
+        if paper and feature.name in PAPER_BUCKETS:
+            feature = replace(feature, encoding="hash", buckets=PAPER_BUCKETS[feature.name])
+        return replace(feature, min_count=1)
+
+    def frequent(values: pa.ChunkedArray) -> list[bytes]:
+        found = pa.table(values.combine_chunks().value_counts().flatten(), ["value", "count"])
+        longest = found.sort_by([("count", "descending")])["value"][: LONGEST_VOCABULARY + 1]
+        return [value.encode() for value in longest.to_pylist() if value][:LONGEST_VOCABULARY]
 
     schema = Schema(SCHEMA.name, tuple(map(sized, SCHEMA.features)))
     vocabularies = {
-        feature.name: _frequent((shown if feature.side == "user" else catalogue)[feature.name])
+        feature.name: frequent((shown if feature.side == "user" else catalogue)[feature.name])
         for feature in schema.features
         if feature.encoding == "vocabulary"
     }
     return Encoder.fit(schema, vocabularies)
-
-
-def _frequent(values: pa.ChunkedArray) -> list[bytes]:
-    counts = pc.value_counts(values.combine_chunks())
-    order = np.argsort(-counts.field("counts").to_numpy(), kind="stable")
-    found = counts.field("values").take(pa.array(order[: LONGEST_VOCABULARY + 1])).to_pylist()
-    return [value.encode() for value in found if value][:LONGEST_VOCABULARY]
-
-
-def _write_users(schema: Schema, table: pa.Table, folder: Path) -> None:
-    users = table.select([feature.name for feature in schema.side("user")])
-    pq.write_table(users, folder / "users.parquet")
-    lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, users))
-    (folder / "users.jsonl").write_text("".join(lines))
 
 
 def _write_catalogue(item_ids: pa.ChunkedArray, dense: Any, ids: Any, folder: Path) -> None:
@@ -191,28 +155,28 @@ def click_loss(model: Scorer, columns: list[Tensor], labels: Tensor) -> Tensor:
 
 
 def _train(
-    name: str, schema: Schema, rows: Impressions, loss: Loss, seed: int, folder: Path
+    name: str, schema: Schema, columns: list[Any], loss: Loss, seed: int, folder: Path
 ) -> Scorer:
-    """Train `model:preset` for a few batches and save it. Adagrad takes the tables' gradients as
-    they come, sparse: a step must not touch all rows of a large table."""
+    """Train `model:preset` for a few random batches and save it.
+
+    Args:
+        columns: in the order of a `Scorer`, dense float32 [B, F] and ids int64 [B, C] of user and
+            item; and the labels [B].
+    """
     model, _, size = name.partition(":")
-    config = preset(model, size)
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
-    scorer = build(model, config, schema)
-    tables = [m.weight for m in scorer.modules() if isinstance(m, nn.Embedding)]
-    others = [p for p in scorer.parameters() if all(p is not table for table in tables)]
-    optimizers = (
-        torch.optim.Adam(others, lr=LEARNING_RATE),
-        torch.optim.Adagrad(tables, lr=TABLE_LEARNING_RATE),
-    )
-    for columns, labels in rows.batches(STEPS, seed):
-        torch.autograd.backward(loss(scorer, columns, labels))
+    scorer = build(model, preset(model, size), schema)
+    optimizers, random = make_optimizers(scorer, TRAINING), np.random.default_rng(seed)
+    for _ in range(STEPS):
+        rows = random.integers(len(columns[0]), size=BATCH)
+        batch = [torch.from_numpy(column[rows]) for column in columns]
+        torch.autograd.backward(loss(scorer, batch[:-1], batch[-1]))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    description = {"model": model, "config": config, "schema_hash": schema.hash, "metrics": {}}
-    checkpoint.save(folder, scorer, description)
+    made_from = {"model": model, "config": preset(model, size), "schema_hash": schema.hash}
+    checkpoint.save(folder, scorer, {**made_from, "metrics": {}})
     return scorer
 
 
@@ -220,17 +184,18 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.fixture", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--items", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints to write")
-    parser.add_argument("--ranker", choices=RANKERS, default="criteo")
-    parser.add_argument("--users", type=int, default=USERS, help="in users.jsonl [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--items", type=int, required=True)
+    add("--out", type=Path, required=True, help="folder of checkpoints to write")
+    add("--ranker", choices=RANKERS, default="criteo")
+    add("--users", type=int, default=USERS, help="in users.jsonl [%(default)s]")
+    add("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     if args.items < LEAST_ITEMS:
         parser.error(f"--items {args.items}: a fixture has at least {LEAST_ITEMS} items")
     if not 0 < args.users <= HELD_OUT_ROWS:
         parser.error(f"--users {args.users}: a fixture has 1 to {HELD_OUT_ROWS:,} users")
-    write(Plan(args.items, args.ranker, args.users, args.seed), args.out)
+    write(args.out, args.items, args.ranker, args.users, args.seed)
     print(f"wrote {args.items:,} items, {args.users:,} users, ranker {args.ranker}: {args.out}")
 
 

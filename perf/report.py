@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
 from cascade.errors import CascadeError, run
-from perf.harness.figures import picture
 from perf.harness.record import RESULTS, ROOT, Line, RecordError, read
 from perf.harness.table import (
     STAGE_TIMES,
     Claim,
+    figures,
     latency_table,
     load,
-    number,
+    picture,
     stage_table,
-    table,
     verdicts,
 )
 
@@ -64,9 +65,10 @@ INTRODUCTION = """\
 `make perf` measures; `python -m perf.report` writes this file from the newest lines in
 `perf/results`. Targets are our own; missed targets are marked **no**.
 
-The comparison with PyTriton's own serving, the split of a stage's time into groups of operators and
-the py-spy profile of a process are no longer measured, nor are the keys `pytriton_vs_fastapi_*` and
-`faiss_gpu_search_us` of `build/perf/summary.json`; git keeps the earlier figures of this file."""
+The comparison with PyTriton's own serving and with Triton over gRPC, the split of a stage's time
+into groups of operators and the py-spy profile of a process are no longer measured, nor are the
+keys `pytriton_vs_fastapi_*`, `best_protocol` and `faiss_gpu_search_us` of
+`build/perf/summary.json`; git keeps the earlier figures of this file."""
 HOW_TO_READ = """\
 Concurrency keeps so many requests in flight (closed loop). A rate sends them at Poisson times,
 answered or not (open loop), which is what independent users do; the rates are shares of the highest
@@ -82,35 +84,18 @@ whole batch's time.
 
 
 def write_report(results: Sequence[Path], report: Path) -> None:
-    """Write the report and, in the folder `plots` beside it, its pictures.
-
-    Raises:
-        RecordError: there is no line, or one that cannot be read.
-    """
+    """Write the report and, in the folder `plots` beside it, its pictures. Raises RecordError:
+    there is no line, or one that cannot be read."""
     lines = [line for path in results for line in read(path)]
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
     parts, plots = [INTRODUCTION], report.parent / "plots"
     parts += [_suite(line, plots) for line in lines if "summary" in line]
-    by_name: dict[str, list[Line]] = {}
-    for line in lines:
-        by_name.setdefault(_name(line), []).append(line)
-    for name, some in sorted(by_name.items()):
-        if "throughput" in some[0] and "mode" in some[0]:
-            parts.append(_sweep(name, some, plots))
-        elif "parts_us" in some[0]:
-            pieces = pd.DataFrame({f"{line['batch']} user(s)": line["parts_us"] for line in some})
-            parts.append(_figures(f"{name}: µs by interval", pieces, some[0]))
-        elif "against" in some[0]:
-            points = pd.DataFrame(some).set_index("size").select_dtypes("number")
-            points = points.drop(columns="load_average", errors="ignore")
-            parts.append(_figures(f"{name}: medians by size", points, some[0]))
-        elif "figures" in some[0]:
-            ratios = {k: v for k, v in some[0]["figures"].items() if isinstance(v, int | float)}
-            values = pd.DataFrame({"value": pd.Series(ratios)})
-            parts.append(_figures(f"{name} (`perf.compare_report` says what)", values, some[0]))
+    for name, some in groupby(sorted(lines, key=_name), _name):
+        parts += _section(name, [*some], plots)
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text("\n\n".join([*parts, _tried()]) + "\n")
+    tried = (ROOT / "perf" / "tried.md").read_text().strip()
+    report.write_text("\n\n".join([*parts, tried]) + "\n")
 
 
 def _name(line: Line) -> str:
@@ -122,11 +107,8 @@ def _name(line: Line) -> str:
 def _suite(line: Line, plots: Path) -> str:
     """The claims of one run, with the pictures that it left."""
     summary, name = line["summary"], line["configuration"]
-    parts = [
-        f"## Claims, {summary['items']:,} items on {summary['device']}",
-        _conditions(line),
-        verdicts(summary, CLAIMS),
-    ]
+    title = f"## Claims, {summary['items']:,} items on {summary['device']}"
+    parts = [title, _conditions(line), verdicts(summary, CLAIMS)]
     for path, title in {**PICTURES, "frontier.png": "Index kinds: recall against time"}.items():
         file = f"{name}-{Path(path).name}"
         if (plots / file).exists():
@@ -134,31 +116,52 @@ def _suite(line: Line, plots: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _sweep(name: str, lines: Sequence[Line], plots: Path) -> str:
-    parts = [f"## {name}", _conditions(lines[0]), HOW_TO_READ, latency_table(lines)]
+def _section(name: str, lines: list[Line], plots: Path) -> list[str]:
+    """The lines of one configuration; what wrote them shows in their keys."""
+    first = lines[0]
+    if "mode" in first:
+        return [f"## {name}", _conditions(first), *_sweep(name, lines, plots)]
+    if "parts_us" in first:
+        title = "µs by interval"
+        frame = pd.DataFrame({f"{line['batch']} user(s)": line["parts_us"] for line in lines})
+    elif "against" in first:
+        title, frame = "medians by size", pd.DataFrame(lines).set_index("size")
+        frame = frame.select_dtypes("number").drop(columns="load_average", errors="ignore")
+    elif "figures" in first:
+        title = "`perf.compare_report` says what"
+        values = {k: v for k, v in first["figures"].items() if isinstance(v, int | float)}
+        frame = pd.DataFrame({"value": values})
+    else:
+        return []
+    return [f"## {name}: {title}", _conditions(first), figures(frame)]
+
+
+def _sweep(name: str, lines: list[Line], plots: Path) -> list[str]:
+    parts = [HOW_TO_READ, latency_table(lines)]
     runs = pd.DataFrame([line for line in lines if line["requests"]])
-    if len(runs):
-        _curves(runs, name, plots / f"{name}-throughput.png")
-        _stages(runs, name, plots / f"{name}-stages.png")
-        parts.append(f"![Throughput against latency](plots/{name}-throughput.png)")
-        parts.append(f"![Time by stage](plots/{name}-stages.png)")
-    return "\n\n".join([*parts, stage_table(lines)])
+    for title, kind, draw in (
+        ("Throughput against latency", "throughput", _curves),
+        ("Time by stage", "stages", _stages),
+    ):
+        if len(runs):
+            with picture(plots / f"{name}-{kind}.png", f"{title}, {name}") as axes:
+                draw(runs, axes)
+            parts.append(f"![{title}](plots/{name}-{kind}.png)")
+    return [*parts, stage_table(lines)]
 
 
-def _curves(runs: pd.DataFrame, name: str, path: Path) -> None:
+def _curves(runs: pd.DataFrame, axes: Axes) -> None:
     """What latency a throughput costs: closed loop and Poisson rates."""
-    with picture(path, f"Throughput and latency, {name}") as axes:
-        for mode, some in runs.groupby("mode"):
-            for key, style in (("p50_ms", "o-"), ("p99_ms", "s--")):
-                label = f"{key[:3]}, {mode}"
-                axes.plot(some["throughput"], some[key], style, label=label)
-        for _, run_ in runs[runs["mode"] == "concurrency"].iterrows():
-            axes.annotate(f"{run_['value']:g}", (run_["throughput"], run_["p99_ms"]))
-        axes.set(yscale="log", xlim=(0, None), ylabel="latency, ms")
-        axes.set_xlabel("users per second (at each point: requests in flight)")
+    for mode, some in runs.groupby("mode"):
+        for key, style in (("p50_ms", "o-"), ("p99_ms", "s--")):
+            axes.plot(some["throughput"], some[key], style, label=f"{key[:3]}, {mode}")
+    for _, closed in runs[runs["mode"] == "concurrency"].iterrows():
+        axes.annotate(f"{closed['value']:g}", (closed["throughput"], closed["p99_ms"]))
+    axes.set(yscale="log", xlim=(0, None), ylabel="latency, ms")
+    axes.set_xlabel("users per second (at each point: requests in flight)")
 
 
-def _stages(runs: pd.DataFrame, name: str, path: Path) -> None:
+def _stages(runs: pd.DataFrame, axes: Axes) -> None:
     """The mean latency by stage, waiting and computing, and the rest: network and client."""
     rows: dict[str, dict[str, float]] = {}
     for _, line in runs.iterrows():
@@ -167,14 +170,7 @@ def _stages(runs: pd.DataFrame, name: str, path: Path) -> None:
             row[f"{stage}, waiting"] = times["queue_us"] / 1000
             row[stage] = sum(times[key] for key in STAGE_TIMES[1:]) / 1000
         row["network, client"] = max(0.0, line["mean_ms"] - sum(row.values()))
-    with picture(path, f"Mean time per request by stage, {name}") as axes:
-        pd.DataFrame(rows).T.plot.bar(stacked=True, ax=axes, ylabel="ms", rot=30, cmap="tab20")
-
-
-def _figures(title: str, figures: pd.DataFrame, line: Line) -> str:
-    rows = [[str(key), *map(number, row)] for key, row in figures.iterrows()]
-    header = ["", *map(str, figures.columns)]
-    return "\n\n".join([f"## {title}", _conditions(line), table(header, rows)])
+    pd.DataFrame(rows).T.plot.bar(stacked=True, ax=axes, ylabel="ms", rot=30, cmap="tab20")
 
 
 def _conditions(line: Line) -> str:
@@ -186,32 +182,24 @@ def _conditions(line: Line) -> str:
     return f"{line['time']}, commit {commit}{dirty}; {machine}{gpu}; {versions}."
 
 
-def _tried() -> str:
-    return (ROOT / "perf" / "tried.md").read_text().strip()
-
-
 def _demo() -> str:
     """The last screen of the demo."""
-    _, _, screen = _output("build/demo/output.txt").rpartition("\n==> ")
-    return f"```\n$ make demo\n…\n{screen.strip()}\n```"
+    screen = _output("build/demo/output.txt").rpartition("\n==> ")[2].strip()
+    return f"```\n$ make demo\n…\n{screen}\n```"
 
 
 def _tests() -> str:
-    return (
-        f"```\n$ make test\n{_output('build/test.txt').strip().splitlines()[-1].strip('= ')}\n```"
-    )
+    """The closing line of the tests."""
+    last = _output("build/test.txt").strip().splitlines()[-1].strip("= ")
+    return f"```\n$ make test\n{last}\n```"
 
 
-def _claims(path: str) -> Callable[[], str]:
+def _claims(path: str) -> str:
     """The last table of claims of a command's output."""
-
-    def last() -> str:
-        tables = re.findall(r"(?m)(?:^\| claim.*\n(?:^\|.*\n?)+)", _output(path))
-        if not tables:
-            raise CascadeError(f"{path} holds no table of claims: run the whole command first")
-        return str(tables[-1].strip())
-
-    return last
+    tables = re.findall(r"(?m)(?:^\| claim.*\n(?:^\|.*\n?)+)", _output(path))
+    if not tables:
+        raise CascadeError(f"{path} holds no table of claims: run the whole command first")
+    return str(tables[-1].strip())
 
 
 def _output(path: str) -> str:
@@ -220,26 +208,20 @@ def _output(path: str) -> str:
     return (ROOT / path).read_text()
 
 
-BLOCKS: Mapping[str, Callable[[], str]] = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "tests": _tests,
-    "results": _claims("perf/report.md"),
-    "resilience": _claims("build/resilience/claims.md"),
+    "results": lambda: _claims("perf/report.md"),
+    "resilience": lambda: _claims("build/resilience/claims.md"),
 }
 
 
-def fill(text: str, blocks: Mapping[str, Callable[[], str]]) -> str:
-    """A document with these blocks replaced.
-
-    Raises:
-        CascadeError: it does not mark one of them.
-    """
-    for name, content in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not (found := pattern.search(text)):
-            raise CascadeError(f"the document has no block {name!r}")
-        new = f"{found[1]}{content()}\n{found[2]}"
-        text = text[: found.start()] + new + text[found.end() :]
+def fill(text: str) -> str:
+    """A document with its blocks replaced."""
+    for name, content in BLOCKS.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if found := block.search(text):
+            text = f"{text[: found.end(1)]}{content()}\n{text[found.start(2) :]}"
     return text
 
 
@@ -252,9 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--fill", type=Path, nargs="+", metavar="FILE", help="documents to fill")
     options = parser.parse_args(arguments)
     for path in options.fill or ():
-        text = path.read_text()
-        marked = {name: made for name, made in BLOCKS.items() if f"<!-- {name} -->" in text}
-        path.write_text(fill(text, marked))
+        path.write_text(fill(path.read_text()))
     if not options.fill:
         write_report(options.results or sorted(RESULTS.glob("*.jsonl")), options.out)
         print(f"wrote {options.out}")

@@ -15,42 +15,62 @@ import argparse
 import json
 import math
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+import pandas as pd
 import torch
 
 from cascade.artifact import ONNX_FILE, Array, Description
 from cascade.config import Serving
 from cascade.errors import run
+from cascade.files import write_json
 from cascade.index.exact import ExactIndex
 from cascade.release import newest_version, read_release
 from cascade.runtime.devices import device_of
 from cascade.runtime.load import load_graph
 from cascade.server.threads import cores
-from cascade.spec import CATALOGUE_IDS, PRERANK, RANK, RETRIEVE, STAGES, sizes_from
+from cascade.spec import CATALOGUE_IDS, RETRIEVE, STAGES, sizes_from
 from cascade.spec import stage_path as path_of
 from cascade.stages.load import load_stage
 from perf.harness import payload
-from perf.harness.device import Device, measure_device, median_us
 from perf.harness.in_process import serving_of
 from perf.harness.payload import Payload
-from perf.harness.table import number, table
+from perf.harness.table import figures
 
 # User-item pairs a second of one H200 in MLPerf Inference, DLRM-v2, offline.
 MLPERF_DLRM_V2_H200_PAIRS_PER_S = 21.5e6
 BATCHES, SEARCH = (1, 32), "exact search"
 SEARCHED = {"cpu": 100_000, "cuda": 1_000_000}  # vectors
 PRODUCTS = ("MatMul", "Gemm", "MatMulInteger")
+WARM_UP, TIMED, LONGEST_US = 3, 20, 2e6
+# By device: bytes of the copied tensor, rows of the multiplied one.
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}
+MULTIPLIED = {"cpu": 1024, "cuda": 8192}
+PRODUCT = """<ir_version: 10, opset_import: ["" : 20]>
+product (float[n, n] x, float[n, n] weights) => (float[n, n] y) { y = MatMul(x, weights) }"""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device does at best: bytes read and written by a large copy, and floating-point
+    operations of a large square matrix product by dtype; both in a second."""
+
+    name: str
+    bytes_per_s: float
+    flops: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one batch."""
+    """What one batch takes."""
 
     read_bytes: int
     multiply_adds: int
@@ -62,26 +82,60 @@ class Work:
         return 1e6 * max(reading, computing)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One stage at one batch.
+def row(
+    stage: str, users: int, took_us: float, pairs: float, work: Work | None, floor_us: float | None
+) -> dict[str, Any]:
+    """One stage at one batch: its median, arrays in and arrays out. There is no work and no floor
+    of a stage whose index decides what has to be read."""
+    return {
+        **{"stage": stage, "users": users, "measured_us": took_us, "floor_us": floor_us},
+        "over_floor": took_us / floor_us if floor_us else None,
+        "pairs_per_s": pairs / took_us * 1e6,
+        "work": asdict(work) if work else None,
+    }
 
-    Args:
-        measured_us: median, arrays in and arrays out.
-        pairs_per_s: user-item pairs.
-        work, floor_us: None for a stage whose index decides what has to be read.
+
+def times_us(call: Callable[[], Any], device: torch.device) -> list[float]:
+    """Some calls, the device's work included; fewer of a slow one."""
+    times: list[float] = []
+    while len(times) < WARM_UP + 1 or (len(times) < TIMED and sum(times) < LONGEST_US):
+        start = time.perf_counter_ns()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter_ns() - start) / 1e3)
+    return times[WARM_UP:]
+
+
+def measure_device(device: torch.device, threads: int) -> Device:
+    """Copy bandwidth and matrix rates, the best of a few runs.
+
+    On a CPU the float32 rate is the better of torch's and of ONNX Runtime's: which of their
+    libraries is the faster one depends on the processor.
     """
+    source = torch.ones(COPIED[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    copy_us = min(times_us(lambda: target.copy_(source), device))
+    rows, took_us = MULTIPLIED[device.type], {}
+    for name in ("float32", "float16", "bfloat16"):
+        matrix = torch.ones((rows, rows), dtype=getattr(torch, name), device=device)
+        took_us[name] = min(times_us(partial(torch.mm, matrix, matrix), device))
+    if device.type == "cpu":
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        product = onnx.parser.parse_model(PRODUCT).SerializeToString()
+        session = onnxruntime.InferenceSession(product, options)
+        feed = dict.fromkeys(("x", "weights"), np.ones((rows, rows), np.float32))
+        onnx_us = times_us(partial(session.run, None, feed), device)
+        took_us["float32"] = min(took_us["float32"], *onnx_us)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    flops = {dtype: 2 * rows**3 / us * 1e6 for dtype, us in took_us.items()}
+    return Device(name, 2 * source.nbytes / copy_us * 1e6, flops)
 
-    stage: str
-    users: int
-    measured_us: float
-    pairs_per_s: float
-    work: Work | None = None
-    floor_us: float | None = None
 
-    @property
-    def over_floor(self) -> float | None:
-        return self.measured_us / self.floor_us if self.floor_us else None
+def median_us(call: Callable[[], Any], device: torch.device) -> float:
+    """What a call takes; other work on the machine may be in it."""
+    return float(np.median(times_us(call, device)))
 
 
 def work_of_search(users: int, items: int, width: int, item_bytes: int) -> Work:
@@ -103,7 +157,8 @@ def work_of_graph(folder: Path, inputs: tuple[Array, ...]) -> Work:
 
 
 def _multiply_adds(folder: Path, description: Description, inputs: tuple[Array, ...]) -> int:
-    """Of the products, from the shapes that ONNX Runtime's profiler writes down."""
+    """Of the products, from the shapes that ONNX Runtime's profiler writes down:
+    [..., m, k] x [..., k, n] -> [..., m, n] takes k multiply-adds for each of the last."""
     with tempfile.TemporaryDirectory(prefix="work-") as scratch:
         options = onnxruntime.SessionOptions()
         # Fused products hide how they lie; constants that are folded are no work of a request.
@@ -117,25 +172,22 @@ def _multiply_adds(folder: Path, description: Description, inputs: tuple[Array, 
         named = dict(zip(description.inputs, inputs, strict=True))
         session.run(None, {i.name: named[i.name] for i in session.get_inputs()})
         events = json.loads(Path(session.end_profiling()).read_text())
-    nodes = [event["args"] for event in events if event.get("cat") == "Node"]
-    return sum(_product(node) for node in nodes if node.get("op_name") in PRODUCTS)
-
-
-def _product(node: dict[str, Any]) -> int:
-    """[..., m, k] x [..., k, n] -> [..., m, n] takes k multiply-adds for each of the last."""
-    (left,) = node["input_type_shape"][0].values()
-    (made,) = node["output_type_shape"][0].values()
-    return int(math.prod(made)) * int(left[-1])
+    total = 0
+    for node in (event["args"] for event in events if event.get("cat") == "Node"):
+        if node.get("op_name") in PRODUCTS:
+            (left,) = node["input_type_shape"][0].values()
+            (made,) = node["output_type_shape"][0].values()
+            total += math.prod(made) * left[-1]
+    return total
 
 
 def measure_search(
     device: torch.device, found: Device, items: int, width: int, k: int, recorded: bool
-) -> list[Row]:
+) -> list[dict[str, Any]]:
     """Exact retrieval over random unit vectors."""
     generator = torch.Generator(device).manual_seed(0)
     vectors = torch.empty((items, width), dtype=torch.float16, device=device)
-    for start in range(0, items, 1 << 16):
-        part = vectors[start : start + (1 << 16)]
+    for part in torch.split(vectors, 1 << 16):
         drawn = torch.randn(part.shape, generator=generator, device=device)
         part.copy_(torch.nn.functional.normalize(drawn, dim=1))
     index = ExactIndex(vectors, recorded)
@@ -144,21 +196,22 @@ def measure_search(
         queries = vectors[:users].float().cpu().numpy()
         took_us = median_us(partial(index.search, queries, k), device)
         work = work_of_search(users, items, width, vectors.element_size())
-        rate = users * items / took_us * 1e6
-        rows.append(Row(SEARCH, users, took_us, rate, work, work.floor_us(found, dtype)))
+        pairs, floor_us = users * items, work.floor_us(found, dtype)
+        rows.append(row(SEARCH, users, took_us, pairs, work, floor_us))
     return rows
 
 
-def measure_stages(
-    repository: Path, serving: Serving, users: Payload, found: Device
-) -> tuple[list[Row], int]:
-    """Every stage as it is served, with the output of the one before; and the tower's width."""
+def measure(
+    repository: Path, serving: Serving, users: Payload, found: Device, items: int
+) -> list[dict[str, Any]]:
+    """Every stage as it is served, with the output of the one before; and exact retrieval over so
+    many vectors of the tower's width."""
     version = newest_version(repository)
     release = read_release(repository, version)
     folders = {name: repository / path_of(release["topology"], name, version) for name in STAGES}
     candidates = sizes_from(release["sizes"]).candidates
     stages = {n: load_stage(n, folder, serving, candidates) for n, folder in folders.items()}
-    device, rows = device_of(serving), list[Row]()
+    device, rows = device_of(serving), list[dict[str, Any]]()
     encoded: tuple[Array, ...] = ()
     for batch in BATCHES:
         inputs: tuple[Array, ...] = users.rows(0, batch)
@@ -167,76 +220,60 @@ def measure_stages(
             outputs = stage(*inputs)
             if name == RETRIEVE:
                 encoded = outputs[:2]
-                rows.append(Row(name, batch, took_us, batch * release["items"] / took_us * 1e6))
+                rows.append(row(name, batch, took_us, batch * release["items"], None, None))
             else:
-                rate = int((inputs[-1] >= 0).sum()) / took_us * 1e6
                 work = work_of_graph(folders[name], inputs)
-                rows.append(Row(name, batch, took_us, rate, work, work.floor_us(found)))
+                pairs, floor_us = int((inputs[-1] >= 0).sum()), work.floor_us(found)
+                rows.append(row(name, batch, took_us, pairs, work, floor_us))
             inputs = (*encoded, outputs[-1])
     _, tower = load_graph(folders[RETRIEVE], None, Serving(threads=1))
-    return rows, int(tower(*encoded)[0].shape[1])
+    width, k = int(tower(*encoded)[0].shape[1]), min(items, candidates)
+    return rows + measure_search(device, found, items, width, k, serving.cuda_graphs)
 
 
-def summary(device: Device, rows: list[Row], gpu: bool) -> dict[str, Any]:
+def summary(device: Device, rows: list[dict[str, Any]], gpu: bool) -> dict[str, Any]:
     """What goes into the JSON file."""
-    prefix, last = "gpu_" if gpu else "", [row for row in rows if row.users == BATCHES[-1]]
-    names = {SEARCH: "retrieval", PRERANK: PRERANK, RANK: RANK}
-    ratios = {f"{prefix}{names[r.stage]}_over_floor": r.over_floor for r in last if r.work}
-    pairs = {f"{prefix}{r.stage}_pairs_per_s": r.pairs_per_s for r in last if r.stage in STAGES}
-    return {
-        **ratios,
-        **pairs,
-        "mlperf_dlrm_v2_h200_pairs_per_s": MLPERF_DLRM_V2_H200_PAIRS_PER_S,
-        "device": asdict(device),
-        "rows": [{**asdict(row), "over_floor": row.over_floor} for row in rows],
-    }
+    found: dict[str, Any] = {}
+    for line in (line for line in rows if line["users"] == BATCHES[-1]):
+        name = ("gpu_" if gpu else "") + line["stage"].replace(SEARCH, "retrieval")
+        found |= {f"{name}_over_floor": line["over_floor"]} if line["work"] else {}
+        found |= {f"{name}_pairs_per_s": line["pairs_per_s"]} if line["stage"] in STAGES else {}
+    found["mlperf_dlrm_v2_h200_pairs_per_s"] = MLPERF_DLRM_V2_H200_PAIRS_PER_S
+    return {**found, "device": asdict(device), "rows": rows}
 
 
-def report(device: Device, rows: list[Row]) -> str:
+def report(device: Device, rows: list[dict[str, Any]]) -> str:
     """The table."""
+    lines = pd.json_normalize(rows).set_index("stage")
+    cells = {
+        "users": lines["users"].map(str),
+        "measured µs": lines["measured_us"],
+        "floor µs": lines["floor_us"],
+        "ratio": lines["over_floor"],
+        "MB": lines["work.read_bytes"] / 1e6,
+        "M mult-adds": lines["work.multiply_adds"] / 1e6,
+        "M pairs/s": lines["pairs_per_s"] / 1e6,
+    }
     rates = ", ".join(f"{name} {rate / 1e12:.2f}" for name, rate in device.flops.items())
-    header = ["stage", "users", "measured µs", "floor µs", "ratio", "MB", "M mult-adds"]
-    cells = [
-        [
-            *(row.stage, str(row.users), number(row.measured_us), number(row.floor_us)),
-            number(row.over_floor),
-            number(row.work.read_bytes / 1e6 if row.work else None),
-            number(row.work.multiply_adds / 1e6 if row.work else None),
-            number(row.pairs_per_s / 1e6),
-        ]
-        for row in rows
-    ]
     copies = f"copies {device.bytes_per_s / 1e9:.1f} GB/s; TFLOP/s of products: {rates}"
-    mlperf = f"{MLPERF_DLRM_V2_H200_PAIRS_PER_S / 1e6:.1f} M pairs/s"
-    return "\n\n".join(
-        [
-            f"{device.name}: {copies}",
-            table([*header, "M pairs/s"], cells),
-            f"For comparison: MLPerf DLRM-v2, offline, one H200: {mlperf}",
-        ]
-    )
+    mlperf = f"MLPerf DLRM-v2, offline, one H200: {MLPERF_DLRM_V2_H200_PAIRS_PER_S / 1e6:.1f}"
+    made = figures(pd.DataFrame(cells), "stage")
+    return f"{device.name}: {copies}\n\n{made}\n\nFor comparison: {mlperf} M pairs/s"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = _parser().parse_args(arguments)
     users = payload.users(options.users, payload.layout_of(options.repository))
-    changes = {"device": options.device, "threads": options.threads or cores()}
-    changes |= {"cuda_graphs": options.cuda_graphs, "half": options.half}
-    changes |= {"runtime": options.runtime} if options.runtime else {}
-    serving = replace(serving_of(options.repository), **changes)
-    device = device_of(serving)
-    found = measure_device(device, serving.threads)
-    rows, width = measure_stages(options.repository, serving, users, found)
-    release = read_release(options.repository, newest_version(options.repository))
+    serving = replace(serving_of(options.repository), device=options.device, threads=cores())
+    found = measure_device(device_of(serving), serving.threads)
     items = options.items or SEARCHED[options.device]
-    k = min(items, sizes_from(release["sizes"]).candidates)
-    rows += measure_search(device, found, items, width, k, options.cuda_graphs)
+    rows = measure(options.repository, serving, users, found, items)
     print(report(found, rows))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        made = {**summary(found, rows, options.device == "cuda"), "searched_items": items}
-        options.out.write_text(json.dumps(made, indent=1) + "\n")
+        made = summary(found, rows, options.device == "cuda")
+        write_json(options.out, {**made, "searched_items": items})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -246,10 +283,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--users", type=Path, help="users.jsonl (default: generated users)")
     add("--items", type=int, help="vectors of the exact search [100k, 1M on cuda]")
-    add("--runtime", help="runs the graphs (default: as exported)")
-    add("--threads", type=int, help="compute threads (default: all cores)")
-    add("--cuda-graphs", action="store_true", help="replay recorded batches")
-    add("--half", action="store_true", help="let TensorRT compute in float16")
     add("--out", type=Path, help="JSON file to write")
     return parser
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from cascade.errors import run as run_main
+from cascade.files import write_json
 from cascade.spec import RETRIEVE, stage_path
+from clients.options import positive
 from perf import report
 from perf.harness import record
-from perf.harness.commands import count, heading, run
+from perf.harness.commands import heading, run
 from perf.harness.table import verdicts
 
-ITEMS = 1_000_000
 STEPS = ("artifacts", "compare", "waterfall", "scaling", "roofline")
 # For the many catalogues whose growth is measured: to choose an index for each would take hours.
 FAST_EXPORT = "--index pcaivfsq8 --state float16 --weights float32 --users-per-run 8"
@@ -34,8 +35,9 @@ class Suite:
         self.args, self.out = args, args.out
         self.fixture, self.tuned = args.out / "fixture", args.out / "tuned"
         self.plain, self.flat = args.out / "plain", args.out / "flat"
-        self.quick = ("--quick",) if args.quick else ()
-        self.users = self.fixture / "users.jsonl"
+        self.served = ("--repository", self.tuned, "--users", self.fixture / "users.jsonl")
+        self.device = ("--device", args.device)
+        self.retrieve = self.tuned / stage_path("fused", RETRIEVE, 1)
         args.out.mkdir(parents=True, exist_ok=True)
 
     def artifacts(self) -> None:
@@ -43,7 +45,7 @@ class Suite:
         run("perf.fixture", "--items", self.args.items, "--out", self.fixture)
         for repository in (self.tuned, self.plain, self.flat):
             shutil.rmtree(repository, ignore_errors=True)
-        made = ("--checkpoints", self.fixture, "--topology", "fused", "--device", self.args.device)
+        made = ("--checkpoints", self.fixture, "--topology", "fused", *self.device)
         index = "exact" if self.args.device == "cuda" else "auto"
         run("export", *made, "--repository", self.tuned, "--index", index)
         plain = ("--state", "float32", "--weights", "float32", "--row-order", "catalogue")
@@ -62,38 +64,31 @@ class Suite:
     def compare(self) -> None:
         """Everything that could serve the same artifacts, in alternation."""
         others = ("--plain-repository", self.plain, "--flat-repository", self.flat)
-        run("perf.compare", *self._served(), *others, "--out", self.out / "compare", *self.quick)
+        quick = ("--quick",) if self.args.quick else ()
+        run("perf.compare", *self.served, *others, "--out", self.out / "compare", *quick)
 
     def waterfall(self) -> None:
         """Where one request's time goes."""
-        run("perf.waterfall", *self._served(), "--out", self.out / "waterfall")
+        run("perf.waterfall", *self.served, "--out", self.out / "waterfall")
 
     def scaling(self) -> None:
         """Cost against sizes, and the paper's table sizes."""
-        small: tuple[object, ...] = ()
-        if self.args.quick:
-            small = ("--items", "10000,30000", "--base-items", 20_000, "--rounds", 2)
-        how = ("--device", self.args.device, f"--export={FAST_EXPORT}")
-        run("perf.scaling", "--out", self.out / "scaling", *small, *how)
+        small = ("--items", "10000,30000", "--base-items", 20_000, "--rounds", 2)
+        how = (*self.device, f"--export={FAST_EXPORT}", *(small if self.args.quick else ()))
+        run("perf.scaling", "--out", self.out / "scaling", *how)
 
     def roofline(self) -> None:
         """What the hardware would allow."""
-        how = ("--device", self.args.device, "--out", self.out / "roofline.json")
-        run("perf.roofline", *self._served(), *how)
-
-    def _served(self) -> tuple[object, ...]:
-        return ("--repository", self.tuned, "--users", self.users)
+        run("perf.roofline", *self.served, *self.device, "--out", self.out / "roofline.json")
 
     def summary(self) -> dict[str, Any]:
         """All figures that the steps left behind."""
         found: dict[str, Any] = {"items": self.args.items, "device": self.args.device}
         steps = ("compare", "waterfall", "scaling")
         for path in (*(self.out / n / f"{n}.json" for n in steps), self.out / "roofline.json"):
-            if path.exists():
-                content = json.loads(path.read_text())
-                found |= {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-        index = self.tuned / stage_path("fused", RETRIEVE, 1) / "index.json"
-        if index.exists():
+            content = json.loads(path.read_text()) if path.exists() else {}
+            found |= {k: v for k, v in content.items() if isinstance(v, int | float | str)}
+        if (index := self.retrieve / "index.json").exists():
             facts = json.loads(index.read_text())
             found["index_kind"], found["index_recall"] = facts["kind"], facts["recall"]
             if facts.get("exact_us"):
@@ -107,8 +102,8 @@ class Suite:
         record.append(record.RESULTS / f"{name}.jsonl", environment, {"summary": summary})
         plots = record.RESULTS.parent / "plots"
         plots.mkdir(exist_ok=True)
-        frontier = self.tuned / stage_path("fused", RETRIEVE, 1) / "frontier.png"
-        for source in (*(self.out / picture for picture in report.PICTURES), frontier):
+        pictures = (*(self.out / path for path in report.PICTURES), self.retrieve / "frontier.png")
+        for source in pictures:
             if source.exists():
                 shutil.copyfile(source, plots / f"{name}-{source.name}")
         run("perf.report")
@@ -119,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.suite", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("build/perf"))
-    add("--items", type=count, default=ITEMS)
+    add("--items", type=positive, default=1_000_000)
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--quick", action="store_true", help="small and short: does all of it run?")
     add("--steps", nargs="+", choices=STEPS, default=[*STEPS])
@@ -129,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         getattr(suite, step)()
     summary = {**suite.summary(), "seconds": round(time.monotonic() - started, 1)}
     path = args.out / "summary.json"
-    path.write_text(json.dumps(summary, indent=1) + "\n")
+    write_json(path, summary)
     if not args.quick:
         suite.keep(summary)
     heading(f"summary ({path})")

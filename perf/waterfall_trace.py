@@ -11,10 +11,11 @@ import json
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import tritonclient.grpc as grpc
@@ -25,7 +26,6 @@ from cascade.runtime import spans
 from cascade.runtime.spans import START, Batch
 from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
-from perf.contenders.wire import grpc_inputs
 from perf.harness.payload import Payload
 
 Intervals = dict[str, float]  # microseconds, in the order of time
@@ -33,41 +33,22 @@ Intervals = dict[str, float]  # microseconds, in the order of time
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 BLOCK, WARM_UP = 25, 50  # requests with traces, then as many without
 TRACES, MARKS = "trace.json", "marks"
+# The entries of the Python adapter, whatever the process; other entries name a step of a stage.
+ADAPTER = {START: "there", "read": "read", "answer": "answer"}
+now = time.monotonic_ns
 
 
 class TraceError(CascadeError):
     """Notes that do not fit together."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What to ask.
+class Call(NamedTuple):
+    """One request, as its sender saw it."""
 
-    Args:
-        batches: users per request, one waterfall each.
-        requests: how many are traced for each; as many are not.
-    """
-
-    users: Payload
-    batches: Sequence[int]
-    requests: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request, as its sender saw it.
-
-    Args:
-        started_ns: `infer` was called, with inputs that had been made before.
-        sent_ns: the request is bytes; from here on it is gRPC's.
-        received_ns: the answer's bytes are there.
-        ended_ns: the answer is arrays.
-    """
-
-    started_ns: int
-    sent_ns: int
-    received_ns: int
-    ended_ns: int
+    started_ns: int  # `infer` was called, with inputs that had been made before
+    sent_ns: int  # the request is bytes; from here on it is gRPC's
+    received_ns: int  # the answer's bytes are there
+    ended_ns: int  # the answer is arrays
 
     @property
     def us(self) -> float:
@@ -75,39 +56,36 @@ class Call:
         return (self.ended_ns - self.started_ns) / 1000
 
 
-class TimedClient:
-    """tritonclient, but its two functions between messages and bytes note the time."""
+def timed(client: grpc.InferenceServerClient) -> Callable[..., Call]:
+    """inputs, id -> `Call`, by a client whose two functions between messages and bytes note the
+    time. gRPC takes these when a method is made, so the method is made anew."""
+    noted = {"sent": 0, "received": 0}
 
-    def __init__(self, client: grpc.InferenceServerClient) -> None:
-        self._client = client
-        self._sent_ns = self._received_ns = 0
-        # gRPC takes the two functions when a method is made, so the method is made anew.
-        client._client_stub.ModelInfer = client._channel.unary_unary(
-            METHOD, request_serializer=self._serialise, response_deserializer=self._parse
-        )
-
-    def ask(self, inputs: Sequence[Any], request_id: str = "") -> Call:
-        """Send one request and read its answer. Raises InferenceServerException."""
-        started_ns = time.monotonic_ns()
-        answer = self._client.infer(ENSEMBLE, inputs, request_id=request_id)
-        for name in ("item_ids", "scores"):
-            answer.as_numpy(name)
-        return Call(started_ns, self._sent_ns, self._received_ns, time.monotonic_ns())
-
-    def _serialise(self, request: Any) -> bytes:
+    def serialise(request: Any) -> bytes:
         content: bytes = request.SerializeToString()
-        self._sent_ns = time.monotonic_ns()
+        noted["sent"] = now()
         return content
 
-    def _parse(self, content: bytes) -> Any:
-        self._received_ns = time.monotonic_ns()
+    def parse(content: bytes) -> Any:
+        noted["received"] = now()
         return service_pb2.ModelInferResponse.FromString(content)
+
+    def ask(inputs: Sequence[Any], request_id: str = "") -> Call:
+        started_ns = now()
+        answer = client.infer(ENSEMBLE, inputs, request_id=request_id)
+        for name in ("item_ids", "scores"):
+            answer.as_numpy(name)
+        return Call(started_ns, noted["sent"], noted["received"], now())
+
+    client._client_stub.ModelInfer = client._channel.unary_unary(METHOD, serialise, parse)
+    return ask
 
 
 def ask(
-    repository: Path, plan: Plan, scratch: Path
+    repository: Path, users: Payload, batches: Sequence[int], requests: int, scratch: Path
 ) -> tuple[dict[str, Call], dict[int, list[float]]]:
-    """Serve a repository and ask it. Traces and the stages' steps are left in `scratch`.
+    """Serve a repository and ask it for batches of users, with and without traces. Traces and the
+    stages' steps are left in `scratch`.
 
     Returns:
         the traced requests by id, `<batch>-<number>`, and by batch the times of the others in
@@ -116,53 +94,48 @@ def ask(
     options = (f"triton,file={scratch / TRACES}", "mode=triton", "rate=1", "level=OFF")
     arguments = [word for option in options for word in ("--trace-config", option)]
     calls: dict[str, Call] = {}
-    plain: dict[int, list[float]] = {batch: [] for batch in plan.batches}
+    plain: dict[int, list[float]] = {batch: [] for batch in batches}
     with (
         patch.dict(os.environ, {spans.VARIABLE: str(scratch / MARKS)}),
         Server(repository, extra_args=arguments) as server,
         grpc.InferenceServerClient(server.url) as channel,
     ):
-        client = TimedClient(channel)
+        call = timed(channel)
 
         def trace(level: str) -> None:
             settings = {"trace_level": level, "trace_rate": "1"}
             channel.update_trace_settings(settings=settings, headers=server.control_headers)
 
-        for batch in plan.batches:
-            requests = _requests(plan.users, batch)
+        for batch in batches:
+            inputs = (_inputs(*users.rows(start, batch)) for start in count(0, batch))
             for _ in range(WARM_UP):
-                client.ask(next(requests))
-            for start in range(0, plan.requests, BLOCK):
-                block = range(start, min(start + BLOCK, plan.requests))
+                call(next(inputs))
+            for start in range(0, requests, BLOCK):
+                block = range(start, min(start + BLOCK, requests))
                 trace("TIMESTAMPS")
                 for name in (f"{batch}-{number}" for number in block):
-                    calls[name] = client.ask(next(requests), name)
+                    calls[name] = call(next(inputs), name)
                 trace("OFF")
-                plain[batch] += [client.ask(next(requests)).us for _ in block]
+                plain[batch] += [call(next(inputs)).us for _ in block]
     return calls, plain
 
 
-def _requests(users: Payload, batch: int) -> Iterator[list[Any]]:
-    """Requests of different users, without end."""
-    start = 0
-    while True:
-        yield grpc_inputs(*users.rows(start, batch))
-        start += batch
+def _inputs(dense: Any, categorical: Any) -> list[Any]:
+    inputs = []
+    for name, kind, values in (("dense", "FP32", dense), ("categorical", "BYTES", categorical)):
+        inputs.append(grpc.InferInput(name, list(values.shape), kind))
+        inputs[-1].set_data_from_numpy(values)
+    return inputs
 
 
 @dataclass
 class ServerTrace:
-    """What tritonserver noted about a request to one model.
-
-    Args:
-        at_ns: by event; `QUEUE_START` and the like.
-        members: the requests that an ensemble made of it, in the order of time.
-    """
+    """What tritonserver noted about a request to one model."""
 
     model: str
     request_id: str
-    at_ns: dict[str, int] = field(default_factory=dict)
-    members: list[ServerTrace] = field(default_factory=list)
+    at_ns: dict[str, int] = field(default_factory=dict)  # by event; `QUEUE_START` and the like
+    members: list[ServerTrace] = field(default_factory=list)  # of an ensemble, in order of time
 
     def at(self, event: str) -> int:
         """When it happened. Raises TraceError."""
@@ -191,11 +164,8 @@ def read_traces(paths: Iterable[Path]) -> dict[str, ServerTrace]:
 
 
 def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Intervals]:
-    """The intervals of every request, by its id, from what `ask` left in `scratch`.
-
-    Raises:
-        TraceError: what server and stages noted does not fit the requests.
-    """
+    """The intervals of every request, by its id, from what `ask` left in `scratch`. Raises
+    TraceError: what server and stages noted does not fit the requests."""
     traces, batches = read_traces(sorted(scratch.glob(f"{TRACES}*"))), spans.read(scratch / MARKS)
     if missing := calls.keys() - traces.keys():
         raise TraceError(f"tritonserver wrote no trace of {len(missing)} requests: {min(missing)}")
@@ -203,14 +173,8 @@ def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Interval
 
 
 def intervals(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Intervals:
-    """Split one request.
-
-    Args:
-        batches: what the stages' processes noted, in the order of time.
-
-    Raises:
-        TraceError: moments are missing, or out of order.
-    """
+    """Split one request by what the stages' processes noted, in the order of time. Raises
+    TraceError: moments are missing, or out of order."""
     found: Intervals = {}
     name_before, before_ns = START, call.started_ns
     for name, ns in _moments(call, trace, batches):
@@ -226,32 +190,30 @@ def intervals(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Inter
 
 def _moments(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Iterator[tuple[str, int]]:
     """The end of every interval, in the order of time."""
-    models = trace.members or [trace]
     yield "client.request", call.sent_ns
     yield "grpc.request", trace.at("GRPC_WAITREAD_END")
-    for place, model in enumerate(models):
-        before = "core.accept" if place == 0 else f"{models[place - 1].model}.output"
+    before = "core.accept"
+    for model in trace.members or [trace]:
+        name, output_ns = model.model, model.at("COMPUTE_OUTPUT_START")
         yield before, model.at("QUEUE_START")
-        yield from _hop(model, batches)
-    yield f"{models[-1].model}.output", trace.at("INFER_RESPONSE_COMPLETE")
+        yield f"{name}.queue", model.at("COMPUTE_START")
+        yield f"{name}.input", model.at("COMPUTE_INPUT_END")
+        for step, ns in _steps(batches, model.at("COMPUTE_INPUT_END"), output_ns):
+            yield (f"{name}.{ADAPTER[step]}" if step in ADAPTER else step), ns
+        yield f"{name}.back", output_ns
+        before = f"{name}.output"
+    yield before, trace.at("INFER_RESPONSE_COMPLETE")
     yield "core.send", trace.at("GRPC_SEND_START")
     yield "grpc.answer", call.received_ns
     yield "client.answer", call.ended_ns
 
 
-def _hop(trace: ServerTrace, batches: Sequence[Batch]) -> Iterator[tuple[str, int]]:
-    """One model: its queue, the way to its process, what happened there, the way back."""
-    name, input_end_ns = trace.model, trace.at("COMPUTE_INPUT_END")
-    output_ns = trace.at("COMPUTE_OUTPUT_START")
-    yield f"{name}.queue", trace.at("COMPUTE_START")
-    yield f"{name}.input", input_end_ns
-    place = bisect_left(batches, input_end_ns, key=lambda steps: steps[0][1])
-    if place == len(batches) or batches[place][-1][1] > output_ns:
+def _steps(batches: Sequence[Batch], from_ns: int, until_ns: int) -> Batch:
+    """What a process noted between these moments of the server."""
+    place = bisect_left(batches, from_ns, key=lambda steps: steps[0][1])
+    if place == len(batches) or batches[place][-1][1] > until_ns:
         raise TraceError(
             "no batch was marked while the server waited for its stage: was the server started "
             f"with {spans.VARIABLE}, and stopped in order?"
         )
-    for step, ns in batches[place]:
-        own = {START: "there", "read": "read", "answer": "answer"}  # the adapter, in any process
-        yield (f"{name}.{own[step]}" if step in own else step), ns
-    yield f"{name}.back", output_ns
+    return batches[place]

@@ -1,7 +1,5 @@
-"""The cascade behind FastAPI, tuned as a production service would be.
-
-    CASCADE_REPOSITORY=DIR uvicorn perf.contenders.fastapi_app:app --workers 2 \
-        --loop uvloop --http httptools --no-access-log
+"""The cascade behind FastAPI, tuned as a production service would be; the repository's folder is in
+the variable CASCADE_REPOSITORY, `servers.fastapi` has the command.
 
 POST /recommend takes one user, features in schema order, null where a value is missing:
 
@@ -26,6 +24,7 @@ import orjson
 from fastapi import FastAPI, HTTPException, Request, Response
 
 from cascade.encoding import InvalidInput
+from cascade.layout import RequestLayout
 from perf.harness.in_process import open_pipeline
 
 REPOSITORY = "CASCADE_REPOSITORY"
@@ -36,22 +35,14 @@ TEXTS: set[type] = {str, type(None)}
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the release before the first request, and touch all of it once."""
-    if REPOSITORY not in os.environ:
-        raise RuntimeError(f"set {REPOSITORY} to the folder of an exported model repository")
     pipeline = open_pipeline(Path(os.environ[REPOSITORY]))
-    widths = pipeline.schema.dense_width("user"), pipeline.schema.wire_width("user")
-    pipeline(np.full((1, widths[0]), np.nan, np.float32), np.full((1, widths[1]), b"", object))
-    app.state.pipeline, app.state.widths = pipeline, widths
+    layout = RequestLayout.of(pipeline.schema)
+    pipeline(*layout.empty())
+    app.state.pipeline, app.state.layout = pipeline, layout
     yield
 
 
 app = FastAPI(lifespan=lifespan, openapi_url=None)
-
-
-@app.get("/health")
-async def health() -> dict[str, str]:
-    """Answers as soon as the release is loaded."""
-    return {"status": "ready"}
 
 
 @app.post("/recommend")
@@ -61,13 +52,11 @@ async def recommend(request: Request) -> Response:
         user = orjson.loads(await request.body())
     except orjson.JSONDecodeError as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
-    dense_width, ids_width = app.state.widths
-    numbers = _values(user, "dense", dense_width, NUMBERS)
-    texts = _values(user, "categorical", ids_width, TEXTS)
-    categorical = np.empty((1, ids_width), object)
-    categorical[0] = [b"" if text is None else text.encode() for text in texts]
+    numbers = _values(user, "dense", app.state.layout.dense_width, NUMBERS)
+    texts = _values(user, "categorical", app.state.layout.categorical_width, TEXTS)
     try:
         dense = np.array([numbers], np.float32)
+        categorical = np.array([[(text or "").encode() for text in texts]], object)
         item_ids, scores = app.state.pipeline(dense, categorical)
     except (InvalidInput, OverflowError, UnicodeEncodeError) as error:
         raise HTTPException(422, str(error)) from error
@@ -78,12 +67,9 @@ async def recommend(request: Request) -> Response:
 
 def _values(user: Any, name: str, width: int, types: set[type]) -> list[Any]:
     """A list of the request, of the right length and types; true and false are no numbers."""
-    values = user.get(name) if isinstance(user, dict) else None
-    if (
-        not isinstance(values, list)
-        or len(values) != width
-        or not types.issuperset(map(type, values))
-    ):
+    values: Any = user.get(name) if isinstance(user, dict) else None
+    fits = isinstance(values, list) and len(values) == width
+    if not fits or not types.issuperset(map(type, values)):
         kinds = " or ".join(sorted(kind.__name__ for kind in types if kind is not type(None)))
         raise HTTPException(422, f"{name}: a list of {width} values, {kinds} or null, is expected")
     return values

@@ -7,8 +7,7 @@ the last three. The stages' times come from the server's statistics, read before
 What version 2.51 does, as tried:
 
 - It gives up with exit code 2 when the windows do not agree, and then writes neither CSV nor
-  profile export. So an unstable load is measured a second time with the tolerance wide open, and
-  marked.
+  profile export. So any windows agree for it, and `summarise` says whether they do.
 - A single failed request ends it with exit code 99. The record then has the message, no latency.
 - It refuses to overwrite a profile export.
 - With a number of requests to send, it has been seen to wait for ever after the last answer.
@@ -30,12 +29,10 @@ import tritonclient.grpc as grpc
 
 from cascade.errors import CascadeError
 from cascade.server.binaries import perf_analyzer
+from cascade.spec import ENSEMBLE
 from perf.harness.measurement import OK, Load, Measurement, StageTimes, Trace, summarise
-from perf.harness.payload import members
 
-UNSTABLE = 2
-COUNTED_WINDOWS = 3
-ANY_SPREAD_PERCENT = 1_000_000.0
+WINDOWS, ANY_SPREAD_PERCENT = 3, 1_000_000
 # Threads that send at the Poisson times. With few, one is still busy sending when the next request
 # is due: in a trial on two busy cores one thread sent a fifth of 1200 requests/s late, 16 none.
 RATE_THREADS = 16
@@ -43,31 +40,11 @@ TIMEOUT_S = 900
 TIMES = ("queue", "input", "infer", "output")
 WARM_UP_S, WARM_UPS = 60, 2  # seconds each, and tries
 Counters = Mapping[str, int]
+Ran = subprocess.CompletedProcess[str]
 
 
 class AnalyzerError(CascadeError):
     """perf_analyzer did something that says nothing about the server's performance."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to look. Windows are counted in requests, not in seconds, so that a percentile
-    rests on as many requests at every load.
-
-    Args:
-        window_requests: fewest requests in a window; a figure rests on the last three windows.
-        stability_percent: the three windows agree when the largest is within so many percent of
-            the smallest.
-        trials: windows after which the measurement is called unstable.
-    """
-
-    window_requests: int
-    stability_percent: float
-    trials: int
-
-
-FULL = Effort(window_requests=2000, stability_percent=15, trials=8)
-QUICK = Effort(window_requests=300, stability_percent=30, trials=4)
 
 
 @dataclass(frozen=True)
@@ -76,7 +53,7 @@ class Target:
 
     url: str
     input_data: Path
-    model: str = "recommend"
+    model: str = ENSEMBLE
     batch: int = 1
 
     def arguments(self) -> list[str]:
@@ -86,7 +63,7 @@ class Target:
         ]
 
 
-def run(arguments: list[str], timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+def run(arguments: list[str], timeout_s: float = TIMEOUT_S) -> Ran:
     """Run perf_analyzer. Raises BinaryError or subprocess.TimeoutExpired."""
     path, environment = perf_analyzer()
     return subprocess.run(
@@ -106,33 +83,35 @@ def version() -> str:
     return found[0] if found else "unknown"
 
 
-def measure(target: Target, load: Load, effort: Effort) -> Measurement:
-    """Put a load on the server and measure it.
+def members(model: Any) -> tuple[str, ...]:
+    """Models that an ensemble's ModelConfig chains, in order; the model itself if it is none."""
+    return tuple(step.model_name for step in model.ensemble_scheduling.step) or (model.name,)
 
-    Raises:
-        AnalyzerError: perf_analyzer could not be used at all (wrong flag, unreadable payload).
-    """
+
+def measure(target: Target, load: Load, window_requests: int) -> Measurement:
+    """Put a load on the server and measure it over three windows. They are counted in requests, not
+    in seconds, so that a percentile rests on as many requests at every load. Raises AnalyzerError:
+    perf_analyzer could not be used at all (wrong flag, unreadable payload)."""
     with (
         grpc.InferenceServerClient(target.url) as client,
         tempfile.TemporaryDirectory(prefix="perf-") as folder,
     ):
-        steps = members(client.get_model_config(target.model).config)
-        models = {target.model, *steps}
         export = Path(folder) / "profile.json"
-        before = {model: statistics(client, model) for model in models}
-        ran = _run(target, load, effort, effort.stability_percent, export)
-        stable = ran.returncode != UNSTABLE
-        if not stable:
-            before = {model: statistics(client, model) for model in models}
-            ran = _run(target, load, effort, ANY_SPREAD_PERCENT, export)
-        after = {model: statistics(client, model) for model in models}
+        steps = members(client.get_model_config(target.model).config)
+        before = {model: statistics(client, model) for model in {target.model, *steps}}
+        ran = _run(target, load, window_requests, export)
+        after = {model: statistics(client, model) for model in before}
         failed = after[target.model]["failed"] - before[target.model]["failed"]
-        trace, error = _result(ran, export, failed)
-    if trace is None:
-        measured = Measurement(target.model, target.batch, load, stable=False, error=error)
-    else:
-        ended = summarise(trace, Load("concurrency", 0), target.model, target.batch)
-        measured = replace(ended, load=load, stable=stable)
+        if ran.returncode == 0:
+            ended = summarise(
+                read_profile(export), Load("concurrency", 0), target.model, target.batch
+            )
+            measured = replace(ended, load=load)
+        elif failed or "Thread [" in ran.stderr + ran.stdout:  # a request's own error, in its words
+            error = _complaint(ran)
+            measured = Measurement(target.model, target.batch, load, stable=False, error=error)
+        else:
+            raise AnalyzerError(f"perf_analyzer ended with {ran.returncode}: {_complaint(ran)}")
     return replace(
         measured,
         failed=failed,
@@ -142,36 +121,26 @@ def measure(target: Target, load: Load, effort: Effort) -> Measurement:
 
 
 def warm_up(target: Target, requests: int = 200) -> None:
-    """Send some requests that are not measured: the first touch of pages and caches.
-
-    Raises:
-        AnalyzerError: the server does not answer them; there is no point in measuring.
-    """
+    """Send some requests that are not measured: the first touch of pages and caches. Raises
+    AnalyzerError: the server does not answer them; there is no point in measuring."""
     flags = ["--concurrency-range", "8", "--request-count", str(requests)]
+    what = f"{requests} requests to {target.model} at {target.url}"
     for _ in range(WARM_UPS):
         try:
             ran = run([*target.arguments(), *flags], WARM_UP_S)
         except subprocess.TimeoutExpired:
             continue
         if ran.returncode:
-            raise AnalyzerError(
-                f"the server at {target.url} did not get through {requests} requests to "
-                f"{target.model}: {_complaint(ran)}"
-            )
+            raise AnalyzerError(f"the server did not get through {what}: {_complaint(ran)}")
         return
-    raise AnalyzerError(
-        f"{requests} requests to {target.model} at {target.url} took perf_analyzer more than "
-        f"{WARM_UP_S} s, {WARM_UPS} times"
-    )
+    raise AnalyzerError(f"{what} took perf_analyzer more than {WARM_UP_S} s, {WARM_UPS} times")
 
 
-def _run(
-    target: Target, load: Load, effort: Effort, spread_percent: float, export: Path
-) -> subprocess.CompletedProcess[str]:
+def _run(target: Target, load: Load, window_requests: int, export: Path) -> Ran:
     windows = [
         *("--measurement-mode", "count_windows"),
-        *("--measurement-request-count", str(effort.window_requests)),
-        *("-s", str(spread_percent), "-r", str(effort.trials)),
+        *("--measurement-request-count", str(window_requests)),
+        *("-s", str(ANY_SPREAD_PERCENT), "-r", str(WINDOWS)),
         *("--profile-export-file", str(export)),
     ]
     if load.mode == "concurrency":
@@ -185,20 +154,7 @@ def _run(
     return run([*target.arguments(), *windows, *how])
 
 
-def _result(
-    ran: subprocess.CompletedProcess[str], export: Path, failed: int
-) -> tuple[Trace | None, str | None]:
-    """The times, or the reason why the server's requests came to nothing."""
-    if ran.returncode == 0:
-        return read_profile(export), None
-    if failed or "Thread [" in ran.stderr + ran.stdout:  # a request's own error, in its words
-        return None, _complaint(ran)
-    if ran.returncode == UNSTABLE:
-        return None, "no measurement even with any spread allowed: " + _complaint(ran)
-    raise AnalyzerError(f"perf_analyzer ended with {ran.returncode}: {_complaint(ran)}")
-
-
-def _complaint(ran: subprocess.CompletedProcess[str]) -> str:
+def _complaint(ran: Ran) -> str:
     lines = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
     return " ".join(lines[:3])[:500] or f"exit code {ran.returncode}"
 
@@ -210,11 +166,8 @@ def delayed_percent(output: str) -> float:
 
 
 def read_profile(path: Path) -> Trace:
-    """Read the answered requests of a profile export.
-
-    Raises:
-        AnalyzerError: it is empty or holds no request.
-    """
+    """Read the answered requests of a profile export. Raises AnalyzerError: it is empty or holds no
+    request."""
     # The inputs are repeated in it as raw bytes, length prefixes and all, which are not UTF-8.
     text = path.read_text(errors="replace") if path.exists() else ""
     if not text.strip():
@@ -226,9 +179,9 @@ def read_profile(path: Path) -> Trace:
     answered = [r for r in experiment["requests"] if r["response_timestamps"]]
     sent = np.array([r["timestamp"] for r in answered], np.int64)
     ended = np.array([r["response_timestamps"][0] for r in answered], np.int64)
-    first, *_, last = experiment["window_boundaries"][-COUNTED_WINDOWS - 1 :]
+    first, *_, last = experiment["window_boundaries"][-WINDOWS - 1 :]
     trace = Trace(sent, sent, ended, np.full(len(sent), OK), first, last)
-    if not trace.answered():
+    if not trace.answered(ended).any():
         raise AnalyzerError(f"{path.name} holds no request that was answered in a window")
     return trace
 
@@ -245,8 +198,8 @@ def statistics(client: grpc.InferenceServerClient, model: str) -> Counters:
         "input": sum(s.compute_input.ns for s in stats),
         "infer": sum(s.compute_infer.ns for s in stats),
         "output": sum(s.compute_output.ns for s in stats),
-        "inferences": sum(version.inference_count for version in versions),
-        "executions": sum(version.execution_count for version in versions),
+        "inference": sum(version.inference_count for version in versions),
+        "execution": sum(version.execution_count for version in versions),
     }
 
 
@@ -254,8 +207,5 @@ def stage_times(before: Counters, after: Counters) -> StageTimes:
     """Means per request between two moments; zeros if there was no request."""
     grown = {key: after[key] - before[key] for key in after}
     requests = max(1, grown["success"])
-    return StageTimes(
-        **{f"{key}_us": grown[key] / requests / 1000 for key in TIMES},
-        inference_count=grown["inferences"],
-        execution_count=grown["executions"],
-    )
+    queue, input_, infer, output = (grown[key] / requests / 1000 for key in TIMES)
+    return StageTimes(queue, input_, infer, output, grown["inference"], grown["execution"])

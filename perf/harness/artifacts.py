@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.release import newest_version, read_release
 from perf.harness import payload
 from perf.harness.commands import run
 from perf.harness.payload import Payload
@@ -15,17 +14,12 @@ from perf.harness.payload import Payload
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Checkpoints, and the repository that was exported from them.
-
-    Args:
-        items: rows of the catalogue.
-        fixture_s, export_s: seconds that it took to make them.
-    """
+    """Checkpoints, the repository that was exported from them in `export_s` seconds, and the number
+    of items."""
 
     checkpoints: Path
     repository: Path
     items: int
-    fixture_s: float = 0.0
     export_s: float = 0.0
 
     @property
@@ -36,45 +30,22 @@ class Artifacts:
         """The users that came with the checkpoints."""
         return payload.load(self.users_file, payload.layout_of(self.repository))
 
-    @classmethod
-    def of(cls, checkpoints: Path, repository: Path) -> Artifacts:
-        """Existing ones."""
-        release = read_release(repository, newest_version(repository))
-        return cls(checkpoints, repository, int(release["items"]))
 
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be made.
-
-    Args:
-        ranker: of `perf.fixture`.
-        export: further arguments of `python -m export`.
-    """
-
-    items: int
-    ranker: str
-    device: str = "cpu"
-    export: Sequence[object] = ()
-
-
-def make(wish: Wish, folder: Path) -> Artifacts:
-    """Make checkpoints and a fused repository, with the tuned index.
-
-    Raises:
-        SystemExit: one of the two commands failed.
-    """
+def make(
+    folder: Path, items: int, ranker: str, device: str = "cpu", options: Sequence[object] = ()
+) -> Artifacts:
+    """Make checkpoints, with a ranker of `perf.fixture`, and export them as `export` does. Raises
+    SystemExit: one of the two commands failed."""
     checkpoints, repository = folder / "checkpoints", folder / "repository"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    size = ("--items", wish.items, "--ranker", wish.ranker)
-    fixture_s = run("perf.fixture", *size, "--out", checkpoints)
-    export_s = export(wish, checkpoints, repository)
-    return Artifacts(checkpoints, repository, wish.items, fixture_s, export_s)
+    run("perf.fixture", "--items", items, "--ranker", ranker, "--out", checkpoints)
+    export_s = export(checkpoints, repository, device, options)
+    return Artifacts(checkpoints, repository, items, export_s)
 
 
-def export(wish: Wish, checkpoints: Path, repository: Path) -> float:
-    """Export checkpoints in the fused topology -> seconds."""
-    where = ("--checkpoints", checkpoints, "--repository", repository, "--device", wish.device)
-    index = ("--index", "auto" if wish.device == "cpu" else "exact")
-    return run("export", *where, *index, "--topology", "fused", *wish.export)
+def export(checkpoints: Path, repository: Path, device: str, options: Sequence[object]) -> float:
+    """Export in the fused topology with the tuned index, and further options -> seconds."""
+    where = ("--checkpoints", checkpoints, "--repository", repository, "--device", device)
+    index = ("--index", "auto" if device == "cpu" else "exact")
+    return run("export", *where, *index, "--topology", "fused", *options)

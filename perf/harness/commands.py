@@ -1,8 +1,7 @@
-"""What the command lines share: steps as commands of their own, progress, and argument types."""
+"""What the command lines share: steps as commands of their own, progress, and an argument type."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import signal
 import subprocess
@@ -10,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+
+from clients.options import positive
 
 PROGRESS_S = 10
 CURSOR = r"\x1b\[[0-9;]*[A-Za-z]"  # what progress bars move it by
@@ -28,12 +29,9 @@ def run(module: str, *arguments: object, log: Path | None = None) -> float:
     words = [sys.executable, "-m", module, *map(str, arguments)]
     heading(f"python {' '.join(words[1:])}")
     started = time.monotonic()
-    if log is None:
-        code, seen = subprocess.run(words, check=False).returncode, "above"
-    else:
-        code = _logged(words, log, started)
-        seen = f"{log}, which ends with\n{_tail(log, 10)}"
+    code = _logged(words, log, started) if log else subprocess.run(words, check=False).returncode
     if code:
+        seen = f"{log}, which ends with\n{_tail(log, 10)}" if log else "above"
         raise SystemExit(f"error: python -m {module} failed with code {code}: see {seen}")
     return time.monotonic() - started
 
@@ -67,22 +65,14 @@ def say(text: str) -> None:
 
 def end_in_order() -> None:
     """Let SIGTERM end the `with` blocks, and so the servers."""
-    signal.signal(signal.SIGTERM, _end)
 
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt that
+        sys.exit(128 + number)
 
-def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not interrupt that
-    sys.exit(128 + number)
-
-
-def count(text: str) -> int:
-    """An argparse type: a number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+    signal.signal(signal.SIGTERM, end)
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """An argparse type: such numbers, separated by commas."""
-    return tuple(count(part) for part in text.split(","))
+    """An argparse type: numbers from 1 on, separated by commas."""
+    return tuple(positive(part) for part in text.split(","))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,25 +20,22 @@ import numpy as np
 
 from cascade.config import Serving
 from cascade.pbtxt import process_settings
+from cascade.spec import STAGES
 from cascade.stages.pipeline import Pipeline
 from perf.harness.measurement import OK, Load, Measurement, Times, Trace, summarise
 from perf.harness.payload import Payload
 
 Recommend = Callable[[Any, Any], Any]
 
-MODEL = "in-process"
+COSTS = ("total_us", *(f"{stage}_us" for stage in STAGES))
 WARM_UP_REQUESTS, LOAD_TIMEOUT_S = 50, 300
+USERS_A_ROUND = 48
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process does: load the stages, then ask them again and again.
-
-    Args:
-        open: repository -> the function to be timed.
-        batch: users per call.
-        seconds: how long to measure.
-    """
+    """What every process does for so many seconds: `open` a repository, then call what that gives
+    for `batch` users, again and again."""
 
     open: Callable[[Path], Recommend]
     repository: Path
@@ -58,20 +55,19 @@ def open_pipeline(repository: Path) -> Pipeline:
 
 
 def measure(job: Job, processes: int) -> Measurement:
-    """Run the job in so many processes at once, one thread each.
-
-    Raises:
-        Exception: whatever loading or calling the stages raises.
-    """
-    for library in ("OMP", "OPENBLAS", "MKL"):
-        os.environ[f"{library}_NUM_THREADS"] = "1"
+    """Run the job in so many processes at once, one thread each. Raises Exception: whatever loading
+    or calling the stages raises."""
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
     os.environ["CASCADE_THREADS"] = "1"
     context = get_context("spawn")  # a fork would inherit the threads of libraries half-started
     barrier = context.Barrier(processes)
     with ProcessPoolExecutor(processes, context, _share, (barrier,)) as pool:
-        times = _results([pool.submit(_work, job, number) for number in range(processes)])
-    trace = merged(times, job.seconds)
-    return summarise(trace, Load("concurrency", processes), MODEL, job.batch)
+        futures = [pool.submit(_work, job, number) for number in range(processes)]
+    errors = [error for future in futures if (error := future.exception())]
+    if errors:  # that of a broken barrier is merely the echo of another process's
+        raise next((e for e in errors if not isinstance(e, BrokenBarrierError)), errors[0])
+    trace = merged([future.result() for future in futures], job.seconds)
+    return summarise(trace, Load("concurrency", processes), "in-process", job.batch)
 
 
 def merged(times: list[Times], seconds: float) -> Trace:
@@ -114,9 +110,39 @@ def _work(job: Job, number: int) -> Times:
     return np.array([moments[:-1], moments[1:]], np.int64)
 
 
-def _results(futures: list[Future[Times]]) -> list[Times]:
-    """All results, or the first error that is not merely the echo of another process's."""
-    errors = [error for future in futures if (error := future.exception())]
-    if errors:
-        raise next((e for e in errors if not isinstance(e, BrokenBarrierError)), errors[0])
-    return [future.result() for future in futures]
+@dataclass(frozen=True)
+class Setting:
+    """One size of a sweep: what is asked, and for how many users at once."""
+
+    pipeline: Pipeline
+    users: Payload
+    batch: int = 1
+
+    def request_ns(self, start: int, clock: Callable[[], int]) -> Any:
+        """Nanoseconds [3] that each stage takes for the users from `start` on."""
+        moments = [clock()]
+        dense, ids, candidates = self.pipeline.retrieve(*self.users.rows(start, self.batch))
+        moments.append(clock())
+        survivors = self.pipeline.prerank(dense, ids, candidates)
+        moments.append(clock())
+        self.pipeline.rank(dense, ids, survivors)
+        return np.diff([*moments, clock()])
+
+
+def costs(
+    settings: Mapping[Any, Setting], rounds: int, device: str = "cpu"
+) -> dict[Any, dict[str, float]]:
+    """Medians of what a request costs, in microseconds: `retrieve_us`, `prerank_us`, `rank_us` and
+    `total_us`."""
+    clock = time.thread_time_ns if device == "cpu" else time.perf_counter_ns
+    taken: dict[Any, list[Any]] = {key: [] for key in settings}
+    at = {k: i * len(s.users) // len(settings) for i, (k, s) in enumerate(settings.items())}
+    for _ in range(rounds):
+        for key, setting in settings.items():
+            for turn in range(1 + max(2, USERS_A_ROUND // setting.batch)):
+                ns = setting.request_ns(at[key], clock)
+                at[key] += setting.batch
+                if turn:  # the first of a turn finds the instructions of others in the cache
+                    taken[key].append([ns.sum(), *ns])
+    found = {key: np.median(ns, axis=0) / 1e3 for key, ns in taken.items()}
+    return {key: dict(zip(COSTS, us.tolist(), strict=True)) for key, us in found.items()}

@@ -47,25 +47,27 @@ class LoadError(CascadeError):
 
 @dataclass(frozen=True)
 class Plan:
-    """One run.
-
-    Args:
-        mode, value: as in `Load`: requests in flight, or requests per second.
-        seconds: how long to measure, after `warm_up_s` that do not count.
-        first: the user to begin with; the others follow in order and come again after the last.
-        seed: of the Poisson times.
-    """
+    """One run: a load (see `Load`) for so many seconds after a warm-up that does not count."""
 
     mode: Mode
     value: float
     seconds: float
     warm_up_s: float = 0.5
-    first: int = 0
-    seed: int = 0
+    first: int = 0  # user; the others follow in order and come again after the last
+    seed: int = 0  # of the Poisson times
 
     @property
     def duration_s(self) -> float:
         return self.warm_up_s + self.seconds
+
+    def due(self) -> list[int]:
+        """Open loop: when each request is due, in ns after the start. Empty for a closed loop."""
+        if self.mode == "concurrency":
+            return []
+        random = np.random.default_rng(self.seed)
+        count = int(self.value * self.duration_s * 1.5 + 100)
+        times_s = random.exponential(1 / self.value, count).cumsum()
+        return [int(s * 1e9) for s in times_s[times_s < self.duration_s]]
 
 
 class Connection:
@@ -82,11 +84,8 @@ class Connection:
 
 
 def status(answer: bytes) -> int | None:
-    """The status code of an HTTP/1.1 answer, None while some of it is still to come.
-
-    Raises:
-        LoadError: it does not say how long it is.
-    """
+    """The status code of an HTTP/1.1 answer, None while some of it is still to come. Raises
+    LoadError: it does not say how long it is."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -102,11 +101,10 @@ class Generator:
 
     def __init__(self, address: tuple[str, int], requests: list[bytes], plan: Plan) -> None:
         self._address, self._requests, self._plan = address, requests, plan
-        self._first = plan.first % len(requests)
-        self._due = _due(plan)
+        self._first, self._due = plan.first % len(requests), plan.due()
         room = len(self._due) or int(MOST_PER_SECOND * plan.duration_s)
         self._sent, self._done, self._status = [0] * room, [0] * room, [UNANSWERED] * room
-        self._next = self._answers = self._waited = self._lost = 0
+        self._next = self._answers = self._lost = 0
         self._open: dict[int, Connection] = {}
         self._free: deque[Connection] = deque()
         self._epoll = select.epoll()
@@ -115,32 +113,25 @@ class Generator:
         """Do it. Raises LoadError; see there."""
         closed = self._plan.mode == "concurrency"
         cpu_s, start = time.process_time(), now()
-        if closed:
-            self._closed_loop(start)
-        else:
-            self._open_loop(start)
+        (self._closed_loop if closed else self._open_loop)(start)
+        deadline = now() + int(DRAIN_S * 1e9)
+        while self._answers < self._next and now() < deadline:
+            self._receive(0.1)
         cpu_s = time.process_time() - cpu_s
         for connection in self._open.values():
             connection.socket.close()
-        count = self._next
-        sent = np.array(self._sent[:count], np.int64)
-        return Trace(
-            due_ns=sent if closed else np.array(self._due[:count], np.int64) + start,
-            sent_ns=sent,
-            done_ns=np.array(self._done[:count], np.int64),
-            status=np.array(self._status[:count], np.int64),
-            from_ns=start + int(self._plan.warm_up_s * 1e9),
-            until_ns=start + int(self._plan.duration_s * 1e9),
-            waited=self._waited,
-            cpu_us=cpu_s * 1e6 / max(1, count),
-        )
+        count, plan = self._next, self._plan
+        noted = (self._sent, self._done, self._status)
+        sent, done, codes = (np.array(one[:count], np.int64) for one in noted)
+        due = sent if closed else np.array(self._due[:count], np.int64) + start
+        from_ns, until_ns = (start + int(s * 1e9) for s in (plan.warm_up_s, plan.duration_s))
+        return Trace(due, sent, done, codes, from_ns, until_ns, cpu_s * 1e6 / max(1, count))
 
     def _closed_loop(self, start: int) -> None:
         for number in range(1, int(self._plan.value) + 1):
-            self._free.append(self._connect())
+            self._connect()
             self._keep_busy(until=start + number * CONNECTIONS_APART_NS)
         self._keep_busy(until=start + int(self._plan.duration_s * 1e9))
-        self._drain()
 
     def _keep_busy(self, until: int) -> None:
         free = self._free
@@ -157,32 +148,22 @@ class Generator:
                 # epoll waits whole milliseconds; select on the epoll itself waits microseconds.
                 if select.select((self._epoll,), (), (), wait / 1e9)[0]:
                     self._receive(0)
-            elif free or self._grow():
+            elif free:
                 self._send(free.popleft())
+            elif len(self._open) < MOST_CONNECTIONS:
+                self._connect()
             else:
-                self._waited += 1
                 self._receive(1)
-        self._drain()
 
-    def _drain(self) -> None:
-        deadline = now() + int(DRAIN_S * 1e9)
-        while self._answers < self._next and now() < deadline:
-            self._receive(0.1)
-
-    def _grow(self) -> bool:
-        if len(self._open) >= MOST_CONNECTIONS:
-            return False
-        self._free.append(self._connect())
-        return True
-
-    def _connect(self) -> Connection:
+    def _connect(self) -> None:
+        """One more free connection."""
         try:
             connection = Connection(self._address)
         except OSError as error:
             raise LoadError(f"nothing answers at {self._address}: {error}") from error
         self._open[connection.socket.fileno()] = connection
         self._epoll.register(connection.socket.fileno(), select.EPOLLIN)
-        return connection
+        self._free.append(connection)
 
     def _send(self, connection: Connection) -> None:
         number = self._next
@@ -205,25 +186,20 @@ class Generator:
             if not data:
                 self._replace(connection)
                 continue
-            if connection.buffer:
-                data = connection.buffer + data
+            connection.buffer = data = connection.buffer + data
             code = status(data)
-            if code is None:
-                connection.buffer = data
-            else:
+            if code is not None:
                 connection.buffer = b""
                 self._lost = 0
                 self._finish(connection, code)
+                self._free.append(connection)
 
     def _finish(self, connection: Connection, code: int) -> None:
-        number = connection.request
+        number, connection.request = connection.request, -1
         if number < 0:
             raise LoadError(f"an answer {code} came without a request")
-        self._done[number] = now()
-        self._status[number] = code
+        self._done[number], self._status[number] = now(), code
         self._answers += 1
-        connection.request = -1
-        self._free.append(connection)
 
     def _replace(self, connection: Connection) -> None:
         """The server hung up: what was under way is lost, the next goes over a new connection."""
@@ -235,21 +211,10 @@ class Generator:
             self._free.remove(connection)
         else:
             self._finish(connection, LOST)
-            self._free.pop()
             self._lost += 1
         if self._lost > MOST_LOST:
             raise LoadError(f"{self._address} hung up on {MOST_LOST} requests in a row")
-        self._free.append(self._connect())
-
-
-def _due(plan: Plan) -> list[int]:
-    """Open loop: when each request is due, in ns after the start. Empty for a closed loop."""
-    if plan.mode == "concurrency":
-        return []
-    random = np.random.default_rng(plan.seed)
-    count = int(plan.value * plan.duration_s * 1.5 + 100)
-    times_s = random.exponential(1 / plan.value, count).cumsum()
-    return [int(s * 1e9) for s in times_s[times_s < plan.duration_s]]
+        self._connect()
 
 
 def go_first() -> None:
@@ -263,17 +228,13 @@ def go_first() -> None:
 
 
 def run(address: str, requests: Sequence[bytes], plan: Plan) -> Trace:
-    """Put one load on a server, HOST:PORT, from a process of its own.
-
-    Raises:
-        LoadError: the server cannot be reached, or hangs up.
-    """
+    """Put one load on a server, HOST:PORT, from a process of its own. Raises LoadError: the server
+    cannot be reached, or hangs up."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
         return process.submit(_generate, address, list(requests), plan).result()
 
 
 def _generate(address: str, requests: list[bytes], plan: Plan) -> Trace:
-    """What the process of `run` does."""
     host, _, port = address.rpartition(":")
     generator = Generator((host, int(port)), requests, plan)
     go_first()

@@ -7,7 +7,7 @@ a `Measurement`, which is one line of perf/results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -26,14 +26,8 @@ WINDOWS, STABILITY_PERCENT = 3, 15.0
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients do.
-
-    Args:
-        mode: `concurrency` keeps that many requests in flight (closed loop: a slow server gets
-            fewer requests); `rate` sends so many a second at Poisson times, answered or not (open
-            loop: what independent users do).
-        value: requests in flight, or requests per second.
-    """
+    """What the clients do: `concurrency` keeps `value` requests in flight (closed loop), `rate`
+    sends `value` requests a second at Poisson times, answered or not (open loop)."""
 
     mode: Mode
     value: float
@@ -45,11 +39,8 @@ class Load:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What a member of the ensemble did, from the server's own statistics.
-
-    The times are means per request, in microseconds. Each request of a batch counts the time of the
-    whole batch, because that is how long it waited.
-    """
+    """What a member of the ensemble did, from the server's own statistics. Times are means per
+    request; each request of a batch counts the time of the whole batch, which it waited for."""
 
     queue_us: float
     input_us: float
@@ -65,37 +56,21 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run.
-
-    Args:
-        model: what was asked; `in-process` for the stages without a server.
-        batch: users in a request.
-        requests: answered requests in the time that counts.
-        failed: refused, failed, lost or unanswered requests.
-        duration_s: length of that time.
-        throughput: users per second.
-        latency_ms: percentiles, mean and max, by name; empty if the run failed.
-        p99_range_ms: lowest and highest p99 of its thirds, which says how far to trust the p99.
-        stable: the thirds agree.
-        delayed_percent: share of the requests that the client sent late, so that the load was less
-            than the one asked for.
-        stages: by member, over the whole run.
-        error: what went wrong, in the words of the program that sent the requests.
-    """
+    """One run; a failed one has an error and no latency."""
 
     model: str
-    batch: int
+    batch: int  # users in a request
     load: Load
-    requests: int = 0
-    failed: int = 0
-    duration_s: float = 0.0
-    throughput: float = 0.0
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
-    p99_range_ms: tuple[float, float] | None = None
-    stable: bool = True
-    delayed_percent: float = 0.0
-    stages: Mapping[str, StageTimes] = field(default_factory=dict)
-    error: str | None = None
+    requests: int = 0  # answered in the time that counts
+    failed: int = 0  # refused, failed, lost or unanswered
+    duration_s: float = 0.0  # of the time that counts
+    throughput: float = 0.0  # users per second
+    latency_ms: Mapping[str, float] = field(default_factory=dict)  # percentiles, mean and max
+    p99_range_ms: tuple[float, float] | None = None  # of its thirds: how far to trust the p99
+    stable: bool = True  # the thirds agree
+    delayed_percent: float = 0.0  # of the requests, sent late: the load was less than asked
+    stages: Mapping[str, StageTimes] = field(default_factory=dict)  # over the whole run
+    error: str | None = None  # in the words of the program that sent the requests
 
     def to_dict(self) -> dict[str, Any]:
         """Flat and JSON-ready: `mode` and `value` for the load, `p50_ms` and so on."""
@@ -117,23 +92,16 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The requests of one run in the order in which they left; times in ns of the monotonic clock.
-
-    Args:
-        due_ns, sent_ns, done_ns, status: [N] each. In a closed loop a request is due when sent.
-        from_ns, until_ns: the time that counts.
-        waited: how often a request was due and no further connection was allowed.
-        cpu_us: mean CPU time of the load generator per request.
-    """
+    """The requests of one run in the order in which they left, [N] each; times in ns of the
+    monotonic clock. In a closed loop a request is due when sent."""
 
     due_ns: Times
     sent_ns: Times
     done_ns: Times
     status: Times
-    from_ns: int
+    from_ns: int  # the time that counts
     until_ns: int
-    waited: int = 0
-    cpu_us: float = 0.0
+    cpu_us: float = 0.0  # mean of the load generator per request
 
     @property
     def seconds(self) -> float:
@@ -144,40 +112,37 @@ class Trace:
         """Requests of an open loop that left more than 1 ms after they were due."""
         return int((self.sent_ns - self.due_ns > LATE_NS).sum())
 
+    def answered(self, at_ns: Times) -> npt.NDArray[np.bool_]:
+        """Which requests were answered well and have this time in the time that counts."""
+        found: npt.NDArray[np.bool_] = (at_ns >= self.from_ns) & (at_ns < self.until_ns)
+        return found & (self.status == OK)
+
+    def counted(self, load: Load) -> tuple[npt.NDArray[np.float64], Times]:
+        """Latency in ms and moment of the requests that count. Closed loop: those that ended in
+        time. Open loop: those that were due in it, because the slowest ones end after it."""
+        moments = self.done_ns if load.mode == "concurrency" else self.due_ns
+        some = self.answered(moments)
+        return (self.done_ns - self.due_ns)[some] / 1e6, moments[some]
+
     def latency_ms(self, load: Load) -> npt.NDArray[np.float64]:
-        """Of the requests that count and were answered well, in the order of their sending."""
-        return (self.done_ns - self.due_ns)[self.counted(load)] / 1e6
-
-    def counted(self, load: Load) -> npt.NDArray[np.bool_]:
-        """Whether a request was answered well, and in the time that counts."""
-        return self._within(self.moments(load)) & (self.status == OK)
-
-    def answered(self) -> int:
-        """Good answers that came in the time that counts."""
-        return int((self._within(self.done_ns) & (self.status == OK)).sum())
-
-    def moments(self, load: Load) -> Times:
-        """Closed loop: what ended in the time counts. Open loop: what was due in it, because the
-        slowest requests end after it and would be left out."""
-        return self.done_ns if load.mode == "concurrency" else self.due_ns
-
-    def _within(self, at_ns: Times) -> npt.NDArray[np.bool_]:
-        inside: npt.NDArray[np.bool_] = (at_ns >= self.from_ns) & (at_ns < self.until_ns)
-        return inside
+        """Of the requests that count, in the order of their sending."""
+        return self.counted(load)[0]
 
 
 def summarise(trace: Trace, load: Load, model: str, batch: int = 1) -> Measurement:
     """One run in figures. Its throughput counts the answers that came in the counted time."""
     seconds = (trace.until_ns - trace.from_ns) / 1e9
-    failed, late = int((trace.status != OK).sum()), trace.late()
-    latency_ms = trace.latency_ms(load)
+    failed, (latency_ms, moments) = int((trace.status != OK).sum()), trace.counted(load)
     if not len(latency_ms):
         error = f"no request was answered in {seconds:g} s ({failed} of them failed)"
         return Measurement(model, batch, load, failed=failed, stable=False, error=error)
     bounds = np.linspace(trace.from_ns, trace.until_ns, WINDOWS + 1)[1:-1]
-    window = np.searchsorted(bounds, trace.moments(load)[trace.counted(load)])
+    window = np.searchsorted(bounds, moments)
     windows = [latency_ms[window == number] for number in range(WINDOWS)]
     p99 = [float(np.percentile(part, 99)) for part in windows if len(part)]
+    # In an open loop the counts are random: there the latencies alone have to agree.
+    agreeing = [[part.mean() for part in windows if len(part)]]
+    agreeing += [list(map(len, windows))] if load.mode == "concurrency" else []
     return Measurement(
         model=model,
         batch=batch,
@@ -185,21 +150,13 @@ def summarise(trace: Trace, load: Load, model: str, batch: int = 1) -> Measureme
         requests=len(latency_ms),
         failed=failed,
         duration_s=seconds,
-        throughput=trace.answered() * batch / seconds,
+        throughput=int(trace.answered(trace.done_ns).sum()) * batch / seconds,
         latency_ms=latency_summary(latency_ms),
         p99_range_ms=(min(p99), max(p99)),
-        stable=all(map(len, windows)) and _agree(windows, load),
-        delayed_percent=100 * late / len(trace.sent_ns),
+        stable=all(map(len, windows))
+        and all(max(v) <= min(v) * (1 + STABILITY_PERCENT / 100) for v in agreeing),
+        delayed_percent=100 * trace.late() / len(trace.sent_ns),
     )
-
-
-def _agree(windows: Sequence[npt.NDArray[np.float64]], load: Load) -> bool:
-    """Closed loop: counts and mean latencies. Open loop: the counts are random, so the latencies
-    alone."""
-    values = [[float(window.mean()) for window in windows]]
-    if load.mode == "concurrency":
-        values.append([len(window) for window in windows])
-    return all(max(v) <= min(v) * (1 + STABILITY_PERCENT / 100) for v in values)
 
 
 def latency_summary(latency_ms: npt.NDArray[np.float64]) -> dict[str, float]:

@@ -18,14 +18,8 @@ from cascade.server import workers
 
 @dataclass(frozen=True)
 class Memory:
-    """One process, or the sum of several. In MB of 10^6 bytes.
-
-    Args:
-        rss_mb: resident.
-        pss_mb: resident, every page divided by the number of processes that hold it.
-        shared_mb: the part of rss that another process holds as well.
-        anonymous_mb: the part of rss that is in no file, so that it cannot be shared.
-    """
+    """Of one process or several, in MB of 10^6 bytes: resident, its proportional share, the part
+    that another process holds as well, and the part that is in no file."""
 
     rss_mb: float
     pss_mb: float
@@ -34,18 +28,10 @@ class Memory:
 
 
 def memory(pids: Iterable[int]) -> Memory:
-    """The sum over these processes.
-
-    Raises:
-        psutil.NoSuchProcess: one of them has ended.
-    """
+    """The sum over these processes. Raises psutil.NoSuchProcess."""
     maps = [held for pid in pids for held in psutil.Process(pid).memory_maps(grouped=True)]
-    return Memory(
-        rss_mb=sum(held.rss for held in maps) / 1e6,
-        pss_mb=sum(held.pss for held in maps) / 1e6,
-        shared_mb=sum(held.shared_clean + held.shared_dirty for held in maps) / 1e6,
-        anonymous_mb=sum(held.anonymous for held in maps) / 1e6,
-    )
+    held_bytes = [(m.rss, m.pss, m.shared_clean + m.shared_dirty, m.anonymous) for m in maps]
+    return Memory(*(sum(column) / 1e6 for column in zip(*held_bytes, strict=True)))
 
 
 def stubs(server: str) -> list[int]:

@@ -8,17 +8,24 @@ configuration and machine: git keeps the history.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from cascade.config import Serving
 from cascade.errors import CascadeError
+from cascade.files import replace_text
 
 Line = Mapping[str, Any]
 
@@ -33,9 +40,12 @@ class RecordError(CascadeError):
     """A file of results that cannot be read."""
 
 
-def now(precision: str = "seconds") -> str:
-    """The time in UTC as ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec=precision)
+def configuration_name(kind: str, processes: Iterable[Serving]) -> str:
+    """A name for how processes with these settings run: `ensemble-cpu`,
+    `ensemble-cuda-torchscript`, ..."""
+    found = list(processes)
+    device = "cuda" if any(serving.device == "cuda" for serving in found) else "cpu"
+    return "-".join([kind, device, *sorted({serving.runtime for serving in found} - {"onnx"})])
 
 
 def environment(
@@ -45,16 +55,10 @@ def environment(
     payload: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What all lines of one run have in common.
-
-    Args:
-        configuration: what the line is of, such as `ensemble-cpu`.
-        repository: the model repository, if it is known here.
-        payload: `Payload.describe()`.
-        versions: of programs that are not Python packages, by name.
-    """
+    """What all lines of one run have in common: a configuration such as `ensemble-cpu`, the model
+    repository, `Payload.describe()`, and versions of what is not in `PACKAGES`."""
     return {
-        "sweep": now("microseconds"),  # identifies the run
+        "sweep": datetime.now(timezone.utc).isoformat(),  # identifies the run
         "configuration": configuration,
         **commit(ROOT),
         "config_hash": None if repository is None else config_hash(repository),
@@ -67,41 +71,28 @@ def environment(
 def append(path: Path, environment: Line, *values: Line) -> list[dict[str, Any]]:
     """Add a line for each of `values` to a file of results, prune it, and return the new lines."""
     # Other work on the machine shows in every latency; the load average lets a reader suspect it.
-    moment = {"time": now(), "load_average": round(os.getloadavg()[0], 2)}
-    lines = [{**moment, **environment, **value} for value in values]
+    moment = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = {"time": moment, "load_average": round(os.getloadavg()[0], 2)}
+    lines = [{**now, **environment, **value} for value in values]
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = read(path) if path.exists() else []
-    write(path, newest([*before, *lines]))
+    kept = newest([*(read(path) if path.exists() else []), *lines])
+    replace_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
     return lines
 
 
 def newest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every configuration, batch size and machine the lines of its last run."""
-    last: dict[str, str] = {}
-    for line in lines:
-        key = _identity(line)
-        last[key] = max(last.get(key, ""), line["sweep"])
-    return [line for line in lines if line["sweep"] == last[_identity(line)]]
 
+    def identity(line: Line) -> str:
+        return json.dumps([line["configuration"], line.get("hardware"), line.get("batch")])
 
-def _identity(line: Line) -> str:
-    keys = ("configuration", "hardware", "batch")
-    return json.dumps({key: line.get(key) for key in keys}, sort_keys=True)
-
-
-def write(path: Path, lines: Iterable[Line]) -> None:
-    """Replace a file of results in one move."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-    temporary.replace(path)
+    last = {identity(line): line["sweep"] for line in sorted(lines, key=itemgetter("sweep"))}
+    return [line for line in lines if line["sweep"] == last[identity(line)]]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of one file, oldest first.
-
-    Raises:
-        RecordError: a line is not a record; says which.
-    """
+    """All lines of one file, oldest first. Raises RecordError: a line is not a record; says
+    which."""
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         if not text.strip():
@@ -118,17 +109,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def commit(folder: Path) -> dict[str, Any]:
     """`commit` and `dirty` of a checkout; both null where there is none (a wheel, a container)."""
-    try:
-        head = _said("git", "-C", folder, "rev-parse", "HEAD")
-        changed = _said("git", "-C", folder, "status", "--porcelain", "--", ".", *OWN_OUTPUT)
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": head, "dirty": bool(changed)}
+    head = _said("git", "-C", folder, "rev-parse", "HEAD")
+    changed = _said("git", "-C", folder, "status", "--porcelain", "--", ".", *OWN_OUTPUT)
+    return {"commit": head, "dirty": None if head is None else bool(changed)}
 
 
-def _said(*command: object) -> str:
+def _said(*command: object) -> str | None:
+    """The output of a program; None where there is no such program, or it fails."""
     words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def config_hash(repository: Path) -> str:
@@ -141,37 +133,20 @@ def config_hash(repository: Path) -> str:
 
 def hardware() -> dict[str, Any]:
     """CPU model, cores that this process may use, memory, and the name of the GPU or null."""
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpu = re.search(r"(?m)^model name\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text())
+    gpus = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu[1] if cpu else platform.machine(),  # ARM kernels give no model name
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory_bytes / 2**30, 1),
-        "gpu": _gpu(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": " + ".join(gpus.splitlines()) or None,
     }
 
 
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return value.strip()
-    return platform.machine()  # ARM kernels give no model name
-
-
-def _gpu() -> str | None:
-    try:
-        names = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-    except (OSError, subprocess.CalledProcessError):
-        return None  # no driver, no GPU
-    return " + ".join(names.splitlines()) or None
-
-
 def package_versions() -> dict[str, str]:
-    """Python and those of the packages that are installed."""
+    """Python and those of the packages that are installed; one flavour of each is enough."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # one flavour of ONNX Runtime and FAISS is enough
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return found

@@ -1,19 +1,32 @@
-"""Markdown tables of figures and claims, aligned so that a terminal shows them just as well."""
+"""How the tables and pictures of all programs look: Markdown, aligned so that a terminal shows it
+just as well, and matplotlib."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from perf.harness.measurement import PERCENTILES
 from perf.harness.record import Line
 
-LATENCIES = (*PERCENTILES, "mean_ms", "max_ms")
+LATENCIES = ("throughput", *PERCENTILES, "mean_ms", "max_ms")
 STAGE_TIMES = ("queue_us", "input_us", "infer_us", "output_us")
+STYLE: Any = {
+    **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": "#e6e6e6"},
+    **{"legend.fontsize": 8, "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"},
+}
+RELATIONS = {">=": operator.ge, "<=": operator.le, "=": operator.eq}
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -26,6 +39,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return text
 
 
+def figures(frame: pd.DataFrame, corner: str = "") -> str:
+    """A frame of numbers and texts as a table; its index is the first column."""
+    rows = [
+        [str(row), *(value if isinstance(value, str) else number(value) for value in values)]
+        for row, *values in frame.itertuples()
+    ]
+    return table([corner, *map(str, frame.columns)], rows)
+
+
 def number(value: float | None) -> str:
     """Three significant digits, never as a power of ten; a dash for None."""
     if value is None or value != value:
@@ -36,14 +58,16 @@ def number(value: float | None) -> str:
 
 def latency_table(lines: Sequence[Line]) -> str:
     """One row per run, with what limits its trust in the last column."""
-    header = ["load", "users/s", *map(_spaced, LATENCIES), "p99 by window", "requests", "marks"]
-    rows = []
-    for line in lines:
-        window = [number(ms) for ms in line.get("p99_range_ms") or (None, None)]
-        figures = [number(line.get(key)) for key in ("throughput", *LATENCIES)]
-        rows.append([load(line), *figures, " to ".join(window), str(line["requests"])])
-        rows[-1].append(_marks(line))
-    return table(header, rows)
+    names = ["users/s", *map(_spaced, LATENCIES[1:]), "p99 by window", "requests", "marks"]
+    rows = [
+        [
+            *(load(line), *(number(line.get(key)) for key in LATENCIES)),
+            " to ".join(map(number, line.get("p99_range_ms") or (None, None))),
+            *(str(line["requests"]), _marks(line)),
+        ]
+        for line in lines
+    ]
+    return table(["load", *names], rows)
 
 
 def stage_table(lines: Sequence[Line]) -> str:
@@ -69,17 +93,14 @@ def _spaced(key: str) -> str:
 
 def load(line: Line) -> str:
     """What the clients did."""
-    unit = "/s" if line["mode"] == "rate" else ""
-    return f"{line['mode']} {line['value']:g}{unit}"
+    return f"{line['mode']} {line['value']:g}" + ("/s" if line["mode"] == "rate" else "")
 
 
 def _marks(line: Line) -> str:
     """Why a figure is not to be trusted; empty if there is no reason."""
-    found = []
+    found = [] if line["stable"] else ["**unstable**"]
     if line["error"]:
-        found.append(f"**failed** ({line['failed']}): {line['error']}")
-    elif not line["stable"]:
-        found.append("**unstable**")
+        found = [f"**failed** ({line['failed']}): {line['error']}"]
     if line["delayed_percent"]:
         found.append(f"**delayed** ({number(line['delayed_percent'])} %)")
     return ", ".join(found)
@@ -95,17 +116,14 @@ class Claim:
     meaning: str
 
     def holds(self, found: float) -> bool:
-        compare = {">=": operator.ge, "<=": operator.le, "=": operator.eq}[self.relation]
-        return bool(compare(found, self.value))
+        return bool(RELATIONS[self.relation](found, self.value))
 
 
 def verdicts(summary: Mapping[str, Any], claims: Sequence[Claim]) -> str:
     """Each claim beside what was found."""
     rows = [
         [
-            claim.meaning,
-            claim.key,
-            f"{claim.relation} {claim.value:g}",
+            *(claim.meaning, claim.key, f"{claim.relation} {claim.value:g}"),
             f"{summary[claim.key]:.3g}",
             "yes" if claim.holds(summary[claim.key]) else "**no**",
         ]
@@ -113,3 +131,20 @@ def verdicts(summary: Mapping[str, Any], claims: Sequence[Claim]) -> str:
         if claim.key in summary
     ]
     return table(["claim", "key", "target", "found", "holds"], rows)
+
+
+@contextmanager
+def picture(path: Path, title: str, size: tuple[float, float] = (8.0, 4.5)) -> Iterator[Axes]:
+    """Axes to draw into; the picture is written at the end of the block."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        yield axes
+        for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            kind("{x:g}")
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without the version of matplotlib in it, equal lines give an equal file.
+        figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -22,7 +22,7 @@ import pytest
 
 from cascade.config import Serving
 from export.releases.rewire import rewire, serving_of
-from perf.harness.artifacts import Artifacts, Wish, make
+from perf.harness.artifacts import Artifacts, make
 from tests.conftest import Cascade
 from tests.resilience.claims import Record, keep
 
@@ -142,7 +142,7 @@ def work(workplace: Path, request: pytest.FixtureRequest) -> Path:
 def fused(workplace: Path, thorough: bool) -> Artifacts:
     """A cascade of usual size in one process; a thorough run tunes its export."""
     items, how = (THOROUGH_ITEMS, ()) if thorough else (ITEMS, UNTUNED)
-    return make(Wish(items, "criteo", export=how), workplace / "fused")
+    return make(workplace / "fused", items, "criteo", options=how)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from perf.contenders.wire import TRITON
+from perf.contenders.servers import TRITON
 from perf.harness import load
 from perf.harness.measurement import OK, Mode, Trace
 from perf.harness.payload import Payload

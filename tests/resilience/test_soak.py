@@ -19,7 +19,7 @@ from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
 from export.releases.transfer import from_export
-from perf.contenders.wire import TRITON
+from perf.contenders.servers import TRITON
 from perf.harness.load import Generator, Plan
 from perf.harness.measurement import OK
 from perf.harness.payload import Payload

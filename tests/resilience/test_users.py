@@ -23,7 +23,7 @@ from cascade.spec import RECOMMEND_USER
 from cascade.store import UserStore
 from export.releases.rewire import rewire, settings_of
 from export.users import CHUNK, layout_of
-from perf.contenders.wire import TRITON, triton_request
+from perf.contenders.servers import TRITON, triton_request
 from perf.harness import load
 from perf.harness.artifacts import Artifacts
 from perf.harness.measurement import OK, Load, Trace
@@ -98,7 +98,7 @@ def site(
         rows = ids % len(people)
         some = Payload(people.dense[rows], people.categorical[rows], people.source)
         names = [np.array([[str(user).encode()]], object) for user in ids]
-        by_id = [triton_request(RECOMMEND_USER, user_id=(name, "BYTES")) for name in names]
+        by_id = [triton_request(RECOMMEND_USER, user_id=name) for name in names]
         server = stack.enter_context(Server(folder / "repository"))
         yield Site(server, plan, TRITON.requests(some), by_id, redis)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.client.layout import Layout
 from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
-from perf.__main__ import Plan, main, sweep
-from perf.harness.analyzer import AnalyzerError, Effort, Target, measure, read_profile, run
+from perf.__main__ import Sweep, main, sweep
+from perf.harness.analyzer import AnalyzerError, Target, measure, read_profile, run
 from perf.harness.measurement import Load
-from perf.harness.payload import generated, layout
+from perf.harness.payload import generated
 from perf.harness.record import read
 
 SCHEMA = Schema(
@@ -27,7 +28,7 @@ SCHEMA = Schema(
         Feature("brand", "item", "categorical", "vocabulary"),
     ),
 )
-SHORT = Effort(window_requests=50, stability_percent=400, trials=4)
+SHORT = 50  # requests in a window
 
 # Answers the number of the row; refuses a negative one.
 RETRIEVE = """
@@ -107,7 +108,7 @@ def server(repository: Path) -> Iterator[Server]:
 def target(server: Server, folder: Path, rows: list[float]) -> Target:
     """Users whose first feature is given and whose others are drawn, missing values included."""
     with server.connect() as client:
-        request = layout(client.get_model_config("recommend").config)
+        request = Layout.from_config(client.get_model_config("recommend").config)
     users = generated(request, len(rows))
     users.dense[:, 0] = rows
     users.write(folder / "users.json")
@@ -121,7 +122,7 @@ def test_a_sweep_records_what_client_and_server_saw(
     users.write_text("".join(json.dumps({"row": n, "city": f"ü{n}"}) + "\n" for n in range(1200)))
     results = tmp_path / "results.jsonl"
     said: list[str] = []
-    plan = Plan(concurrencies=(1, 8), rate_shares=(0.25,), effort=SHORT)
+    plan = Sweep(concurrencies=(1, 8), rate_shares=(0.25,), window_requests=SHORT)
     measured = sweep(
         server.url, plan=plan, users=users, results=results, repository=repository, say=said.append
     )
@@ -189,10 +190,10 @@ def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(
 
 
 def test_an_unstable_load_is_measured_all_the_same_and_marked(
-    server: Server, tmp_path: Path
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = Effort(window_requests=20, stability_percent=1e-6, trials=3)
-    measured = measure(target(server, tmp_path, list(range(50))), Load("concurrency", 2), exact)
+    monkeypatch.setattr("perf.harness.measurement.STABILITY_PERCENT", 1e-6)
+    measured = measure(target(server, tmp_path, list(range(50))), Load("concurrency", 2), 20)
     assert not measured.stable
     assert measured.error is None
     assert measured.requests >= 60

@@ -5,17 +5,14 @@ from typing import Any
 
 import pytest
 
-from perf import scaling_servers
+from perf import scaling
 from perf.harness import processes
-from perf.harness.analyzer import Effort
 from perf.harness.artifacts import Artifacts
-
-SHORT = Effort(window_requests=50, stability_percent=400, trials=3)
 
 
 @pytest.fixture(scope="module")
 def made(criteo: Any) -> Artifacts:
-    return Artifacts.of(criteo.checkpoints, criteo.repository)
+    return Artifacts(criteo.checkpoints, criteo.repository, len(criteo.pipeline().item_ids))
 
 
 def test_the_stubs_of_a_server_are_found(criteo_server: Any) -> None:
@@ -27,11 +24,10 @@ def test_the_stubs_of_a_server_are_found(criteo_server: Any) -> None:
 
 
 def test_a_server_is_measured_with_so_many_instances(made: Artifacts, tmp_path: Path) -> None:
-    found = scaling_servers.measure(made, 2, tmp_path, SHORT)
-    assert found["error"] is None
+    found = scaling.served(made, 2, tmp_path, seconds=0.5)
     assert found["throughput"] > 0
     assert 0 < found["pss_mb"] < found["rss_mb"]  # they share what is mapped
 
 
 def test_two_releases_are_compared_in_turns(made: Artifacts, tmp_path: Path) -> None:
-    assert scaling_servers.compare(made, made, tmp_path, rounds=1, effort=SHORT) > 0
+    assert scaling.p99_ratio(made, made, tmp_path, rounds=1, seconds=0.5) > 0

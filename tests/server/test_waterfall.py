@@ -10,7 +10,7 @@ from cascade.spec import TOPOLOGIES
 from export.releases.rewire import rewire
 from perf.harness.payload import Payload, PayloadError, layout_of, load
 from perf.waterfall import main
-from perf.waterfall_trace import Plan, ask, intervals_of
+from perf.waterfall_trace import ask, intervals_of
 from tests.conftest import Cascade
 
 COMPUTE = ("encode", "tower", "search", "prerank.sort", "prerank", "rank.sort", "rank")
@@ -27,7 +27,7 @@ def test_the_intervals_of_a_request_are_all_of_it(
 ) -> None:
     repository = tmp_path / "repository"
     rewire(criteo.repository, repository, replace(criteo.serving, topology=topology))
-    calls, plain = ask(repository, Plan(users, (1, 3), 4), tmp_path)
+    calls, plain = ask(repository, users, (1, 3), 4, tmp_path)
     found = intervals_of(calls, tmp_path)
     assert len(calls) == 8
     assert {batch: len(times) for batch, times in plain.items()} == {1: 4, 3: 4}
@@ -40,9 +40,10 @@ def test_the_intervals_of_a_request_are_all_of_it(
 
 def test_the_command(criteo: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, results = tmp_path / "out", tmp_path / "results.jsonl"
+    repository = tmp_path / "repository"
+    rewire(criteo.repository, repository, replace(criteo.serving, topology="fused"))
     arguments = {
-        "--repository": criteo.repository,
-        "--topology": "fused",
+        "--repository": repository,
         "--users": criteo.checkpoints / "users.jsonl",
         "--requests": "6",
         "--batch": "1,4",

@@ -79,7 +79,7 @@ def test_lateness_is_read_off_the_words_of_perf_analyzer() -> None:
 
 
 def test_stage_times_are_means_per_request_between_two_moments() -> None:
-    keys = ("success", "failed", "queue", "input", "infer", "output", "inferences", "executions")
+    keys = ("success", "failed", "queue", "input", "infer", "output", "inference", "execution")
     before = dict(zip(keys, (100, 1, 1000, 10, 20, 30, 100, 50), strict=True))
     after = dict(zip(keys, (110, 4, 51_000, 20_010, 400_020, 10_030, 110, 52), strict=True))
     assert stage_times(before, after) == StageTimes(5.0, 2.0, 40.0, 1.0, 10, 2)

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 from tritonclient.utils import deserialize_bytes_tensor
 
-from perf.compare_report import (
-    closed_table,
-    curve_plot,
-    key_figures,
-    open_table,
-)
-from perf.contenders.wire import JSON, TRITON, difference
+from perf.compare_report import curve_plot, key_figures, loop_table
+from perf.contenders.servers import JSON, TRITON, difference
 from perf.harness.payload import Payload
 
 USERS = Payload(
@@ -25,8 +20,8 @@ USERS = Payload(
 
 
 def line(contender: str, value: float, rate: float, **other: Any) -> dict[str, Any]:
-    """A line of a closed loop over HTTP, unless told otherwise."""
-    values = {"protocol": "http", "mode": "concurrency", "round": 0, "batch": 1, "share": None}
+    """A line of a closed loop, unless told otherwise."""
+    values = {"mode": "concurrency", "round": 0, "batch": 1, "share": None}
     values |= {"p50_ms": 2.0, "p99_ms": 4.0, "requests": 100, "sent": 100, "failed": 0, "late": 0}
     values |= {"generator_us": 30.0}
     values |= {"topology": ""}
@@ -36,18 +31,15 @@ def line(contender: str, value: float, rate: float, **other: Any) -> dict[str, A
 def closed(number: int, faster: float) -> list[dict[str, Any]]:
     """A round: the topology `fused` is so much faster than FastAPI at 16."""
     common = {"round": number}
-    grpc = {"protocol": "grpc", **common}
     return [
-        line("bound", 2, 1000, protocol="in-process", **common),
-        line("bound", 2, 1250, protocol="in-process", batch=4, **common),
-        line("bound_plain", 2, 500, protocol="in-process", **common),
+        line("bound", 2, 1000, **common),
+        line("bound", 2, 1250, batch=4, **common),
+        line("bound_plain", 2, 500, **common),
         line("fastapi", 1, 300, p50_ms=3.0, **common),
         line("fastapi", 16, 400, **common),
         line("fused", 1, 310, p50_ms=2.4, topology="fused", **common),
         line("fused", 16, 400 * faster, topology="fused", **common),
-        line("fused", 16, 350, topology="fused", **grpc),
-        line("ensemble", 16, 380, **common),
-        line("ensemble", 16, 440, **grpc),
+        line("ensemble", 16, 440, **common),
         line("flat", 16, 200, topology="fused", **common),
     ]
 
@@ -68,7 +60,6 @@ def test_figures_are_medians_of_rounds_with_their_spread() -> None:
     spread = found.pop("spread")
     assert found == {
         "best": "fused",
-        "best_protocol": "http",
         "vs_fastapi_1": 1.0333,
         "vs_fastapi_16": 2.0,
         "p50_vs_fastapi_1": 0.8,
@@ -109,13 +100,14 @@ def test_failures_beyond_half_are_told_apart() -> None:
 
 
 def test_tables_and_plots_take_what_there_is(tmp_path: Path) -> None:
-    assert "fused, grpc" in closed_table(LINES)
-    assert "bound, in-process, batch 4" in closed_table(LINES)
-    assert "760 – 1000" in closed_table(LINES)
-    assert "50%" in open_table(LINES)
+    closed_loop = loop_table(LINES, "concurrency")
+    assert "| fused " in closed_loop
+    assert "bound, batch 4" in closed_loop
+    assert "760 – 1000" in closed_loop
+    assert "| fused       |             0.5 |" in loop_table(LINES, "rate")
     curve_plot(LINES, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert closed_table([]).count("\n") == 1
+    assert loop_table([], "concurrency").count("\n") == 1
 
 
 def parts(request: bytes) -> tuple[str, dict[str, str], bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,16 @@ from cascade.training import checkpoint
 from export.artifacts.guard import HeldOut
 from export.context import read_catalogue
 from perf import fixture
-from perf.fixture import PAPER_BUCKETS, Plan
+from perf.fixture import PAPER_BUCKETS
 
-PLAN = Plan(items=2000, ranker="small", users=300)
+ITEMS, USERS = 2000, 300
+PLAN: Any = {"items": ITEMS, "ranker": "small", "users": USERS}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("fixture")
-    fixture.write(PLAN, path)
+    fixture.write(path, **PLAN)
     return path
 
 
@@ -44,7 +44,7 @@ def _users(folder: Path, encoder: Encoder) -> Any:
 
 def test_is_a_folder_of_checkpoints(folder: Path, encoder: Encoder) -> None:
     items = read_catalogue(folder)
-    assert len(items) == len(set(items.item_ids.tolist())) == PLAN.items
+    assert len(items) == len(set(items.item_ids.tolist())) == ITEMS
     sizes = [feature.cardinality for feature in encoder.schema.ids("item")]
     assert (items.ids < sizes).all()
     for stage in STAGES:
@@ -55,18 +55,18 @@ def test_is_a_folder_of_checkpoints(folder: Path, encoder: Encoder) -> None:
 
 def test_users_are_different_and_known(folder: Path, encoder: Encoder) -> None:
     lines = (folder / "users.jsonl").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == PLAN.users
+    assert len(lines) == len(set(lines)) == USERS
     assert set(json.loads(lines[0])) <= {f.name for f in encoder.schema.side("user")}
     dense, ids = _users(folder, encoder)
-    assert len(dense) == len(ids) == PLAN.users
+    assert len(dense) == len(ids) == USERS
     missing = (ids == 0).mean()
     assert 0 < missing < 0.1
 
 
 def test_the_same_seed_writes_the_same(folder: Path, tmp_path: Path) -> None:
     again, other = tmp_path / "again", tmp_path / "other"
-    fixture.write(PLAN, again)
-    fixture.write(replace(PLAN, seed=1), other)
+    fixture.write(again, **PLAN)
+    fixture.write(other, seed=1, **PLAN)
     for stage in STAGES:
         weights = checkpoint.digest(folder / stage)
         assert checkpoint.digest(again / stage) == weights
@@ -115,7 +115,7 @@ def test_users_lie_among_the_items(folder: Path, encoder: Encoder) -> None:
 def test_the_paper_s_tables() -> None:
     rows = fixture.SCHEMA.side("user") + fixture.SCHEMA.side("item")
     table = pa.table({feature.name: ["a", "b", "a", ""] for feature in rows})
-    schema = fixture._fit_encoder(True, table, table).schema
+    schema = fixture.fit_encoder(True, table, table).schema
     hashed = {f.name: f.buckets for f in schema.features if f.encoding == "hash"}
     assert hashed == PAPER_BUCKETS
     assert sum(hashed.values()) == 33_715_179

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from cascade import pbtxt
+from cascade.client.layout import Layout
 from cascade.config import Serving
 from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.spec import ENSEMBLE, Sizes
-from perf.harness.payload import PayloadError, generated, layout, load
+from perf.harness.payload import PayloadError, generated, load
 
 SCHEMA = Schema(
     "shop",
@@ -21,7 +22,7 @@ SCHEMA = Schema(
         Feature("brand", "item", "categorical", "vocabulary"),
     ),
 )
-FEATURES = layout(pbtxt.configs(SCHEMA, Sizes(), Serving(), 1)[ENSEMBLE])
+FEATURES = Layout.from_config(pbtxt.configs(SCHEMA, Sizes(), Serving(), 1)[ENSEMBLE])
 
 
 def write(path: Path, *users: object) -> Path:
