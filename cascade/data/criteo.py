@@ -49,28 +49,19 @@ _DAY = re.compile(r"day_(\d+)(\.gz)?")
 
 
 class Criteo(Source):
-    """One file, a folder with train.txt, or a folder of days; each file plain or gzip.
-
-    Args:
-        path: the file or the folder.
-        bad: takes the malformed rows.
-
-    Raises:
-        DataError: nothing of that kind is there.
-    """
+    """One file, a folder with train.txt, or a folder of days; each file plain or gzip."""
 
     schema = SCHEMA
 
     def __init__(self, path: Path, bad: BadRows) -> None:
-        self._bad = bad
-        self._files = _files(path)
-        empty = next((file for file in self._files if not file.stat().st_size), None)
-        if empty is not None:
-            raise DataError(f"{empty} is empty")
+        self._files, self._bad = _files(path), bad
+        for file in self._files:
+            if not file.stat().st_size:
+                raise DataError(f"{file} is empty")
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "criteo", "files": [file_identity(file) for file in self._files]}
+        return {"source": "criteo", "files": [*map(file_identity, self._files)]}
 
     @property
     def total_rows(self) -> int | None:
@@ -85,23 +76,15 @@ class Criteo(Source):
         """None: the log has no list of items."""
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
-        """Rows in file order.
-
-        Raises:
-            DataError: a malformed row, by file and line, unless such rows are skipped.
-        """
+        """Rows in file order."""
         *days, last = self._files
         lines = self._lines_of_last
         held_out = lines if days else lines // 7
         train, test = lines - held_out, lines - held_out // 2
-        start, stop = {
-            "train": (0, train),
-            "validation": (train, test),
-            "test": (test, lines),
-        }[split]
+        bounds = {"train": (0, train), "validation": (train, test), "test": (test, lines)}
         for day in days if split == "train" else []:
             yield from read_rows(day, _FORMAT, self._bad)
-        yield from read_rows(last, _FORMAT, self._bad, start, stop)
+        yield from read_rows(last, _FORMAT, self._bad, *bounds[split])
 
 
 def _files(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cascade.data.parts import (
-    Columns,
-    Group,
-    matrix,
-    read_groups,
-    row_count,
-    row_groups,
-)
+from cascade.data.parts import Columns, Group, matrix, read_groups, row_count, row_groups
 from cascade.data.source import DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
 from cascade.schema import Schema
@@ -41,42 +34,29 @@ _COLUMNS = ("label", "item", "user_dense", "user_ids")
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows, encoded.
+    """B rows, encoded."""
 
-    Args:
-        label: float32 [B], 1 for a click or a liked item.
-        item: int64 [B], rows of the catalogue.
-        user_dense: float32 [B, F_dense].
-        user_ids: int64 [B, sum of lengths].
-        probability: float32 [B], the true chance of label 1 where the source knows it.
-    """
-
-    label: Floats
-    item: Ids
-    user_dense: Floats
-    user_ids: Ids
-    probability: Floats | None = None
+    label: Floats  # [B], 1 for a click or a liked item
+    item: Ids  # [B], rows of the catalogue
+    user_dense: Floats  # [B, F_dense]
+    user_ids: Ids  # [B, sum of lengths]
+    probability: Floats | None = None  # [B], the true chance of label 1 where the source knows it
 
     def __len__(self) -> int:
         return len(self.label)
 
 
+@dataclass(frozen=True)
 class Dataset:
     """A prepared folder. Get one from `Dataset.open`, or from `cascade.data.prepare`."""
 
-    def __init__(self, root: Path, source: dict[str, Any], encoder: Encoder) -> None:
-        self.root = root
-        self.source = source
-        self.encoder = encoder
+    root: Path
+    source: dict[str, Any]  # what source.json says
+    encoder: Encoder
 
     @classmethod
     def open(cls, root: Path | str) -> Dataset:
-        """Read the description of a prepared folder; the rows are read when asked for.
-
-        Raises:
-            DataError: the folder is not a prepared data set.
-            SchemaError: its schema and its vocabularies do not belong together.
-        """
+        """Read the description of a prepared folder; the rows are read when asked for."""
         root = Path(root)
         if not (root / "source.json").is_file():
             raise DataError(
@@ -95,24 +75,18 @@ class Dataset:
     def schema(self) -> Schema:
         return self.encoder.schema
 
-    @cached_property
-    def catalogue(self) -> pa.Table:
-        """All columns of all items; `items` and `item_ids` read no more than they return."""
-        return self._catalogue()
-
     @property
     def item_count(self) -> int:
         return int(self.source["items"])
 
     def items(self) -> tuple[Floats, Ids]:
         """The encoded catalogue: dense float32 [N, F_dense], ids int64 [N, sum of lengths]."""
-        table = self._catalogue("dense", "ids")
-        return matrix(table["dense"]), matrix(table["ids"]).astype(np.int64)
+        dense, ids = (matrix(column) for column in self._catalogue("dense", "ids").columns)
+        return dense, ids.astype(np.int64)
 
     def item_ids(self) -> Ids:
         """int64 [N]: what the world calls the item in each row of the catalogue."""
-        ids: Ids = self._catalogue("item_id")["item_id"].to_numpy()
-        return ids
+        return np.asarray(self._catalogue("item_id")["item_id"])
 
     def titles(self) -> list[str] | None:
         """A title for each row of the catalogue, None where the source has no titles."""
@@ -121,28 +95,17 @@ class Dataset:
         return [title or "" for title in self._catalogue("title")["title"].to_pylist()]
 
     def _catalogue(self, *names: str) -> pa.Table:
-        return pq.read_table(self.root / "catalogue.parquet", columns=list(names) or None)
+        return pq.read_table(self.root / "catalogue.parquet", columns=[*names])
 
     def rows(self, split: Split) -> int:
         return int(self.source["rows"][split])
 
-    @property
-    def bad_rows(self) -> int:
-        """Malformed rows of the input that were left out."""
-        return int(self.source["bad_row_count"])
-
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""
-        columns = self._first(split, self._columns(), limit)
-        return _batch(columns, slice(None))
+        return _batch(self._first(split, self._columns(), limit), slice(None))
 
     def batches(
-        self,
-        split: Split,
-        batch_size: int,
-        seed: int | None = None,
-        epoch: int = 0,
-        skip: int = 0,
+        self, split: Split, batch_size: int, seed: int | None = None, epoch: int = 0, skip: int = 0
     ) -> Iterator[Batch]:
         """All rows of a split once, in batches; the last may be short.
 
@@ -182,14 +145,11 @@ class Dataset:
     def raw_users(
         self, split: Split, limit: int
     ) -> tuple[Floats, npt.NDArray[np.object_], Ids, Floats]:
-        """The users of the first rows as a client would send them.
+        """The users of the first rows as a client would send them; training keeps none.
 
         Returns:
             dense float32 [B, F_dense] with NaN = missing, categorical object [B, F_cat] of bytes
             with empty = missing, item int64 [B], label float32 [B].
-
-        Raises:
-            DataError: for the training split, which keeps only the encoded form.
         """
         if split == "train":
             raise DataError("raw users are kept for validation and test only, not for train")
@@ -221,23 +181,14 @@ class Dataset:
 
     def _first(self, split: Split, names: list[str], limit: int | None) -> Columns:
         """Some columns of the first `limit` rows, or of all."""
-        wanted: list[Group] = []
-        found = 0
-        for group in self._groups(split):
-            if wanted and limit is not None and found >= limit:
-                break
-            wanted.append(group)
-            found += row_count(group)
-        return {name: values[:limit] for name, values in read_groups(wanted, names).items()}
+        groups = self._groups(split)
+        if limit is not None:
+            starts = accumulate(map(row_count, groups), initial=0)
+            groups = [g for g, start in zip(groups, starts, strict=False) if start < max(1, limit)]
+        return {name: values[:limit] for name, values in read_groups(groups, names).items()}
 
 
 def _batch(columns: Columns, rows: slice) -> Batch:
     """Ids are stored in 32 bits and widened here, a batch at a time."""
-    probability = columns.get("probability")
-    return Batch(
-        label=columns["label"][rows],
-        item=columns["item"][rows],
-        user_dense=columns["user_dense"][rows],
-        user_ids=columns["user_ids"][rows].astype(np.int64),
-        probability=None if probability is None else probability[rows],
-    )
+    taken = {name: values[rows] for name, values in columns.items()}
+    return Batch(**{**taken, "user_ids": taken["user_ids"].astype(np.int64)})

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import DataError, typed
-from cascade.schema import Feature, Schema, Side
+from cascade.schema import Schema, Side
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -29,39 +29,29 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # any odd number
 
 
 class ListedItems:
-    """Items that the source lists: found by their id.
-
-    Raises:
-        DataError: an id occurs twice in the list.
-    """
+    """Items that the source lists, each id once: found by their id."""
 
     def __init__(self, catalogue: pa.Table) -> None:
         self._catalogue = catalogue
         self._ids = catalogue["item_id"].combine_chunks()
         self.count = len(self._ids)
-        counts = pc.value_counts(self._ids)
-        twice = counts.filter(pc.greater(counts.field("counts"), 1))
+        names, counts = pc.value_counts(self._ids).flatten()
+        twice = names.filter(pc.greater(counts, 1))
         if len(twice):
-            name = twice.field("values")[0]
-            raise DataError(f"the item list names item {name} more than once")
+            raise DataError(f"the item list names item {twice[0]} more than once")
 
     def tables(self) -> Iterator[pa.Table]:
         """The list as it came."""
         yield self._catalogue
 
     def rows(self, chunk: pa.Table) -> Rows:
-        """`item_id` of B impressions -> rows of the catalogue [B].
-
-        Raises:
-            DataError: an id is not in the list.
-        """
+        """`item_id` of B impressions -> rows of the catalogue [B]."""
         ids = chunk["item_id"]
         rows = pc.index_in(ids, value_set=self._ids)
         if rows.null_count:
             unknown = ids.filter(rows.is_null())[0]
             raise DataError(f"item {unknown} is shown, but the item list does not have it")
-        found: Rows = rows.to_numpy().astype(np.int64)
-        return found
+        return np.asarray(rows.to_numpy(), np.int64)
 
 
 class DistinctItems:
@@ -69,11 +59,8 @@ class DistinctItems:
 
     The hashes of the known items lie in sorted runs, 16 bytes an item, each run at least twice as
     long as the next. Looking up costs one binary search per run; adding merges a new run into those
-    that are too short, which costs O(log N) moves per item altogether.
-
-    Args:
-        schema: names the item features.
-        path: a file for every item's raw features, in the items' order.
+    that are too short, which costs O(log N) moves per item altogether. The file at `path` takes
+    every item's raw features, in the items' order.
     """
 
     def __init__(self, schema: Schema, path: Path) -> None:
@@ -107,8 +94,7 @@ class DistinctItems:
             self._add(hashes[new], rows[new])
             self._writer = self._writer or pq.ParquetWriter(self._path, shown.schema)
             self._writer.write_table(shown.take(pa.array(first[appearing])))
-        found: Rows = rows[inverse]
-        return found
+        return np.asarray(rows[inverse])
 
     def _find(self, hashes: Hashes) -> Rows:
         """Rows [B], -1 where a hash is new."""
@@ -123,9 +109,9 @@ class DistinctItems:
         """Add entries that are new, sorted by hash."""
         while self._runs and len(self._runs[-1][0]) < 2 * len(hashes):
             run, run_rows = self._runs.pop()
-            hashes, rows = np.concatenate((run, hashes)), np.concatenate((run_rows, rows))
-            order = np.argsort(hashes, kind="stable")  # two sorted runs: one merge
-            hashes, rows = hashes[order], rows[order]
+            both, both_rows = np.concatenate((run, hashes)), np.concatenate((run_rows, rows))
+            order = np.argsort(both, kind="stable")  # two sorted runs: one merge
+            hashes, rows = both[order], both_rows[order]
         self._runs.append((hashes, rows))
 
 
@@ -142,62 +128,34 @@ def hash_rows(table: pa.Table) -> Hashes:
     return joined
 
 
-class Counts:
-    """How often strings occur, added up in chunks: memory follows the distinct values."""
-
-    def __init__(self) -> None:
-        self._parts: list[pa.Table] = []
-        self._merged = 0
-        self._pending = 0
-
-    def add(self, values: pa.ChunkedArray) -> None:
-        """Count strings; null and the empty string are missing values and not counted."""
-        counted = pc.value_counts(values.combine_chunks())
-        self._parts.append(pa.table(counted.flatten(), ["value", "count"]))
-        self._pending += len(counted)
-        if self._pending > max(COMPACT_AT, self._merged):
-            self._merge()
-
-    def _merge(self) -> pa.Table:
-        table = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
-        table = table.rename_columns(["value", "count"])
-        self._parts, self._merged, self._pending = [table], table.num_rows, 0
-        return table
-
-    def vocabulary(self, min_count: int) -> list[bytes]:
-        """The values seen `min_count` times or more: most frequent first, ties by value."""
-        if not self._parts:
-            return []
-        table = self._merge()
-        table = table.filter((pc.field("count") >= min_count) & (pc.field("value") != ""))
-        table = table.sort_by([("count", "descending"), ("value", "ascending")])
-        values: list[bytes] = table["value"].cast(pa.binary()).to_pylist()
-        return values
-
-
 class Vocabularies:
-    """The counts of every feature of some sides whose encoding is `vocabulary`."""
+    """How often the values of every feature with encoding `vocabulary` occur, for some sides: added
+    up in chunks, so that memory follows the distinct values."""
 
     def __init__(self, schema: Schema, sides: tuple[Side, ...]) -> None:
-        wanted = (f for f in schema.features if f.encoding == "vocabulary" and f.side in sides)
-        self._counts: dict[Feature, Counts] = {feature: Counts() for feature in wanted}
+        self._features = [
+            f for f in schema.features if f.encoding == "vocabulary" and f.side in sides
+        ]
+        # By feature, tables of value and count: what is merged, then what was counted since.
+        self._counts: dict[str, list[pa.Table]] = {f.name: [] for f in self._features}
 
     def add(self, table: pa.Table) -> None:
         """Count raw columns named by feature; a value of several members counts each of them."""
-        columns = typed(self._counts, table)
-        for feature, counts in self._counts.items():
-            values = columns[feature.name]
+        columns = typed(self._features, table)
+        for feature in self._features:
+            values, counts = columns[feature.name], self._counts[feature.name]
             if feature.multivalued:
                 values = pc.list_flatten(pc.split_pattern(values, "|"))
-            counts.add(values)
+            counted = pc.value_counts(values.combine_chunks())
+            counts.append(pa.table(counted.flatten(), ["value", "count"]))
+            if sum(map(len, counts[1:])) > max(COMPACT_AT, len(counts[0])):
+                counts[:] = [_merged(counts)]
 
     def fitted(self) -> dict[str, list[bytes]]:
-        """Values by feature, in the order of their ids.
-
-        Raises:
-            DataError: a value holds a line feed; a vocabulary is stored one value per line.
-        """
-        fitted = {f.name: counts.vocabulary(f.min_count) for f, counts in self._counts.items()}
+        """By feature, the values seen `min_count` times or more, in the order of their ids: most
+        frequent first, ties by value. A missing value is none. A value with a line feed is a
+        `DataError`: a vocabulary is stored one value per line."""
+        fitted = {f.name: _values(self._counts[f.name], f.min_count) for f in self._features}
         for name, values in fitted.items():
             broken = next((value for value in values if b"\n" in value), None)
             if broken is not None:
@@ -206,3 +164,17 @@ class Vocabularies:
                     "category cannot have; remove it"
                 )
         return fitted
+
+
+def _merged(counts: list[pa.Table]) -> pa.Table:
+    table = pa.concat_tables(counts).group_by("value").aggregate([("count", "sum")])
+    return table.rename_columns(["value", "count"])
+
+
+def _values(counts: list[pa.Table], min_count: int) -> list[bytes]:
+    if not counts:
+        return []
+    table = _merged(counts).filter((pc.field("count") >= min_count) & (pc.field("value") != ""))
+    table = table.sort_by([("count", "descending"), ("value", "ascending")])
+    values: list[bytes] = table["value"].cast(pa.binary()).to_pylist()
+    return values

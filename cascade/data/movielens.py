@@ -48,23 +48,14 @@ def schema(demographics: bool) -> Schema:
 
 @dataclass(frozen=True)
 class Events:
-    """All ratings, sorted by time; 21 bytes each.
+    """All ratings, sorted by time; 21 bytes each."""
 
-    Args:
-        user: int64 [R], places in `user_ids`.
-        movie: int32 [R], rows of the catalogue.
-        label: bool [R], whether the rating is a positive.
-        time: int64 [R], rank of the timestamp among the distinct ones.
-        user_ids: int64 [U], sorted.
-        times: number of distinct timestamps.
-    """
-
-    user: Codes
-    movie: npt.NDArray[np.int32]
-    label: npt.NDArray[np.bool_]
-    time: Codes
-    user_ids: Codes
-    times: int
+    user: Codes  # [R], places in `user_ids`
+    movie: npt.NDArray[np.int32]  # [R], rows of the catalogue
+    label: npt.NDArray[np.bool_]  # [R], whether the rating is a positive
+    time: Codes  # [R], rank of the timestamp among the distinct ones
+    user_ids: Codes  # [U], sorted
+    times: int  # number of distinct timestamps
 
     def keys(self, rows: Codes | slice) -> Codes:
         """[B]: orders events by user, then by time."""
@@ -72,19 +63,10 @@ class Events:
 
 
 class MovieLens(Source):
-    """A MovieLens folder.
-
-    Args:
-        path: the unpacked folder.
-        bad: takes the malformed rows.
-
-    Raises:
-        DataError: the folder holds no MovieLens data.
-    """
+    """An unpacked MovieLens folder."""
 
     def __init__(self, path: Path, bad: BadRows) -> None:
-        self._files = Files.find(path)
-        self._bad = bad
+        self._files, self._bad = Files.find(path), bad
 
     @property
     def schema(self) -> Schema:
@@ -92,7 +74,7 @@ class MovieLens(Source):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "movielens", "files": [file_identity(p) for p in self._files.paths]}
+        return {"source": "movielens", "files": [*map(file_identity, self._files.paths)]}
 
     @property
     def total_rows(self) -> int:
@@ -152,11 +134,10 @@ class MovieLens(Source):
     @cached_property
     def _about_users(self) -> dict[str, pa.Array]:
         """The categorical features of each user in `user_ids`, missing where a file lacks them."""
-        ids = self._events.user_ids.tolist()
-        users = self._files.read_users(self._bad)
-        told = DEMOGRAPHICS if self._files.users is not None else ()
-        about = {name: [users.get(user, {}).get(name) for user in ids] for name in told}
-        columns = {"user_id": [str(user) for user in ids], **about}
+        ids, users = self._events.user_ids.tolist(), self._files.read_users(self._bad)
+        columns: dict[str, list[str | None]] = {"user_id": [*map(str, ids)]}
+        for name in DEMOGRAPHICS if self._files.users is not None else ():
+            columns[name] = [users.get(user, {}).get(name) for user in ids]
         return {name: pa.array(values, pa.string()) for name, values in columns.items()}
 
     def _bounds(self) -> dict[Split, tuple[int, int]]:

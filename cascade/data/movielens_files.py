@@ -38,31 +38,19 @@ _RATING_TYPES = (pa.int64(), pa.int64(), pa.float64(), pa.int64())
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a folder and their form.
-
-    Args:
-        ratings, movies, users: the last need not be there.
-        delimiters: between the fields of each of the three.
-        movie_fields: how many fields a movie has.
-        user_fields: the names of a user's fields after the id.
-        headers: the first lines of ratings and movies, where those name the columns.
-    """
+    """The files of a folder and their form."""
 
     ratings: Path
     movies: Path
-    users: Path | None
-    delimiters: tuple[str, str, str]
-    movie_fields: int
-    user_fields: tuple[str, ...] = DEMOGRAPHICS
-    headers: tuple[str, str] = ("", "")
+    users: Path | None  # None where the folder has no such file
+    delimiters: tuple[str, str, str]  # between the fields of each of the three
+    movie_fields: int = 3
+    user_fields: tuple[str, ...] = DEMOGRAPHICS  # after the id
+    headers: tuple[str, str] = ("", "")  # of ratings and movies, where those name the columns
 
     @classmethod
     def find(cls, folder: Path) -> Files:
-        """Recognise the files of a folder.
-
-        Raises:
-            DataError: they are of no known form, or one of them is missing.
-        """
+        """Recognise the files of a folder, or refuse it."""
         if not folder.exists():
             raise DataError(f"{folder} does not exist")
         if not folder.is_dir():
@@ -91,9 +79,8 @@ class Files:
     def read_movies(self, bad: BadRows) -> pa.Table:
         """-> item_id int64, title, movie_id, genres (joined by `|`) and year as strings."""
         rows: dict[int, tuple[str, str, str | None]] = {}
-        listed = _read_listed(
-            self.movies, self.delimiters[1], self.movie_fields, bad, self.headers[1]
-        )
+        delimiter, header = self.delimiters[1], self.headers[1]
+        listed = _read_listed(self.movies, delimiter, self.movie_fields, bad, header)
         for line, number, fields in listed:
             if number in rows:
                 bad.add(self.movies, line, f"movie {number} was listed before")
@@ -114,12 +101,8 @@ class Files:
         return {number: dict(zip(names, fields, strict=True)) for _, number, fields in listed}
 
     def read_ratings(self, movies: npt.NDArray[np.int64], bad: BadRows) -> Iterator[pa.Table]:
-        """-> userId, movieId int64, rating float64, timestamp int64, in chunks, in file order.
-
-        Args:
-            movies: the ids that a rating may name.
-            bad: takes the malformed rows.
-        """
+        """-> userId, movieId int64, rating float64, timestamp int64, in chunks, in file order;
+        `movies` are the ids that a rating may name."""
         known = set(movies.tolist())
 
         def well_formed(table: pa.Table) -> bool:
@@ -150,13 +133,11 @@ FORMS = (
     Files(
         *(Path("ratings.csv"), Path("movies.csv"), None),
         delimiters=(",", ",", ""),
-        movie_fields=3,
-        headers=("userId,movieId,rating,timestamp", "movieId,title,genres"),
+        headers=(",".join(_RATING), "movieId,title,genres"),
     ),
     Files(
         *(Path("ratings.dat"), Path("movies.dat"), Path("users.dat")),
         delimiters=("::", "::", "::"),
-        movie_fields=3,
     ),
     Files(
         *(Path("u.data"), Path("u.item"), Path("u.user")),
@@ -170,15 +151,14 @@ FORMS = (
 def _read_listed(
     path: Path, delimiter: str, width: int, bad: BadRows, header: str = ""
 ) -> Iterator[tuple[int, int, list[str]]]:
-    """The well-formed rows of a small file: line, id and the fields after the id. The older sets
-    are in latin-1."""
+    """The well-formed rows of a small file: line, id and the fields after the id."""
     _check_header(path, header)
     content = path.read_bytes().removeprefix(_BYTE_ORDER_MARK)
     if not content:
         raise DataError(f"{path} is empty")
     try:
         text = content.decode()
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # one of the older sets
         text = content.decode("latin-1")
     for line, row in enumerate(text.removesuffix("\n").split("\n"), 1):
         if header and line == 1:
@@ -194,12 +174,10 @@ def _read_listed(
 
 
 def _check_header(path: Path, expected: str) -> None:
-    if not expected:
-        return
     with path.open("rb") as file:
         line = file.readline(10_000)
     header = line.rstrip(b"\r\n").removeprefix(_BYTE_ORDER_MARK)
-    if line and header != expected.encode():  # an empty file has an error of its own
+    if expected and line and header != expected.encode():  # an empty file has an error of its own
         raise DataError(f"{path}:1: the header is {shown(header)}; expected {expected!r}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,33 +23,24 @@ Group: TypeAlias = ds.ParquetFileFragment  # of one row group
 
 def write_file(path: Path, tables: Iterable[pa.Table]) -> int:
     """Write a Parquet file, a row group for every table; without tables there is no file.
-
-    Returns:
-        the number of rows.
-    """
-    rows, file = 0, None
-    try:
-        for table in tables:
-            file = file or pq.ParquetWriter(path, table.schema, compression="zstd")
-            file.write_table(table)
-            rows += table.num_rows
-    finally:
-        if file is not None:
-            file.close()
+    -> the number of rows."""
+    tables = iter(tables)
+    first, rows = next(tables, None), 0
+    if first is not None:
+        with pq.ParquetWriter(path, first.schema, compression="zstd") as file:
+            for table in chain((first,), tables):
+                file.write_table(table)
+                rows += table.num_rows
     return rows
 
 
 def write_parts(folder: Path, tables: Iterable[pa.Table]) -> int:
     """Write part-00000.parquet, part-00001.parquet, … into a new folder; -> the number of rows."""
     folder.mkdir(parents=True)
-    groups, rows = regrouped(tables), 0
-    for part in count():
-        path = folder / f"part-{part:05d}.parquet"
-        written = write_file(path, islice(groups, GROUPS_PER_PART))
-        if not written:
-            break
-        rows += written
-    return rows
+    groups = regrouped(tables)
+    paths = (folder / f"part-{part:05d}.parquet" for part in count())
+    written = (write_file(path, islice(groups, GROUPS_PER_PART)) for path in paths)
+    return sum(takewhile(bool, written))
 
 
 def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

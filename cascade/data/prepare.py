@@ -1,10 +1,9 @@
 """`--data SPEC` -> a prepared folder, made anew or found ready.
 
 `write` reads the source once. On the way it counts the values of the training rows, numbers the
-items and spills what remains of a row to temporary Parquet files. Then the vocabularies are known,
-and a second pass over those files encodes. The values of the users' features are counted on the
-training split. Those of the items' features are counted on the source's own list where it has one,
-so that an item without any row still has its own row of the embedding table.
+items and spills what remains of a row to temporary Parquet files, which a second pass encodes. The
+values of the items' features are counted on the source's own list where it has one, so that an item
+without any row still has its own row of the embedding table.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -47,16 +46,13 @@ def prepare(
     The folder appears under its name only when it is complete. One run at a time may write it.
 
     Args:
-        spec: criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…].
+        spec: as `SPEC` says.
         root: the folder to write. One that holds anything else is refused.
         bad_rows: `error` stops at the first malformed row, `skip` leaves such rows out and counts
             them.
         min_count: a value seen less often in training shares the out-of-vocabulary id; None: as
             the source's schema says.
         buckets: hash the values of every feature into so many ids, and keep no vocabulary.
-
-    Raises:
-        DataError: the input cannot be read as named, or `root` holds something else.
     """
     root = Path(root)
     bad = BadRows(bad_rows)
@@ -72,12 +68,9 @@ def prepare(
     if any(found.get(key) != value for key, value in made_from.items()):
         _make(source, schema, bad, made_from, root.resolve())
     dataset = Dataset.open(root)
-    if dataset.bad_rows:
-        first = dataset.source["bad_row"]
-        print(
-            f"{dataset.bad_rows:,} malformed rows were left out; the first: {first}",
-            file=sys.stderr,
-        )
+    count, first = dataset.source["bad_row_count"], dataset.source["bad_row"]
+    if count:
+        print(f"{count:,} malformed rows were left out; the first: {first}", file=sys.stderr)
     return dataset
 
 
@@ -98,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="SPEC", help=SPEC)
     skip = "stop at the first malformed row, or leave such rows out and count them"
-    add("--bad-rows", choices=("error", "skip"), default="error", help=skip)
+    add("--bad-rows", choices=get_args(Policy), default="error", help=skip)
     rare = "values seen less often in training share one id"
     add("--min-count", type=int, metavar="N", help=rare)
     hashed = "hash each category into N ids; no vocabularies"
@@ -112,9 +105,7 @@ def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
 
 def _chosen(schema: Schema, min_count: int | None, buckets: int | None) -> Schema:
     """The schema with these choices for its categories."""
-    chosen: dict[str, Any] = {}
-    if min_count is not None:
-        chosen["min_count"] = min_count
+    chosen: dict[str, Any] = {} if min_count is None else {"min_count": min_count}
     if buckets is not None:
         chosen |= {"encoding": "hash", "buckets": buckets}
     features = (f if f.kind == "dense" else replace(f, **chosen) for f in schema.features)
@@ -139,9 +130,8 @@ def _make(
 ) -> None:
     """Write beside `root`, then change names: a run that is killed leaves no half of a folder."""
     partial, old = (root.with_name(f"{root.name}.{suffix}") for suffix in ("partial", "old"))
-    for left_over in (partial, old):
-        if left_over.exists():
-            shutil.rmtree(left_over)
+    for left_over in filter(Path.exists, (partial, old)):
+        shutil.rmtree(left_over)
     partial.mkdir(parents=True)
     try:
         counts = write(source, schema, partial)
@@ -161,17 +151,9 @@ def _make(
 
 
 def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
-    """Write everything but source.json into an empty folder.
-
-    Args:
-        schema: the source's, or the same features with their categories encoded another way.
-
-    Returns:
-        what source.json has to say of it: rows by split, items, whether probabilities are known.
-
-    Raises:
-        DataError: a row cannot be read, or a split has none.
-    """
+    """Write everything but source.json into an empty folder; -> what source.json has to say of it:
+    rows by split, items, whether probabilities are known. The schema is the source's, or the same
+    features with their categories encoded another way."""
     raw = folder / "raw"
     raw.mkdir()
     listed = source.catalogue()
@@ -185,15 +167,14 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         fitted |= of_items.fitted()
     encoder = Encoder.fit(schema, fitted)
     encoder.save(folder)
-    with _progress("encode items", items.count, "items") as bar:
-        encoded = (_encoded_items(encoder, t) for t in _told(bar, regrouped(items.tables())))
-        if not write_file(folder / "catalogue.parquet", encoded):
-            raise DataError("the item list is empty")
+    tables = _told(regrouped(items.tables()), "encode items", items.count, "items")
+    encoded = (_encoded_items(encoder, table) for table in tables)
+    if not write_file(folder / "catalogue.parquet", encoded):
+        raise DataError("the item list is empty")
     for split in SPLITS:
-        with _progress(f"encode {split}", rows[split]) as bar:
-            groups = _told(bar, (group.to_table() for group in row_groups(raw / split)))
-            keep_raw = split != "train"
-            write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in groups))
+        groups = (group.to_table() for group in row_groups(raw / split))
+        tables, keep_raw = _told(groups, f"encode {split}", rows[split]), split != "train"
+        write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in tables))
     probability = "probability" in row_groups(raw / "train")[0].physical_schema.names
     shutil.rmtree(raw)
     return {"rows": rows, "items": items.count, "probability": probability}
@@ -216,7 +197,8 @@ def _spill(
             if "probability" in chunk.column_names:
                 columns["probability"] = chunk["probability"].cast(pa.float32())
             users = typed(schema.side("user"), chunk)
-            yield pa.table({**columns, **{name: users[name] for name in users.column_names}})
+            columns |= zip(users.column_names, users.columns, strict=True)
+            yield pa.table(columns)
             bar.update(chunk.num_rows)
 
     rows: dict[Split, int] = {}
@@ -249,9 +231,8 @@ def _encoded_items(encoder: Encoder, table: pa.Table) -> pa.Table:
     columns = {"item_id": table["item_id"].cast(pa.int64())}
     if "title" in table.column_names:
         columns["title"] = table["title"].cast(pa.string())
-    columns |= {name: features[name] for name in features.column_names}
-    columns["dense"] = fixed_size_list(dense)
-    columns["ids"] = fixed_size_list(ids.astype(np.int32))
+    columns |= zip(features.column_names, features.columns, strict=True)
+    columns |= {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
     return pa.table(columns)
 
 
@@ -259,8 +240,11 @@ def _progress(what: str, total: int | None, unit: str = "rows") -> Any:
     return tqdm(desc=what, total=total, unit=f" {unit}", unit_scale=True, mininterval=0.5)
 
 
-def _told(bar: Any, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables; their rows move the bar."""
-    for table in tables:
-        yield table
-        bar.update(table.num_rows)
+def _told(
+    tables: Iterable[pa.Table], what: str, total: int, unit: str = "rows"
+) -> Iterator[pa.Table]:
+    """The same tables; their rows move a bar."""
+    with _progress(what, total, unit) as bar:
+        for table in tables:
+            yield table
+            bar.update(table.num_rows)

@@ -1,7 +1,7 @@
 """Delimited text files, plain or gzip, as Arrow tables; an error names a malformed row's line.
 
-`read_rows` parses a block of lines at once. When a block has a malformed row, `read_rows` examines
-its rows one by one, which is slow, but tells the line and the fault.
+Arrow parses a block of lines at once. The rows of a block with a malformed one are examined one by
+one, which is slow, but tells the line and the fault.
 """
 
 from __future__ import annotations
@@ -28,39 +28,25 @@ _INTEGER = re.compile(rb"-?\d{1,19}")
 
 @dataclass(frozen=True)
 class RowFormat:
-    """What a well-formed row is.
+    """What a well-formed row is; a quote is an ordinary character."""
 
-    Args:
-        columns: int64, float64 or string by name, in the order of the file.
-        delimiter: between fields; a quote is an ordinary character.
-        well_formed: whether all rows of a table that Arrow could read are good.
-        fault: what is wrong with the fields of one row, None if nothing is. The two must agree.
-    """
-
-    columns: Mapping[str, pa.DataType]
+    columns: Mapping[str, pa.DataType]  # int64, float64 or string, in the order of the file
     delimiter: bytes
+    # Whether all rows of a table that Arrow could read are good, and what is wrong with the fields
+    # of one row, None if nothing is. The two must agree.
     well_formed: Callable[[pa.Table], bool]
     fault: Callable[[list[bytes]], str | None]
 
 
 def line_count(path: Path) -> int:
-    """Lines of a file; the last one counts with or without its line feed.
-
-    Raises:
-        DataError: the file is empty or cannot be unpacked.
-    """
+    """Lines of a file; the last one counts with or without its line feed."""
     return sum(map(_lines_in, _blocks(path)))
 
 
 def read_rows(
     path: Path, layout: RowFormat, bad: BadRows, start: int = 0, stop: int | None = None
 ) -> Iterator[pa.Table]:
-    """The rows on the lines [start, stop), counted from 0; an empty field is null.
-
-    Raises:
-        DataError: the file is empty, cannot be unpacked or has no lines; or a row is malformed,
-            unless such rows are skipped.
-    """
+    """The rows on the lines [start, stop), counted from 0; an empty field is null."""
     line = 0
     for block in _blocks(path):
         count = _lines_in(block)

@@ -22,10 +22,8 @@ class DataError(CascadeError, ValueError):
 
 
 class Source(Protocol):
-    """Raw rows in chunks that fit in memory.
-
-    A source that knows how many rows all its splits have says so in an optional attribute
-    `total_rows`, for the progress bar. The smallest source, and what is made of it:
+    """Raw rows in chunks that fit in memory. An optional attribute `total_rows`, of all splits,
+    serves the progress bar. The smallest source, and what is made of it:
 
     >>> city = Feature("city", "user", "categorical", "vocabulary")
     >>> price = Feature("price", "item", "dense", "log1p")
@@ -75,11 +73,7 @@ class BadRows:
     first: str = ""
 
     def add(self, path: Path, line: int, what: str) -> None:
-        """Count a row, or refuse it. Lines are counted from 1.
-
-        Raises:
-            DataError: unless the policy is to skip.
-        """
+        """Count a row, or refuse it by a `DataError`. Lines are counted from 1."""
         message = f"{path}:{line}: {what}"
         if self.policy == "error":
             raise DataError(f"{message}. Mend the row, or pass --bad-rows skip to leave it out.")
@@ -88,11 +82,7 @@ class BadRows:
 
 
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
-    """The raw columns of some features: float32 for dense, string for the others.
-
-    Raises:
-        DataError: the source does not give one of them.
-    """
+    """The raw columns of some features: float32 for dense, string for the others."""
     types = {f.name: pa.float32() if f.kind == "dense" else pa.string() for f in features}
     missing = [name for name in types if name not in table.column_names]
     if missing:

@@ -3,15 +3,11 @@
     logit(user, item) = bias + a(user) + c(item) + <u(user), v(item)>
 
 `a` bends with the user's numbers and adds up over the user's categories; `c` adds up over the
-item's. `u` and `v` are made of one plane for each pair of a user and an item category: the values
-point in directions, and the more alike two directions, the better the match. Items that share
-these categories form a cluster. All items are equally long, so none of them suits every user. A
-logistic regression can learn `a` and `c` but not the product, which is what a cascade exists for.
-Items are shown with a skewed popularity, whatever the user. A missing value is a value of its own,
-so the probability is a function of what is observed and no model can do better than it.
-
-`Synthetic` is a source of rows to train on, and for tests and benchmarks the world itself:
-`users` draws users, `item_categories` holds the items, `logits` tells the truth about any pair.
+item's. `u` and `v` are made of one plane for each pair of a user and an item category: the more
+alike the directions of the two values, the better the match. All items are equally long, so none of
+them suits every user. A logistic regression can learn `a` and `c` but not the product. Items are
+shown with a skewed popularity, whatever the user. A missing value is a value of its own, so the
+probability is a function of what is observed and no model can do better than it.
 """
 
 from __future__ import annotations
@@ -25,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cascade.data.criteo import SCHEMA
-from cascade.data.source import DataError, Split
+from cascade.data.criteo import NUMBERS, SCHEMA
+from cascade.data.source import SPLITS, DataError, Split
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -51,7 +47,8 @@ class Users:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The planted world: `rows` impressions of `items` items, all drawn from `seed`."""
+    """A source of rows, and the planted world itself: `rows` impressions of `items` items, all
+    drawn from `seed`."""
 
     rows: int = 1_400_000
     items: int = 100_000
@@ -81,7 +78,6 @@ class Synthetic:
 
     @property
     def total_rows(self) -> int:
-        """Rows of all splits together."""
         return self.rows
 
     @cached_property
@@ -106,9 +102,10 @@ class Synthetic:
 
     def _side(self, side: str, codes: Codes) -> tuple[Floats, Floats]:
         """Categories [B, C] -> directions [B, 2 * PLANES] and the sum of the biases [B]."""
-        directions = [plane[codes[:, k]] for k, plane in enumerate(self._effects[side])]
-        biases = [bias[codes[:, k]] for k, bias in enumerate(self._effects[f"{side}_bias"])]
-        return np.concatenate(directions, axis=1), np.asarray(sum(biases))
+        planes, biases = self._effects[side], self._effects[f"{side}_bias"]
+        directions = [plane[codes[:, k]] for k, plane in enumerate(planes)]
+        total = sum(bias[codes[:, k]] for k, bias in enumerate(biases))
+        return np.concatenate(directions, axis=1), np.asarray(total)
 
     @cached_property
     def item_categories(self) -> Codes:
@@ -135,25 +132,19 @@ class Synthetic:
         bend = np.nan_to_num(np.abs(z) - 0.8, nan=0.0) @ self._effects["curve"][0]
         return u, bias * USER_STD + bend
 
-    def logits(self, users: Users, items: Codes | None = None) -> Floats:
-        """The true logits of B users: [B] with one item row for each, or [B, N] with every item of
-        the catalogue."""
+    def probability(self, users: Users, items: Codes) -> Floats:
+        """The true click probability [B] of B users, each with one item's row."""
         u, a = self.user_effects(users)
         v, c = self.item_effects
-        if items is None:
-            return np.asarray(BIAS + a[:, None] + c[None, :] + u @ v.T)
-        return np.asarray(BIAS + a + c[items] + (u * v[items]).sum(1))
-
-    def probability(self, users: Users, items: Codes | None = None) -> Floats:
-        """The true click probability, with the shapes of `logits`."""
-        return np.asarray(1 / (1 + np.exp(-self.logits(users, items))))
+        logits = BIAS + a + c[items] + (u * v[items]).sum(1)
+        return np.asarray(1 / (1 + np.exp(-logits)))
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows of a split: the last seventh is held out, half for validation, half for testing."""
         held_out = self.rows // 7
         half = held_out // 2
         rows = {"train": self.rows - held_out, "validation": half, "test": held_out - half}[split]
-        number = ("train", "validation", "test").index(split)
+        number = SPLITS.index(split)
         order = np.random.default_rng((self.seed, 2)).permutation(self.items)
         for chunk, start in enumerate(range(0, rows, CHUNK_ROWS)):
             random = np.random.default_rng((self.seed, 3, number, chunk))
@@ -165,7 +156,7 @@ class Synthetic:
                 "label": (random.random(count) < probability).astype(np.float32),
                 "item_id": items,
                 "probability": probability.astype(np.float32),
-                **{f"I{i + 1}": users.numbers[:, i].astype(np.float32) for i in range(13)},
+                **dict(zip(NUMBERS, users.numbers.astype(np.float32).T, strict=True)),
                 **_hex_columns(1, users.categories, USER_CATEGORIES),
                 **_hex_columns(7, self.item_categories[items], (*ITEM_CATEGORIES, self.items)),
             }

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cascade.data import DataError, prepare
@@ -215,7 +216,9 @@ def test_prepared_data_has_known_answers(tmp_path):
     dense, ids = dataset.items()
     assert dense.shape == (len(distinct), 1)
     assert ids.shape == (len(distinct), 20)
-    assert dataset.catalogue["C26"].to_pylist() == [item[-1] or None for item in distinct]
+    assert pq.read_table(dataset.root / "catalogue.parquet")["C26"].to_pylist() == [
+        item[-1] or None for item in distinct
+    ]
     assert dataset.item_ids().tolist() == list(range(len(distinct)))
     assert dataset.titles() is None
 

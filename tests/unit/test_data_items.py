@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data.distinct import Counts, DistinctItems, ListedItems, Vocabularies, hash_rows
+from cascade.data.distinct import DistinctItems, ListedItems, Vocabularies, hash_rows
 from cascade.data.source import DataError
 from cascade.schema import Feature, Schema
 
@@ -88,24 +88,29 @@ def test_listed_items_are_found_by_id():
         ListedItems(pa.table({"item_id": [10, 20, 10]}))
 
 
+def brands(min_count):
+    brand = Feature("brand", "item", "categorical", "vocabulary", min_count=min_count)
+    return Schema("brands", (SCHEMA.features[0], brand))
+
+
 @given(st.lists(st.lists(WORDS, max_size=10), max_size=6), st.integers(1, 3))
 def test_counts_equal_a_counter(chunks, min_count):
-    counts = Counts()
+    counts = Vocabularies(brands(min_count), ("item",))
     for words in chunks:
-        counts.add(pa.chunked_array([pa.array(words, pa.string())]))
+        counts.add(pa.table({"brand": pa.array(words, pa.string())}))
     counter = Counter(word.encode() for words in chunks for word in words if word)
     expected = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
-    assert counts.vocabulary(min_count) == [word for word, n in expected if n >= min_count]
+    assert counts.fitted() == {"brand": [word for word, n in expected if n >= min_count]}
 
 
 def test_counts_merge_as_they_grow(monkeypatch):
     monkeypatch.setattr("cascade.data.distinct.COMPACT_AT", 10)
-    counts = Counts()
+    counts = Vocabularies(brands(5), ("item",))
     for start in range(100):
-        counts.add(pa.chunked_array([[str(value) for value in range(start, start + 5)]]))
-        assert sum(part.num_rows for part in counts._parts) <= 2 * max(10, counts._merged) + 5
-    values = counts.vocabulary(5)
-    assert sorted(map(int, values)) == list(range(4, 100))
+        counts.add(pa.table({"brand": [str(value) for value in range(start, start + 5)]}))
+        merged, *since = map(len, counts._counts["brand"])
+        assert sum(since) <= max(10, merged)
+    assert sorted(map(int, counts.fitted()["brand"])) == list(range(4, 100))
 
 
 def test_bags_count_member_by_member():

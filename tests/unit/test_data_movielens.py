@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cascade.data import DataError, prepare
@@ -237,7 +238,7 @@ def test_malformed_row_is_found_by_its_line(tmp_path, name, line, row, message):
     assert message in str(caught.value)
     dataset = prepare(f"movielens:{folder}", tmp_path / "out", "skip")
     assert sum(dataset.rows(split) for split in SPLITS) == len(RATINGS)
-    assert dataset.bad_rows == 1
+    assert dataset.source["bad_row_count"] == 1
 
 
 @pytest.mark.parametrize(
@@ -291,6 +292,6 @@ def test_real_ratings(tmp_path):
     titles = dataset.titles()
     assert titles is not None
     assert titles[0] == "Toy Story (1995)"
-    years = dataset.catalogue["year"].to_pylist()
+    years = pq.read_table(dataset.root / "catalogue.parquet")["year"].to_pylist()
     assert sum(year is None for year in years) < 20
     assert all(1890 < int(year) < 2020 for year in years if year)

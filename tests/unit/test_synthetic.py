@@ -84,12 +84,6 @@ def test_probability_is_a_function_of_what_is_observed(train):
     users, items = users_of(train), train["item_id"].to_numpy()
     expected = train["probability"].to_numpy()
     np.testing.assert_allclose(WORLD.probability(users, items), expected, rtol=0, atol=1e-6)
-    logits = np.log(expected / (1 - expected))
-    np.testing.assert_allclose(WORLD.logits(users, items), logits, rtol=0, atol=1e-4)
-    few = Users(users.numbers[:50], users.categories[:50])
-    whole = WORLD.probability(few)
-    assert whole.shape == (50, 2000)
-    np.testing.assert_allclose(whole[np.arange(50), items[:50]], expected[:50], rtol=0, atol=1e-6)
 
 
 def test_labels_are_drawn_from_the_probability(train):
