@@ -7,8 +7,8 @@ one line below. `tests/unit/test_models.py` holds every registered model to the 
 from cascade.models import dlrm, logistic, two_tower
 from cascade.models.registry import MODELS, build, parse, preset, register
 
-register("two_tower", two_tower.TwoTower, two_tower.TwoTowerConfig, two_tower.PRESETS)
-register("logistic", logistic.LogisticRegression, logistic.LogisticConfig, logistic.PRESETS)
-register("dlrm", dlrm.DLRM, dlrm.DLRMConfig, dlrm.PRESETS)
+register("two_tower", two_tower.TwoTower, two_tower.PRESETS)
+register("logistic", logistic.LogisticRegression, logistic.PRESETS)
+register("dlrm", dlrm.DLRM, dlrm.PRESETS)
 
 __all__ = ["MODELS", "build", "parse", "preset", "register"]

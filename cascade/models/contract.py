@@ -29,10 +29,9 @@ class ContractError(CascadeError):
 def check(scorer: Scorer) -> None:
     """Run `user`, `item`, `cross` and `forward` on a few drawn rows.
 
-    Raises:
-        ContractError: a state or the logits have another shape than promised, a model's own
-            `forward` and `cross` disagree, a declared part is read by another method, too, or a
-            part of one side alone is not declared.
+    A `ContractError` says that a state or the logits have another shape than promised, a model's
+    own `forward` and `cross` disagree, a declared part is read by another method, too, or a part
+    of one side alone is not declared.
     """
     name = type(scorer).__name__
     users, items = _drawn(scorer, "user", USERS), _drawn(scorer, "item", ITEMS)
@@ -54,11 +53,7 @@ def check(scorer: Scorer) -> None:
 
 
 def check_retriever(scorer: Scorer) -> None:
-    """Check that the score is the dot product of the states, which an index searches by.
-
-    Raises:
-        ContractError: it is not, or the model breaks the contract.
-    """
+    """`check`, and that the score is the dot product of the states, which an index searches by."""
     check(scorer)
     users, items = _drawn(scorer, "user", USERS), _drawn(scorer, "item", ITEMS)
     with torch.inference_mode(), _evaluating(scorer):
@@ -96,9 +91,7 @@ def belongs(name: str, parts: Iterable[str]) -> bool:
 
 
 def _check_parts(scorer: Scorer, side: Side, own: set[str], others: set[str]) -> None:
-    """Args:
-    own, others: names of the tensors that the side's method reads, and that other methods read.
-    """
+    """`own` and `others`: the tensors that the side's method reads, and that other methods read."""
     declared = scorer.user_parts() if side == "user" else scorer.item_parts()
     where = f"{type(scorer).__name__}.{side}_parts()"
     if shared := sorted(path for path in others if belongs(path, declared)):

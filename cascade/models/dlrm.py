@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +22,11 @@ from cascade.schema import Schema, Side
 
 @dataclass(frozen=True)
 class DLRMConfig:
-    """Args:
-    width: of every embedding, and of the bottom MLP's output.
-    bottom: hidden widths of the bottom MLP; `width` follows.
-    top: hidden widths of the top MLP; 1 follows.
-    """
+    """The widths of all layers."""
 
-    width: int
-    bottom: tuple[int, ...]
-    top: tuple[int, ...]
+    width: int  # of every embedding, and of the bottom MLP's output
+    bottom: tuple[int, ...]  # of the bottom MLP's hidden layers; `width` follows
+    top: tuple[int, ...]  # of the top MLP's hidden layers; 1 follows
 
 
 PRESETS = {
@@ -96,17 +93,12 @@ class DLRM(Scorer):
         self.top = mlp((len(bottoms) * config.width + len(self.pairs), *config.top, 1))
         self.hidden = self.top_layer.out_features
         self.split = SplitLayer(self.n_user, self.n_item, self.width, self.hidden, tuple(bottoms))
-        self.user_width, self.item_width = (
-            self.split.state_width("user"),
-            self.split.state_width("item"),
-        )
+        self.user_width, self.item_width = map(self.split.state_width, sides)
 
     @property
     def top_layer(self) -> nn.Linear:
         """The first layer of the top MLP."""
-        layer = self.top[0]
-        assert isinstance(layer, nn.Linear)
-        return layer
+        return cast(nn.Linear, self.top[0])
 
     def vectors(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
         """-> a side's vectors [B, F, D]; the bottom MLP's, where there is one, is the first."""

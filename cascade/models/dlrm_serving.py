@@ -52,28 +52,18 @@ class SplitLayer(nn.Module):
         self.bottoms = bottoms
         self.folded = self.recomputed = False
         self.register_buffer("cross_weight", None, persistent=False)  # of an arranged model
-        columns: dict[str, list[int]] = {"user": [], "item": [], "cross": []}
-        pairs: dict[str, list[int]] = {"user": [], "item": []}
-        column = 0
-        for side in bottoms:
-            columns[side] += range(column, column + width)
-            column += width
-        for i in range(n_user + n_item):  # the order of the paper's code: i > j
-            for j in range(i):
-                if i < n_user:
-                    owner = "user"
-                    pairs[owner].append(i * n_user + j)
-                elif j >= n_user:
-                    owner = "item"
-                    pairs[owner].append((i - n_user) * n_item + j - n_user)
-                else:
-                    owner = "cross"
-                columns[owner].append(column)
-                column += 1
-        for name, values in columns.items():
-            self.register_buffer(f"{name}_columns", torch.tensor(values).long(), persistent=False)
-        for name, values in pairs.items():
-            self.register_buffer(f"{name}_pairs", torch.tensor(values).long(), persistent=False)
+        dense = torch.arange(len(bottoms) * width)
+        blocks: dict[str, Tensor] = dict(zip(bottoms, torch.split(dense, width), strict=False))
+        i, j = torch.tril_indices(n_user + n_item, n_user + n_item, offset=-1)  # the pairs i > j
+        columns = len(dense) + torch.arange(len(i))
+        owned = {"user": i < n_user, "item": j >= n_user}
+        owned["cross"] = ~(owned["user"] | owned["item"])
+        for owner, some in owned.items():
+            own = torch.cat((blocks.get(owner, dense[:0]), columns[some]))
+            self.register_buffer(f"{owner}_columns", own, persistent=False)
+        places = {"user": i * n_user + j, "item": (i - n_user) * n_item + j - n_user}
+        for side, values in places.items():
+            self.register_buffer(f"{side}_pairs", values[owned[side]], persistent=False)
 
     def state_width(self, side: Side) -> int:
         """Columns of a state."""

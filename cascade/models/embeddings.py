@@ -22,8 +22,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, features: Sequence[Feature], width: int) -> None:
         super().__init__()
-        unfitted = [f.name for f in features if f.cardinality < 1]
-        if unfitted:
+        if unfitted := [f.name for f in features if f.cardinality < 1]:
             raise SchemaError(f"features {unfitted} have no cardinality: fit the schema first")
         self.features = tuple(features)
         self.width = width
@@ -35,23 +34,17 @@ class Embeddings(nn.Module):
             start = 0
             for feature, count in zip(self.features, rows, strict=True):
                 self.table.weight[start : start + count].uniform_(-(count**-0.5), count**-0.5)
-                column = len(offsets)
+                first, several = len(offsets), feature.multivalued
+                if self.segments and not several and not self.segments[-1][2]:
+                    first = self.segments.pop()[0]  # adjacent categoricals are one slice
                 offsets += [start] * feature.length
-                self._add_segment(column, len(offsets), feature.multivalued)
+                self.segments.append((first, len(offsets), several))
                 start += count
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.long), persistent=False)
 
-    def _add_segment(self, start: int, stop: int, multivalued: bool) -> None:
-        if not multivalued and self.segments and not self.segments[-1][2]:
-            start = self.segments.pop()[0]  # adjacent categoricals are one slice
-        self.segments.append((start, stop, multivalued))
-
     def members(self, ids: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """The members of one feature, in order: vectors [B, L, D], and where there is one [B, L].
-
-        Args:
-            ids: [B, C], those of all features.
-        """
+        """The members of one feature, in order: vectors [B, L, D], and where there is one [B, L];
+        `ids` [B, C] are those of all features."""
         feature = next(feature for feature in self.features if feature.name == name)
         start = sum(f.length for f in self.features[: self.features.index(feature)])
         own = slice(start, start + feature.length)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer
-from cascade.schema import Schema, Side
+from cascade.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class LogisticRegression(Scorer):
 
     def __init__(self, schema: Schema, config: LogisticConfig) -> None:
         super().__init__(schema)
-        self.dense_count = {side: len(schema.dense(side)) for side in ("user", "item")}
         self.user_ids = Embeddings(schema.ids("user"), 1)
         self.item_ids = Embeddings(schema.ids("item"), 1)
         self.user_dense = nn.Linear(schema.dense_width("user"), 1, bias=False)
@@ -42,17 +41,17 @@ class LogisticRegression(Scorer):
     def item_parts(self) -> tuple[str, ...]:
         return ("item_ids", "item_dense")
 
-    def _sum(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
-        total: Tensor = (self.user_ids if side == "user" else self.item_ids)(ids).sum(1)
-        if self.dense_count[side]:
-            total = total + (self.user_dense if side == "user" else self.item_dense)(dense)
-        return total
-
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self._sum("user", dense, ids) + self.bias
+        total: Tensor = self.user_ids(ids).sum(1)
+        if self.schema.dense("user"):
+            total = total + self.user_dense(dense)
+        return total + self.bias
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self._sum("item", dense, ids)
+        total: Tensor = self.item_ids(ids).sum(1)
+        if self.schema.dense("item"):
+            total = total + self.item_dense(dense)
+        return total
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         return user + item.squeeze(-1).to(user.dtype)

@@ -22,10 +22,7 @@ class Recipe:
     """The models of the three stages, and the one that rankers are compared with.
 
     On a command line: `retrieve=two_tower:default rank=my_package.models:Net:large`. In a file
-    (TOML, which needs no library beside Python's):
-
-        retrieve = "two_tower:default"
-        rank = "my_package.models:Net:large"
+    (TOML): `rank = "my_package.models:Net:large"`.
     """
 
     retrieve: str = "two_tower:default"
@@ -38,11 +35,7 @@ class Recipe:
             self.model(stage)
 
     def model(self, stage: str) -> tuple[str, str]:
-        """The model of a stage and its preset.
-
-        Raises:
-            ModelError: there is no such model or preset.
-        """
+        """The model of a stage and its preset."""
         try:
             return parse(getattr(self, stage))
         except ModelError as error:
@@ -50,11 +43,7 @@ class Recipe:
 
     @classmethod
     def read(cls, words: Sequence[str]) -> Recipe:
-        """From words `stage=model:preset` and names of files; later ones win.
-
-        Raises:
-            ModelError: a word or a file that cannot be read, or an unknown stage, model or preset.
-        """
+        """From words `stage=model:preset` and names of files; later ones win."""
         chosen: dict[str, Any] = {}
         for word in words:
             stage, equals, model = word.partition("=")

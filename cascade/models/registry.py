@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple, cast
 
 from cascade.errors import CascadeError
 from cascade.models.scorer import Scorer
@@ -21,46 +21,27 @@ class ModelError(CascadeError):
     """A model or a preset that does not exist, or a class that is no model."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """How to build a model.
-
-    Args:
-        model: called with the schema and, where there are presets, a configuration.
-        config: dataclass of the configuration; None for a model that has none.
-        presets: configurations by name.
-    """
+class Entry(NamedTuple):
+    """A model's class, called with the schema and, where there are presets, with a configuration of
+    their kind; and the presets by name."""
 
     model: type[Scorer]
-    config: type[Any] | None
     presets: Mapping[str, Any]
 
 
 MODELS: dict[str, Entry] = {}
 
 
-def register(
-    name: str, model: type[Scorer], config: type[Any] | None, presets: Mapping[str, Any]
-) -> None:
-    """Make a model known by a name.
-
-    Raises:
-        ModelError: another model has the name, or the class is no `Scorer`.
-    """
-    entry = _entry(name, model, config, presets)
+def register(name: str, model: type[Scorer], presets: Mapping[str, Any]) -> None:
+    """Make a model known by a name that no other model has."""
+    entry = _entry(name, model, presets)
     if MODELS.setdefault(name, entry) != entry:
         raise ModelError(f"two models are called {name!r}: {MODELS[name].model} and {model}")
 
 
 def find(name: str) -> Entry:
-    """A registered model, or the class that `package.module:Class` names.
-
-    The module of a class may hold `PRESETS`, configurations by name; without any, the class is
-    called with the schema alone.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """A registered model, or the class that `package.module:Class` names, whose module may hold
+    `PRESETS`."""
     if name in MODELS:
         return MODELS[name]
     module_name, _, class_name = name.partition(":")
@@ -72,59 +53,43 @@ def find(name: str) -> Entry:
             f"there is no model {name!r}{f' ({error})' if class_name else ''}; choose one of "
             f"{sorted(MODELS)}, or name a class as package.module:Class"
         ) from error
-    presets = getattr(module, "PRESETS", {})
-    return _entry(name, model, type(next(iter(presets.values()))) if presets else None, presets)
+    return _entry(name, model, getattr(module, "PRESETS", {}))
 
 
-def _entry(name: str, model: Any, config: type[Any] | None, presets: Mapping[str, Any]) -> Entry:
+def _entry(name: str, model: Any, presets: Mapping[str, Any]) -> Entry:
     if not (isinstance(model, type) and issubclass(model, Scorer)):
         raise ModelError(f"model {name!r} is {model!r}, which is no subclass of Scorer")
-    return Entry(model, config, presets)
+    return Entry(model, presets)
 
 
 def preset(name: str, size: str = DEFAULT) -> dict[str, Any]:
-    """The configuration of a preset, as plain values for a checkpoint's JSON.
-
-    Raises:
-        ModelError: there is no such model or preset.
-    """
-    entry = find(name)
-    if entry.config is None and size == DEFAULT:
+    """The configuration of a preset, as plain values for a checkpoint's JSON."""
+    presets = find(name).presets
+    if not presets and size == DEFAULT:
         return {}
-    if size not in entry.presets:
-        raise ModelError(
-            f"model {name} has no preset {size!r}; choose one of {sorted(entry.presets)}"
-        )
-    return asdict(entry.presets[size])
+    if size not in presets:
+        raise ModelError(f"model {name} has no preset {size!r}; choose one of {sorted(presets)}")
+    return asdict(presets[size])
 
 
 def build(name: str, config: Mapping[str, Any], schema: Schema) -> Scorer:
-    """A freshly initialised model of the given configuration.
-
-    Raises:
-        ModelError: there is no such model, or its configuration has other fields.
-    """
-    entry = find(name)
-    if entry.config is None:
-        return entry.model(schema)
+    """A freshly initialised model of the given configuration."""
+    model, presets = find(name)
+    if not presets:
+        return model(schema)
+    kind = type(next(iter(presets.values())))
     try:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-        made = entry.config(**values)
+        made = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"model {name} has no such configuration: {error}") from error
     # The signature of a constructor is the model's own.
-    model: Any = entry.model
-    scorer: Scorer = model(schema, made)
+    scorer: Scorer = cast(Any, model)(schema, made)
     return scorer
 
 
 def parse(text: str) -> tuple[str, str]:
     """`model`, `model:preset`, `package.module:Class` or `package.module:Class:preset` -> the
-    model's name and its preset, both known to exist.
-
-    Raises:
-        ModelError: there is no such model or preset.
-    """
+    model's name and its preset, both known to exist."""
     words = text.split(":")
     at = 1 if words[0] in MODELS or len(words) == 1 else 2
     name, size = ":".join(words[:at]), ":".join(words[at:]) or DEFAULT

@@ -58,27 +58,10 @@ class Scorer(nn.Module):
         >>> model = Movies(schema)
         >>> check(model)
 
-    With `forward` alone, a model is the textbook's: one function of (user, item) rows. It works
-    everywhere. Its states are the packed features, and `cross` calls `forward` on every pair of a
-    user and a candidate, so serving computes the user's part for each candidate anew.
-
-        >>> class Textbook(Scorer):
-        ...     def __init__(self, schema):
-        ...         super().__init__(schema)
-        ...         self.tables = nn.ModuleDict({
-        ...             side: Embeddings(schema.ids(side), 8) for side in ("user", "item")
-        ...         })
-        ...         self.mlp = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1))
-        ...     def forward(self, user_dense, user_ids, item_dense, item_ids):
-        ...         tables = self.tables
-        ...         vectors = torch.cat((tables["user"](user_ids), tables["item"](item_ids)), 1)
-        ...         return self.mlp(vectors.flatten(1)).squeeze(1)
-        >>> model = Textbook(schema)
-        >>> check(model)
-        >>> numbers, two = torch.zeros(2, 1), torch.tensor([[5], [7]])
-        >>> states = model.user(numbers, two), model.item(numbers, two)
-        >>> model.cross(states[0], states[1].expand(2, 2, -1)).shape
-        torch.Size([2, 2])
+    With `forward` alone, a model is the textbook's: one function of (user, item) rows, as the first
+    of docs/add-a-model.md. It works everywhere. Its states are the packed features, and `cross`
+    calls `forward` on every pair of a user and a candidate, so serving computes the user's part for
+    each candidate anew.
 
     A model of several tasks names them in `tasks` and gives one logit for each. The first task is
     the one that labels train and that the cascade orders items by.
@@ -118,8 +101,7 @@ class Scorer(nn.Module):
         return ()
 
     def item_parts(self) -> Sequence[str]:
-        """Names of the modules, and of the model's own parameters and buffers, that only `item`
-        reads."""
+        """The same of `item`."""
         return ()
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
@@ -168,11 +150,8 @@ class Scorer(nn.Module):
 
     def arranged(self, candidates: int, recompute: bool = False) -> Scorer:
         """The same model and weights, with `cross` arranged for so many candidates per user where
-        there is a choice.
-
-        Args:
-            recompute: leave out of the item state what `cross` can compute anew from the rest of
-                it: fewer bytes to wait for, more to compute. Where `recomputes`.
+        there is a choice. To `recompute`, where the model `recomputes`, leaves out of the item
+        state what `cross` can compute from the rest of it: fewer bytes to wait for, more to do.
         """
         return self
 

@@ -18,13 +18,10 @@ from cascade.schema import Schema, Side
 
 @dataclass(frozen=True)
 class TwoTowerConfig:
-    """Args:
-    width: of each feature's embedding.
-    layers: of each tower; the last is the width of the shared space.
-    """
+    """The widths of both towers."""
 
-    width: int = 16
-    layers: tuple[int, ...] = (512, 256, 256)
+    width: int = 16  # of each feature's embedding
+    layers: tuple[int, ...] = (512, 256, 256)  # the last is that of the shared space
 
 
 PRESETS = {

@@ -253,6 +253,6 @@ def test_a_class_without_presets_is_called_with_the_schema(monkeypatch: Any) -> 
 
 
 def test_a_name_stands_for_one_model() -> None:
-    register("dlrm", dlrm.DLRM, dlrm.DLRMConfig, dlrm.PRESETS)  # again: no matter
+    register("dlrm", dlrm.DLRM, dlrm.PRESETS)  # again: no matter
     with pytest.raises(ModelError, match="two models are called 'dlrm'"):
-        register("dlrm", Textbook, Config, example_models.PRESETS)
+        register("dlrm", Textbook, example_models.PRESETS)
