@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 from cascade.data.dataset import Dataset
 from cascade.data.parts import fixed_size_list
 from cascade.data.source import Split
+from cascade.files import link
 from cascade.schema import Schema
 
 USERS = 4096
@@ -36,10 +35,9 @@ def write(dataset: Dataset, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     dataset.encoder.save(folder)
-    _link(dataset.root / "catalogue.parquet", folder / "catalogue.parquet")
-    held_out = [
-        user_table(dataset.schema, *dataset.raw_users(split, USERS)[:2]) for split in HELD_OUT
-    ]
+    (folder / "catalogue.parquet").unlink(missing_ok=True)
+    link(dataset.root / "catalogue.parquet", folder / "catalogue.parquet")
+    held_out = [_user_table(dataset, split) for split in HELD_OUT]
     users = pa.concat_tables(held_out).slice(0, USERS)
     pq.write_table(users, folder / "users.parquet")
     with (folder / "users.jsonl").open("w") as file:
@@ -67,13 +65,12 @@ def write_held_out(folder: Path, dense: Any, ids: Any, item: Any, label: Any) ->
     pq.write_table(pa.table(columns), folder / HELD_OUT_FILE)
 
 
-def user_table(schema: Schema, dense: Any, categorical: Any) -> pa.Table:
-    """dense [B, F_dense], categorical [B, F_cat] in wire form -> raw columns by feature name."""
-    columns: dict[str, Any] = {
-        feature.name: dense[:, i].astype(np.float32)
-        for i, feature in enumerate(schema.dense("user"))
-    }
-    for i, feature in enumerate(schema.ids("user")):
+def _user_table(dataset: Dataset, split: Split) -> pa.Table:
+    """The raw columns of the first users, by feature name; missing as NaN or empty."""
+    dense, categorical, _, _ = dataset.raw_users(split, USERS)
+    numbers, ids = dataset.schema.dense("user"), dataset.schema.ids("user")
+    columns: dict[str, Any] = {f.name: dense[:, i] for i, f in enumerate(numbers)}
+    for i, feature in enumerate(ids):
         columns[feature.name] = [value.decode() for value in categorical[:, i]]
     return pa.table(columns)
 
@@ -89,12 +86,3 @@ def as_sent(schema: Schema, users: pa.Table) -> list[dict[str, Any]]:
         }
         for user in users.to_pylist()
     ]
-
-
-def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, else a copy: catalogues are large."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

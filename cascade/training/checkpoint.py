@@ -33,14 +33,8 @@ class CheckpointError(CascadeError, ValueError):
 
 
 def save(folder: Path, scorer: Scorer, description: dict[str, Any]) -> None:
-    """Write a finished model.
-
-    Args:
-        folder: made if absent.
-        scorer: its weights are written as float32, contiguous.
-        description: must hold `model`, `config` and `schema_hash`; metrics and the like besides.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a finished model. The description holds `model`, `config` and `schema_hash`; metrics
+    and the like besides."""
     versions = {name: version(name) for name in ("torch", "numpy", "safetensors")}
     versions["python"] = platform.python_version()
     content = {"format": FORMAT, **description, "versions": versions}
@@ -76,12 +70,7 @@ def digest(folder: Path) -> str:
 
 
 def load(folder: Path, schema: Schema) -> Scorer:
-    """Read a finished model, ready to evaluate.
-
-    Raises:
-        CheckpointError: missing or damaged files.
-        SchemaError: trained on another schema.
-    """
+    """Read a finished model, ready to evaluate. A `SchemaError` if it has another schema."""
     content = describe(folder)
     schema.check_same(content["schema_hash"], str(folder))
     try:
@@ -90,16 +79,12 @@ def load(folder: Path, schema: Schema) -> Scorer:
         raise CheckpointError(
             f"{folder / 'checkpoint.json'} describes no model of this version: {error}"
         ) from error
-    load_weights(scorer, folder / "weights.safetensors")
-    return scorer.eval()
-
-
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Fill a module from a safetensors file of exactly its tensors."""
+    path = folder / "weights.safetensors"
     try:
-        module.load_state_dict(load_file(path))
+        scorer.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    return scorer.eval()
 
 
 def save_resume(
@@ -110,10 +95,10 @@ def save_resume(
     best: dict[str, Tensor],
     made_from: dict[str, Any],
 ) -> None:
-    """Write all that an interrupted training needs to go on as if it had not been.
+    """Write all that an interrupted training needs to go on as if it had not been: one file,
+    replaced in one move.
 
-    One file, replaced in one move: a kill at any moment leaves the old state or the new one. What
-    an optimiser keeps as a plain number comes back as one: SparseAdam's corrections would be
+    What an optimiser keeps as a plain number comes back as one: SparseAdam's corrections would be
     computed in float32 if its step count were a tensor.
 
     Args:
@@ -121,7 +106,6 @@ def save_resume(
         best: the best weights so far.
         made_from: JSON of what the weights depend on; resuming refuses anything else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"module/{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     groups, numbers = [], []
@@ -134,8 +118,8 @@ def save_resume(
                     tensors[f"optimizer/{number}/{index}/{key}"] = value
                 else:
                     numbers.append((number, index, key, value))
-    optimizer_state = {"groups": groups, "numbers": numbers}
-    content = {"made_from": made_from, "progress": progress, "optimizers": optimizer_state}
+    kept = {"groups": groups, "numbers": numbers}
+    content = {"made_from": made_from, "progress": progress, "optimizers": kept}
     metadata = {key: json.dumps(value, default=plain) for key, value in content.items()}
     _save_tensors(folder / "resume.safetensors", tensors, metadata)
 
@@ -144,10 +128,7 @@ def load_resume(
     folder: Path, module: torch.nn.Module, optimizers: list[Any], made_from: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Read what `save_resume` wrote: the progress and the best weights; None if there is nothing.
-
-    Raises:
-        CheckpointError: a damaged file, or one of a training that was made from something else.
-    """
+    A state that was made from something else is refused."""
     path = folder / "resume.safetensors"
     if not path.exists():
         return None
@@ -177,12 +158,12 @@ def load_resume(
 
 
 def _check_made_from(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if found != wanted:
-        changes = [
-            f"{key} was {found.get(key)!r} and is now {wanted.get(key)!r}"
-            for key in sorted({*found, *wanted})
-            if found.get(key) != wanted.get(key)
-        ]
+    changes = [
+        f"{key} was {found.get(key)!r} and is now {wanted.get(key)!r}"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    ]
+    if changes:
         raise CheckpointError(
             f"{path} is an unfinished training of something else: {'; '.join(changes)}. "
             "Give the same options and data to go on with it, or --restart."
@@ -197,7 +178,8 @@ def finish(folder: Path) -> None:
 def _save_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata)
     os.replace(temporary, path)

@@ -15,7 +15,6 @@ from cascade.data.dataset import Dataset
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
-from cascade.training.losses import distillation
 from cascade.training.tasks import Examples, ItemFeatures
 
 VALIDATION_USERS = 512
@@ -32,29 +31,37 @@ class Candidates:
     def __init__(
         self, retriever: Scorer, dataset: Dataset, device: torch.device, users: int, k: int
     ) -> None:
-        self.dataset, self.device = dataset, device
-        items = ItemFeatures.of(dataset, device)
-        vectors = items.states(retriever).cpu().numpy()
+        self.device, self.retriever = device, retriever
+        self.items = ItemFeatures.of(dataset, device)
+        vectors = self.items.states(retriever).cpu().numpy()
         self.index = index.build(vectors, "ivf")
         self.k = min(k, len(vectors))
-        self.retriever = retriever
         validation = Examples.of(dataset.read("validation", VALIDATION_USERS), device)
-        index.tune(self.index, vectors, self._queries(validation, 0, TUNING_USERS), self.k)
+        index.tune(self.index, vectors, self._queries(validation[:TUNING_USERS]), self.k)
         self.train = self._search(Examples.of(dataset.read("train", users), device), "train")
         self.validation = self._search(validation, "validation")
 
-    def _queries(self, rows: Examples, start: int, count: int) -> Floats:
-        """User vectors of some rows, [count, D]."""
-        stop = start + count
+    def _queries(self, rows: Examples) -> Floats:
+        """User vectors [B, D]."""
         with torch.inference_mode():
-            users = self.retriever.user(rows.dense[start:stop], rows.ids[start:stop])
-        vectors: Floats = users.cpu().numpy()
+            vectors: Floats = self.retriever.user(rows.dense, rows.ids).cpu().numpy()
         return vectors
 
     def _search(self, rows: Examples, name: str) -> tuple[Examples, Tensor]:
-        starts = tqdm(range(0, len(rows.label), 1024), desc=f"retrieve for {name}", leave=False)
-        found = [self.index.search(self._queries(rows, i, 1024), self.k) for i in starts]
+        starts = tqdm(range(0, len(rows), 1024), desc=f"retrieve for {name}", leave=False)
+        found = [self.index.search(self._queries(rows[i : i + 1024]), self.k) for i in starts]
         return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
+
+
+def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Learn the teacher's order and level over one user's candidates: logits [B, K] of both.
+
+    The listwise part (Hinton et al., 2015, over candidates instead of classes) weighs the top of
+    the teacher's list; the pointwise part keeps the student a click probability.
+    """
+    order = functional.cross_entropy(student, functional.softmax(teacher, dim=1))
+    level = functional.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher))
+    return order + level
 
 
 class DistillTask:
@@ -82,14 +89,14 @@ class DistillTask:
         self.rows, self.found = candidates.train
         self.validation = candidates.validation
         self.sample, self.label_weight = min(sample, candidates.k), label_weight
-        self.items = ItemFeatures.of(candidates.dataset, candidates.device)
+        self.items = candidates.items
         self.teacher_items = self.items.states(teacher)
-        self.steps_per_epoch = -(-len(self.rows.label) // hyper.batch_size)
+        self.steps_per_epoch = -(-len(self.rows) // hyper.batch_size)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         """-> rows [B] and their candidates [B, 1 + S], the row's own item first."""
         random = np.random.default_rng((self.hyper.seed, epoch))
-        order = torch.from_numpy(random.permutation(len(self.rows.label)))
+        order = torch.from_numpy(random.permutation(len(self.rows)))
         for step in range(skip, self.steps_per_epoch):
             start = step * self.hyper.batch_size
             chosen = order[start : start + self.hyper.batch_size].to(self.found.device)
@@ -120,17 +127,15 @@ class DistillTask:
         student_items = self.items.states(self.student)
         kept = 0.0
         for i in range(0, len(found), 64):
-            users, items = (rows.dense[i : i + 64], rows.ids[i : i + 64]), found[i : i + 64]
-            tops = []
-            for model, states, k in (
-                (self.teacher, self.teacher_items, 10),
-                (self.student, student_items, self.keep),
-            ):
-                logits = model.score(model.user(*users), states[items.clamp(min=0)])
-                logits = logits.masked_fill(items < 0, -torch.inf)
-                tops.append(logits.topk(min(k, items.shape[1]), dim=1).indices)
-            kept += float(
-                (tops[0].unsqueeze(2) == tops[1].unsqueeze(1)).any(2).float().mean(1).sum()
-            )
+            users, items = rows[i : i + 64], found[i : i + 64]
+            best = _top(self.teacher, self.teacher_items, users, items, 10)
+            held = _top(self.student, student_items, users, items, self.keep)
+            kept += float((best.unsqueeze(2) == held.unsqueeze(1)).any(2).float().mean(1).sum())
         share = kept / len(found)
         return {"objective": -share, "validation_kept": share}
+
+
+def _top(model: Scorer, states: Tensor, users: Examples, items: Tensor, k: int) -> Tensor:
+    """Places of the k best of each user's candidates [B, K] -> [B, k]; a pad, -1, comes last."""
+    logits = model.score(model.user(users.dense, users.ids), states[items.clamp(min=0)])
+    return logits.masked_fill(items < 0, -torch.inf).topk(min(k, items.shape[1]), 1).indices

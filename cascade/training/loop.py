@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,26 +23,17 @@ from cascade.training import checkpoint
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """How to train one model.
-
-    Args:
-        epochs: passes over the rows; a part of one is enough where rows are plenty.
-        lr: learning rate of all but the embeddings; falls linearly to 2 % of it.
-        embedding_lr: of the embedding tables.
-        patience: validations without improvement before the training stops.
-        validations: per epoch.
-        save_every: steps between two savings of the state to resume from.
-    """
+    """How to train one model; both learning rates fall linearly to 2 %."""
 
     batch_size: int = 512
-    epochs: float = 1
+    epochs: float = 1  # passes over the rows; a part of one is enough where rows are plenty
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    lr: float = 1e-3
+    lr: float = 1e-3  # of all but the embeddings
     embedding_lr: float = 1e-2
     seed: int = 0
-    patience: int = 3
-    validations: int = 2
-    save_every: int = 500
+    patience: int = 3  # validations without improvement before the training stops
+    validations: int = 2  # per epoch
+    save_every: int = 500  # steps between two savings of the state to resume from
 
     def identity(self) -> dict[str, Any]:
         """What the trained weights depend on."""
@@ -76,13 +68,10 @@ def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.opt
         "adagrad": (torch.optim.Adagrad, torch.optim.Adagrad),
         "sgd": (torch.optim.SGD, torch.optim.SGD),
     }
-    for_tables, for_rest = kinds[hyper.optimizer]
-    optimizers = []
-    if sparse:
-        optimizers.append(for_tables(sparse, lr=hyper.embedding_lr))
-    if dense:
-        optimizers.append(for_rest(dense, lr=hyper.lr))
-    return optimizers
+    groups = zip(
+        kinds[hyper.optimizer], (sparse, dense), (hyper.embedding_lr, hyper.lr), strict=True
+    )
+    return [kind(parameters, lr=lr) for kind, parameters, lr in groups if parameters]
 
 
 def fit(
@@ -96,18 +85,14 @@ def fit(
 
     Args:
         folder: of TensorBoard's events and of the state to resume from, which is used if it is
-            there.
+            there, unless it was made from something else.
         name: for the progress bar.
         made_from: what else the weights depend on, as JSON: the model, the data.
 
     Returns:
         One record per validation: step, training loss and the validation measures.
-
-    Raises:
-        CheckpointError: the folder holds an unfinished training of something else.
     """
-    optimizers = make_optimizers(task.module, hyper)
-    run = _Run(task, hyper, folder, optimizers, made_from or {})
+    run = _Run(task, hyper, folder, made_from or {})
     run.resume()
     total = max(1, round(hyper.epochs * task.steps_per_epoch))
     every = max(1, task.steps_per_epoch // hyper.validations)
@@ -116,10 +101,8 @@ def fit(
     run.writer = SummaryWriter(str(folder / "tensorboard"))
     # The gradients of the tables are right by construction; torch warns unless told not to check.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
-    with (
-        unchecked,
-        tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches") as bar,
-    ):
+    progress = tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches")
+    with unchecked, progress as bar:
         while run.step < total and run.bad < hyper.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
@@ -138,22 +121,14 @@ def fit(
 
 
 class _Run:
-    """The state of one training, in memory and on disk.
-
-    Args:
-        made_from: what the weights depend on beside the hyperparameters.
-    """
+    """The state of one training, in memory and on disk."""
 
     def __init__(
-        self,
-        task: Task,
-        hyper: Hyperparameters,
-        folder: Path,
-        optimizers: list[torch.optim.Optimizer],
-        made_from: Mapping[str, Any],
+        self, task: Task, hyper: Hyperparameters, folder: Path, made_from: Mapping[str, Any]
     ) -> None:
-        self.task, self.hyper, self.folder, self.optimizers = task, hyper, folder, optimizers
-        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        self.task, self.folder = task, folder
+        self.optimizers = make_optimizers(task.module, hyper)
+        self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.made_from = {**hyper.identity(), **made_from}
         self.step = self.bad = 0
         self.loss_sum = self.loss_count = 0.0
@@ -183,13 +158,10 @@ class _Run:
         self.task.module.train()
         record = {"step": self.step, "loss": self.loss_sum / self.loss_count, **measures}
         self.loss_sum = self.loss_count = 0.0
-        before = min((h["objective"] for h in self.history), default=float("inf"))
-        if measures["objective"] < before:
+        self.bad += 1
+        if measures["objective"] < min((h["objective"] for h in self.history), default=inf):
             self.bad = 0
-            state = self.task.module.state_dict()
-            self.best = {key: value.clone() for key, value in state.items()}
-        else:
-            self.bad += 1
+            self.best = {key: value.clone() for key, value in self.task.module.state_dict().items()}
         self.history.append(record)
         for key, value in record.items():
             self.writer.add_scalar(key, value, self.step)
@@ -202,22 +174,15 @@ class _Run:
             "loss": [self.loss_sum, self.loss_count],
             "history": self.history,
         }
-        checkpoint.save_resume(
-            self.folder,
-            self.task.module,
-            self.optimizers,
-            progress,
-            self.best or {},
-            self.made_from,
-        )
+        state = (self.folder, self.task.module, self.optimizers)
+        checkpoint.save_resume(*state, progress, self.best or {}, self.made_from)
 
     def resume(self) -> None:
-        found = checkpoint.load_resume(
-            self.folder, self.task.module, self.optimizers, self.made_from
-        )
-        if found is None:
-            return
-        progress, best = found
-        self.step, self.bad, self.history = progress["step"], progress["bad"], progress["history"]
-        self.loss_sum, self.loss_count = progress["loss"]
-        self.best = best or None
+        state = (self.folder, self.task.module, self.optimizers)
+        if found := checkpoint.load_resume(*state, self.made_from):
+            progress, best = found
+            self.step, self.bad, self.history = (
+                progress[key] for key in ("step", "bad", "history")
+            )
+            self.loss_sum, self.loss_count = progress["loss"]
+            self.best = best or None

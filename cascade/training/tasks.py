@@ -17,7 +17,6 @@ from torch.nn import functional
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
-from cascade.training.losses import sampled_softmax
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
@@ -37,13 +36,9 @@ class ItemFeatures:
 
     def states(self, scorer: Scorer, chunk: int = 16_384) -> Tensor:
         """Item states of the whole catalogue, [N, V]."""
+        parts = (slice(i, i + chunk) for i in range(0, len(self.ids), chunk))
         with torch.inference_mode():
-            return torch.cat(
-                [
-                    scorer.item(self.dense[i : i + chunk], self.ids[i : i + chunk])
-                    for i in range(0, len(self.ids), chunk)
-                ]
-            )
+            return torch.cat([scorer.item(self.dense[part], self.ids[part]) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -80,9 +75,8 @@ class RowTask:
         self.validation = dataset.read("validation", VALIDATION_ROWS)
 
     def batches(self, epoch: int, skip: int) -> Iterator[Examples]:
-        for batch in self.dataset.batches(
-            "train", self.hyper.batch_size, self.hyper.seed, epoch, skip
-        ):
+        size, seed = self.hyper.batch_size, self.hyper.seed
+        for batch in self.dataset.batches("train", size, seed, epoch, skip):
             yield Examples.of(batch, self.device)
 
 
@@ -108,15 +102,10 @@ class RankTask(RowTask):
 
 @dataclass(frozen=True)
 class RetrievalObjective:
-    """How a retriever learns, which depends on how the items of the rows were chosen.
+    """How a retriever learns, which depends on how the items of the rows were chosen."""
 
-    Args:
-        click_weight: of the cross-entropy on labels beside the sampled softmax.
-        temperature: of the cosine between the towers; small where users differ much.
-    """
-
-    click_weight: float
-    temperature: float
+    click_weight: float  # of the cross-entropy on labels beside the sampled softmax
+    temperature: float  # of the cosine between the towers; small where users differ much
 
 
 OBJECTIVES = {
@@ -134,6 +123,28 @@ class Towers(nn.Module):
         super().__init__()
         self.scorer = scorer
         self.bias = nn.Parameter(torch.tensor(-1.0))
+
+
+def sampled_softmax(
+    user: Tensor, item: Tensor, item_rows: Tensor, positive: Tensor, log_q: Tensor
+) -> Tensor:
+    """In-batch sampled softmax with the popularity correction.
+
+    Every row's item is a candidate for every positive row's user. An item comes into a batch as
+    often as it is shown, so log Q is taken off its logit (Yi et al., RecSys 2019); the same item
+    met again in another row is no negative and is masked.
+
+    Args:
+        user, item: [B, D], already divided by the temperature on one side.
+        item_rows: [B] catalogue rows.
+        positive: [B] positions of the positives as a bool mask.
+        log_q: [B] log of each item's share of the training rows.
+    """
+    rows = positive.nonzero().squeeze(1)  # [P]
+    logits = user[rows] @ item.t() - log_q  # [P, B]
+    same = item_rows[rows].unsqueeze(1) == item_rows.unsqueeze(0)
+    same[torch.arange(len(rows), device=rows.device), rows] = False
+    return functional.cross_entropy(logits.masked_fill(same, -torch.inf), rows)
 
 
 class RetrievalTask(RowTask):

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from cascade.data.dataset import Dataset
 from cascade.models import build, contract, preset
 from cascade.models.recipe import Recipe
 from cascade.models.scorer import Scorer
 from cascade.spec import RETRIEVE, Sizes
-from cascade.training import bundle, checkpoint, curves
+from cascade.training import bundle, checkpoint
 from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
@@ -32,16 +33,11 @@ LOGS = {"movielens": "choices"}  # of the sources that are no impression logs
 
 @dataclass(frozen=True)
 class Training:
-    """One of the trainings.
+    """One of the trainings."""
 
-    Args:
-        model: the stage of the recipe whose model is trained.
-        taught: by the ranker, on what the retriever returns; else by the labels of the rows.
-    """
-
-    model: str
+    model: str  # the stage of the recipe whose model is trained
     hyper: Hyperparameters
-    taught: bool = False
+    taught: bool = False  # by the ranker, on what the retriever returns; else by the rows' labels
 
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
@@ -82,12 +78,7 @@ class Trainer:
         self.models: dict[str, Scorer] = {}
 
     def run(self) -> None:
-        """Train all that is not trained yet.
-
-        Raises:
-            ContractError: a model of the recipe breaks the contract of `Scorer`.
-            CheckpointError: a folder holds an unfinished training of something else.
-        """
+        """Train all that is not trained yet."""
         bundle.write(self.dataset, self.out)
         for name in TRAININGS:
             self.models[name] = self._trained(name)
@@ -103,18 +94,16 @@ class Trainer:
         return replace(found, **self.changes)
 
     def _trained(self, name: str) -> Scorer:
-        """Train one model and write its checkpoint and curves, or read it if it is there.
-
-        A model that other models teach is there only if it was taught by those of today.
-        """
+        """Train one model and write its checkpoint and curves, or read it if it is there: trained
+        by the same recipe and taught by the same models."""
         training, hyper = TRAININGS[name], self.hyperparameters(name)
         folder, schema = self.out / name, self.dataset.schema
         model, size = self.recipe.model(training.model)
-        teachers = TEACHERS if training.taught else ()
+        config, teachers = preset(model, size), TEACHERS if training.taught else ()
         made_from = {
             "model": model,
             "preset": size,
-            "config": preset(model, size),
+            "config": config,
             "schema_hash": schema.hash,
             "taught_by": {other: checkpoint.digest(self.out / other) for other in teachers},
         }
@@ -125,12 +114,12 @@ class Trainer:
                 print(f"{name}: already trained, {folder}")
                 return checkpoint.load(folder, schema).to(self.device)
         torch.manual_seed(hyper.seed)
-        scorer = build(model, preset(model, size), schema).to(self.device)
+        scorer = build(model, config, schema).to(self.device)
         history = fit(self._task(name, scorer, hyper), hyper, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
-        curves.draw(folder / "curves.png", name, history)
+        _draw(folder / "curves.png", name, history)
         return scorer.eval()
 
     def _task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
@@ -148,3 +137,18 @@ class Trainer:
         """What the retriever returns: one search for all that are taught."""
         retriever = self.models["retrieve"]
         return Candidates(retriever, self.dataset, self.device, DISTILL_USERS, Sizes().candidates)
+
+
+def _draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
+    """Training curves: one panel per measure over the training steps."""
+    measures = [key for key in history[0] if key not in ("step", "objective")]
+    figure = Figure(figsize=(4 * len(measures), 3), layout="constrained")
+    figure.suptitle(name)
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        points = [(record["step"], record[measure]) for record in history]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        axes.set_title(measure.replace("_", " "), fontsize=10)
+        axes.set_xlabel("batches")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

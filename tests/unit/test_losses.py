@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.training.losses import distillation, sampled_softmax
+from cascade.training.distill import distillation
+from cascade.training.tasks import sampled_softmax
 
 # Users and items in the plane: the dot products are read off.
 USER = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -65,11 +66,11 @@ def test_sampled_softmax_of_one_item_alone_teaches_nothing():
 LOGITS = st.lists(st.integers(-8, 8).map(lambda x: x / 2), min_size=2, max_size=6)
 
 
-def by_hand(student: list[float], teacher: list[float], temperature: float) -> tuple[float, float]:
+def by_hand(student: list[float], teacher: list[float]) -> tuple[float, float]:
     """-> the listwise and the pointwise part of one user's loss."""
-    weights = [exp(value / temperature) for value in teacher]
-    scaled = [value / temperature for value in student]
-    order = sum(weight / sum(weights) * softmax_loss(scaled, k) for k, weight in enumerate(weights))
+    weights = [exp(value) for value in teacher]
+    losses = [softmax_loss(student, k) for k in range(len(student))]
+    order = sum(weight / sum(weights) * loss for weight, loss in zip(weights, losses, strict=True))
     level = 0.0
     for s, t in zip(student, teacher, strict=True):
         chance, taught = 1 / (1 + exp(-s)), 1 / (1 + exp(-t))
@@ -77,40 +78,39 @@ def by_hand(student: list[float], teacher: list[float], temperature: float) -> t
     return order, level / len(student)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_distillation_by_hand(temperature):
+def test_distillation_by_hand():
     students, teachers = [[0.5, -1.0, 2.0], [0.0, 0.0, 1.0]], [[1.0, 0.0, 3.0], [-1.0, 2.0, 0.5]]
-    loss = distillation(torch.tensor(students), torch.tensor(teachers), temperature)
-    parts = [by_hand(s, t, temperature) for s, t in zip(students, teachers, strict=True)]
+    loss = distillation(torch.tensor(students), torch.tensor(teachers))
+    parts = [by_hand(s, t) for s, t in zip(students, teachers, strict=True)]
     assert float(loss) == pytest.approx(sum(a + b for a, b in parts) / 2, rel=1e-6)
 
 
-def one_user(student: list[float], teacher: list[float], temperature: float = 1.0) -> float:
+def one_user(student: list[float], teacher: list[float]) -> float:
     made = (torch.tensor([values], dtype=torch.float64) for values in (student, teacher))
-    return float(distillation(*made, temperature))
+    return float(distillation(*made))
 
 
 @settings(max_examples=50, deadline=None)
-@given(teacher=LOGITS, data=st.data(), temperature=st.sampled_from([0.25, 1.0]))
-def test_distillation_is_least_where_the_student_is_the_teacher(teacher, data, temperature):
+@given(teacher=LOGITS, data=st.data())
+def test_distillation_is_least_where_the_student_is_the_teacher(teacher, data):
     change = data.draw(
         st.lists(st.integers(-4, 4), min_size=len(teacher), max_size=len(teacher)).filter(any)
     )
     student = [t + c / 4 for t, c in zip(teacher, change, strict=True)]
-    assert one_user(student, teacher, temperature) > one_user(teacher, teacher, temperature)
+    assert one_user(student, teacher) > one_user(teacher, teacher)
 
 
 def test_gradient_of_distillation_vanishes_at_the_teacher():
     teacher = torch.tensor([[0.3, -2.0, 1.0, 0.0]], dtype=torch.float64)
     student = teacher.clone().requires_grad_()
-    distillation(student, teacher, 0.5).backward()
+    distillation(student, teacher).backward()
     torch.testing.assert_close(student.grad, torch.zeros_like(teacher), atol=1e-12, rtol=0)
 
 
 def test_order_is_learnt_up_to_a_constant_and_level_without():
     student, teacher, shift = [0.5, -1.0, 2.0], [1.0, 0.0, 3.0], 2.5
     shifted = [value + shift for value in student]
-    before, after = by_hand(student, teacher, 1.0), by_hand(shifted, teacher, 1.0)
+    before, after = by_hand(student, teacher), by_hand(shifted, teacher)
     assert after[0] == pytest.approx(before[0], rel=1e-12)
     difference = one_user(shifted, teacher) - one_user(student, teacher)
     assert difference == pytest.approx(after[1] - before[1], rel=1e-9)
