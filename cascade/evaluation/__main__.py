@@ -16,17 +16,8 @@ from cascade.data.dataset import Dataset
 from cascade.errors import run
 from cascade.evaluation import report
 from cascade.evaluation.stagewise import COMPARED, evaluate
-from cascade.models.scorer import Scorer
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
-
-
-def load_models(folder: Path, dataset: Dataset, device: str) -> dict[str, Scorer]:
-    """The ranker, and whichever models there are to compare with."""
-    there = [name for name in COMPARED if (folder / name / "checkpoint.json").is_file()]
-    return {
-        name: checkpoint.load(folder / name, dataset.schema).to(device) for name in ("rank", *there)
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,10 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, help="test rows for the click metrics; default all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
-    dataset = Dataset.open(options.data)
+    dataset, trained = Dataset.open(options.data), options.checkpoints
+    there = [name for name in COMPARED if (trained / name / "checkpoint.json").is_file()]
     found = evaluate(
         dataset,
-        load_models(options.checkpoints, dataset, options.device),
+        {
+            name: checkpoint.load(trained / name, dataset.schema).to(options.device)
+            for name in ("rank", *there)
+        },
         Pipeline.load(options.repository),
         users=options.users,
         positives=options.positives,

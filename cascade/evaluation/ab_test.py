@@ -38,22 +38,14 @@ def half_interval(variance: float, confidence: float) -> float:
 
 @dataclass(frozen=True)
 class Rate:
-    """The click-through rate of one release.
-
-    Args:
-        variance: of `ctr`, over users.
-    """
+    """The click-through rate of one release."""
 
     release: int
     users: int
     impressions: int
     clicks: int
     ctr: float
-    variance: float
-
-    def half(self, confidence: float) -> float:
-        """Half the interval around `ctr` that holds the true rate with that confidence."""
-        return half_interval(self.variance, confidence)
+    variance: float  # of `ctr`, over users
 
 
 class Lift(NamedTuple):
@@ -75,11 +67,7 @@ def rate(
 
 
 def read(path: Path) -> list[Rate]:
-    """The rates of all releases in a log, by number.
-
-    Raises:
-        LogError: the file or a column is missing, or a click is neither 0 nor 1.
-    """
+    """The rates of all releases in a log, by number."""
     if not path.exists():
         raise LogError(f"there is no file {path}")
     table = pq.read_table(path)
@@ -97,11 +85,7 @@ def read(path: Path) -> list[Rate]:
 
 
 def lift(old: Rate, new: Rate, confidence: float) -> Lift:
-    """How many more clicks `new` gets than `old`, relative; the delta method for a ratio.
-
-    Raises:
-        LogError: nothing of `old` was clicked.
-    """
+    """How many more clicks `new` gets than `old`, relative; the delta method for a ratio."""
     if not old.clicks:
         raise LogError(f"nothing of release {old.release} was clicked: there is no lift over it")
     ratio = new.ctr / old.ctr
@@ -115,7 +99,7 @@ def report(rates: list[Rate], confidence: float) -> str:
     headers = ("release", "users", "shown", "clicks", "CTR", f"{confidence:.0%}")
     rows = []
     for found in rates:
-        half = found.half(confidence)
+        half = half_interval(found.variance, confidence)
         counts = (f"{count:,}" for count in (found.users, found.impressions, found.clicks))
         interval = f"{found.ctr - half:.5f} to {found.ctr + half:.5f}"
         rows.append((found.release, *counts, f"{found.ctr:.5f}", interval))
@@ -134,7 +118,7 @@ def draw(rates: list[Rate], confidence: float, path: Path) -> None:
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
-    half = [found.half(confidence) for found in rates]
+    half = [half_interval(found.variance, confidence) for found in rates]
     names = [f"release {found.release}" for found in rates]
     axes.errorbar(names, [found.ctr for found in rates], half, fmt="o", capsize=6)
     axes.margins(x=0.3)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
+import sklearn.metrics
 
 Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ def auc(labels: Floats, scores: Floats) -> float:
     positive = labels > 0.5
     if positive.all() or not positive.any():
         return NAN
-    return float(metrics.roc_auc_score(positive, scores))
+    return float(sklearn.metrics.roc_auc_score(positive, scores))
 
 
 def log_loss(labels: Floats, probabilities: Floats) -> float:
@@ -33,7 +33,7 @@ def log_loss(labels: Floats, probabilities: Floats) -> float:
     if not len(labels):
         return NAN
     p = probabilities.astype(np.float64)
-    return float(metrics.log_loss(labels > 0.5, p, labels=[False, True]))
+    return float(sklearn.metrics.log_loss(labels > 0.5, p, labels=[False, True]))
 
 
 def normalized_entropy(labels: Floats, probabilities: Floats) -> float:

@@ -104,11 +104,7 @@ def click_metrics(
 
 
 def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
-    """Up to `count` positive rows of the test split, drawn at random from its first rows.
-
-    Raises:
-        EvaluationError: there is no positive to ask for.
-    """
+    """Up to `count` positive rows of the test split, drawn at random from its first rows."""
     dense, categorical, item, label = dataset.raw_users("test", SAMPLED_ROWS)
     positive = np.flatnonzero(label > 0.5)
     if not len(positive):
@@ -121,12 +117,8 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
 
 
 def ask(cascade: Pipeline, queries: Queries, item_ids: Ids) -> Lists:
-    """Send every query through the stages one by one.
-
-    Args:
-        item_ids: [N], the id of each row of the data set, where the answers are looked up: the
-            cascade counts rows in its release's order.
-    """
+    """Send every query through the stages one by one. `item_ids` [N] are those of the data set's
+    rows: the cascade counts rows in its release's order."""
     answers = []
     row_of_served = np.append(rows_of(cascade.item_ids, item_ids), -1)  # a pad, -1, stays -1
     starts = range(0, len(queries.positives), REQUEST_USERS)
@@ -142,11 +134,7 @@ def ask(cascade: Pipeline, queries: Queries, item_ids: Ids) -> Lists:
 
 
 def rows_of(ids: Ids, item_ids: Ids) -> Ids:
-    """Item ids -> rows of the data set, in any shape; -1 stays -1.
-
-    Raises:
-        EvaluationError: an id that the catalogue does not have.
-    """
+    """Item ids -> rows of the data set, in any shape; -1 stays -1."""
     order = np.argsort(item_ids)
     place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
     rows = order[place]
