@@ -12,8 +12,10 @@ import warnings
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from cascade.artifact import ONNX_FILE, Description, Mapped
@@ -54,24 +56,9 @@ def export(
     if "candidates" in example:
         keep = getattr(module, "keep", 2)
         dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
-    # The exporter warns at every export that torchvision is missing, which nothing here needs.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
-        program = torch.onnx.export(
-            module.eval(),
-            kwargs=example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(description.inputs),
-            output_names=list(description.outputs),
-            dynamic_shapes=dynamic,
-            verbose=False,
-        )
-    assert program is not None
     path = folder / ONNX_FILE
-    (folder / WEIGHTS_FILE).unlink(missing_ok=True)
-    program.save(str(path), external_data=False) if _small(module) else _save_large(program, path)
+    inputs, outputs = [*description.inputs], [*description.outputs]
+    trace(module, example, dynamic, inputs, outputs, path, WEIGHTS_FILE)
     if weights == "int8":
         _quantise(path, _worth_8_bits(module))
     model = onnx.load(str(path), load_external_data=False)
@@ -81,6 +68,46 @@ def export(
         model.metadata_props.add(key=key, value=getattr(description, key))
     onnx.save(model, str(path))
     onnx.checker.check_model(str(path))
+
+
+def trace(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    dynamic: dict[str, dict[int, torch.export.Dim]],
+    inputs: list[str],
+    outputs: list[str],
+    path: Path,
+    weights_file: str,
+) -> None:
+    """Write a module as an ONNX file, without the source lines that the exporter notes at each
+    node: they name folders of this machine.
+
+    Args:
+        dynamic: by argument, the dimensions that are free.
+        inputs, outputs: names of the graph's tensors.
+        weights_file: beside the file, for tensors above `EXTERNAL_BYTES`.
+    """
+    # The exporter warns at every export that torchvision is missing, which nothing here needs.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
+        program = torch.onnx.export(
+            module.eval(),
+            kwargs=example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)
+    external = path.with_name(weights_file)
+    external.unlink(missing_ok=True)
+    ir.save(program.model, path, external_data=weights_file, size_threshold_bytes=EXTERNAL_BYTES)
+    if external.exists() and not external.stat().st_size:
+        external.unlink()
 
 
 def _quantise(path: Path, layers: set[str]) -> None:
@@ -137,18 +164,6 @@ def _worth_8_bits(module: nn.Module) -> set[str]:
         and layer.out_features > 1
         and not belongs(name, scorer.user_parts())
     }
-
-
-def _small(module: nn.Module) -> bool:
-    return sum(p.numel() * p.element_size() for p in module.parameters()) < EXTERNAL_BYTES
-
-
-def _save_large(program: torch.onnx.ONNXProgram, path: Path) -> None:
-    import onnx_ir
-
-    onnx_ir.save(
-        program.model, path, external_data=WEIGHTS_FILE, size_threshold_bytes=EXTERNAL_BYTES
-    )
 
 
 def point_at(model: onnx.ModelProto, name: str, value: Mapped) -> None:

@@ -6,7 +6,6 @@ that shows what evaluating the user once per request saves.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema, Side
-from export.artifacts.onnx_file import EXTERNAL_BYTES, OPSET
+from export.artifacts.onnx_file import trace
 
 OUTPUT = "logit"
 
@@ -64,21 +63,7 @@ def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
         if schema.ids(side):
             inputs[f"{side}_ids"] = [feature.name for feature in schema.ids(side)]
             example[f"{side}_ids"] = torch.zeros(2, schema.ids_width(side), dtype=torch.long)
-    rows = torch.export.Dim("rows")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
-        program = torch.onnx.export(
-            Flat(scorer).eval(),
-            kwargs=example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(example),
-            output_names=[OUTPUT],
-            dynamic_shapes={name: {0: rows} for name in example},
-            verbose=False,
-        )
-    assert program is not None
-    size = sum(p.numel() * p.element_size() for p in scorer.parameters())
+    dynamic = {name: {0: torch.export.Dim("rows")} for name in example}
     path.parent.mkdir(parents=True, exist_ok=True)
-    program.save(str(path), external_data=size >= EXTERNAL_BYTES)
+    trace(Flat(scorer), example, dynamic, [*example], [OUTPUT], path, f"{path.name}.data")
     return {"inputs": inputs, "output": OUTPUT, "output_is": "logit"}

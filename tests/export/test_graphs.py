@@ -68,6 +68,17 @@ def test_the_best_candidates_are_chosen_at_any_batch_and_width(
             exported.check(graph, users, drawn_rows(batch, width))
 
 
+def test_the_file_names_no_folder_of_this_machine(exported: Exported) -> None:
+    """The exporter notes the source line of each node, with its path."""
+    content = (exported.folder / ONNX_FILE).read_bytes()
+    root = Path(__file__).parents[2]
+    for place in ("site-packages", str(root), str(exported.folder.parent)):
+        assert place.encode() not in content
+    for node in onnx.load(str(exported.folder / ONNX_FILE), load_external_data=False).graph.node:
+        assert not node.doc_string
+        assert not node.metadata_props
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_pads_lose_against_every_item(exported: Exported, runtime: str) -> None:
     graph = exported.load(runtime)
