@@ -88,11 +88,7 @@ def arrivals(file: io.RawIOBase) -> Iterator[list[tuple[int, bytes]]]:
 
 
 def parse(line: bytes) -> Event:
-    """One event.
-
-    Raises:
-        InvalidInput: says what is wrong with it.
-    """
+    """One event. Raises InvalidInput: says what is wrong with it."""
     try:
         value: Any = json.loads(line)
     except ValueError as error:

@@ -18,12 +18,8 @@ def add_connection(parser: argparse.ArgumentParser, deadline_ms: int) -> None:
     """Add the options that `connection` reads."""
     group = parser.add_argument_group("server")
     group.add_argument("--url", default=URL, help="host:port of its gRPC endpoint (%(default)s)")
-    group.add_argument(
-        "--deadline-ms",
-        type=positive,
-        default=deadline_ms,
-        help="longest time for a request, retries included (%(default)s)",
-    )
+    longest = "longest time for a request, retries included (%(default)s)"
+    group.add_argument("--deadline-ms", type=positive, default=deadline_ms, help=longest)
     Tls.add_arguments(group)
 
 

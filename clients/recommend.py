@@ -18,8 +18,11 @@ from typing import Any
 
 from cascade.client import Recommendation, Recommender, RecommendError
 from cascade.errors import CascadeError, run
-from clients import draw
+from cascade.layout import RequestLayout
 from clients.options import UsageError, add_connection, connection, positive
+
+MISSING_SHARE = 0.1  # of the values of a user that is made up
+BAG_MEMBERS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,10 +115,10 @@ def _ask(
     """The users as asked for, and the answers."""
     if options.user_id:
         ids: list[str] = options.user_id
-        context = draw.parse(options.context, "--context") if options.context else {}
+        context = parse(options.context, "--context") if options.context else {}
         users = [{"user_id": user_id, **context} for user_id in ids]
     elif options.user:
-        users = [draw.parse(text, f"--user {n}") for n, text in enumerate(options.user, 1)]
+        users = [parse(text, f"--user {n}") for n, text in enumerate(options.user, 1)]
     else:
         users = _drawn(options, recommender)
     exclude, allow = [options.exclude] * len(users), [options.allow] * len(users)
@@ -128,17 +131,60 @@ def _ask(
 def _drawn(options: argparse.Namespace, recommender: Recommender) -> list[dict[str, Any]]:
     generator = random.Random(options.seed)
     if options.users:
-        return draw.from_file(options.users, options.random, generator)
+        return from_file(options.users, options.random, generator)
     layout = recommender.layout()
-    return [draw.made_up(layout, generator) for _ in range(options.random)]
+    return [made_up(layout, generator) for _ in range(options.random)]
+
+
+def made_up(layout: RequestLayout, generator: random.Random) -> dict[str, Any]:
+    """A user of skewed small counts and small numeric categories, some values missing.
+
+    The values have the right kind, not the right meaning: many will be out of vocabulary.
+    """
+    user: dict[str, Any] = {name: _count(generator) for name in layout.dense}
+    for feature in layout.categorical:
+        if feature.multivalued:
+            members = generator.randint(1, min(feature.length, BAG_MEMBERS))
+            user[feature.name] = [str(_count(generator)) for _ in range(members)]
+        else:
+            user[feature.name] = str(_count(generator))
+    return {name: value for name, value in user.items() if generator.random() >= MISSING_SHARE}
+
+
+def _count(generator: random.Random) -> int:
+    return int(generator.paretovariate(1.0))
+
+
+def from_file(path: Path, count: int, generator: random.Random) -> list[dict[str, Any]]:
+    """Draw `count` users, with repetition where there are fewer, from a file of JSON lines. Raises
+    UsageError: the file has no line, or one that is drawn is not a JSON object."""
+    with path.open(encoding="utf-8") as file:
+        lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    if not lines:
+        raise UsageError(f"{path} is empty; expected one user as a JSON object per line")
+    if count <= len(lines):
+        drawn = generator.sample(lines, count)
+    else:
+        drawn = generator.choices(lines, k=count)
+    return [parse(line, f"{path}, line {number}") for number, line in drawn]
+
+
+def parse(text: str, where: str) -> dict[str, Any]:
+    """A user written as a JSON object. Raises UsageError: says where, and what is wrong."""
+    try:
+        user = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: not JSON: {error}") from error
+    if not isinstance(user, dict):
+        raise UsageError(
+            f"{where}: a user is a JSON object of feature values by name, not {text.strip()[:40]!r}"
+        )
+    return user
 
 
 def read_titles(path: Path) -> dict[int, str]:
-    """Item id to title, from a CSV file with a header.
-
-    Raises:
-        UsageError: a column is missing, or an id is not an integer.
-    """
+    """Item id to title, from a CSV file with a header. Raises UsageError: a column is missing, or
+    an id is not an integer."""
     titles: dict[int, str] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

@@ -51,11 +51,8 @@ class Written:
 
 
 def write_release(build: Build) -> None:
-    """Write a version of every model of the repository; release.json comes last.
-
-    Raises:
-        ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError.
-    """
+    """Write a version of every model of the repository; release.json comes last. Raises
+    ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError."""
     source = Source.load(build.checkpoints)
     schema = source.schema
     foreign = {stage: Foreign(*files, schema) for stage, files in build.foreign.items()}
@@ -187,7 +184,7 @@ def _compare(
     """Parity at batch 1, 3 and the maximum, on real users.
 
     Args:
-        width: candidates per user of a scoring stage: random rows, of which the last are pads.
+        width: candidates per user of a scoring stage.
     """
     random = np.random.default_rng(0)
     cases: parity.Cases = []
@@ -195,19 +192,11 @@ def _compare(
         some = random.integers(len(source.users[0]), size=batch)
         case = tuple(values[some] for values in source.users)
         if width is not None:
-            rows = [_some_rows(random, width, len(source.items)) for _ in range(batch)]
-            case = (*case, np.stack(rows))
+            rows = parity.draw_candidates(batch, width, len(source.items), random)
+            case = (*case, rows)
         cases.append(case)
     folder, device = build.folder(stage), build.serving.device
     return parity.compare(stage, module, folder, source.schema, cases, quantised, device)
-
-
-def _some_rows(random: np.random.Generator, count: int, items: int) -> Array:
-    """Distinct catalogue rows, int64 [count]; the last 5 %, or what the catalogue lacks, are -1."""
-    real = min(items, int(count * 0.95))
-    rows = np.full(count, -1, np.int64)
-    rows[:real] = random.choice(items, real, replace=False)
-    return rows
 
 
 def _bytes_per_item(file: Path, source: Source) -> float:

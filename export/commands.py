@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from cascade.artifact import ArtifactError
 from cascade.encoding import Encoder
 from cascade.files import write_json
@@ -18,11 +16,10 @@ from export import arguments
 from export import users as user_files
 from export.build import write_release
 from export.foreign.flat import flat_onnx
-from export.releases import catalogue as catalogue_files
 from export.releases.commands import add_server, parser, publisher, report, say
-from export.releases.refresh import Refresh, change
+from export.releases.refresh import Refresh, change, read_ids, read_items
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 
 
 def build(argv: Sequence[str]) -> None:
@@ -87,13 +84,8 @@ def catalogue(argv: Sequence[str]) -> None:
         live = repository.live
         assert live is not None
         refresh = Refresh(repository.root, live, args.checkpoints)
-        encoder = refresh.encoder
-        if args.add:
-            added = catalogue_files.read_items(args.add, encoder)
-        else:
-            added = catalogue_files.nothing(encoder)
-        removed = catalogue_files.read_ids(args.remove) if args.remove else np.zeros(0, np.int64)
-        changed = change(refresh.item_ids, added, removed)
+        added = read_items(args.add, refresh.encoder)
+        changed = change(refresh.item_ids, added, read_ids(args.remove))
         say(f"{(~changed.keep).sum():,} items leave, {len(added):,} come")
         refresh.write(target, number, changed)
 

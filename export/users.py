@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,8 @@ from export.context import Source
 CHUNK = 10_000  # users of one transaction
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """B users: their ids, dense [B, F_dense] and categorical [B, F_cat] as clients send them."""
-
-    ids: list[Any]
-    dense: Dense
-    categorical: Categorical
+Chunk = tuple[list[Any], Dense, Categorical]
+"""B users: their ids, dense [B, F_dense] and categorical [B, F_cat] as clients send them."""
 
 
 class Table:
@@ -72,23 +66,20 @@ class Table:
         columns = [*self._present, *([self._id_column] if self._id_column else [])]
         first = 0
         for batch in self._file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns))):
-            rows = range(first, first + len(batch))
-            ids = batch[self._id_column].to_pylist() if self._id_column else [*rows]
             dense, categorical = self._layout.empty(len(batch))
             for name in self._present:
-                self._read(name, batch[name], dense, categorical)
-            yield Chunk(ids, dense, categorical)
+                place, feature = self._layout.columns[name], self._layout.id_features.get(name)
+                if feature is None:
+                    dense[:, place] = _numbers(name, batch[name])
+                elif feature.multivalued:
+                    members = batch[name].to_pylist()
+                    categorical[:, place] = [feature.to_wire(value) for value in members]
+                else:
+                    categorical[:, place] = _texts(name, batch[name])
+            rows = range(first, first + len(batch))
+            ids = batch[self._id_column].to_pylist() if self._id_column else [*rows]
+            yield ids, dense, categorical
             first = rows.stop
-
-    def _read(self, name: str, column: Any, dense: Dense, categorical: Categorical) -> None:
-        place = self._layout.columns[name]
-        feature = self._layout.id_features.get(name)
-        if feature is None:
-            dense[:, place] = _numbers(name, column)
-        elif feature.multivalued:
-            categorical[:, place] = [feature.to_wire(value) for value in column.to_pylist()]
-        else:
-            categorical[:, place] = _texts(name, column)
 
 
 class Lines:
@@ -102,11 +93,7 @@ class Lines:
             self.rows = sum(1 for line in file if line.strip())
 
     def chunks(self) -> Iterator[Chunk]:
-        """In the order of the file.
-
-        Raises:
-            InvalidInput: the message names the line and the value.
-        """
+        """In the order of the file. Raises InvalidInput: names the line and the value."""
         with self._path.open("rb") as file:
             lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
             first = 0
@@ -128,7 +115,7 @@ class Lines:
                 self._layout.fill(user, dense[row], categorical[row])
             except ValueError as error:
                 raise InvalidInput(f"{self._path}, line {number}: {error}") from error
-        return Chunk(ids, dense, categorical)
+        return ids, dense, categorical
 
 
 def _numbers(name: str, column: Any) -> Any:
@@ -142,11 +129,8 @@ def _texts(name: str, column: Any) -> Any:
     """bytes [B], empty = missing."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not (
-        pa.types.is_string(column.type)
-        or pa.types.is_large_string(column.type)
-        or pa.types.is_integer(column.type)
-    ):
+    known = pa.types.is_string, pa.types.is_large_string, pa.types.is_integer
+    if not any(is_kind(column.type) for is_kind in known):
         raise InvalidInput(
             f"feature {name}: a column of {column.type} came; expected texts or integers"
         )
@@ -164,24 +148,19 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
         replace: remove the users that the table lacks. That keeps all ids in memory, about 100
             bytes each.
     """
-    written = 0
     seen: set[bytes] = set()
     with tqdm(total=table.rows, unit=" users", unit_scale=True) as bar:
-        for chunk in table.chunks():
-            store.put(chunk.ids, chunk.dense, chunk.categorical)
+        for ids, dense, categorical in table.chunks():
+            store.put(ids, dense, categorical)
             if replace:
-                seen.update(map(key, chunk.ids))
-            written += len(chunk.ids)
-            bar.update(len(chunk.ids))
-    return written, store.keep_only(seen) if replace else 0
+                seen.update(map(key, ids))
+            bar.update(len(ids))
+    return table.rows, store.keep_only(seen) if replace else 0
 
 
 def layout_of(repository: Path) -> RequestLayout:
-    """The features of the users of a repository.
-
-    Raises:
-        ArtifactError: it holds no exported cascade.
-    """
+    """The features of the users of a repository. Raises ArtifactError: it holds no exported
+    cascade."""
     path = repository / ENSEMBLE / "config.pbtxt"
     parameters = pbtxt.read(path).parameters if path.exists() else {}
     if "features" not in parameters:
@@ -195,11 +174,8 @@ def layout_of(repository: Path) -> RequestLayout:
 
 
 def store_of(repository: Path) -> str:
-    """The store that a repository reads users from.
-
-    Raises:
-        ArtifactError: it was exported without one.
-    """
+    """The store that a repository reads users from. Raises ArtifactError: it was exported without
+    one."""
     for settings in pbtxt.process_settings(repository).values():
         if settings.product.store:
             return settings.product.store
@@ -210,5 +186,5 @@ def raw_users(source: Source, count: int) -> tuple[Dense, Categorical]:
     """The first users of the checkpoints as clients send them: dense [B, F_dense] and
     categorical [B, F_cat]."""
     layout = RequestLayout.of(source.schema)
-    first = next(Table(source.folder / "users.parquet", layout, None).chunks())
-    return first.dense[:count], first.categorical[:count]
+    _, dense, categorical = next(Table(source.folder / "users.parquet", layout, None).chunks())
+    return dense[:count], categorical[:count]

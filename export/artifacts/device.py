@@ -62,11 +62,8 @@ class HalfScorer(Scorer):
 
 
 def half(scorer: Scorer, precision: str) -> HalfScorer:
-    """The same model in `float16` or `bfloat16`, for `TopCandidates` or `UserTower`.
-
-    Raises:
-        ValueError: another precision.
-    """
+    """The same model in `float16` or `bfloat16`, for `TopCandidates` or `UserTower`. Raises
+    ValueError: another precision."""
     if precision not in HALVES:
         raise ValueError(f"half precision is {precision!r}; expected one of {[*HALVES]}")
     return HalfScorer(scorer, HALVES[precision]).eval()

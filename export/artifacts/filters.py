@@ -8,9 +8,8 @@ feature is left out, and the release says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,22 +35,20 @@ FILES = {
 }
 
 
+Features = dict[str, tuple[int, int]]
+"""Where each feature's values begin and end among those of all features."""
+
+
 class Unknown(CascadeError, ValueError):
     """The checkpoints do not determine the raw values of a feature; the message says why."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Which item has which value.
+class Pairs(NamedTuple):
+    """Which item has which value."""
 
-    Args:
-        values: [V], large_binary, each once, in any order.
-        codes: [n], positions in `values`. rows: [n], of the release.
-    """
-
-    values: pa.Array
-    codes: Array
-    rows: Array
+    values: pa.Array  # [V], large_binary, each once, in any order
+    codes: Array  # [n], positions in `values`
+    rows: Array  # [n], of the release
 
 
 def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterDescription:
@@ -70,28 +67,26 @@ def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterD
         raise ArtifactError(f"no item feature is called {', '.join(strangers)}; known: {[*known]}")
     catalogue = source.folder / "catalogue.parquet"
     raw, places = set(pq.read_schema(catalogue).names), source.places
-    features: dict[str, tuple[int, int]] = {}
+    features: Features = {}
     left_out: dict[str, str] = {}
-    with _Writer(folder) as writer:
-        writer.add_ids(items.item_ids)
-        for name, feature in tqdm(known.items(), desc="filters", unit=" features", leave=False):
-            if wanted is not None and name not in wanted:
-                left_out[name] = "it was left out of this export"
-                continue
-            try:
-                if name in raw:
-                    column = pq.read_table(catalogue, columns=[name])[name]
-                    pairs = raw_pairs(column, feature, places)
-                else:
-                    pairs = decoded_pairs(items, feature, encoder)
-                features[name] = writer.add(pairs, len(items))
-            except Unknown as error:
-                if wanted is not None:
-                    raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
-                left_out[name] = str(error)
-    found = FilterDescription(encoder.schema.hash, writer.mapped, features, left_out)
-    found.save(folder)
-    return found
+    writer = _Writer(folder)
+    writer.add_ids(items.item_ids)
+    for name, feature in tqdm(known.items(), desc="filters", unit=" features", leave=False):
+        if wanted is not None and name not in wanted:
+            left_out[name] = "it was left out of this export"
+            continue
+        try:
+            if name in raw:
+                column = pq.read_table(catalogue, columns=[name])[name]
+                pairs = raw_pairs(column, feature, places)
+            else:
+                pairs = decoded_pairs(items, feature, encoder)
+            features[name] = writer.add(pairs, len(items))
+        except Unknown as error:
+            if wanted is not None:
+                raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
+            left_out[name] = str(error)
+    return writer.finish(encoder.schema.hash, features, left_out)
 
 
 def refresh(
@@ -107,27 +102,28 @@ def refresh(
     old = FilterDescription.load(source, encoder.schema.hash)
     arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
     row, kept = np.cumsum(keep) - 1, int(keep.sum())
-    features: dict[str, tuple[int, int]] = {}
+    features: Features = {}
     left_out = dict(old.left_out)
-    with _Writer(folder) as writer:
-        writer.add_ids(item_ids)
-        for name, (first, end) in tqdm(old.features.items(), desc="filters", leave=False):
-            feature = next(f for f in encoder.schema.ids("item") if f.name == name)
-            try:
-                new = pairs_of(added, feature, encoder)
-            except Unknown as error:
-                left_out[name] = f"of new items: {error}"
-                continue
-            before = _stored(arrays, first, end)
-            stays = keep[before.rows]
-            values = pa.concat_arrays([before.values, new.values]).dictionary_encode()
-            codes = np.concatenate((before.codes[stays], new.codes + len(before.values)))
-            rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
-            joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
-            features[name] = writer.add(joined, len(item_ids))
-    found = FilterDescription(encoder.schema.hash, writer.mapped, features, left_out)
-    found.save(folder)
-    return found
+    writer = _Writer(folder)
+    writer.add_ids(item_ids)
+    for name, (first, end) in tqdm(old.features.items(), desc="filters", leave=False):
+        feature = next(f for f in encoder.schema.ids("item") if f.name == name)
+        try:
+            if added.raw is None:
+                new = decoded_pairs(added, feature, encoder)
+            else:
+                new = raw_pairs(added.raw[name], feature, np.arange(len(added)))
+        except Unknown as error:
+            left_out[name] = f"of new items: {error}"
+            continue
+        before = _stored(arrays, first, end)
+        stays = keep[before.rows]
+        values = pa.concat_arrays([before.values, new.values]).dictionary_encode()
+        codes = np.concatenate((before.codes[stays], new.codes + len(before.values)))
+        rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
+        joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
+        features[name] = writer.add(joined, len(item_ids))
+    return writer.finish(encoder.schema.hash, features, left_out)
 
 
 def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
@@ -138,13 +134,6 @@ def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
     values = pa.Array.from_buffers(pa.large_binary(), end - first, contents)
     codes = np.repeat(np.arange(end - first), np.diff(rows))
     return Pairs(values, codes, arrays["rows"][rows[0] : rows[-1]])
-
-
-def pairs_of(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs:
-    """The values of items that are in the rows from 0 on. Raises Unknown."""
-    if items.raw is not None:
-        return raw_pairs(items.raw[feature.name], feature, np.arange(len(items)))
-    return decoded_pairs(items, feature, encoder)
 
 
 def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
@@ -184,28 +173,25 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, IO[bytes]] = {}
         self._counts = dict.fromkeys(FILES, 0)
         self._text_end = self._row_end = 0
+        for file, _ in FILES.values():
+            (folder / file).unlink(missing_ok=True)
+            (folder / file).touch()
 
-    def __enter__(self) -> _Writer:
-        for name, (file, _) in FILES.items():
-            (self._folder / file).unlink(missing_ok=True)
-            self._files[name] = (self._folder / file).open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def finish(
+        self, schema_hash: str, features: Features, left_out: dict[str, str]
+    ) -> FilterDescription:
+        """Write filters.json, which says where each feature's values begin and end."""
         self._append("text_starts", [self._text_end])
         self._append("row_starts", [self._row_end])
-        for file in self._files.values():
-            file.close()
-
-    @property
-    def mapped(self) -> dict[str, Mapped]:
-        return {
+        mapped = {
             name: Mapped(file, dtype, (self._counts[name],))
             for name, (file, dtype) in FILES.items()
         }
+        found = FilterDescription(schema_hash, mapped, features, left_out)
+        found.save(self._folder)
+        return found
 
     def add_ids(self, item_ids: Array) -> None:
         """Write the ids in both orders. Raises ArtifactError where an id occurs twice."""
@@ -238,8 +224,10 @@ class _Writer:
         return first, first + len(values)
 
     def _append(self, name: str, values: Any) -> None:
-        array = np.asarray(values, FILES[name][1])
-        array.tofile(self._files[name])
+        file, dtype = FILES[name]
+        array = np.asarray(values, dtype)
+        with (self._folder / file).open("ab") as target:
+            array.tofile(target)
         self._counts[name] += len(array)
 
 

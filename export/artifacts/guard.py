@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,6 @@ class Verdict:
     bytes_per_item: int
     chosen: bool = False
 
-    def marked(self) -> Verdict:
-        """The same, chosen."""
-        return replace(self, chosen=True)
-
     @property
     def passed(self) -> bool:
         return self.auc_loss <= LARGEST_AUC_LOSS and self.overlap >= LEAST_OVERLAP
@@ -81,16 +77,12 @@ class HeldOut:
     labels: Array
 
     @classmethod
-    def load(cls, path: Path) -> HeldOut:
-        """Read what `cascade.training.bundle.write_held_out` wrote, or the first part of it."""
+    def load(cls, path: Path, places: Array) -> HeldOut:
+        """Read the first rows of what `cascade.training.bundle.write_held_out` wrote; `places` [N]
+        says where each row of its catalogue is now."""
         table = pq.read_table(path).slice(0, HELD_OUT_ROWS)
         users = matrix(table["user_dense"]).copy(), matrix(table["user_ids"]).astype(np.int64)
-        return cls(users, table["item"].to_numpy(), table["label"].to_numpy())
-
-    def take(self, places: Array) -> HeldOut:
-        """The same rows where the catalogue is in another order: `places` [N] says where each of
-        its rows now is."""
-        return HeldOut(self.users, places[self.items], self.labels)
+        return cls(users, places[table["item"].to_numpy()], table["label"].to_numpy())
 
 
 class Guard:
@@ -129,44 +121,32 @@ class Guard:
         """Export, ask and time each of the variants; float32 goes first, as the yardstick."""
         with tempfile.TemporaryDirectory(prefix="guard-") as folder:
             made = {}
-            for variant in tqdm(
-                dict.fromkeys([PLAIN, *variants]), desc=f"variants of {stage}", leave=False
-            ):
-                path = Path(folder) / str(variant)
-                path.mkdir()
-                made[variant] = self._export(stage, variant, path)
+            unique = dict.fromkeys([PLAIN, *variants])
+            for variant in tqdm(unique, desc=f"variants of {stage}", leave=False):
+                made[variant] = self._export(stage, variant, Path(folder) / str(variant))
             latency_us = self._time(stage, {v: graph for v, (graph, _) in made.items()})
             expected = self._auc_of(made[PLAIN][0])
-            return [
-                Verdict(
-                    stage,
-                    variant,
-                    expected - self._auc_of(graph),
-                    self._overlap(stage, variant, graph),
-                    latency_us[variant],
-                    bytes_per_item,
-                )
-                for variant, (graph, bytes_per_item) in made.items()
-            ]
+            found = []
+            for variant, (graph, bytes_per_item) in made.items():
+                loss, overlap = expected - self._auc_of(graph), self._overlap(stage, variant, graph)
+                us = latency_us[variant]
+                found.append(Verdict(stage, variant, loss, overlap, us, bytes_per_item))
+            return found
 
     def adopt(self, variant: Variant) -> None:
         """From now on judge the ranker behind this preranker, because losses add up."""
         self.survivors = self._preranked[variant]
 
     def _export(self, stage: str, variant: Variant, folder: Path) -> tuple[Graph, int]:
-        rows = self._rows(stage)
-        scorer = variant.applied(self.scorers[stage], rows.shape[1])
+        folder.mkdir()
+        width = self._rows(stage).shape[1]
+        scorer = variant.applied(self.scorers[stage], width)
         module = CandidateLogits(scorer, variant.state)
         mapped = write_item_state(scorer, self.items, folder, stage, variant.state)
-        example = example_users(self.schema, rows.shape[1])
-        description = Description(
-            stage,
-            self.schema.hash,
-            tuple(example),
-            ("logits",),
-            {ITEM_STATE: mapped},
-            one_by_one=variant.one_by_one,
-        )
+        example = example_users(self.schema, width)
+        tensors, files = (tuple(example), ("logits",)), {ITEM_STATE: mapped}
+        alone = variant.one_by_one
+        description = Description(stage, self.schema.hash, *tensors, files, one_by_one=alone)
         onnx_file.export(module, example, description, folder, variant.weights)
         description.save(folder)
         graph = load_graph(folder, self.schema, Serving(threads=1))[1]
@@ -180,8 +160,7 @@ class Guard:
 
     def _eager(self, stage: str) -> Array:
         """The trained model's logits of all candidates, [U, K]."""
-        found = []
-        scorer = self.scorers[stage]
+        found, scorer = [], self.scorers[stage]
         with torch.inference_mode():
             for user, rows in enumerate(self.candidates):
                 dense, ids = (torch.from_numpy(x[user : user + 1]) for x in self.users)
@@ -198,12 +177,11 @@ class Guard:
 
     def _overlap(self, stage: str, variant: Variant, graph: Graph) -> float:
         """A result counts where the ranker scores it as high as the tenth best, so ties count."""
-        logits = np.concatenate(
-            [
-                graph(*(x[u : u + 1] for x in self.users), rows[None])[0]
-                for u, rows in enumerate(self._rows(stage))
-            ]
+        answers = (
+            graph(*(x[u : u + 1] for x in self.users), rows[None])[0]
+            for u, rows in enumerate(self._rows(stage))
         )
+        logits = np.concatenate([*answers])
         if stage == PRERANK:
             self._preranked[variant] = _best(logits, self.sizes.survivors)
             found = self._ranked(self._preranked[variant])

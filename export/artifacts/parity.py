@@ -89,11 +89,8 @@ def compare(
 
 
 def report(parities: list[Parity]) -> str:
-    """A table of all comparisons.
-
-    Raises:
-        ParityError: a graph differs; names each that does, below the table.
-    """
+    """A table of all comparisons. Raises ParityError: a graph differs; names each that does, below
+    the table."""
     rows = [(p.stage, p.runtime, p.batch, f"{p.max_abs:.2e}", f"{p.overlap:.4f}") for p in parities]
     header = ("stage", "runtime", "batch", "max abs", "overlap")
     table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
@@ -106,19 +103,45 @@ def report(parities: list[Parity]) -> str:
     return table
 
 
-def judge(values: Mapping[int, float], ids: Array, relative: bool = False) -> tuple[float, int]:
-    """Compare one user's answer with what every candidate is worth; a tie may fall either way.
+def draw_candidates(batch: int, width: int, items: int, random: np.random.Generator) -> Array:
+    """Distinct catalogue rows [B, K] with pads at random places; of several users the last two have
+    few and none."""
+    rows = np.full((batch, width), -1, np.int64)
+    for b in range(batch):
+        most = {batch - 1: 0, batch - 2: 3}.get(b, int(0.95 * width)) if b else width
+        real = min(items, most)
+        rows[b, random.choice(width, real, False)] = random.choice(items, real, False)
+    return rows
+
+
+def judge(
+    answers: Array, candidates: Array, values: Array, names: Array, relative: bool = False
+) -> tuple[float, float]:
+    """Compare answers with what every candidate is worth; a tie may fall either way.
 
     Args:
-        values: of the candidates, by what the stage calls them.
-        ids: the answer, [K], best first; -1 where there are fewer candidates.
+        answers: [B, K'], best first; -1 where there are fewer candidates.
+        candidates: rows [B, K], -1 = pad; `values` [B, K] of these.
+        names: what the stage calls each row of the catalogue, [N].
         relative: whether TIE is a share of the K-th best value.
 
     Returns:
-        The largest difference, place by place, from the K best values, and how many of the answer
-        belong to the K best: infinity and 0 where it names an item twice, or one that is no
-        candidate.
+        `max_abs` and `overlap` of `Parity`.
     """
+    difference, shared, wanted = 0.0, 0, 0
+    for answer, rows, worth in zip(answers, candidates, values, strict=True):
+        real = rows >= 0
+        known = dict(zip(names[rows[real]].tolist(), worth[real].tolist(), strict=True))
+        found, common = _judge_user(known, answer, relative)
+        difference, shared = max(difference, found), shared + common
+        wanted += min(len(answer), len(known))
+    return difference, shared / max(1, wanted)
+
+
+def _judge_user(values: Mapping[int, float], ids: Array, relative: bool) -> tuple[float, int]:
+    """The largest difference, place by place, from the K best values, and how many of the answer
+    belong to the K best: infinity and 0 where it names an item twice, or one that is no
+    candidate."""
     best = np.sort([*values.values()])[::-1][: len(ids)]
     got = ids[: len(best)].tolist()
     if len({*got}) != len(got) or not {*got} <= values.keys() or (ids[len(best) :] >= 0).any():
@@ -138,20 +161,14 @@ def _tower(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[flo
 def _scoring(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[float, float]:
     """Judge the graph's choice by the eager logits of all candidates."""
     assert isinstance(module, TopCandidates)
-    candidates = case[2]
-    dense, ids, rows = map(torch.from_numpy, case)
+    arguments = [*map(torch.from_numpy, case)]
     with torch.inference_mode():
-        logits = CandidateLogits.forward(module, dense, ids, rows).numpy()
-        expected = module(dense, ids, rows)
-    names = module.catalogue_ids.numpy()[:, 0][candidates] if module.with_ids else candidates
-    outputs = graph(*case)
-    differences, shared, wanted = [0.0], 0, 0
-    for b, answer in enumerate(outputs[0]):
-        real = candidates[b] >= 0
-        values = dict(zip(names[b][real].tolist(), logits[b][real].tolist(), strict=True))
-        difference, common = judge(values, answer)
-        differences.append(difference)
-        shared, wanted = shared + common, wanted + min(len(answer), len(values))
+        logits = CandidateLogits.forward(module, *arguments).numpy()
+        expected = module(*arguments)
+    outputs, count = graph(*case), len(module.item_state)
+    names = module.catalogue_ids.numpy()[:, 0] if module.with_ids else np.arange(count)
+    difference, overlap = judge(outputs[0], case[2], logits, names)
     if module.with_ids:
-        differences.append(float(np.abs(outputs[1] - expected[1].numpy()).max(initial=0)))
-    return max(differences), shared / max(1, wanted)
+        scores = float(np.abs(outputs[1] - expected[1].numpy()).max(initial=0))
+        difference = max(difference, scores)
+    return difference, overlap

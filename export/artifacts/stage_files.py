@@ -53,11 +53,8 @@ class Variant:
 
     def applied(self, scorer: Scorer, candidates: int) -> Scorer:
         """The model as it is served: arranged for so many candidates, in half precision where
-        `weights` says so. int8 is applied later, to the ONNX file.
-
-        Raises:
-            ContractError: the model breaks the contract of `Scorer`.
-        """
+        `weights` says so. int8 is applied later, to the ONNX file. Raises ContractError: the model
+        breaks the contract of `Scorer`."""
         contract.check(scorer)
         if self.weights in device.HALVES:
             scorer = device.half(scorer, self.weights)
@@ -108,11 +105,8 @@ def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
 def write_tower(
     retriever: Scorer, schema: Schema, folder: Path, forms: Forms = ONNX_ONLY
 ) -> UserTower:
-    """Write the user tower's graphs; returns the eager module.
-
-    Raises:
-        ContractError: the model cannot retrieve.
-    """
+    """Write the user tower's graphs; returns the eager module. Raises ContractError: the model
+    cannot retrieve."""
     contract.check_retriever(retriever)
     module = UserTower(retriever)
     description = Description(

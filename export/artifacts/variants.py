@@ -49,7 +49,7 @@ def choose(build: Build, source: Source, candidates: Array) -> list[Verdict]:
             return []
         raise GuardError(f"{asked} has to be judged by {held_out}, which is missing: train again")
     scorers = {stage: source.scorer(build.checkpoint(stage)) for stage in (PRERANK, RANK)}
-    rows = HeldOut.load(held_out).take(source.places)
+    rows = HeldOut.load(held_out, source.places)
     dense, ids = (values[:GUARD_USERS] for values in source.users)
     guard = Guard(source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates)
     found: list[Verdict] = []
@@ -66,7 +66,7 @@ def choose(build: Build, source: Source, candidates: Array) -> list[Verdict]:
             raise GuardError(f"{stage} with {asked} loses too much:\n{report(verdicts)}")
         if stage == PRERANK:
             guard.adopt(chosen.variant)
-        found += [v.marked() if v is chosen else v for v in verdicts]
+        found += [replace(v, chosen=v is chosen) for v in verdicts]
     return found
 
 

@@ -12,12 +12,18 @@ from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from cascade.artifact import Array
+from cascade.config import Serving
+from cascade.runtime.load import load_graph
 from cascade.schema import Schema
+from cascade.spec import Stage
+from export.artifacts.parity import Parity, draw_candidates, judge
+from export.context import Catalogue
 from export.foreign.inputs import ForeignError, InputMap, Rows
 
 # ONNX Runtime 1.19 reads what ONNX 1.16 defines. The nodes that `wrapper` adds have had their form
 # since opset 11.
 OLDEST_OPSET = 11
+BATCHES = (1, 3, 64)  # at which a wrapped graph is compared
 _VERSIONS = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.16.0")
 IR_VERSION, NEWEST_OPSET, NEWEST_ML_OPSET = (int(version) for version in _VERSIONS[1:4])
 RUNTIME_ERRORS = (
@@ -32,12 +38,9 @@ RUNTIME_ERRORS = (
 
 
 class Foreign:
-    """The file, the mapping of its inputs, and a session that runs it unchanged: the reference
-    that the wrapped graph is compared with.
-
-    Raises:
-        ForeignError: the file or the mapping cannot be served; the message says why.
-    """
+    """The file, the mapping of its inputs, and a session that runs it unchanged: the reference that
+    the wrapped graph is compared with. Raises ForeignError: the file or the mapping cannot be
+    served; the message says why."""
 
     def __init__(self, path: Path, mapping: Path, schema: Schema) -> None:
         self.path, self.mapping, self.schema = path, InputMap.load(mapping), schema
@@ -84,11 +87,8 @@ class Foreign:
         return values
 
     def has_both_classes(self, rows: Rows) -> bool:
-        """Whether the output is [n, 2]; runs some rows at once and one by one.
-
-        Raises:
-            ForeignError: the output is not one score per row, or depends on other rows.
-        """
+        """Whether the output is [n, 2]; runs some rows at once and one by one. Raises ForeignError:
+        the output is not one score per row, or depends on other rows."""
         count = len(rows["user_ids"])
         together = self.run(rows)
         came = together.shape if isinstance(together, np.ndarray) else type(together).__name__
@@ -126,9 +126,7 @@ class Foreign:
 
 def load_model(path: Path) -> ir.Model:
     """Read the graph, its external weights left where they are, and check that it can be served.
-
-    Raises:
-        ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or `wrapper` cannot take.
+    Raises ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or `wrapper` cannot take.
     """
     if not path.is_file():
         raise ForeignError(f"{path} does not exist, or is not a file")
@@ -160,3 +158,45 @@ def model_inputs(model: ir.Model) -> dict[str, ir.Value]:
     """The inputs to feed, by name: older files list the weights among the inputs, too."""
     weights = model.graph.initializers
     return {str(value.name): value for value in model.graph.inputs if value.name not in weights}
+
+
+def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[Parity]:
+    """Reload a version folder, and run it beside the file on random users with random pads. A stage
+    that returns scores must give the file's probabilities; the other is judged by its choice
+    alone."""
+    _, graph = load_graph(folder, foreign.schema, Serving(threads=1))
+    random = np.random.default_rng(1)
+    found = []
+    for batch in BATCHES:
+        users = draw_users(foreign.schema, batch, random)
+        rows = draw_candidates(batch, stage.inputs[-1].dims[0], len(items), random)
+        outputs = graph(*users, rows)
+        names = items.item_ids if len(outputs) > 1 else np.arange(len(items))
+        user, place = np.nonzero(rows >= 0)
+        expected = np.zeros(rows.shape, np.float32)
+        dense, ids = (values[user] for values in users)
+        known = foreign.probabilities(flat_rows(dense, ids, items, rows[user, place]))
+        expected[user, place] = known
+        difference, overlap = judge(outputs[0], rows, expected, names, relative=True)
+        if len(outputs) > 1:
+            best = -np.sort(-expected, axis=1)[:, : outputs[1].shape[1]]
+            difference = max(difference, float(np.abs(best - outputs[1]).max(initial=0)))
+        found.append(Parity(stage.name, "onnx", batch, difference, overlap))
+    return found
+
+
+def draw_users(schema: Schema, count: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """Random encoded users: dense [B, F_dense], ids [B, C]."""
+    dense = random.exponential(size=(count, schema.dense_width("user"))).astype(np.float32)
+    features = schema.ids("user")
+    cardinalities = np.repeat([f.cardinality for f in features], [f.length for f in features])
+    ids = np.zeros((count, schema.ids_width("user")), np.int64)
+    if features:
+        ids[:] = random.integers(cardinalities, size=ids.shape)
+    return dense, ids
+
+
+def flat_rows(dense: Array, ids: Array, items: Catalogue, rows: Array) -> Rows:
+    """Users [n, F] beside catalogue rows [n]."""
+    item_dense, item_ids = items.dense[rows], items.ids[rows]
+    return {"user_dense": dense, "user_ids": ids, "item_dense": item_dense, "item_ids": item_ids}

@@ -43,8 +43,15 @@ from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
 from export.artifacts.stage_files import ITEM_STATE, write_item_ids
 from export.context import Catalogue
 from export.foreign.inputs import Column, Input
-from export.foreign.onnx_model import IR_VERSION, Foreign, load_model, model_inputs
-from export.foreign.parity import compare, draw_users, flat_rows
+from export.foreign.onnx_model import (
+    IR_VERSION,
+    Foreign,
+    compare,
+    draw_users,
+    flat_rows,
+    load_model,
+    model_inputs,
+)
 
 TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"

@@ -9,20 +9,24 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
+from cascade.release import read_release
 from cascade.server import security
 from cascade.server.security import KEY_VARIABLE
 from cascade.server.threads import default_instances
-from cascade.spec import TOPOLOGIES
+from cascade.spec import RANK, TOPOLOGIES
 from cascade.store import absolute_url
 from export.releases import rewire as rewiring
 from export.releases.control import Control
-from export.releases.listing import HEADER, table
 from export.releases.publishing import Published, Publisher
 from export.releases.repository import Repository
+
+HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
 
 def parser(command: str, required: str, text: str | None) -> argparse.ArgumentParser:
@@ -91,6 +95,45 @@ def releases(argv: Sequence[str]) -> None:
     repository = Repository(options.parse_args(argv).repository)
     repository.check_published()
     print(tabulate(table(repository), HEADER, "plain", stralign="right", disable_numparse=True))
+
+
+def table(repository: Repository) -> list[tuple[str, ...]]:
+    """A row for each release, the oldest first, in the columns of `HEADER`."""
+    rows: list[tuple[str, ...]] = []
+    for number in repository.releases():
+        release = read_release(repository.root, number)
+        metrics = release["stages"][RANK].get("metrics", {})
+        figures = (metrics.get(name) for name in ("auc", "normalized_entropy"))
+        sizes = (f["bytes"] for files in release.get("files", {}).values() for f in files.values())
+        rows.append(
+            (
+                str(number),
+                _state(repository, number),
+                _age(release),
+                f"{release['items']:,}",
+                *("-" if value is None else f"{value:.4f}" for value in figures),
+                f"{release['parity_max_abs']:.1e}",
+                f"{sum(sizes) / 1e6:,.0f}",
+            )
+        )
+    return rows
+
+
+def _state(repository: Repository, number: int) -> str:
+    if number == repository.live:
+        return "live"
+    if number == repository.challenger:
+        return f"{repository.split:.0%} of users"
+    if number in repository.loaded():
+        return "loaded"
+    return "unfinished" if repository.pending(number) else "kept"
+
+
+def _age(release: dict[str, Any]) -> str:
+    if "made" not in release:
+        return "unknown"
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(release["made"])
+    return str(timedelta(seconds=round(age.total_seconds())))
 
 
 def split(argv: Sequence[str]) -> None:

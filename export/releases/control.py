@@ -35,11 +35,8 @@ class Control:
         self._client = grpc.InferenceServerClient(url)
 
     def load(self, model: str) -> float:
-        """Load a model as its config.pbtxt now says -> seconds that it took.
-
-        Raises:
-            ControlError: the server did not load it; what was loaded before stays.
-        """
+        """Load a model as its config.pbtxt now says -> seconds that it took. Raises ControlError:
+        the server did not load it; what was loaded before stays."""
         start = time.perf_counter()
         self._call("load", model, self._client.load_model)
         return time.perf_counter() - start
@@ -55,11 +52,7 @@ class Control:
             raise ControlError(f"{self.url} did not {verb} {model}: {error.message()}") from error
 
     def ask(self, model: str, version: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One request: arrays by name -> arrays by name.
-
-        Raises:
-            ControlError: there is no answer.
-        """
+        """Arrays by name -> arrays by name. Raises ControlError: there is no answer."""
         tensors = []
         for name, value in inputs.items():
             tensor = grpc.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
@@ -77,11 +70,8 @@ class Control:
         return {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
 
     def release(self) -> int | None:
-        """The release that `recommend` answers with now; None where none is loaded.
-
-        Raises:
-            ControlError: there is no such server.
-        """
+        """The release that `recommend` answers with now; None where none is loaded. Raises
+        ControlError: there is no such server."""
         try:
             found = self._client.get_model_config(ENSEMBLE, client_timeout=ANSWER_TIMEOUT_S)
         except InferenceServerException as error:

@@ -47,11 +47,8 @@ def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
 
 
 def verify(repository: Path, version: int) -> dict[str, Any]:
-    """Check every file of a release against its manifest, and return the manifest.
-
-    Raises:
-        ArtifactError: a file is missing, damaged, foreign or of another schema; names it.
-    """
+    """Check every file of a release against its manifest, and return the manifest. Raises
+    ArtifactError: a file is missing, damaged, foreign or of another schema; names it."""
     release = read_release(repository, version)
     where = repository / ENSEMBLE / str(version) / RELEASE_FILE
     if release.get("format") != FORMAT:

@@ -97,11 +97,8 @@ class Publisher:
             return published
 
     def roll_back(self, number: int | None = None) -> Published:
-        """Let the server answer with an earlier release, by default the one before.
-
-        Raises:
-            PublishError: there is no such release; otherwise as `publish`.
-        """
+        """Let the server answer with an earlier release, by default the one before. Raises
+        PublishError: there is no such release; otherwise as `publish`."""
         self.repository.check_published()
         with self.repository.locked():
             self.recover()

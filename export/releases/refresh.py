@@ -15,17 +15,18 @@ from typing import get_args
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from cascade import index, pbtxt
+from cascade import index
 from cascade.artifact import ONNX_FILE, Array, ArtifactError, Description, Mapped
 from cascade.config import of_release
 from cascade.encoding import Encoder
-from cascade.files import link, write_json
+from cascade.files import content, link, write_json
 from cascade.index import exact
 from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE, read_release
-from cascade.schema import Schema
 from cascade.spec import (
     CATALOGUE_IDS,
     ENSEMBLE,
@@ -35,10 +36,9 @@ from cascade.spec import (
     RETRIEVE,
     STAGES,
     Precision,
-    sizes_from,
     stage_path,
 )
-from cascade.stages import rerank
+from cascade.stages import reranked
 from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
@@ -48,18 +48,58 @@ from export.context import Catalogue
 from export.foreign import wrapper
 from export.releases.canary import Canary
 from export.releases.manifest import seal
+from export.releases.repository import write_configs
 
 BLOCK = 1 << 22  # bytes of a file, copied at a time
 
 
+def read_items(path: Path | None, encoder: Encoder) -> Catalogue:
+    """New items of a Parquet file, encoded; none without a file. Raises ArtifactError: the file or
+    a column of it is missing, or an item_id is invalid."""
+    schema = encoder.schema
+    if path is None:
+        dense = np.zeros((0, schema.dense_width("item")), np.float32)
+        codes = np.zeros((0, schema.ids_width("item")), np.int64)
+        return Catalogue(dense, codes, np.zeros(0, np.int64))
+    _check_file(path)
+    names = [feature.name for feature in schema.side("item")]
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"{path} is not Parquet: {error}") from error
+    if missing := [name for name in ("item_id", *names) if name not in table.column_names]:
+        raise ArtifactError(
+            f"{path} lacks the columns {missing}; items have item_id and {', '.join(names)}"
+        )
+    ids = table["item_id"]
+    if not pa.types.is_integer(ids.type) or ids.null_count:
+        raise ArtifactError(f"{path}: item_id is {ids.type} with {ids.null_count} nulls, not int64")
+    if len(table) and int(np.min(ids.to_numpy())) < 0:
+        raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
+    dense, codes = encoder.encode_table("item", table)
+    return Catalogue(dense, codes, ids.to_numpy().astype(np.int64), table.select(names))
+
+
+def read_ids(path: Path | None) -> Array:
+    """int64 [n] from a text file; none without a file. Raises ArtifactError: a line is no id."""
+    if path is None:
+        return np.zeros(0, np.int64)
+    _check_file(path)
+    lines = [line.strip() for line in path.read_text().split("\n")]
+    for number, line in enumerate(lines, 1):
+        if line and not line.isdecimal():
+            raise ArtifactError(f"{path}:{number}: {line!r} is no item id")
+    return np.array([int(line) for line in lines if line], np.int64)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}")
+
+
 @dataclass(frozen=True)
 class Change:
-    """A change of a catalogue.
-
-    Args:
-        keep: bool [N], which rows of the old catalogue stay.
-        added: the new items, encoded.
-    """
+    """Which rows of the old catalogue stay, bool [N], and the new items behind them, encoded."""
 
     keep: Array
     added: Catalogue
@@ -71,11 +111,8 @@ class Change:
 
 
 def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
-    """The change that removes and adds items; an added item replaces one with the same id.
-
-    Raises:
-        ArtifactError: an item to be removed is not there, or one is added twice.
-    """
+    """The change that removes and adds items; an added item replaces one with the same id. Raises
+    ArtifactError: an item to be removed is not there, or one is added twice."""
     unknown = np.setdiff1d(removed, item_ids)
     if len(unknown):
         raise ArtifactError(
@@ -83,10 +120,10 @@ def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
         )
     if len(np.unique(added.item_ids)) != len(added):
         raise ArtifactError("an item is added twice: each item_id may come once")
-    keep = ~np.isin(item_ids, np.concatenate((removed, added.item_ids)))
-    if not keep.sum() + len(added):
+    changed = Change(~np.isin(item_ids, np.concatenate((removed, added.item_ids))), added)
+    if not changed.items:
         raise ArtifactError("nothing would be left of the catalogue")
-    return Change(keep, added)
+    return changed
 
 
 class Refresh:
@@ -104,7 +141,7 @@ class Refresh:
         self.root, self.number, self.checkpoints = root, number, checkpoints
         self.release = read_release(root, number)
         self.encoder = Encoder.load(checkpoints)
-        self.schema: Schema = self.encoder.schema
+        self.schema = self.encoder.schema
         self.schema.check_same(self.release["schema_hash"], f"release {number}")
         for stage in STAGES:
             facts = self.release["stages"][stage]
@@ -125,60 +162,57 @@ class Refresh:
 
     def write(self, target: Path, version: int, changed: Change) -> None:
         """Write the release `version` into the repository `target`."""
-        topology = self.release["topology"]
-        folders = {name: target / stage_path(topology, name, version) for name in STAGES}
+
+        def write_stage(name: str) -> None:
+            folder = target / stage_path(self.release["topology"], name, version)
+            folder.mkdir(parents=True)
+            if name == RETRIEVE:
+                self._retrieve(folder, changed)
+            else:
+                self._score(name, folder, changed)
+
         with ThreadPoolExecutor(len(STAGES)) as pool:  # writing takes most of the time
-            for _ in pool.map(lambda name: self._stage(name, folders[name], changed), STAGES):
-                pass
-        serving, product = of_release(self.release)
-        runs = pbtxt.runs_of(self.release, serving)
-        sizes = sizes_from(self.release["sizes"])
-        pbtxt.write(target, self.schema, sizes, serving, version, runs, product=product)
+            list(pool.map(write_stage, STAGES))
+        write_configs(target, self.release, version, self.schema)
         front = target / ENSEMBLE / str(version)
         titles = self.root / ENSEMBLE / str(self.number) / "titles.csv"
         if titles.exists():
             link(titles, front / titles.name)
         canary = Canary.from_dict(self.release["canary"])
-        made_of = {"release": self.number, "kept": int(changed.keep.sum())}
-        made_of["added"] = len(changed.added)
+        kept, added = int(changed.keep.sum()), len(changed.added)
+        made_of = {"release": self.number, "kept": kept, "added": added}
         release = {**self.release, "version": version, "items": changed.items, "made_of": made_of}
         write_json(front / RELEASE_FILE, release)
         seal(target, version, (canary.dense, canary.categorical))
-
-    def _stage(self, name: str, folder: Path, changed: Change) -> None:
-        folder.mkdir(parents=True)
-        if name == RETRIEVE:
-            self._retrieve(folder, changed)
-        else:
-            self._score(name, folder, changed)
 
     def _folder(self, stage: str) -> Path:
         return self.root / stage_path(self.release["topology"], stage, self.number)
 
     def _retrieve(self, target: Path, changed: Change) -> None:
         source = self._folder(RETRIEVE)
-        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
-        vectors = _computed(retriever, changed.added, RETRIEVE)
         described = FilterDescription.load(source, self.schema.hash)
         files = (mapped.file for mapped in described.mapped.values())
         own = {index.FILE, index.FACTS, exact.FILE, exact.FACTS, DESCRIPTION, *files}
         _link_others(source, target, own)
         ids, keep = self._ids(changed), changed.keep
         filters.refresh(source, target, self.encoder, keep, changed.added, ids)
+        vectors = self._vectors(changed)
         if exact.present(source):
-            kept = exact.vectors(source)[changed.keep]
+            kept = exact.vectors(source)[keep]
             exact.save(np.concatenate((kept, vectors)), target, self.schema.hash)
             return
         found = index.load(source, self.schema.hash, mapped=False, verify=False)
-        index.save(index.refresh(found, changed.keep, vectors), target, self.schema.hash)
+        index.save(index.refresh(found, keep, vectors), target, self.schema.hash)
 
     def _score(self, stage: str, target: Path, changed: Change) -> None:
         source = self._folder(stage)
         description = Description.load(source)
         own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
-        _link_others(source, target, {*own, *rerank.FILES})
+        _link_others(source, target, {*own, *reranked.FILES})
         if stage == RANK and (source / RERANK).exists():
-            self._rerank(source, target, changed)
+            vectors = reranked.vectors(source)[changed.keep], self._vectors(changed)
+            results, (_, product) = self.release["sizes"]["results"], of_release(self.release)
+            reranked.save(target, vectors, self._ids(changed), results, product)
         mapped = {}
         for name, value in description.mapped.items():
             mapped[name] = replace(value, shape=(changed.items, *value.shape[1:]))
@@ -190,48 +224,37 @@ class Refresh:
             point_at(model, name, value)
         onnx.save(model, str(target / ONNX_FILE))
 
-    def _rerank(self, source: Path, target: Path, changed: Change) -> None:
-        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
-        vectors = (
-            rerank.vectors(source)[changed.keep],
-            _computed(retriever, changed.added, RETRIEVE),
-        )
-        results = self.release["sizes"]["results"]
-        _, product = of_release(self.release)
-        rerank.save(target, vectors, self._ids(changed), results, product)
-
     def _ids(self, changed: Change) -> Array:
         return np.concatenate((self.item_ids[changed.keep], changed.added.item_ids))
 
+    def _vectors(self, changed: Change) -> Array:
+        """Of the new items, by the retriever, [n, D]."""
+        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
+        return _computed(retriever, changed.added, RETRIEVE)
+
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """The rows of new items in a mapped file, [n, V]."""
-        plain = {
-            CATALOGUE_IDS: items.item_ids[:, None],
-            wrapper.TABLES["item_dense"]: items.dense,
-            wrapper.TABLES["item_ids"]: items.ids,
-        }
-        if name != ITEM_STATE:
-            return plain[name].astype(value.dtype)
-        facts = self.release["stages"][stage]
-        variant = Variant(**facts["variant"])
-        sizes = self.release["sizes"]
-        k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
-        scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)
-        states = _computed(variant.applied(scorer, k), items, stage)
-        return states.astype(value.dtype, copy=False)
+        if name == ITEM_STATE:
+            facts, sizes = self.release["stages"][stage], self.release["sizes"]
+            k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
+            scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)
+            found = _computed(Variant(**facts["variant"]).applied(scorer, k), items, stage)
+        elif name == CATALOGUE_IDS:
+            found = items.item_ids[:, None]
+        else:
+            found = items.dense if name == wrapper.TABLES["item_dense"] else items.ids
+        return found.astype(value.dtype, copy=False)
 
 
 def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:
     """`item` of the new items, [n, V]."""
-    parts = [*item_states(scorer, items, name)]
-    return np.concatenate(parts) if parts else np.zeros((0, scorer.item_width), np.float32)
+    nothing = np.zeros((0, scorer.item_width), np.float32)
+    return np.concatenate([nothing, *item_states(scorer, items, name)])
 
 
 def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Path) -> None:
-    """Write the rows of a file [N, V] that are kept, and the new ones behind them.
-
-    Reading blocks and writing them into allocated space is several times as fast as copying out of
-    a mapped file.
+    """Write the rows of a file [N, V] that are kept, and the new ones behind them. Reading blocks
+    and writing them into allocated space is several times as fast as copying out of a mapped file.
 
     Raises:
         ArtifactError: the file is not as long as described.
@@ -257,7 +280,7 @@ def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Pat
 
 def _link_others(source: Path, target: Path, own: set[str]) -> None:
     """Link all files of a stage that do not depend on the items."""
-    for path in source.rglob("*"):
+    for path in content(source):
         name = path.relative_to(source)
-        if path.is_file() and name.name not in own and "__pycache__" not in name.parts:
+        if name.name not in own and "__pycache__" not in name.parts:
             link(path, target / name)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
@@ -22,7 +22,7 @@ from cascade.artifact import ArtifactError
 from cascade.client.split import CHALLENGER
 from cascade.config import of_release
 from cascade.errors import CascadeError
-from cascade.files import content, move, replace_text
+from cascade.files import content, move
 from cascade.release import RELEASE_FILE, read_release
 from cascade.schema import Schema
 from cascade.spec import (
@@ -53,13 +53,17 @@ class Repository:
 
     root: Path
 
+    def config(self, name: str) -> pb.ModelConfig:
+        """config.pbtxt of a model; empty where there is no such model."""
+        path = self.root / name / "config.pbtxt"
+        return pbtxt.read(path) if path.exists() else pb.ModelConfig()
+
     @property
     def live(self) -> int | None:
         """The release that `recommend` is pinned to; None before the first one."""
-        path = self.root / ENSEMBLE / "config.pbtxt"
-        if not path.exists():
+        if not (found := self.config(ENSEMBLE)).name:
             return None
-        number = pinned(pbtxt.read(path))
+        number = pinned(found)
         return number if number is not None and self.complete(number) else self.newest
 
     @property
@@ -113,11 +117,8 @@ class Repository:
 
     def loaded(self) -> list[int]:
         """The releases that the members are told to keep loaded."""
-        for member in self.members():
-            path = self.root / member / "config.pbtxt"
-            if path.exists():
-                return sorted(pbtxt.read(path).version_policy.specific.versions)
-        return []
+        found = map(self.config, self.members())
+        return next((sorted(c.version_policy.specific.versions) for c in found if c.name), [])
 
     def install(self, number: int) -> None:
         """Move a release from its staging folder to where the server looks. Its manifest moves
@@ -156,15 +157,13 @@ class Repository:
     @property
     def split(self) -> float:
         """The challenger's share of the users; 0 without a challenger."""
-        path = self.root / ENSEMBLE / "config.pbtxt"
-        found = pbtxt.read(path).parameters if path.exists() else {}
+        found = self.config(ENSEMBLE).parameters
         return float(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else 0.0
 
     @property
     def challenger(self) -> int | None:
         """The release that a share of the users has; None where no release has."""
-        path = self.root / f"{ENSEMBLE}{CHALLENGER}" / "config.pbtxt"
-        return pinned(pbtxt.read(path)) if self.split and path.exists() else None
+        return pinned(self.config(f"{ENSEMBLE}{CHALLENGER}")) if self.split else None
 
     def alias(self, ending: str, number: int) -> list[str]:
         """Copy the models that clients ask, of some release, under other names (with one process
@@ -211,14 +210,11 @@ class Repository:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One publisher at a time; the lock of a killed process is free.
-
-        Raises:
-            BusyError: another process holds it.
-        """
-        folder = self.root / ENSEMBLE
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as file:
+        """One publisher at a time; the lock of a killed process is free. Raises BusyError: another
+        process holds it."""
+        lock = self.root / ENSEMBLE / ".lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -228,7 +224,7 @@ class Repository:
     def _write(self, name: str, found: pb.ModelConfig, versions: Sequence[int]) -> None:
         found.version_policy.specific.versions[:] = sorted(versions)
         (self.root / name).mkdir(exist_ok=True)
-        replace_text(self.root / name / "config.pbtxt", text_format.MessageToString(found))
+        pbtxt.save(found, self.root / name / "config.pbtxt")
 
 
 def pinned(recommend: pb.ModelConfig) -> int | None:
@@ -239,15 +235,18 @@ def pinned(recommend: pb.ModelConfig) -> int | None:
 
 
 def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
-    """config.pbtxt of every model, as the release was exported.
-
-    Raises:
-        ArtifactError: the release is missing or damaged.
-    """
+    """config.pbtxt of every model, as the release was exported. Raises ArtifactError: the release
+    is missing or damaged."""
     release = read_release(root, number)
-    folder = root / stage_path(release["topology"], RETRIEVE, number)
+    schema = Schema.load(root / stage_path(release["topology"], RETRIEVE, number) / "schema.json")
     serving, product = of_release(release)
-    schema = Schema.load(folder / "schema.json")
-    runs = pbtxt.runs_of(release, serving)
-    sizes = sizes_from(release["sizes"])
+    runs, sizes = pbtxt.runs_of(release, serving), sizes_from(release["sizes"])
     return pbtxt.configs(schema, sizes, serving, number, runs, product=product)
+
+
+def write_configs(root: Path, release: dict[str, Any], number: int, schema: Schema) -> None:
+    """Write config.pbtxt and model.py of every model of a release that is written under a number.
+    Raises ArtifactError: the repository is wired in another way."""
+    serving, product = of_release(release)
+    runs, sizes = pbtxt.runs_of(release, serving), sizes_from(release["sizes"])
+    pbtxt.write(root, schema, sizes, serving, number, runs, product=product)

@@ -1,17 +1,18 @@
-"""Writes a release into another repository, in another topology."""
+"""Writes a release into another repository: in another topology, or under another number."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from cascade import pbtxt
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving, of_release
-from cascade.files import link, write_json
+from cascade.files import content, link, write_json
 from cascade.release import RELEASE_FILE, newest_version, read_release
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, sizes_from, stage_path
+from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, stage_path
+from export.releases.publishing import Make
+from export.releases.repository import FRONTS, write_configs
 
 
 def rewire(source: Path, target: Path, serving: Serving, product: Product | None = None) -> None:
@@ -30,22 +31,22 @@ def rewire(source: Path, target: Path, serving: Serving, product: Product | None
     version = newest_version(source)
     release = read_release(source, version)
     folders = {name: source / stage_path(release["topology"], name, version) for name in STAGES}
-    schema = Schema.load(folders[RETRIEVE] / "schema.json")
-    runs = pbtxt.runs_of(release, serving)
-    product = product or of_release(release)[1]
-    sizes = sizes_from(release["sizes"])
-    pbtxt.write(target, schema, sizes, serving, version, runs, product=product)
-    for name, folder in folders.items():
-        _link(folder, target / stage_path(serving.topology, name, version))
-    titles = source / ENSEMBLE / str(version) / "titles.csv"
-    if titles.exists():
-        shutil.copyfile(titles, target / ENSEMBLE / str(version) / "titles.csv")
     wired = {
         **release,
         "topology": serving.topology,
         "serving": vars(serving),
-        "product": vars(product),
+        "product": vars(product or of_release(release)[1]),
     }
+    write_configs(target, wired, version, Schema.load(folders[RETRIEVE] / "schema.json"))
+    for name, folder in folders.items():
+        to = target / stage_path(serving.topology, name, version)
+        for file in content(folder):
+            if file.name != "model.py":
+                (to / file.relative_to(folder)).unlink(missing_ok=True)
+                link(file, to / file.relative_to(folder))
+    titles = source / ENSEMBLE / str(version) / "titles.csv"
+    if titles.exists():
+        shutil.copyfile(titles, target / ENSEMBLE / str(version) / "titles.csv")
     write_json(target / ENSEMBLE / str(version) / RELEASE_FILE, wired)
 
 
@@ -59,11 +60,19 @@ def serving_of(repository: Path) -> Serving:
     return settings_of(repository)[0]
 
 
-def _link(source: Path, target: Path) -> None:
-    """Every file of a stage; a hard link where the file system has them."""
-    for file in source.rglob("*"):
-        if not file.is_file() or file.name == "model.py":
-            continue
-        name = target / file.relative_to(source)
-        name.unlink(missing_ok=True)
-        link(file, name)
+def from_export(source: Path) -> Make:
+    """Copy the newest release of another repository, which the machine that trains wrote for
+    example, under a new number."""
+
+    def make(target: Path, number: int) -> None:
+        version = newest_version(source)
+        release = read_release(source, version)
+        for model in {*TOPOLOGIES[release["topology"]], *FRONTS}:
+            folder = source / model / str(version)
+            if folder.exists():  # without users by id there is no `recommend_user`
+                copy, unlisted = target / model / str(number), shutil.ignore_patterns("__pycache__")
+                shutil.copytree(folder, copy, ignore=unlisted)
+        manifest = target / ENSEMBLE / str(number) / RELEASE_FILE
+        write_json(manifest, {**release, "version": number})
+
+    return make

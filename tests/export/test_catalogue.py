@@ -25,9 +25,8 @@ from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.artifacts import filters
 from export.context import Catalogue, Source, read_catalogue
-from export.releases.catalogue import nothing, read_ids, read_items
 from export.releases.manifest import verify
-from export.releases.refresh import Change, Refresh, change
+from export.releases.refresh import Change, Refresh, change, read_ids, read_items
 from tests.conftest import Cascade, raw_rows, table_of
 
 ITEMS, NEW = 600, 40
@@ -148,7 +147,7 @@ def test_a_refresh_may_be_refreshed(small: Cascade, tmp_path: Path) -> None:
     started, first = changed(small, tmp_path)
     started.write(tmp_path / "next", 2, first)
     again = Refresh(tmp_path / "next", 2, small.checkpoints)
-    back = change(again.item_ids, nothing(again.encoder), first.added.item_ids[1:])
+    back = change(again.item_ids, read_items(None, again.encoder), first.added.item_ids[1:])
     again.write(tmp_path / "last", 3, back)
     assert read_release(tmp_path / "last", 3)["items"] == ITEMS - 51 + 1
     verify(tmp_path / "last", 3)
@@ -184,7 +183,7 @@ def test_other_checkpoints_are_refused(small: Cascade, criteo: Cascade, tmp_path
 
 def test_what_cannot_be_added_or_removed_is_named(small: Cascade, tmp_path: Path) -> None:
     started = Refresh(small.repository, 1, small.checkpoints)
-    empty = nothing(started.encoder)
+    empty = read_items(None, started.encoder)
     with pytest.raises(ArtifactError, match=r"1 items to be removed are not.*: \[5\]"):
         change(started.item_ids, empty, np.array([5]))
     with pytest.raises(ArtifactError, match="nothing would be left"):

@@ -27,8 +27,7 @@ from export import __main__ as export_command
 from export.artifacts import parity
 from export.artifacts.stage_files import write_scoring
 from export.context import Catalogue
-from export.foreign import flat, wrapper
-from export.foreign import parity as foreign_parity
+from export.foreign import flat, onnx_model, wrapper
 from export.foreign.inputs import ForeignError
 from export.foreign.onnx_model import NEWEST_OPSET, Foreign
 
@@ -89,7 +88,7 @@ def make_items(schema: Schema, count: int = ITEMS) -> Catalogue:
 def make_requests(schema: Schema, batch: int, items: int = ITEMS) -> Inputs:
     """Encoded users; survivors with pads among them, the last user of several has three rows."""
     random = np.random.default_rng(batch)
-    dense, ids = foreign_parity.draw_users(schema, batch, random)
+    dense, ids = onnx_model.draw_users(schema, batch, random)
     rows = np.full((batch, SIZES.survivors), -1, np.int64)
     for b in range(batch):
         real = min(items, 3 if b and b == batch - 1 else 15)
@@ -108,7 +107,7 @@ def check(found: Any, requests: Inputs, items: Catalogue, probabilities: Scorer)
     for b in range(len(rows)):
         real = rows[b][rows[b] >= 0]
         users = (np.repeat(values[b : b + 1], len(real), 0) for values in (dense, user_ids))
-        known = probabilities(foreign_parity.flat_rows(*users, items, real))
+        known = probabilities(onnx_model.flat_rows(*users, items, real))
         count = min(len(real), SIZES.results)
         np.testing.assert_allclose(scores[b, :count], np.sort(known)[::-1][:count], atol=1e-4)
         by_id = dict(zip(items.item_ids[real].tolist(), known.tolist(), strict=True))
@@ -444,7 +443,7 @@ def test_parity_notices_another_item_table(tmp_path: Path) -> None:
     table = tmp_path / "rank" / "item_ids_table.bin"
     np.roll(np.fromfile(table, np.int64), 3).tofile(table)
     foreign = Foreign(tmp_path / "m.onnx", tmp_path / "map.json", MIXED)
-    found = foreign_parity.compare(foreign, ranking(MIXED), make_items(MIXED), tmp_path / "rank")
+    found = onnx_model.compare(foreign, ranking(MIXED), make_items(MIXED), tmp_path / "rank")
     assert not any(p.holds for p in found)
     assert found[-1].overlap < 0.9
     with pytest.raises(parity.ParityError, match="differ"):

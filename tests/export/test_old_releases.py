@@ -24,8 +24,7 @@ from export.releases.control import Control
 from export.releases.manifest import verify
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
-from export.releases.rewire import rewire, serving_of
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export, rewire, serving_of
 from tests.conftest import BAGS, Cascade
 
 Ask = Callable[[Canary], tuple[Any, Any]]  # -> item_ids, scores

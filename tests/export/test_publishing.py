@@ -14,12 +14,12 @@ from cascade.artifact import ArtifactError
 from cascade.config import Serving
 from cascade.stages.pipeline import Pipeline
 from export import __main__ as export_command
+from export.releases.commands import HEADER, table
 from export.releases.control import ControlError
-from export.releases.listing import HEADER, table
 from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Make, Publisher, PublishError
 from export.releases.repository import BusyError, Repository, pinned
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 from tests.conftest import BAGS, Cascade
 
 

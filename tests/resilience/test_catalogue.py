@@ -15,7 +15,7 @@ from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 from perf.harness.artifacts import Artifacts
 from tests.resilience.claims import Record
 

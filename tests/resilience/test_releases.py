@@ -23,7 +23,7 @@ from export.releases.control import Control
 from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Publisher
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 from tests.resilience.audience import audience
 from tests.resilience.claims import Record
 from tests.resilience.conftest import Pair

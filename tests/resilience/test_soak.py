@@ -18,7 +18,7 @@ from cascade.server import security
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 from perf.contenders.servers import TRITON
 from perf.harness.load import Generator, Plan
 from perf.harness.measurement import OK

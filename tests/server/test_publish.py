@@ -22,12 +22,12 @@ from cascade.config import Serving
 from cascade.files import write_json
 from cascade.release import read_release
 from cascade.server.launcher import Server
-from export.releases import listing
+from export.releases import commands
 from export.releases.canary import CanaryError
 from export.releases.control import Control, ControlError
 from export.releases.publishing import STEPS, Publisher
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 from tests.conftest import Cascade
 
 USERS = 12
@@ -150,7 +150,7 @@ from export.releases.commands import say
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 root, url, source = sys.argv[1:]
 control = Control(url, headers(os.environ["CASCADE_CONTROL_KEY"]))
 Publisher(Repository(Path(root)), control, say=say).publish(from_export(Path(source)))
@@ -206,7 +206,7 @@ def share_is_served(site: Site) -> None:
     assert load.wrong == []
     assert (ask(site, "recommend"), ask(site, "recommend_b")) == (live, number)
     assert site.repository.split == 0.25
-    states = {int(row[0]): row[1] for row in listing.table(site.repository)}
+    states = {int(row[0]): row[1] for row in commands.table(site.repository)}
     assert (states[live], states[number]) == ("live", "25% of users")
     with Recommender(site.server.url, deadline_s=20) as client:
         keys = range(USERS)

@@ -31,8 +31,7 @@ from clients import recommend as command
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
-from export.releases.rewire import rewire, serving_of
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export, rewire, serving_of
 from export.users import layout_of
 from tests.conftest import BAGS
 from tests.programs import status

@@ -39,8 +39,8 @@ from cascade.client.session import LAYOUT_AGE_S, Session, run
 from cascade.encoding import Encoder
 from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
-from clients import batch, draw, recommend
-from clients.parquet import AnswerFile, UserFile
+from clients import batch, recommend
+from clients.batch import AnswerFile, UserFile
 from tests.programs import status
 
 ROOT = Path(__file__).parents[2]
@@ -500,32 +500,32 @@ def test_titles_are_read_and_their_faults_named(tmp_path: Path) -> None:
 
 @given(st.integers(0, 10_000))
 def test_made_up_users_are_valid_and_repeatable(seed: int) -> None:
-    user = draw.made_up(LAYOUT, random.Random(seed))
+    user = recommend.made_up(LAYOUT, random.Random(seed))
     LAYOUT.arrays([user])
-    assert user == draw.made_up(LAYOUT, random.Random(seed))
+    assert user == recommend.made_up(LAYOUT, random.Random(seed))
 
 
 def test_made_up_users_use_every_feature() -> None:
     generator = random.Random(1)
-    users = [draw.made_up(LAYOUT, generator) for _ in range(50)]
+    users = [recommend.made_up(LAYOUT, generator) for _ in range(50)]
     assert {name for user in users for name in user} == set(LAYOUT.names)
 
 
 def test_users_are_drawn_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "users.jsonl"
     path.write_text('{"age": 1}\n\n{"age": 2}\n{"age": 3}\n')
-    drawn = draw.from_file(path, 3, random.Random(0))
+    drawn = recommend.from_file(path, 3, random.Random(0))
     assert sorted(user["age"] for user in drawn) == [1, 2, 3]
-    assert len(draw.from_file(path, 5, random.Random(0))) == 5
+    assert len(recommend.from_file(path, 5, random.Random(0))) == 5
     path.write_text('\n{"age": }\n')
     with pytest.raises(ValueError, match=r"users\.jsonl, line 2: not JSON"):
-        draw.from_file(path, 1, random.Random(0))
+        recommend.from_file(path, 1, random.Random(0))
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1: a user is a JSON object"):
-        draw.from_file(path, 1, random.Random(0))
+        recommend.from_file(path, 1, random.Random(0))
     path.write_text("")
     with pytest.raises(ValueError, match="is empty"):
-        draw.from_file(path, 1, random.Random(0))
+        recommend.from_file(path, 1, random.Random(0))
 
 
 @pytest.mark.parametrize("program", [recommend, batch])
@@ -640,7 +640,7 @@ def test_faults_of_the_input_are_named(tmp_path: Path) -> None:
 
 
 def test_answers_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.parquet.GROUP_ROWS", 4)
+    monkeypatch.setattr("clients.batch.GROUP_ROWS", 4)
     target = tmp_path / "out.parquet"
     with AnswerFile(target, [pa.field("uid", pa.string())]) as output:
         for row in range(5):

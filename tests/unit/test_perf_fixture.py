@@ -78,7 +78,8 @@ def test_the_same_seed_writes_the_same(folder: Path, tmp_path: Path) -> None:
 
 
 def test_clicks_follow_the_ranker(folder: Path, encoder: Encoder) -> None:
-    held_out, items = HeldOut.load(folder / "held_out.parquet"), read_catalogue(folder)
+    items = read_catalogue(folder)
+    held_out = HeldOut.load(folder / "held_out.parquet", np.arange(len(items)))
     assert len(held_out.items) == fixture.HELD_OUT_ROWS
     ranker = checkpoint.load(folder / "rank", encoder.schema)
     columns = (*held_out.users, items.dense[held_out.items], items.ids[held_out.items])
