@@ -102,15 +102,9 @@ def _check_paths(source: Path, target: Path) -> None:
 async def in_order(
     ask: Ask, batches: Iterable[tuple[Sequence[User], Any]], concurrency: int
 ) -> AsyncGenerator[tuple[Any, list[Outcome]], None]:
-    """Answer the batches, `concurrency` at a time, in the order in which they come.
-
-    Args:
-        ask: recommends for several users, as `AsyncRecommender.recommend_many` does.
-        batches: users, and something that is handed through with their answers.
-
-    Yields:
-        What was handed through, and one answer per user.
-    """
+    """Answer the batches, `concurrency` at a time, in the order in which they come: users, and
+    something that is handed through beside one answer per user. `ask` recommends for several users,
+    as `AsyncRecommender.recommend_many` does."""
     gate = asyncio.Semaphore(concurrency)
 
     async def answer(users: Sequence[User]) -> list[Outcome]:
@@ -153,15 +147,9 @@ def arrow() -> tuple[Any, ...]:
 
 
 class UserFile:
-    """A Parquet file with one user per row, columns named by feature.
-
-    Args:
-        keep: columns to hand through to the output, for instance the user's id.
-
-    Raises:
-        InvalidInput: no feature among its columns.
-        UsageError: not a Parquet file, or no such column to keep.
-    """
+    """A Parquet file with one user per row, columns named by feature; the columns `keep` are handed
+    through to the output. Raises InvalidInput: no feature among its columns; UsageError: not a
+    Parquet file, or no such column to keep."""
 
     def __init__(self, path: Path, layout: RequestLayout, keep: Sequence[str]) -> None:
         pyarrow, parquet = arrow()

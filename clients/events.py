@@ -49,14 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(store: UserStore, lines: Iterable[list[tuple[int, bytes]]]) -> tuple[int, int]:
-    """Write events as they arrive; an invalid line is reported and left out.
-
-    Args:
-        lines: some at a time, each with its number.
-
-    Returns:
-        How many were written, and how many refused.
-    """
+    """Write some lines at a time, each with its number, as they arrive; an invalid one is reported
+    and left out. Returns how many were written, and how many refused."""
     written = refused = 0
     for some in lines:
         events = []

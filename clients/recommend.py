@@ -137,10 +137,8 @@ def _drawn(options: argparse.Namespace, recommender: Recommender) -> list[dict[s
 
 
 def made_up(layout: RequestLayout, generator: random.Random) -> dict[str, Any]:
-    """A user of skewed small counts and small numeric categories, some values missing.
-
-    The values have the right kind, not the right meaning: many will be out of vocabulary.
-    """
+    """A user of skewed small counts and small numeric categories, some values missing. The values
+    have the right kind, not the right meaning: many will be out of vocabulary."""
     user: dict[str, Any] = {name: _count(generator) for name in layout.dense}
     for feature in layout.categorical:
         if feature.multivalued:

@@ -27,11 +27,8 @@ class UnknownCommandError(CascadeError):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; without one, list them. Options alone mean `build`.
-
-    Args:
-        argv: the words after `python -m export`; None = those of this process.
-    """
+    """Run the command that the words after `python -m export` name; without one, list them. Options
+    alone mean `build`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(overview())

@@ -91,11 +91,8 @@ FLAGS = {
 
 
 def add(parser: argparse.ArgumentParser, hidden: bool = False) -> None:
-    """Add what an export can be told, apart from what it reads and writes.
-
-    Args:
-        hidden: list the options in the last lines of the help, by name alone.
-    """
+    """Add what an export can be told, apart from what it reads and writes; `hidden` lists the
+    options in the last lines of the help, by name alone."""
     names = [name for flags in FLAGS.values() for name, _ in flags]
     parser.epilog = f"as for build: {' '.join(names)}" if hidden else RARE
     for title, flags in FLAGS.items():
@@ -105,15 +102,8 @@ def add(parser: argparse.ArgumentParser, hidden: bool = False) -> None:
 
 
 def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
-    """The export that parsed flags ask for.
-
-    Args:
-        args: also holds `checkpoints`.
-        repository, version: where the export writes, and under which number.
-
-    Raises:
-        BuildError: flags that contradict each other.
-    """
+    """The export that parsed flags ask for, `checkpoints` among them, into a repository and under a
+    number. Raises BuildError: flags that contradict each other."""
     on_gpu = args.device == "cuda"
     default_batch = 0 if on_gpu else BATCH_USERS
     given = {

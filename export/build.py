@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ from export.users import raw_users
 TUNING_USERS = 512
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """A stage on disk: what release.json says about it, and the parity of its graphs."""
 
     facts: dict[str, Any]
@@ -68,7 +67,10 @@ def write_release(build: Build) -> None:
     written = {RETRIEVE: retrieved}
     for stage in _scoring_stages(build, schema):
         if stage.name in foreign:
-            written[stage.name] = _write_foreign(build, source, stage, foreign[stage.name])
+            folder = build.folder(stage.name)
+            written[stage.name] = Written(
+                *wrapper.write(foreign[stage.name], stage, source.items, folder)
+            )
         else:
             variant = chosen.get(stage.name, Variant())
             written[stage.name] = _write_scoring(build, source, stage, variant)
@@ -108,12 +110,8 @@ def write_configs(build: Build, schema: Schema, runs: Mapping[str, int] | None =
 
 
 def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Array]:
-    """User tower, index and filters.
-
-    Returns:
-        What was written, the source in the order of the release's rows, and the candidates
-        [U, K] of the first users.
-    """
+    """User tower, index and filters -> what was written, the source in the order of the release's
+    rows, and the candidates [U, K] of the first users."""
     folder, retriever = build.folder(RETRIEVE), source.scorer(RETRIEVE)
     tower = write_tower(retriever, source.schema, folder, build.forms)
     source.encoder.save(folder)
@@ -158,11 +156,6 @@ def _write_scoring(build: Build, source: Source, stage: Stage, variant: Variant)
     return Written(facts, _compare(build, source, stage.name, module, width, quantised))
 
 
-def _write_foreign(build: Build, source: Source, stage: Stage, foreign: Foreign) -> Written:
-    facts = wrapper.write(foreign, stage, source.items, build.folder(stage.name))
-    return Written(facts, [Parity(**values) for values in facts.pop("parity")])
-
-
 def _write_reranking(build: Build, source: Source) -> None:
     """The item vectors by which a list is chosen from the pool, where there is a pool."""
     folder = build.folder(RANK)
@@ -181,11 +174,8 @@ def _compare(
     width: int | None = None,
     quantised: bool = False,
 ) -> list[Parity]:
-    """Parity at batch 1, 3 and the maximum, on real users.
-
-    Args:
-        width: candidates per user of a scoring stage.
-    """
+    """Parity at batch 1, 3 and the maximum, on real users; a scoring stage has `width` candidates
+    per user."""
     random = np.random.default_rng(0)
     cases: parity.Cases = []
     for batch in (1, 3, build.serving.max_batch_size):

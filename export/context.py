@@ -33,15 +33,10 @@ class BuildError(CascadeError, ValueError):
 
 @dataclass(frozen=True)
 class Forms:
-    """The forms in which a graph is written beside model.onnx.
+    """The forms in which a graph is written beside model.onnx."""
 
-    Args:
-        also: `torchscript` adds model.pt, `aoti` adds model.pt2; other names add nothing.
-        device: the device that model.pt2 is compiled for.
-    """
-
-    also: Collection[Runtime] = ()
-    device: Device = "cpu"
+    also: Collection[Runtime] = ()  # torchscript adds model.pt, aoti adds model.pt2
+    device: Device = "cpu"  # that model.pt2 is compiled for
 
 
 @dataclass(frozen=True)
@@ -141,26 +136,18 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Source:
-    """What a folder of checkpoints holds.
-
-    Args:
-        items: the encoded catalogue, in the order of the release.
-        order: int64 [N], the row of catalogue.parquet that is in each row of the release.
-    """
+    """What a folder of checkpoints holds."""
 
     folder: Path
     encoder: Encoder
-    items: Catalogue
-    order: Array
+    items: Catalogue  # in the order of the release
+    order: Array  # int64 [N], the row of catalogue.parquet that is in each row of the release
 
     @classmethod
     def load(cls, folder: Path) -> Source:
-        """Read the encoder and the catalogue, in the order of catalogue.parquet.
-
-        Raises:
-            ArtifactError: the folder is missing, or holds no checkpoints.
-            SchemaError: the vocabularies are not those of the schema.
-        """
+        """Read the encoder and the catalogue, in the order of catalogue.parquet. Raises
+        ArtifactError: the folder is missing, or holds no checkpoints; SchemaError: the vocabularies
+        are not those of the schema."""
         if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
             raise ArtifactError(
                 f"{folder} is not a folder of checkpoints, {', '.join(missing)} missing: give the "

@@ -35,14 +35,8 @@ Chunk = tuple[list[Any], Dense, Categorical]
 
 
 class Table:
-    """A Parquet file of users.
-
-    Args:
-        id_column: holds their ids; None numbers the rows from 0 on.
-
-    Raises:
-        InvalidInput: not Parquet, or it lacks the id column, or every feature.
-    """
+    """A Parquet file of users, whose ids are in `id_column`; None numbers the rows from 0 on.
+    Raises InvalidInput: not Parquet, or it lacks the id column, or every feature."""
 
     def __init__(self, path: Path, layout: RequestLayout, id_column: str | None) -> None:
         try:
@@ -142,11 +136,8 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
     """Write all users of a table; returns how many, and how many others were removed.
 
     The store replaces a user as a whole. Of a chunk of rows LMDB shows either none or all, and
-    readers go on meanwhile; after an interrupted run, run it again.
-
-    Args:
-        replace: remove the users that the table lacks. That keeps all ids in memory, about 100
-            bytes each.
+    readers go on meanwhile; after an interrupted run, run it again. `replace` removes the users
+    that the table lacks: that keeps all ids in memory, about 100 bytes each.
     """
     seen: set[bytes] = set()
     with tqdm(total=table.rows, unit=" users", unit_scale=True) as bar:

@@ -28,14 +28,8 @@ NO_SLOWER = 1.03  # a smaller run that costs hardly more per user shortens the w
 def measure(
     repository: Path, version: int, users: tuple[Array, Array], serving: Serving
 ) -> dict[str, dict[int, float]]:
-    """Time the processes of every topology; they are made of the same stages.
-
-    Args:
-        users: raw users, dense [B, F_dense] and categorical [B, F_cat].
-
-    Returns:
-        By process, microseconds per user by the number of users computed at once.
-    """
+    """Time the processes of every topology, which are made of the same stages, on raw users -> by
+    process, microseconds per user by the number of users computed at once."""
     release = read_release(repository, version)
     candidates = sizes_from(release["sizes"]).candidates
     threaded = replace(serving, threads=serving.threads or threads_per_process(repository))

@@ -25,14 +25,11 @@ HALVES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bf
 
 
 class HalfScorer(Scorer):
-    """A model whose `user` and `cross` are computed in half precision.
+    """A trained model whose `user` and `cross` are computed in float16, or in bfloat16: fewer
+    digits, and the range of float32.
 
     Item states are computed once, in float32, and narrowed at each use. Logits leave as float32, so
     that masks, top K and sigmoid are not rounded.
-
-    Args:
-        scorer: the trained model; it stays as it is.
-        dtype: float16, or bfloat16: fewer digits, and the range of float32.
     """
 
     def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
@@ -70,10 +67,8 @@ def half(scorer: Scorer, precision: str) -> HalfScorer:
 
 
 class Outside(nn.Module):
-    """A module whose large buffers come as arguments, after its own.
-
-    Each process reads its own copy of what a package holds; they share what it is handed.
-    """
+    """A module whose large buffers come as arguments, after its own: each process reads its own
+    copy of what a package holds, and they share what it is handed."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()

@@ -52,15 +52,9 @@ class Pairs(NamedTuple):
 
 
 def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterDescription:
-    """Write filters.json and the files that it describes.
-
-    Args:
-        source: its catalogue is in the order of the release.
-        wanted: features to filter by; None = all whose values are known.
-
-    Raises:
-        ArtifactError: an id occurs twice, or the values of a wanted feature are unknown.
-    """
+    """Write filters.json and the files that it describes, in the order of `source`, for the
+    features that are wanted; None = all whose values are known. Raises ArtifactError: an id occurs
+    twice, or the values of a wanted feature are unknown."""
     encoder, items = source.encoder, source.items
     known = {feature.name: feature for feature in encoder.schema.ids("item")}
     if strangers := sorted(set(wanted or ()) - set(known)):
@@ -92,13 +86,8 @@ def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterD
 def refresh(
     source: Path, folder: Path, encoder: Encoder, keep: Array, added: Catalogue, item_ids: Array
 ) -> FilterDescription:
-    """The same for a catalogue that has lost some items and gained others.
-
-    Args:
-        source: the retrieval folder of the release before.
-        keep: bool [N], which of its rows stay. added: the items behind those.
-        item_ids: of the new release.
-    """
+    """The same for a catalogue that has lost some items and gained others: of the rows [N] of the
+    retrieval folder `source` some stay, and those of `added` follow."""
     old = FilterDescription.load(source, encoder.schema.hash)
     arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
     row, kept = np.cumsum(keep) - 1, int(keep.sum())
@@ -137,11 +126,8 @@ def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
 
 
 def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
-    """Pairs of raw values: all members of a bag, more than a model reads of it.
-
-    Args:
-        column: [n]. places: [n], the row of each.
-    """
+    """Pairs of raw values [n] whose items are in the rows `places` [n]: all members of a bag, more
+    than a model reads of it."""
     values, items = column.cast(pa.large_string()).combine_chunks(), pa.array(places)
     if feature.multivalued:
         members = pc.split_pattern(values, "|")

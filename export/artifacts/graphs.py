@@ -33,12 +33,8 @@ class UserTower(nn.Module):
 
 
 class CandidateLogits(nn.Module):
-    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> logits [B, K], -inf for a pad.
-
-    Args:
-        scorer: any model of the contract.
-        precision: of the stored item state, which is widened after the gather.
-    """
+    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> logits [B, K], -inf for a pad. The
+    item state is stored in `precision`, and widened after the gather."""
 
     item_state: Tensor
 
@@ -57,12 +53,8 @@ class CandidateLogits(nn.Module):
 
 
 class TopCandidates(CandidateLogits):
-    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best of each user's rows.
-
-    Args:
-        scorer, precision: as above.
-        keep: how many rows are kept.
-        with_ids: return (item_ids, click probability) in place of the rows.
+    """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best `keep` of each user's rows,
+    or (item_ids, click probability) of these.
 
     A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0.
     """

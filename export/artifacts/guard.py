@@ -42,22 +42,14 @@ PLAIN = Variant()
 
 @dataclass(frozen=True)
 class Verdict:
-    """One variant of one stage.
-
-    Args:
-        auc_loss: AUC of float32 minus its own, on held-out rows.
-        overlap: share of the float32 cascade's ten best that the cascade with it still finds.
-        latency_us: of its graph per user, median, timed in turn with the others on requests of
-            several users.
-        bytes_per_item: of its item state.
-    """
+    """One variant of one stage."""
 
     stage: str
     variant: Variant
-    auc_loss: float
-    overlap: float
-    latency_us: float
-    bytes_per_item: int
+    auc_loss: float  # AUC of float32 minus its own, on held-out rows
+    overlap: float  # share of the float32 cascade's ten best that the cascade with it still finds
+    latency_us: float  # of its graph per user, median, on requests of several users
+    bytes_per_item: int  # of its item state
     chosen: bool = False
 
     @property
@@ -86,12 +78,8 @@ class HeldOut:
 
 
 class Guard:
-    """Judges variants of the preranker and of the ranker of one release.
-
-    Args:
-        users: encoded users [U, ...], and `candidates` [U, K], what retrieval found for them.
-        items: the whole catalogue, in the order that `candidates` and `held_out` speak of.
-    """
+    """Judges variants of the preranker and of the ranker of one release, for encoded users [U, ...]
+    and the rows [U, K] of the catalogue `items` that retrieval found for them."""
 
     def __init__(
         self,

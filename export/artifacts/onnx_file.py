@@ -79,14 +79,9 @@ def trace(
     path: Path,
     weights_file: str,
 ) -> None:
-    """Write a module as an ONNX file, without the source lines that the exporter notes at each
-    node: they name folders of this machine.
-
-    Args:
-        dynamic: by argument, the dimensions that are free.
-        inputs, outputs: names of the graph's tensors.
-        weights_file: beside the file, for tensors above `EXTERNAL_BYTES`.
-    """
+    """Write a module as an ONNX file, and its tensors above `EXTERNAL_BYTES` into `weights_file`
+    beside it; `dynamic` names the free dimensions by argument. The source lines that the exporter
+    notes at each node are left out: they name folders of this machine."""
     # The exporter warns at every export that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -36,22 +36,16 @@ class ParityError(CascadeError):
 
 @dataclass(frozen=True)
 class Parity:
-    """One graph at one batch size.
-
-    Args:
-        max_abs: largest difference of a number: of user vectors, of click logits.
-        overlap: share of the graph's choice that is as good as the eager model's K-th best, so
-            that either of two equal items may be chosen; 1 for a tower.
-        quantised: the graph's weights are rounded on purpose: `guard` has judged them, and parity
-            is only reported.
-    """
+    """One graph at one batch size."""
 
     stage: str
     runtime: str
     batch: int
-    max_abs: float
+    max_abs: float  # largest difference of a number: of user vectors, of click logits
+    # Share of the graph's choice that is as good as the eager model's K-th best, so that either of
+    # two equal items may be chosen; 1 for a tower.
     overlap: float
-    quantised: bool = False
+    quantised: bool = False  # rounded on purpose: `guard` has judged it, parity is only reported
 
     @property
     def holds(self) -> bool:
@@ -69,12 +63,8 @@ def compare(
     quantised: bool = False,
     device: Device = "cpu",
 ) -> list[Parity]:
-    """Reload each graph of a version folder and run the cases through it and the eager module.
-
-    Args:
-        device: where a package runs, which is compiled for one kind of device; the other forms
-            run on the CPU, as the eager module does.
-    """
+    """Reload each graph of a version folder and run the cases through it and the eager module. A
+    package runs on the device that it is compiled for, the other forms on the CPU."""
     measure = _scoring if isinstance(module, TopCandidates) else _tower
     found = []
     for runtime, file in FILES.items():
@@ -117,10 +107,10 @@ def draw_candidates(batch: int, width: int, items: int, random: np.random.Genera
 def judge(
     answers: Array, candidates: Array, values: Array, names: Array, relative: bool = False
 ) -> tuple[float, float]:
-    """Compare answers with what every candidate is worth; a tie may fall either way.
+    """Compare answers [B, K'], best first and filled up with -1, with what every candidate is
+    worth; a tie may fall either way.
 
     Args:
-        answers: [B, K'], best first; -1 where there are fewer candidates.
         candidates: rows [B, K], -1 = pad; `values` [B, K] of these.
         names: what the stage calls each row of the catalogue, [N].
         relative: whether TIE is a share of the K-th best value.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from cascade import index
@@ -14,22 +16,21 @@ from cascade.index import exact
 from cascade.models.scorer import Scorer
 from cascade.release import newest_version, read_release
 from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE, stage_path
-from export.artifacts import frontier
 from export.artifacts.stage_files import item_states
 from export.context import Build, Source
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PLOT = "frontier.png"
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """An index on disk.
+    """An index on disk."""
 
-    Args:
-        order: int64 [N], the row of the catalogue before that is in each row of the release.
-        index: answers with rows of the release.
-    """
-
-    order: Array
-    index: Any
+    order: Array  # int64 [N], the row of the catalogue before that is in each row of the release
+    index: Any  # answers with rows of the release
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -46,14 +47,9 @@ class Retrieval:
 
 
 def write(build: Build, source: Source, retriever: Scorer, queries: Array) -> Retrieval:
-    """Build the index that `build.index` names, or take that of `build.retrieve_from`.
-
-    Args:
-        queries: user vectors [B, D] that no model was trained on: the index is tuned to them.
-
-    Raises:
-        ArtifactError: the other export is of another catalogue.
-    """
+    """Build the index that `build.index` names, or take that of `build.retrieve_from`. It is tuned
+    to `queries` [B, D], user vectors that no model was trained on. Raises ArtifactError: the other
+    export is of another catalogue."""
     folder, schema, items = build.folder(RETRIEVE), source.schema, source.items
     exact.remove(folder)
     if build.retrieve_from:
@@ -79,7 +75,7 @@ def write(build: Build, source: Source, retriever: Scorer, queries: Array) -> Re
     index.save(built, folder, schema.hash)
     if tried:
         index.save_frontier(folder, built, build.recall, tried)
-        frontier.draw(folder)
+        draw_frontier(folder)
     return Retrieval(order, built)
 
 
@@ -99,3 +95,43 @@ def _take(other: Path, source: Source, folder: Path) -> Retrieval:
     found = index.load(retriever, source.schema.hash, mapped=False)
     index.save(found, folder, source.schema.hash)
     return Retrieval(order, found)
+
+
+def draw_frontier(folder: Path) -> Path:
+    """folder/frontier.json -> folder/frontier.png; up and to the left is better. A line joins the
+    settings of one kind over all items. A hollow mark is a kind that was dropped on a sample of the
+    items; its time is that of the sample."""
+    found = json.loads((folder / index.FRONTIER).read_text())
+    figure, axes = plt.subplots(figsize=(8, 5))
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for candidate in found["candidates"]:
+        by_kind.setdefault(candidate["kind"], []).append(candidate)
+    for number, (kind, candidates) in enumerate(by_kind.items()):
+        _draw_kind(axes, kind, candidates, f"C{number % 10}")
+    for c in found["candidates"]:
+        if c["chosen"]:
+            axes.plot(c["latency_us"], c["recall"], "k*", markersize=14, label="chosen", zorder=3)
+    axes.axhline(found["target"], color="gray", linestyle=":", label="target")
+    if found["exact_us"]:
+        axes.axvline(found["exact_us"], color="black", linestyle="--", label="exact search")
+    axes.set(
+        xscale="log",
+        xlabel="one query on one thread, microseconds",
+        ylabel=f"recall at {found['k']}",
+        title=f"{found['items']:,} items; hollow: dropped on a sample",
+    )
+    axes.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(folder / PLOT, dpi=120)
+    plt.close(figure)
+    return folder / PLOT
+
+
+def _draw_kind(axes: Any, kind: str, candidates: list[dict[str, Any]], colour: str) -> None:
+    kept = sorted((c["latency_us"], c["recall"]) for c in candidates if not c["note"])
+    dropped = [(c["latency_us"], c["recall"]) for c in candidates if c["note"]]
+    if kept:
+        axes.plot(*zip(*kept, strict=True), marker="o", color=colour, label=kind)
+    if dropped:
+        label = None if kept else kind
+        axes.scatter(*zip(*dropped, strict=True), facecolors="none", edgecolors=colour, label=label)

@@ -67,23 +67,16 @@ class Variant:
 
 def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
     """`item` of the whole catalogue, chunk by chunk: float32 [n, V] each."""
-    bar = tqdm(
-        total=len(items), desc=f"item state of {name}", unit=" items", unit_scale=True, leave=False
-    )
-    with torch.inference_mode(), bar:
-        for start in range(0, len(items), CHUNK):
+    chunks = range(0, len(items), CHUNK)
+    with torch.inference_mode():
+        for start in tqdm(chunks, f"item state of {name}", unit_scale=CHUNK, leave=False):
             rows = slice(start, start + CHUNK)
             dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
             yield scorer.item(dense, ids).numpy()
-            bar.update(len(ids))
 
 
 def write_item_state(
-    scorer: Scorer,
-    items: Catalogue,
-    folder: Path,
-    name: str,
-    precision: Precision = "float32",
+    scorer: Scorer, items: Catalogue, folder: Path, name: str, precision: Precision = "float32"
 ) -> Mapped:
     """Write the item state of the whole catalogue into a file that servers map."""
     mapped = Mapped(f"{ITEM_STATE}.bin", precision, (len(items), scorer.item_width))
@@ -109,10 +102,9 @@ def write_tower(
     cannot retrieve."""
     contract.check_retriever(retriever)
     module = UserTower(retriever)
-    description = Description(
-        RETRIEVE, schema.hash, ("user_dense", "user_ids"), ("user_vector",), mapped={}
-    )
-    write_graphs(module, example_users(schema), description, folder, forms)
+    example = example_users(schema)
+    description = Description(RETRIEVE, schema.hash, tuple(example), ("user_vector",), mapped={})
+    write_graphs(module, example, description, folder, forms)
     return module
 
 
@@ -134,15 +126,10 @@ def write_scoring(
     mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}
     if with_ids:
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
-    description = Description(
-        stage.name,
-        schema.hash,
-        tuple(tensor.name for tensor in stage.inputs),
-        tuple(tensor.name for tensor in stage.outputs),
-        mapped,
-        widths={tensor.name: tensor.dims[0] for tensor in stage.inputs},
-        one_by_one=variant.one_by_one,
-    )
+    widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
+    outputs = tuple(tensor.name for tensor in stage.outputs)
+    tensors, alone = (tuple(widths), outputs), variant.one_by_one
+    description = Description(stage.name, schema.hash, *tensors, mapped, widths, alone)
     example = example_users(schema, width)
     write_graphs(module, example, description, folder, forms, variant.weights)
     for name, value in mapped.items():

@@ -27,17 +27,9 @@ class GuardError(CascadeError, ValueError):
 
 
 def choose(build: Build, source: Source, candidates: Array) -> list[Verdict]:
-    """Judge the variants that `build` allows.
-
-    Args:
-        candidates: [U, K], the rows that retrieval found for the first users.
-
-    Returns:
-        All verdicts, the chosen ones marked; none where there is nothing to choose or to judge by.
-
-    Raises:
-        GuardError: what was asked for loses too much, or cannot be judged.
-    """
+    """Judge the variants that `build` allows, on the rows [U, K] that retrieval found for the first
+    users -> all verdicts, the chosen ones marked; none where there is nothing to choose or to judge
+    by. Raises GuardError: what was asked for loses too much, or cannot be judged."""
     asked: Any = Variant(build.state, build.weights)  # type: ignore[arg-type]
     auto = AUTO in (asked.state, asked.weights)
     if asked == Variant():
@@ -80,10 +72,8 @@ def _variants(asked: Variant, on_gpu: bool) -> list[Variant]:
 def _recomputed(
     guard: Guard, stage: str, verdicts: list[Verdict], chosen: Verdict
 ) -> tuple[list[Verdict], Verdict]:
-    """Judge the chosen variant once more without the part of its state that can be recomputed.
-
-    Both are timed again, side by side: one waits for memory, the other for products.
-    """
+    """Judge the chosen variant once more without the part of its state that can be recomputed. Both
+    are timed again, side by side: one waits for memory, the other for products."""
     *_, stored, recomputed = guard.judge(
         stage, [chosen.variant, replace(chosen.variant, recompute=True)]
     )

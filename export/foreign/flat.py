@@ -20,10 +20,8 @@ OUTPUT = "logit"
 
 
 class Flat(nn.Module):
-    """Encoded rows, [n, F] each -> logits [n].
-
-    A side without dense features, or without ids, leaves that argument out.
-    """
+    """Encoded rows, [n, F] each -> logits [n]. A side without dense features, or without ids,
+    leaves that argument out."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -48,11 +46,8 @@ class Flat(nn.Module):
 
 
 def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
-    """Write the model to one ONNX file (and `path`.data where it is large), dynamic in the rows.
-
-    Returns:
-        The content of the JSON that maps its inputs, see `export.foreign.wrapper`.
-    """
+    """Write the model to one ONNX file (and `path`.data where it is large), dynamic in the rows ->
+    the content of the JSON that maps its inputs, see `export.foreign.wrapper`."""
     inputs: dict[str, list[str]] = {}
     example: dict[str, Tensor] = {}
     sides: tuple[Side, ...] = ("user", "item")

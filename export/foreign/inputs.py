@@ -82,15 +82,8 @@ class InputMap:
         return cls(path, features, content.get("output"), meaning == "logit")
 
     def inputs(self, values: Mapping[str, ir.Value], schema: Schema, name: str) -> list[Input]:
-        """The inputs of the graph, each with its columns.
-
-        Args:
-            values: the graph's inputs by name.
-            name: of the model, for messages.
-
-        Raises:
-            ForeignError: an input or a feature is missing, unknown, or does not fit.
-        """
+        """The inputs of the graph `values` of the model `name`, each with its columns. Raises
+        ForeignError: an input or a feature is missing, unknown, or does not fit."""
         missing, extra = values.keys() - self.features.keys(), self.features.keys() - values.keys()
         if missing or extra:
             raise ForeignError(

@@ -26,7 +26,6 @@ says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 u
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,13 +58,12 @@ PROBE_ROWS = 7
 DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
-def write(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> dict[str, Any]:
+def write(
+    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path
+) -> tuple[dict[str, Any], list[parity.Parity]]:
     """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does.
-
-    There is no model.pt: a foreign graph has no TorchScript form.
-
-    Returns:
-        Facts for release.json: `ranker_onnx`, `bytes_per_item`, and `parity`, one dict per batch.
+    There is no model.pt: a foreign graph has no TorchScript form. Returns facts for release.json,
+    and the parity at each batch size.
 
     Raises:
         ForeignError: the file cannot be served.
@@ -92,11 +90,8 @@ def write(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> dic
     Description(stage.name, schema.hash, inputs, outputs, mapped).save(folder)
     parities = compare(foreign, stage, items, folder)
     parity.report(parities)
-    return {
-        "ranker_onnx": foreign.path.name,
-        "bytes_per_item": sum(t.nbytes for t in tables.values()) / max(1, len(items)),
-        "parity": [asdict(p) for p in parities],
-    }
+    size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
+    return {"ranker_onnx": foreign.path.name, "bytes_per_item": size}, parities
 
 
 def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:
@@ -171,11 +166,9 @@ class Wrapping:
         NameFixPass()(self.model)
 
     def _set_apart(self) -> None:
-        """Give foreign values a prefix, and drop their shapes.
-
-        ONNX Runtime takes two symbolic dimensions of one name for equal and shares buffers on that
-        ground; it infers the shapes that it needs.
-        """
+        """Give foreign values a prefix, and drop their shapes. ONNX Runtime takes two symbolic
+        dimensions of one name for equal and shares buffers on that ground; it infers the shapes
+        that it needs."""
         graph = self.model.graph
         values = [*graph.inputs, *graph.initializers.values()]
         values += [value for node in graph.all_nodes() for value in node.outputs]

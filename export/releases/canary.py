@@ -31,50 +31,42 @@ class CanaryError(CascadeError):
 
 @dataclass(frozen=True, eq=False)
 class Canary:
-    """Requests with known answers.
+    """Requests with known answers: raw users, and what the exported stages answer."""
 
-    Args:
-        dense, categorical: raw users, [B, F_dense] and [B, F_cat].
-        item_ids, scores: the answers of the exported stages, [B, R] each.
-    """
-
-    dense: Array
-    categorical: Array
-    item_ids: Array
-    scores: Array
+    dense: Array  # [B, F_dense]
+    categorical: Array  # [B, F_cat]
+    item_ids: Array  # [B, R]
+    scores: Array  # [B, R]
 
     @classmethod
     def ask(cls, pipeline: Pipeline, users: tuple[Array, Array], drawn: int = 0) -> Canary:
-        """Ask a pipeline about the first few of these raw users.
-
-        Args:
-            drawn: places at the end of an answer that are drawn at random, and so not recorded.
-        """
+        """Ask a pipeline about the first few of these raw users. The last `drawn` places of an
+        answer are drawn at random, and so not recorded."""
         dense, categorical = (values[:USERS] for values in users)
         item_ids, scores = pipeline(dense, categorical)
         known = slice(0, item_ids.shape[1] - drawn)
         return cls(dense, categorical, item_ids[:, known], scores[:, known])
 
+    @property
+    def users(self) -> dict[str, Array]:
+        """The inputs of a request, by name."""
+        return {"dense": self.dense, "categorical": self.categorical}
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a missing number is null."""
         return {
-            "dense": [[None if np.isnan(x) else float(x) for x in row] for row in self.dense],
-            "categorical": [
-                [value.decode("utf-8", BYTES) for value in row] for row in self.categorical
-            ],
+            "dense": np.where(np.isnan(self.dense), None, self.dense).tolist(),
+            "categorical": [[x.decode("utf-8", BYTES) for x in row] for row in self.categorical],
             "item_ids": self.item_ids.tolist(),
-            "scores": [[float(x) for x in row] for row in _finite(self.scores)],
+            "scores": _finite(self.scores).tolist(),
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Canary:
-        dense = [[np.nan if x is None else x for x in row] for row in value["dense"]]
-        categorical = [
-            [text.encode("utf-8", BYTES) for text in row] for row in value["categorical"]
-        ]
+        texts = [[text.encode("utf-8", BYTES) for text in row] for row in value["categorical"]]
         return cls(
-            np.array(dense, np.float32),
-            np.array(categorical, object),
+            np.array(value["dense"], np.float32),  # NumPy reads None as NaN
+            np.array(texts, object),
             np.array(value["item_ids"], np.int64),
             np.array(value["scores"], np.float32),
         )
@@ -106,13 +98,9 @@ def _finite(scores: Array) -> Array:
 def ask_before_switch(
     repository: Repository, control: Control, number: int, canary: Canary
 ) -> None:
-    """Ask the models of a loaded release that is not live, in turn, as the ensemble would.
-
-    Raises:
-        ControlError: there is no answer.
-        CanaryError: the answer is wrong.
-    """
-    known = {"dense": canary.dense, "categorical": canary.categorical}
+    """Ask the models of a loaded release that is not live, in turn, as the ensemble would. Raises
+    ControlError: there is no answer; CanaryError: the answer is wrong."""
+    known = canary.users
     if repository.members() == [ENSEMBLE]:
         known |= _ask_under_another_name(repository, control, number, known)
     else:
@@ -124,14 +112,9 @@ def ask_before_switch(
 
 
 def ask_after_switch(control: Control, number: int, canary: Canary) -> None:
-    """Ask `recommend`, as clients do.
-
-    Raises:
-        ControlError: there is no answer.
-        CanaryError: the answer is wrong, or another release's.
-    """
-    users = {"dense": canary.dense, "categorical": canary.categorical}
-    answer = control.ask(ENSEMBLE, None, users)
+    """Ask `recommend`, as clients do. Raises ControlError: there is no answer; CanaryError: the
+    answer is wrong, or another release's."""
+    answer = control.ask(ENSEMBLE, None, canary.users)
     if (found := {*answer["release"][:, 0].tolist()}) != {number}:
         raise CanaryError(f"release {number} was switched to, and {sorted(found)} answers")
     _compare(canary, answer, f"release {number}, live")

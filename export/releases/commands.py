@@ -30,12 +30,8 @@ HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
 
 def parser(command: str, required: str, text: str | None) -> argparse.ArgumentParser:
-    """The parser of one command.
-
-    Args:
-        required: the options that the command cannot do without, for the first line of its help.
-        text: what the command does.
-    """
+    """The parser of one command: what it does, and the options that it cannot do without, for the
+    first line of its help."""
     made = argparse.ArgumentParser(
         prog=f"python -m export {command}",
         usage=f"python -m export {command} {required} [options]",

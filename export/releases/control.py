@@ -23,12 +23,8 @@ class ControlError(CascadeError):
 
 
 class Control:
-    """A server whose models are under explicit control.
-
-    Args:
-        url: HOST:PORT of its gRPC service.
-        headers: that its restricted protocols require.
-    """
+    """A server whose models are under explicit control: HOST:PORT of its gRPC service, and the
+    headers that its restricted protocols require."""
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self.url, self._headers = url, dict(headers or {})

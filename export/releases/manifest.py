@@ -27,11 +27,8 @@ UNLISTED = ("model.py", "__pycache__")  # the same in every release, so not list
 
 
 def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
-    """Add to the release.json of an export its files and its canary requests.
-
-    Args:
-        users: raw users, dense [B, F_dense] and categorical [B, F_cat]; the first few are asked.
-    """
+    """Add to the release.json of an export its files and its canary requests: the first few of
+    these raw users, dense [B, F_dense] and categorical [B, F_cat]."""
     release = read_release(repository, version)
     serving, product = of_release(release)
     pipeline = Pipeline.load(repository, version, replace(serving, threads=1))
@@ -65,10 +62,11 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
             for name, expected in files.items():
                 _check(found[stage].pop(name, None), f"{stage}/{name}", expected)
                 bar.update(expected["bytes"])
-    foreign = [str(path) for files in found.values() for path in files.values()]
-    if foreign:
+    if foreign := [str(path) for files in found.values() for path in files.values()]:
         raise ArtifactError(f"release {version} holds files that are not its own: {foreign}")
-    _check_schema(repository, version, release)
+    folder = repository / stage_path(release["topology"], RETRIEVE, version)
+    schema = Schema.load(folder / "schema.json")
+    schema.check_same(release["schema_hash"], f"release {version}")
     return release
 
 
@@ -82,13 +80,6 @@ def _check(path: Path | None, name: str, expected: dict[str, Any]) -> None:
         )
     if sha256(path) != expected["sha256"]:
         raise ArtifactError(f"{path} is not what was exported (sha256 differs): copy it again")
-
-
-def _check_schema(repository: Path, version: int, release: dict[str, Any]) -> None:
-    """Raises SchemaError where the stages were made for another schema than the manifest says."""
-    folder = repository / stage_path(release["topology"], RETRIEVE, version)
-    schema = Schema.load(folder / "schema.json")
-    schema.check_same(release["schema_hash"], f"release {version}")
 
 
 def _files(repository: Path, version: int, topology: Topology, stage: str) -> dict[str, Path]:

@@ -8,7 +8,8 @@ switch is already in config.pbtxt.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,38 +38,25 @@ class PublishError(CascadeError):
 
 @dataclass(frozen=True)
 class Published:
-    """The result of a change.
-
-    Args:
-        number: the release that is live now; `before`: the one that was.
-        switch_ms: how long the server took to switch; None without a server.
-    """
+    """The result of a change: the release that is live now, and the one that was."""
 
     number: int
     before: int | None
-    switch_ms: float | None
+    switch_ms: float | None  # None without a server
 
 
 @dataclass
 class Publisher:
-    """Changes which release a repository, and the server on it, answer with.
-
-    Args:
-        control: the server; None to change the repository alone.
-        keep: how many releases stay on disk, the live one and the one before among them.
-        say: prints every step as it begins.
-    """
+    """Changes which release a repository, and the server on it, answer with."""
 
     repository: Repository
-    control: Control | None = None
-    keep: int = 3
-    say: Callable[[str], None] = print
+    control: Control | None = None  # None to change the repository alone
+    keep: int = 3  # releases on disk, the live one and the one before among them
+    say: Callable[[str], None] = print  # every step as it begins
 
     def publish(self, make: Make, share: float | None = None) -> Published:
-        """Make a release, and let the server answer with it.
-
-        Args:
-            share: of the users that get it, while the others keep the live one; None: all users.
+        """Make a release, and let the server answer with it; with `share`, for that share of the
+        users, while the others keep the live one.
 
         Raises:
             ArtifactError: the release is damaged, or does not fit the repository.
@@ -99,13 +87,12 @@ class Publisher:
     def roll_back(self, number: int | None = None) -> Published:
         """Let the server answer with an earlier release, by default the one before. Raises
         PublishError: there is no such release; otherwise as `publish`."""
-        self.repository.check_published()
-        with self.repository.locked():
-            self.recover()
+        with self._changing():
             live, kept = self.repository.live, self.repository.releases()
             if number is None:
-                loaded = self.repository.loaded() if len(self.repository.loaded()) > 1 else kept
-                number = max((n for n in loaded if live is not None and n != live), default=None)
+                loaded = self.repository.loaded()
+                others = {*(loaded if len(loaded) > 1 else kept)} - {live}
+                number = max(others, default=None) if live is not None else None
             if number is None or number not in kept or number == live:
                 raise PublishError(
                     f"cannot go back to {number or 'an earlier release'}: {live} is live, and "
@@ -115,11 +102,18 @@ class Publisher:
             verify(self.repository.root, number)
             return self._go_live(number)
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """While no other publisher changes a repository that holds a release."""
+        self.repository.check_published()
+        with self.repository.locked():
+            self.recover()
+            yield
+
     def recover(self) -> None:
         """Undo what a killed publisher did not finish, or finish what it had written down."""
         self._step("recover")
-        repository = self.repository
-        live = repository.live
+        repository, live = self.repository, self.repository.live
         if live is not None:
             repository.settle(live)
         pending = [number for number in repository.releases() if repository.pending(number)]
@@ -211,16 +205,10 @@ class Publisher:
 
     def split(self, number: int, share: float) -> Published:
         """Give a share of the users a release that is kept, while the others keep the live one.
-
         Clients choose by a hash of the user's key, because a router in the server would cost every
-        request a hop.
-
-        Raises:
-            PublishError: the share is not between 0 and 1, or the release is live already.
-        """
-        self.repository.check_published()
-        with self.repository.locked():
-            self.recover()
+        request a hop. Raises PublishError: the share is not between 0 and 1, or the release is live
+        already."""
+        with self._changing():
             return self._split(number, share)
 
     def _split(self, number: int, share: float) -> Published:
@@ -242,9 +230,7 @@ class Publisher:
 
     def end_split(self) -> None:
         """Give all users the live release."""
-        self.repository.check_published()
-        with self.repository.locked():
-            self.recover()
+        with self._changing():
             live = self.repository.live
             if live is None or not self.repository.split:
                 raise PublishError("no release has a share of the users: there is nothing to end")
@@ -274,9 +260,8 @@ class Publisher:
 
     def _undo(self, number: int) -> None:
         """Remove all of a release that did not go live."""
-        repository = self.repository
+        repository, live = self.repository, self.repository.live
         shutil.rmtree(repository.staging(number), ignore_errors=True)
-        live = repository.live
         if number == live or not repository.complete(number):
             return
         loaded = [n for n in repository.loaded() if n != number]

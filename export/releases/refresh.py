@@ -127,15 +127,9 @@ def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
 
 
 class Refresh:
-    """Writes a release that differs from another one in its items alone.
-
-    Args:
-        root, number: the release to start from.
-        checkpoints: that it was exported from: their models compute the states of new items.
-
-    Raises:
-        ArtifactError: the release was exported from other checkpoints.
-    """
+    """Writes a release that differs from another one, `number` in `root`, in its items alone. The
+    models of the checkpoints that it was exported from compute the states of new items. Raises
+    ArtifactError: the release was exported from other checkpoints."""
 
     def __init__(self, root: Path, number: int, checkpoints: Path) -> None:
         self.root, self.number, self.checkpoints = root, number, checkpoints
@@ -255,10 +249,7 @@ def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:
 def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Path) -> None:
     """Write the rows of a file [N, V] that are kept, and the new ones behind them. Reading blocks
     and writing them into allocated space is several times as fast as copying out of a mapped file.
-
-    Raises:
-        ArtifactError: the file is not as long as described.
-    """
+    Raises ArtifactError: the file is not as long as described."""
     mapped.check(source)
     width = mapped.nbytes // len(keep)
     block = np.empty((BLOCK // max(1, width) + 1, width), np.uint8)

@@ -112,8 +112,7 @@ class Repository:
 
     def members(self) -> list[str]:
         """The Python models that hold the stages."""
-        topology = self.topology
-        return [] if topology is None else [*TOPOLOGIES[topology]]
+        return [*TOPOLOGIES[self.topology]] if self.topology else []
 
     def loaded(self) -> list[int]:
         """The releases that the members are told to keep loaded."""
@@ -142,11 +141,8 @@ class Repository:
                 self._write(name, found, loaded)
 
     def pin(self, number: int, share: float | None = None) -> None:
-        """Make a release the one that `recommend` answers with, from its next load on.
-
-        Args:
-            share: of the users whom the clients send to the challenger.
-        """
+        """Make a release the one that `recommend` answers with, from its next load on. Clients send
+        that share of the users to the challenger."""
         found = configs_of(self.root, number)
         if share is not None:
             found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"

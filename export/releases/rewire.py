@@ -16,16 +16,9 @@ from export.releases.repository import FRONTS, write_configs
 
 
 def rewire(source: Path, target: Path, serving: Serving, product: Product | None = None) -> None:
-    """Write the newest release of a repository into another one.
-
-    Args:
-        serving: the topology and all other settings of the new one; see `serving_of`.
-        product: None = as in the source.
-
-    Raises:
-        ArtifactError: the source cannot be read, or is the target, or the target is wired in
-            another way.
-    """
+    """Write the newest release of a repository into another one, with other settings; without
+    `product`, that stays as it is. Raises ArtifactError: the source cannot be read, or is the
+    target, or the target is wired in another way."""
     if target.resolve() == source.resolve():
         raise ArtifactError(f"{target} is the repository to read: write another one")
     version = newest_version(source)

@@ -162,8 +162,9 @@ def wrap(
     folder.mkdir(exist_ok=True)
     catalogue = make_items(schema, items)
     path = write_map(model.parent, mapping)
-    facts = wrapper.write(Foreign(model, path, schema), ranking(schema), catalogue, folder)
-    return Score(folder, SERVING), facts
+    foreign = Foreign(model, path, schema)
+    facts, parities = wrapper.write(foreign, ranking(schema), catalogue, folder)
+    return Score(folder, SERVING), {**facts, "parity": parities}
 
 
 def serve(model: Path, mapping: Path, folder: Path) -> None:
@@ -254,8 +255,8 @@ def test_mixed_columns_ranks_pads_and_facts(tmp_path: Path) -> None:
         check(stage(*requests), requests, items, linear_probabilities)
     assert facts["ranker_onnx"] == "m.onnx"
     assert facts["bytes_per_item"] == 2 * 4 + 3 * 8
-    assert [p["batch"] for p in facts["parity"]] == [1, 3, 64]
-    assert all(parity.Parity(**p).holds for p in facts["parity"])
+    assert [p.batch for p in facts["parity"]] == [1, 3, 64]
+    assert all(p.holds for p in facts["parity"])
     assert sorted(path.name for path in folder.iterdir()) == [
         "catalogue_ids.bin",
         "item_dense_table.bin",

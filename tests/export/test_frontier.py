@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from cascade import index
-from export.artifacts import frontier
+from export.artifacts import retrieval
 
 
 def measured(folder: Path, items: int, k: int) -> tuple[index.Index, list[index.Candidate]]:
@@ -43,7 +43,7 @@ def test_picture_shows_every_point_and_marks_the_chosen(
 
     monkeypatch.setattr(Axes, "plot", counted_plot)
     monkeypatch.setattr(Axes, "scatter", counted_scatter)
-    path = frontier.draw(tmp_path)
+    path = retrieval.draw_frontier(tmp_path)
     assert marked == [(built.facts.latency_us, built.facts.recall)]
     assert hollow[0] == sum(1 for c in found if c.note)
     assert lines[0] == sum(1 for c in found if not c.note)
@@ -52,5 +52,5 @@ def test_picture_shows_every_point_and_marks_the_chosen(
 
 def test_catalogue_without_a_choice_is_drawn_too(tmp_path: Path) -> None:
     measured(tmp_path, 30, 30)
-    assert frontier.draw(tmp_path) == tmp_path / "frontier.png"
+    assert retrieval.draw_frontier(tmp_path) == tmp_path / "frontier.png"
     assert imread(tmp_path / "frontier.png").shape[2] in (3, 4)
