@@ -50,13 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("input", type=Path, help="Parquet file, columns named by feature")
     add("output", type=Path, help="Parquet file to write, or to replace")
-    add(
-        "--keep",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="hand this column of the input through; may be repeated",
-    )
+    kept = "hand this column of the input through; may be repeated"
+    add("--keep", action="append", default=[], metavar="COLUMN", help=kept)
     add("--concurrency", type=positive, default=8, help="requests under way (%(default)s)")
     add("--batch-size", type=positive, default=32, help="rows of a request (%(default)s)")
     add("--allow-errors", action="store_true", help="exit 0 even if rows were refused")

@@ -47,41 +47,17 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m clients.recommend", description="Ask the cascade for the ten best items."
     )
     add = parser.add_mutually_exclusive_group(required=True).add_argument
-    add(
-        "--user",
-        action="append",
-        metavar="JSON",
-        help="a user as a JSON object of raw feature values by name; may be repeated",
-    )
-    add(
-        "--user-id",
-        action="append",
-        metavar="ID",
-        help="a user whose features the server has in its store; may be repeated",
-    )
-    add(
-        "--random",
-        type=positive,
-        nargs="?",
-        const=1,
-        metavar="N",
-        help="N random users (1); made up unless --users is given",
-    )
+    add("--user", action="append", metavar="JSON", help="raw values by name; may be repeated")
+    add("--user-id", action="append", metavar="ID", help="of a stored user; may be repeated")
+    random_users = "random users [1], made up unless --users is given"
+    add("--random", type=positive, nargs="?", const=1, metavar="N", help=random_users)
     add = parser.add_argument
-    add(
-        "--context",
-        metavar="JSON",
-        help="feature values that override the stored ones (with --user-id)",
-    )
+    add("--context", metavar="JSON", help="values that override the stored ones (with --user-id)")
     add("--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines")
     add("--seed", type=int, help="draw the same users again")
     add("--exclude", type=_ids, default=[], metavar="ID,…", help="items that are not wanted")
-    add(
-        "--allow",
-        type=_allow,
-        metavar="JSON",
-        help='want only items with these values, as {"genre": ["Comedy", "Drama"]}',
-    )
+    allowed = 'want only items with these values, as {"genre": ["Comedy", "Drama"]}'
+    add("--allow", metavar="JSON", help=allowed)
     add("--titles", type=Path, metavar="CSV", help="file with the columns item_id and title")
     add("--json", action="store_true", help="one JSON object per user")
     add_connection(parser, deadline_ms=5000)
@@ -96,44 +72,26 @@ def _ids(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected ids as 12,345; got {text!r}") from error
 
 
-def _allow(text: str) -> dict[str, Any]:
-    """An argparse type: values by item feature, as JSON."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(
-            f"expected an object of lists by item feature; got {text!r}"
-        )
-    return value
-
-
 def _ask(
     options: argparse.Namespace, recommender: Recommender
 ) -> tuple[list[dict[str, Any]], list[Recommendation]]:
     """The users as asked for, and the answers."""
+    count = options.random or len(options.user_id or options.user)
+    allow = parse(options.allow, "--allow") if options.allow else None
+    filters: dict[str, Any] = {"exclude": [options.exclude] * count, "allow": [allow] * count}
     if options.user_id:
-        ids: list[str] = options.user_id
         context = parse(options.context, "--context") if options.context else {}
-        users = [{"user_id": user_id, **context} for user_id in ids]
-    elif options.user:
-        users = [parse(text, f"--user {n}") for n, text in enumerate(options.user, 1)]
-    else:
-        users = _drawn(options, recommender)
-    exclude, allow = [options.exclude] * len(users), [options.allow] * len(users)
-    if options.user_id:
-        contexts = [context] * len(users)
-        return users, recommender.recommend_users(ids, contexts, exclude=exclude, allow=allow)
-    return users, recommender.recommend_many(users, exclude=exclude, allow=allow)
-
-
-def _drawn(options: argparse.Namespace, recommender: Recommender) -> list[dict[str, Any]]:
+        answers = recommender.recommend_users(options.user_id, [context] * count, **filters)
+        return [{"user_id": user_id, **context} for user_id in options.user_id], answers
     generator = random.Random(options.seed)
-    if options.users:
-        return from_file(options.users, options.random, generator)
-    layout = recommender.layout()
-    return [made_up(layout, generator) for _ in range(options.random)]
+    if options.user:
+        users = [parse(text, f"--user {n}") for n, text in enumerate(options.user, 1)]
+    elif options.users:
+        users = from_file(options.users, count, generator)
+    else:
+        layout = recommender.layout()
+        users = [made_up(layout, generator) for _ in range(count)]
+    return users, recommender.recommend_many(users, **filters)
 
 
 def made_up(layout: RequestLayout, generator: random.Random) -> dict[str, Any]:
@@ -168,16 +126,16 @@ def from_file(path: Path, count: int, generator: random.Random) -> list[dict[str
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
-    """A user written as a JSON object. Raises UsageError: says where, and what is wrong."""
+    """Values by feature as a JSON object. Raises UsageError: says where, and what is wrong."""
     try:
-        user = json.loads(text)
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not JSON: {error}") from error
-    if not isinstance(user, dict):
+    if not isinstance(values, dict):
         raise UsageError(
-            f"{where}: a user is a JSON object of feature values by name, not {text.strip()[:40]!r}"
+            f"{where}: expected a JSON object of values by feature, not {text.strip()[:40]!r}"
         )
-    return user
+    return values
 
 
 def read_titles(path: Path) -> dict[int, str]:

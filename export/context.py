@@ -42,45 +42,27 @@ class Forms:
 @dataclass(frozen=True)
 class Build:
     """Everything that one release is built from. The flags of `python -m export build` fill it.
+    Raises BuildError: the options contradict each other."""
 
-    Args:
-        checkpoints: the folder that training wrote: encoder, catalogue, users, one model per stage.
-        repository: the model repository to write; `version` is the number of the release in it.
-        preranker: the subfolder of `checkpoints` with the preranker.
-        sizes: how many candidates leave each stage.
-        serving: how the server runs the stages; `product`: what it does with the items.
-        index: a kind of `cascade.index.KINDS`, `exact`, or `auto`: the fastest kind whose recall at
-            the candidates reaches `recall`.
-        row_order: of the catalogue in the release: `index` puts items of one list side by side,
-            `catalogue` keeps the order of the checkpoints.
-        retrieve_from: a repository whose newest release lends its index and its row order.
-        filter_features: the item features that a request may filter by; None = all.
-        state, weights: precision of the item states and of the layers; `auto` lets
-            `export.artifacts.variants` choose.
-        also: forms of the graphs beyond ONNX and what `serving.runtime` loads.
-        measure_batching: measure the best `users_per_run` of each process after the export.
-        foreign: by stage, an ONNX file and the JSON of its inputs in place of a checkpoint.
-
-    Raises:
-        BuildError: the options contradict each other.
-    """
-
-    checkpoints: Path
-    repository: Path
-    version: int = 1
-    preranker: str = PRERANK
-    sizes: Sizes = field(default_factory=Sizes)
+    checkpoints: Path  # what training wrote: encoder, catalogue, users, one model per stage
+    repository: Path  # the model repository to write
+    version: int = 1  # number of the release in it
+    preranker: str = PRERANK  # the subfolder of `checkpoints` with the preranker
+    sizes: Sizes = field(default_factory=Sizes)  # how many candidates leave each stage
     serving: Serving = field(default_factory=Serving)
     product: Product = field(default_factory=Product)
+    # `auto` takes the fastest kind whose recall at the candidates reaches `recall`.
     index: Kind | Literal["auto", "exact"] = "auto"
+    # `index` puts items of one list side by side, `catalogue` keeps the order of the checkpoints.
     row_order: Literal["index", "catalogue"] = "index"
-    retrieve_from: Path | None = None
+    retrieve_from: Path | None = None  # a repository that lends its index and its row order
     recall: float = 0.95
-    filter_features: tuple[str, ...] | None = None
-    state: Precision | Auto = "auto"
-    weights: Weights | Auto = "auto"
-    also: tuple[Runtime, ...] = ()
-    measure_batching: bool = True
+    filter_features: tuple[str, ...] | None = None  # that a request may filter by; None = all
+    state: Precision | Auto = "auto"  # of the items; `export.artifacts.variants` chooses
+    weights: Weights | Auto = "auto"  # of the layers, likewise
+    also: tuple[Runtime, ...] = ()  # forms of the graphs beyond ONNX and what the runtime loads
+    measure_batching: bool = True  # measure the best `users_per_run` of each process
+    # By stage, an ONNX file and the JSON of its inputs in place of a checkpoint.
     foreign: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

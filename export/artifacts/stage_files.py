@@ -28,18 +28,13 @@ ONNX_ONLY = Forms()
 
 @dataclass(frozen=True)
 class Variant:
-    """How a scoring stage is stored. A variant other than float32 has to pass `guard` first.
+    """How a scoring stage is stored. A variant other than float32 has to pass `guard` first."""
 
-    Args:
-        state: precision of the item state, the largest file that a stage reads at random.
-        weights: precision of the layers. int8 is ONNX Runtime's dynamic quantisation, in
-            model.onnx alone; float16 and bfloat16 compute in that precision, which pays on a GPU.
-        recompute: leave out of the item state what can be computed from the rest of it.
-    """
-
-    state: Precision = "float32"
+    state: Precision = "float32"  # of the item state, the largest file that is read at random
+    # Of the layers. int8 is ONNX Runtime's dynamic quantisation, in model.onnx alone; float16 and
+    # bfloat16 compute in that precision, which pays on a GPU.
     weights: Weights = "float32"
-    recompute: bool = False
+    recompute: bool = False  # leave out of the item state what the rest of it determines
 
     @property
     def one_by_one(self) -> bool:
@@ -69,7 +64,9 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
     """`item` of the whole catalogue, chunk by chunk: float32 [n, V] each."""
     chunks = range(0, len(items), CHUNK)
     with torch.inference_mode():
-        for start in tqdm(chunks, f"item state of {name}", unit_scale=CHUNK, leave=False):
+        for start in tqdm(
+            chunks, f"item state of {name}", unit=" items", unit_scale=CHUNK, leave=False
+        ):
             rows = slice(start, start + CHUNK)
             dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
             yield scorer.item(dense, ids).numpy()

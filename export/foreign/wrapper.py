@@ -1,27 +1,10 @@
-"""A third-party ONNX model, wrapped into the contract of a scoring stage.
+"""A third-party ONNX model, wrapped into the contract of a scoring stage; docs/your-models.md
+describes the JSON file of its inputs.
 
 The foreign graph scores flat (user, item) rows. Nodes before it gather the candidates' encoded
 features and repeat the user's beside each; nodes behind it mask the pads, take the top K and, in
 the last stage, look up the ids. It is the slow path: what a model in the user / item / cross
 contract computes once per user or once per item, this one computes for every pair.
-
-A JSON file says which features feed each input of the graph, and what its output means:
-
-    {"inputs": {"numbers": ["I1", "I2"], "genre": ["C7"], "mixed": ["I1", "C7", "I2"]},
-     "output": "prob",
-     "output_is": "probability"}
-
-- `inputs`: for every input of the graph, the features of the schema whose encoded columns it
-  takes, side by side in this order. User and item features may be mixed. A dense or categorical
-  feature is one column, a bag is `length` columns. The columns are cast to the input's type:
-  float16, float, double, int32 or int64. The input is [n, columns], or [n] for a single column,
-  and n must be dynamic: all candidates of all users of a batch arrive at once.
-- `output`: its name; may be left out where the graph has one output only.
-- `output_is`: `logit` or `probability`. The output is [n] or [n, 1]; or [n, 2], the probabilities
-  of both classes, of which the last is a click's.
-
-The model receives values as this repository encodes them: numbers after `log1p` where the schema
-says so, with 0 for missing; ids of its vocabularies, where 0 is missing and 1 unknown.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Canary:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: a missing number is null."""
         return {
-            "dense": np.where(np.isnan(self.dense), None, self.dense).tolist(),
+            "dense": [[None if np.isnan(x) else x for x in row] for row in self.dense.tolist()],
             "categorical": [[x.decode("utf-8", BYTES) for x in row] for row in self.categorical],
             "item_ids": self.item_ids.tolist(),
             "scores": _finite(self.scores).tolist(),

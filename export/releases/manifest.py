@@ -55,14 +55,17 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
         )
     if int(release["version"]) != version:
         raise ArtifactError(f"{where} is the manifest of release {release['version']}")
-    found = {stage: _files(repository, version, release["topology"], stage) for stage in STAGES}
     total = sum(file["bytes"] for files in release["files"].values() for file in files.values())
+    foreign: list[str] = []
     with tqdm(total=total, desc="checking", unit="B", unit_scale=True, leave=False) as bar:
-        for stage, files in release["files"].items():
-            for name, expected in files.items():
-                _check(found[stage].pop(name, None), f"{stage}/{name}", expected)
+        for stage in STAGES:
+            listed = release["files"].get(stage, {})
+            found = _files(repository, version, release["topology"], stage)
+            foreign += [str(path) for name, path in found.items() if name not in listed]
+            for name, expected in listed.items():
+                _check(found.get(name), f"{stage}/{name}", expected)
                 bar.update(expected["bytes"])
-    if foreign := [str(path) for files in found.values() for path in files.values()]:
+    if foreign:
         raise ArtifactError(f"release {version} holds files that are not its own: {foreign}")
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
     schema = Schema.load(folder / "schema.json")
@@ -93,13 +96,11 @@ def _files(repository: Path, version: int, topology: Topology, stage: str) -> di
 
 def _described(repository: Path, version: int, topology: Topology) -> dict[str, dict[str, Any]]:
     """By stage and by name within it, so that a release may be rewired."""
-    paths = {stage: _files(repository, version, topology, stage) for stage in STAGES}
-    total = sum(path.stat().st_size for files in paths.values() for path in files.values())
-    found: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
-    with tqdm(total=total, desc="sha256", unit="B", unit_scale=True, leave=False) as bar:
-        for stage, files in paths.items():
-            for name, path in files.items():
-                size = path.stat().st_size
-                found[stage][name] = {"bytes": size, "sha256": sha256(path)}
-                bar.update(size)
+    found: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        files = _files(repository, version, topology, stage)
+        found[stage] = {
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for name, path in tqdm(files.items(), f"sha256 of {stage}", unit=" files", leave=False)
+        }
     return found

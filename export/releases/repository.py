@@ -31,7 +31,6 @@ from cascade.spec import (
     RECOMMEND_USER,
     RETRIEVE,
     TOPOLOGIES,
-    Topology,
     sizes_from,
     stage_path,
 )
@@ -71,12 +70,6 @@ class Repository:
         """The highest number of a complete release."""
         return max(self.releases(), default=None)
 
-    @property
-    def topology(self) -> Topology | None:
-        """How the repository is wired; None before the first release."""
-        numbers = self.releases()
-        return read_release(self.root, numbers[0])["topology"] if numbers else None
-
     def releases(self) -> list[int]:
         """The numbers of all complete releases, in order."""
         folders = (self.root / ENSEMBLE).glob(f"[0-9]*/{RELEASE_FILE}")
@@ -112,7 +105,8 @@ class Repository:
 
     def members(self) -> list[str]:
         """The Python models that hold the stages."""
-        return [*TOPOLOGIES[self.topology]] if self.topology else []
+        numbers = self.releases()
+        return [*TOPOLOGIES[read_release(self.root, numbers[0])["topology"]]] if numbers else []
 
     def loaded(self) -> list[int]:
         """The releases that the members are told to keep loaded."""

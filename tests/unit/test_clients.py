@@ -521,7 +521,7 @@ def test_users_are_drawn_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"users\.jsonl, line 2: not JSON"):
         recommend.from_file(path, 1, random.Random(0))
     path.write_text("[1]\n")
-    with pytest.raises(ValueError, match="line 1: a user is a JSON object"):
+    with pytest.raises(ValueError, match="line 1: expected a JSON object"):
         recommend.from_file(path, 1, random.Random(0))
     path.write_text("")
     with pytest.raises(ValueError, match="is empty"):
