@@ -1,8 +1,5 @@
-"""`python -m clients.batch in.parquet out.parquet`: recommendations for every row of a file.
-
-The input has one user per row, columns named by feature; the output keeps the order. A few
-requests are under way at any time, and only the rows around them are in memory.
-"""
+"""`python -m clients.batch in.parquet out.parquet`: recommendations for every row of a file, in its
+order. A few requests are under way at any time, and only the rows around them are in memory."""
 
 from __future__ import annotations
 
@@ -27,6 +24,9 @@ RESULT_COLUMNS = ("item_ids", "scores", "error")
 
 Outcome = Recommendation | str
 """What the server recommends for a row, or why it was rejected."""
+
+Write = Callable[[Any, Sequence[Outcome]], None]
+"""Appends rows: the kept columns, and an answer or the text of an error for each."""
 
 Ask = Callable[[Sequence[User]], Awaitable[list[Recommendation]]]
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
     """Returns the rows written and how many of them were refused."""
     arrow()  # before anything is asked of the server
-    tqdm = need("tqdm", "clients.batch", "batch").tqdm if not options.no_progress else None
+    tqdm = need("tqdm", "clients.batch", "batch").tqdm
     _check_paths(options.input, options.output)
     refused = 0
     async with AsyncRecommender(**connection(options)) as recommender:
@@ -73,15 +73,15 @@ async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
         found = in_order(
             recommender.recommend_many, users.batches(options.batch_size), options.concurrency
         )
-        with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(tqdm(total=users.rows, unit=" rows")) if tqdm else None
-            output = stack.enter_context(AnswerFile(options.output, users.kept))
+        with (
+            tqdm(total=users.rows, unit=" rows", disable=options.no_progress) as bar,
+            answer_file(options.output, users.kept) as write,
+        ):
             async with contextlib.aclosing(found):
                 async for kept, answers in found:
-                    output.write(kept, answers)
+                    write(kept, answers)
                     refused += sum(isinstance(answer, str) for answer in answers)
-                    if bar is not None:
-                        bar.update(len(answers))
+                    bar.update(len(answers))
     return users.rows, refused
 
 
@@ -170,61 +170,42 @@ class UserFile:
             yield batch.select(self.features).to_pylist(), batch.select(kept)
 
 
-class AnswerFile:
+@contextlib.contextmanager
+def answer_file(path: Path, kept: Sequence[Any]) -> Iterator[Write]:
     """The output: kept columns, `item_ids` list<int64>, `scores` list<float32> and `error`, which
-    is null where there is an answer.
+    is null where there is an answer. When the `with` block ends without an exception, the file
+    replaces its target, so that a reader never sees half a file."""
+    pyarrow, parquet = arrow()
+    numbers = pyarrow.list_(pyarrow.int64()), pyarrow.list_(pyarrow.float32())
+    types = dict(zip(RESULT_COLUMNS, (*numbers, pyarrow.string()), strict=True))
+    schema = pyarrow.schema([*kept, *types.items()])
+    waiting: list[Any] = []
 
-    It is written under a temporary name beside the target and renamed when the `with` block ends
-    without an exception, so that a reader never sees half a file. A target that exists is replaced.
-    """
-
-    def __init__(self, path: Path, kept: Sequence[Any]) -> None:
-        self._arrow, self._parquet = arrow()
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._types = {
-            "item_ids": self._arrow.list_(self._arrow.int64()),
-            "scores": self._arrow.list_(self._arrow.float32()),
-            "error": self._arrow.string(),
-        }
-        self._schema = self._arrow.schema([*kept, *self._types.items()])
-        self._waiting: list[Any] = []
-        self._waiting_rows = 0
-
-    def write(self, kept: Any, answers: Sequence[Recommendation | str]) -> None:
-        """Append rows: the kept columns, and an answer or the text of an error for each."""
+    def write(kept: Any, answers: Sequence[Outcome]) -> None:
         found = [answer if isinstance(answer, Recommendation) else None for answer in answers]
         values = {
             "item_ids": [answer and answer.item_ids for answer in found],
             "scores": [answer and answer.scores for answer in found],
             "error": [answer if isinstance(answer, str) else None for answer in answers],
         }
-        columns = [self._arrow.array(values[name], kind) for name, kind in self._types.items()]
-        self._waiting.append(
-            self._arrow.RecordBatch.from_arrays([*kept.columns, *columns], schema=self._schema)
-        )
-        self._waiting_rows += len(answers)
-        if self._waiting_rows >= GROUP_ROWS:
-            self._flush()
+        columns = [pyarrow.array(values[name], kind) for name, kind in types.items()]
+        waiting.append(pyarrow.RecordBatch.from_arrays([*kept.columns, *columns], schema=schema))
+        if sum(map(len, waiting)) >= GROUP_ROWS:
+            flush()
 
-    def _flush(self) -> None:
-        table = self._arrow.Table.from_batches(self._waiting, self._schema).combine_chunks()
-        self._writer.write_table(table)
-        self._waiting, self._waiting_rows = [], 0
+    def flush() -> None:
+        file.write_table(pyarrow.Table.from_batches(waiting, schema).combine_chunks())
+        waiting.clear()
 
-    def __enter__(self) -> AnswerFile:
-        self._writer = self._parquet.ParquetWriter(self._partial, self._schema)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None and self._waiting:
-                self._flush()
-            self._writer.close()
-            if kind is None:
-                self._partial.replace(self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with parquet.ParquetWriter(partial, schema) as file:
+            yield write
+            if waiting:
+                flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -118,11 +118,8 @@ def from_file(path: Path, count: int, generator: random.Random) -> list[dict[str
         lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     if not lines:
         raise UsageError(f"{path} is empty; expected one user as a JSON object per line")
-    if count <= len(lines):
-        drawn = generator.sample(lines, count)
-    else:
-        drawn = generator.choices(lines, k=count)
-    return [parse(line, f"{path}, line {number}") for number, line in drawn]
+    draw = generator.sample if count <= len(lines) else generator.choices
+    return [parse(line, f"{path}, line {number}") for number, line in draw(lines, k=count)]
 
 
 def parse(text: str, where: str) -> dict[str, Any]:
@@ -159,10 +156,7 @@ def read_titles(path: Path) -> dict[int, str]:
 
 
 def table(
-    user: Mapping[str, Any],
-    answer: Recommendation,
-    titles: Mapping[int, str] | None,
-    width: int,
+    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[int, str] | None, width: int
 ) -> list[str]:
     """Lines of at most `width` characters: the user, a header, one line per item."""
     ids = [str(item) for item in answer.item_ids]

@@ -1,7 +1,5 @@
 """One release from top to bottom: read checkpoints, write each stage, prove it, seal it.
-
-`write_release` is the whole export. Each step stands below it in the order in which it runs.
-"""
+`write_release` is the whole export; its steps stand below it in the order in which they run."""
 
 from __future__ import annotations
 

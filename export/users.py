@@ -1,8 +1,5 @@
-"""Raw users from a Parquet table or JSON lines into a store.
-
-The table has one user per row, columns named by feature, in the form of the training data; JSON
-lines hold users as clients send them.
-"""
+"""Raw users into a store: from a Parquet table with one user per row, columns named by feature, in
+the form of the training data; or from JSON lines with users as clients send them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Measures how many users a process should compute at once.
-
-The users of a batch share the fixed cost of a call and the weights that it reads, but the
-candidates of many users together leave the processor's cache. The best size depends on the machine.
-"""
+"""Measures how many users a process should compute at once. They share the fixed cost of a call and
+the weights that it reads, but the candidates of many users together leave the processor's cache, so
+the best size depends on the machine."""
 
 from __future__ import annotations
 

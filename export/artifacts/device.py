@@ -1,8 +1,5 @@
-"""Forms of a model for one kind of device: half precision, and packages of native code.
-
-Both are made from the modules that make model.onnx. `export.artifacts.guard` judges half precision;
-parity with the eager module proves a package.
-"""
+"""Forms of a model for one kind of device: half precision, which `export.artifacts.guard` judges,
+and packages of native code, which parity with the eager module proves."""
 
 from __future__ import annotations
 
@@ -32,6 +29,8 @@ class HalfScorer(Scorer):
     that masks, top K and sigmoid are not rounded.
     """
 
+    trained: Scorer
+
     def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
         super().__init__(scorer.schema)
         self.user_width, self.item_width = scorer.user_width, scorer.item_width
@@ -40,30 +39,19 @@ class HalfScorer(Scorer):
         self.__dict__["trained"] = scorer  # no part of this module: no second copy in a graph
 
     def user_parts(self) -> list[str]:
-        trained: Scorer = self.__dict__["trained"]
-        return [f"narrow.{part}" for part in trained.user_parts()]
+        return [f"narrow.{part}" for part in self.trained.user_parts()]
 
     def arranged(self, candidates: int, recompute: bool = False) -> HalfScorer:
-        trained: Scorer = self.__dict__["trained"]
-        return HalfScorer(trained.arranged(candidates, recompute), self.dtype)
+        return HalfScorer(self.trained.arranged(candidates, recompute), self.dtype)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         return self.narrow.user(dense.to(self.dtype), ids).float()
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        trained: Scorer = self.__dict__["trained"]
-        return trained.item(dense, ids)
+        return self.trained.item(dense, ids)
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         return self.narrow.score(user.to(self.dtype), item.to(self.dtype)).float()
-
-
-def half(scorer: Scorer, precision: str) -> HalfScorer:
-    """The same model in `float16` or `bfloat16`, for `TopCandidates` or `UserTower`. Raises
-    ValueError: another precision."""
-    if precision not in HALVES:
-        raise ValueError(f"half precision is {precision!r}; expected one of {[*HALVES]}")
-    return HalfScorer(scorer, HALVES[precision]).eval()
 
 
 class Outside(nn.Module):
@@ -87,19 +75,10 @@ def package(
     folder: Path,
     device: str = "cpu",
 ) -> Path:
-    """Write folder/model.pt2: native code for this kind of device, compiled by AOTInductor.
-
-    Args:
-        module: as given to `onnx_file.export`, its surrogate rows still in place: the
-            buffers named in `description.mapped` become arguments.
-        example: arguments by name; batch size 2 at least, because the tracer takes a 1 for
-            a constant.
-        device: `cpu` or `cuda`. The code is compiled for this machine's processor, too: export on
-            the machine that serves, or on one like it.
-
-    Raises:
-        ArtifactError: there is no such device, or no compiler.
-    """
+    """Write folder/model.pt2: native code for `cpu` or `cuda`, compiled by AOTInductor for this
+    machine's processor, too: export on the machine that serves, or on one like it. The arguments
+    are those of `onnx_file.export`; the module's mapped buffers, its surrogate rows still in place,
+    become arguments of the code. Raises ArtifactError: there is no such device, or no compiler."""
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 

@@ -1,13 +1,11 @@
 """Writes what retrieval needs to filter items: item ids and feature values to rows of a release.
-
 Raw values come from the checkpoints' catalogue. Where it holds encoded values alone, the vocabulary
 maps them back; a hash cannot be mapped back, nor can an id that several values share. Such a
-feature is left out, and the release says why.
-"""
+feature is left out, and the release says why."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +33,6 @@ FILES = {
 }
 
 
-Features = dict[str, tuple[int, int]]
-"""Where each feature's values begin and end among those of all features."""
-
-
 class Unknown(CascadeError, ValueError):
     """The checkpoints do not determine the raw values of a feature; the message says why."""
 
@@ -61,26 +55,19 @@ def write(source: Source, folder: Path, wanted: Sequence[str] | None) -> FilterD
         raise ArtifactError(f"no item feature is called {', '.join(strangers)}; known: {[*known]}")
     catalogue = source.folder / "catalogue.parquet"
     raw, places = set(pq.read_schema(catalogue).names), source.places
-    features: Features = {}
-    left_out: dict[str, str] = {}
-    writer = _Writer(folder)
-    writer.add_ids(items.item_ids)
-    for name, feature in tqdm(known.items(), desc="filters", unit=" features", leave=False):
-        if wanted is not None and name not in wanted:
-            left_out[name] = "it was left out of this export"
-            continue
-        try:
-            if name in raw:
-                column = pq.read_table(catalogue, columns=[name])[name]
-                pairs = raw_pairs(column, feature, places)
-            else:
-                pairs = decoded_pairs(items, feature, encoder)
-            features[name] = writer.add(pairs, len(items))
-        except Unknown as error:
-            if wanted is not None:
-                raise ArtifactError(f"feature {name} cannot be filtered by: {error}") from error
-            left_out[name] = str(error)
-    return writer.finish(encoder.schema.hash, features, left_out)
+
+    def pairs(name: str) -> Pairs:
+        if name in raw:
+            return raw_pairs(pq.read_table(catalogue, columns=[name])[name], known[name], places)
+        return decoded_pairs(items, known[name], encoder)
+
+    names = [name for name in known if wanted is None or name in wanted]
+    left_out = dict.fromkeys(known.keys() - names, "it was left out of this export")
+    found = _write(folder, encoder, items.item_ids, names, pairs, left_out)
+    for name in wanted or ():
+        if name in found.left_out:
+            raise ArtifactError(f"feature {name} cannot be filtered by: {found.left_out[name]}")
+    return found
 
 
 def refresh(
@@ -91,28 +78,45 @@ def refresh(
     old = FilterDescription.load(source, encoder.schema.hash)
     arrays = {name: np.asarray(mapped.open(source)) for name, mapped in old.mapped.items()}
     row, kept = np.cumsum(keep) - 1, int(keep.sum())
-    features: Features = {}
-    left_out = dict(old.left_out)
-    writer = _Writer(folder)
-    writer.add_ids(item_ids)
-    for name, (first, end) in tqdm(old.features.items(), desc="filters", leave=False):
-        feature = next(f for f in encoder.schema.ids("item") if f.name == name)
-        try:
-            if added.raw is None:
-                new = decoded_pairs(added, feature, encoder)
-            else:
-                new = raw_pairs(added.raw[name], feature, np.arange(len(added)))
-        except Unknown as error:
-            left_out[name] = f"of new items: {error}"
-            continue
-        before = _stored(arrays, first, end)
+    known = {feature.name: feature for feature in encoder.schema.ids("item")}
+
+    def pairs(name: str) -> Pairs:
+        if added.raw is None:
+            new = decoded_pairs(added, known[name], encoder)
+        else:
+            new = raw_pairs(added.raw[name], known[name], np.arange(len(added)))
+        before = _stored(arrays, *old.features[name])
         stays = keep[before.rows]
         values = pa.concat_arrays([before.values, new.values]).dictionary_encode()
         codes = np.concatenate((before.codes[stays], new.codes + len(before.values)))
         rows = np.concatenate((row[before.rows[stays]], new.rows + kept))
-        joined = Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
-        features[name] = writer.add(joined, len(item_ids))
-    return writer.finish(encoder.schema.hash, features, left_out)
+        return Pairs(values.dictionary, values.indices.to_numpy()[codes], rows)
+
+    names, left_out = [*old.features], dict(old.left_out)
+    return _write(folder, encoder, item_ids, names, pairs, left_out, "of new items: ")
+
+
+def _write(
+    folder: Path,
+    encoder: Encoder,
+    item_ids: Array,
+    names: list[str],
+    pairs: Callable[[str], Pairs],
+    left_out: dict[str, str],
+    where: str = "",
+) -> FilterDescription:
+    """Write the pairs of each feature; one whose values are unknown is left out."""
+    writer = _Writer(folder)
+    writer.add_ids(item_ids)
+    features = {}
+    for name in tqdm(names, desc="filters", unit=" features", leave=False):
+        try:
+            features[name] = writer.add(pairs(name), len(item_ids))
+        except Unknown as error:
+            left_out[name] = f"{where}{error}"
+    found = FilterDescription(encoder.schema.hash, writer.finish(), features, left_out)
+    found.save(folder)
+    return found
 
 
 def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
@@ -160,24 +164,18 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._counts = dict.fromkeys(FILES, 0)
-        self._text_end = self._row_end = 0
         for file, _ in FILES.values():
             (folder / file).unlink(missing_ok=True)
             (folder / file).touch()
 
-    def finish(
-        self, schema_hash: str, features: Features, left_out: dict[str, str]
-    ) -> FilterDescription:
-        """Write filters.json, which says where each feature's values begin and end."""
-        self._append("text_starts", [self._text_end])
-        self._append("row_starts", [self._row_end])
-        mapped = {
+    def finish(self) -> dict[str, Mapped]:
+        """Write where the last values end -> the files."""
+        self._append("text_starts", [self._counts["text"]])
+        self._append("row_starts", [self._counts["rows"]])
+        return {
             name: Mapped(file, dtype, (self._counts[name],))
             for name, (file, dtype) in FILES.items()
         }
-        found = FilterDescription(schema_hash, mapped, features, left_out)
-        found.save(self._folder)
-        return found
 
     def add_ids(self, item_ids: Array) -> None:
         """Write the ids in both orders. Raises ArtifactError where an id occurs twice."""
@@ -201,12 +199,10 @@ class _Writer:
         counts = np.bincount(both // items, minlength=len(values))
         starts, text = _text(values)
         first = self._counts["text_starts"]
-        self._append("text_starts", self._text_end + starts[:-1])
-        self._append("row_starts", self._row_end + np.cumsum(counts) - counts)
+        self._append("text_starts", self._counts["text"] + starts[:-1])
+        self._append("row_starts", self._counts["rows"] + np.cumsum(counts) - counts)
         self._append("text", text)
         self._append("rows", both % items)
-        self._text_end += len(text)
-        self._row_end += len(both)
         return first, first + len(values)
 
     def _append(self, name: str, values: Any) -> None:

@@ -1,8 +1,6 @@
-"""The modules that are exported: the user tower, and the graph of a scoring stage.
-
-A scoring graph takes candidate rows, gathers their item state, scores, masks the pads, takes the
-top K and looks up the ids, so that only the answer leaves it.
-"""
+"""The modules that are exported: the user tower, and the graph of a scoring stage. It takes
+candidate rows, gathers their item state, scores, masks the pads, takes the top K and looks up the
+ids, so that only the answer leaves it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Judges cheaper ways of storing a scoring stage: is one good enough, and is it faster?
-
-Each variant is exported as it would be served, over only the catalogue rows that the comparison
-needs, and judged against float32 on users and clicks that no model was trained on: by the AUC that
-it loses, and by how many of the cascade's ten best items it still finds.
-"""
+"""Judges cheaper ways of storing a scoring stage: is one good enough, and is it faster? Each is
+exported as it would be served, over only the catalogue rows that the comparison needs, and judged
+against float32 on users and clicks that no model was trained on: by the AUC that it loses, and by
+how many of the cascade's ten best items it still finds."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ class Verdict:
         return self.auc_loss <= LARGEST_AUC_LOSS and self.overlap >= LEAST_OVERLAP
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "variant": asdict(self.variant), "passed": self.passed}
+        return {**asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,8 @@ class Guard:
         candidates: Array,
     ) -> None:
         self.schema, self.sizes, self.scorers, self.users = schema, sizes, scorers, users
-        rows, places = np.unique(
-            np.concatenate((candidates.ravel(), held_out.items)), return_inverse=True
-        )
+        used = np.concatenate((candidates.ravel(), held_out.items))
+        rows, places = np.unique(used, return_inverse=True)
         pads = int(rows[0] < 0)
         self.items = items.take(rows[pads:])
         places = places.reshape(-1) - pads  # so that a pad is -1 again

@@ -1,9 +1,6 @@
-"""Exports a module to model.onnx, its large tensors in files of their own beside it.
-
-The graph is traced over a few surrogate rows of item state; then the initialiser is pointed at the
-mapped file. So the graph does not depend on the catalogue, which may be larger than memory and
-larger than the 2 GB that a protobuf message can hold.
-"""
+"""Exports a module to model.onnx, its large tensors in files of their own beside it. The graph is
+traced over a few surrogate rows of item state, and then pointed at the mapped file. So it does not
+depend on the catalogue, which may be larger than memory and than the 2 GB of a protobuf message."""
 
 from __future__ import annotations
 
@@ -45,11 +42,9 @@ def export(
 
     Args:
         module: what to export; its buffers named in `description.mapped` lie in their own files.
-        example: arguments of the module by name; batch size 2 at least, because the tracer
-            takes a 1 for a constant.
+        example: arguments by name; batch size 2 at least: the tracer takes a 1 for a constant.
         weights: int8 stores the weights of the layers that see every candidate in 8 bits per
             column, and quantises what they are multiplied with as it comes.
-        description: names the graph's tensors, in the order of the arguments.
     """
     batch = torch.export.Dim("batch")
     dynamic: dict[str, dict[int, torch.export.Dim]] = {name: {0: batch} for name in example}
@@ -143,13 +138,10 @@ def _quantise(path: Path, layers: set[str]) -> None:
 
 
 def _worth_8_bits(module: nn.Module) -> set[str]:
-    """The weights of the layers that see every candidate.
-
-    A layer among the model's `user_parts` sees one row, and a layer of one output has one column:
-    there it takes longer to quantise the input than to multiply it. A product over all pairs of a
-    row, which is no layer, does not bear one scale for all of its inputs: in trials it cost 2 % of
-    the ten best items.
-    """
+    """The weights of the layers that see every candidate. A layer among the model's `user_parts`
+    sees one row, and a layer of one output has one column: there it takes longer to quantise the
+    input than to multiply it. A product over all pairs of a row, which is no layer, does not bear
+    one scale for all of its inputs: in trials it cost 2 % of the ten best items."""
     scorer = module.get_submodule("scorer")
     assert isinstance(scorer, Scorer)
     return {

@@ -1,7 +1,5 @@
-"""Compares every exported graph, reloaded from disk, with the eager model.
-
-Eager = ONNX, and = TorchScript and = AOTInductor where those forms are exported.
-"""
+"""Compares every exported graph, reloaded from disk, with the eager model: ONNX, and TorchScript
+and AOTInductor where those forms are exported."""
 
 from __future__ import annotations
 
@@ -107,16 +105,13 @@ def draw_candidates(batch: int, width: int, items: int, random: np.random.Genera
 def judge(
     answers: Array, candidates: Array, values: Array, names: Array, relative: bool = False
 ) -> tuple[float, float]:
-    """Compare answers [B, K'], best first and filled up with -1, with what every candidate is
-    worth; a tie may fall either way.
+    """Compare answers [B, K'], best first and filled up with -1, with what every candidate is worth
+    -> `max_abs` and `overlap` of `Parity`; a tie may fall either way.
 
     Args:
         candidates: rows [B, K], -1 = pad; `values` [B, K] of these.
         names: what the stage calls each row of the catalogue, [N].
         relative: whether TIE is a share of the K-th best value.
-
-    Returns:
-        `max_abs` and `overlap` of `Parity`.
     """
     difference, shared, wanted = 0.0, 0, 0
     for answer, rows, worth in zip(answers, candidates, values, strict=True):

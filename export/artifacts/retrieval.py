@@ -103,11 +103,20 @@ def draw_frontier(folder: Path) -> Path:
     items; its time is that of the sample."""
     found = json.loads((folder / index.FRONTIER).read_text())
     figure, axes = plt.subplots(figsize=(8, 5))
-    by_kind: dict[str, list[dict[str, Any]]] = {}
-    for candidate in found["candidates"]:
-        by_kind.setdefault(candidate["kind"], []).append(candidate)
-    for number, (kind, candidates) in enumerate(by_kind.items()):
-        _draw_kind(axes, kind, candidates, f"C{number % 10}")
+    for number, kind in enumerate(dict.fromkeys(c["kind"] for c in found["candidates"])):
+        points = [c for c in found["candidates"] if c["kind"] == kind]
+        kept = sorted((c["latency_us"], c["recall"]) for c in points if not c["note"])
+        dropped = [(c["latency_us"], c["recall"]) for c in points if c["note"]]
+        colour = f"C{number % 10}"
+        if kept:
+            axes.plot(*zip(*kept, strict=True), marker="o", color=colour, label=kind)
+        if dropped:
+            look: dict[str, Any] = {
+                "facecolors": "none",
+                "edgecolors": colour,
+                "label": None if kept else kind,
+            }
+            axes.scatter(*zip(*dropped, strict=True), **look)
     for c in found["candidates"]:
         if c["chosen"]:
             axes.plot(c["latency_us"], c["recall"], "k*", markersize=14, label="chosen", zorder=3)
@@ -125,13 +134,3 @@ def draw_frontier(folder: Path) -> Path:
     figure.savefig(folder / PLOT, dpi=120)
     plt.close(figure)
     return folder / PLOT
-
-
-def _draw_kind(axes: Any, kind: str, candidates: list[dict[str, Any]], colour: str) -> None:
-    kept = sorted((c["latency_us"], c["recall"]) for c in candidates if not c["note"])
-    dropped = [(c["latency_us"], c["recall"]) for c in candidates if c["note"]]
-    if kept:
-        axes.plot(*zip(*kept, strict=True), marker="o", color=colour, label=kind)
-    if dropped:
-        label = None if kept else kind
-        axes.scatter(*zip(*dropped, strict=True), facecolors="none", edgecolors=colour, label=label)

@@ -52,7 +52,7 @@ class Variant:
         breaks the contract of `Scorer`."""
         contract.check(scorer)
         if self.weights in device.HALVES:
-            scorer = device.half(scorer, self.weights)
+            scorer = device.HalfScorer(scorer, device.HALVES[self.weights]).eval()
         return scorer.arranged(candidates, self.recompute)
 
     def __str__(self) -> str:

@@ -1,8 +1,5 @@
-"""Exports our own ranker as a third party would: the whole model over flat (user, item) rows.
-
-Served by `python -m export build --ranker-onnx flat.onnx --inputs map.json`, it is the baseline
-that shows what evaluating the user once per request saves.
-"""
+"""Exports our own ranker as a third party would: the whole model over flat (user, item) rows, the
+baseline that shows what evaluating the user once per request saves."""
 
 from __future__ import annotations
 

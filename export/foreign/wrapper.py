@@ -44,14 +44,10 @@ DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 def write(
     foreign: Foreign, stage: Stage, items: Catalogue, folder: Path
 ) -> tuple[dict[str, Any], list[parity.Parity]]:
-    """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does.
-    There is no model.pt: a foreign graph has no TorchScript form. Returns facts for release.json,
-    and the parity at each batch size.
-
-    Raises:
-        ForeignError: the file cannot be served.
-        ParityError: the wrapped graph does not give the file's answers.
-    """
+    """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does
+    -> facts for release.json, and the parity. A foreign graph has no TorchScript form. Raises
+    ForeignError: the file cannot be served; ParityError: the wrapped graph does not give its
+    answers."""
     schema = foreign.schema
     random = np.random.default_rng(0)
     some = random.integers(len(items), size=PROBE_ROWS)
@@ -102,11 +98,9 @@ def _carry_weights(model: ir.Model, folder: Path) -> None:
 
 
 class Wrapping:
-    """One foreign graph and the nodes around it. `model` is changed in place.
-
-    All nodes have forms of opset 11, because the model keeps its own opset. Reshape reads a 0 as
-    "this dimension stays", so that a batch of no users passes, too.
-    """
+    """One foreign graph and the nodes around it; `model` is changed in place. All nodes have forms
+    of opset 11, because the model keeps its own opset. Reshape reads a 0 as "this dimension stays",
+    so that a batch of no users passes, too."""
 
     def __init__(
         self,

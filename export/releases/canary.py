@@ -1,7 +1,5 @@
-"""Canary requests: a few users with known answers, asked before a release gets any traffic.
-
-An export records what its stages answer (`Canary.ask`). A publisher then asks the server before and
-after the switch, and the release stays live only if the answers are the same.
+"""Canary requests: a few users with the answers of the exported stages. A publisher asks the server
+for them before and after the switch, and the release stays live only if the answers are the same.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
-"""The commands that change which release is live: rollback, releases, split, rewire.
-
-They compute nothing, so that a rollback does not wait for PyTorch to be imported.
-"""
+"""The commands that change which release is live: rollback, releases, split, rewire. They compute
+nothing, so that a rollback does not wait for PyTorch to be imported."""
 
 from __future__ import annotations
 

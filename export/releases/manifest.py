@@ -1,8 +1,5 @@
-"""The manifest of a release: the export writes it, and a publisher checks it before serving.
-
-`release.json` names every file of every stage with its sha256, and holds the canary requests: a few
-users with the answers of the exported stages.
-"""
+"""The manifest of a release, which a publisher checks before serving: `release.json` names every
+file of every stage with its sha256, and holds the canary requests."""
 
 from __future__ import annotations
 

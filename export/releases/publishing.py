@@ -1,9 +1,7 @@
-"""The steps from one release to the next, while requests keep flowing.
-
-Every step leaves the repository and the server with a whole release, so a publisher may be killed
-in any of them. The next publisher first undoes what was not finished, or finishes it where the
-switch is already in config.pbtxt.
-"""
+"""The steps from one release to the next, while requests keep flowing. Every step leaves the
+repository and the server with a whole release, so a publisher may be killed in any of them. The
+next one first undoes what was not finished, or finishes it where the switch is already in
+config.pbtxt."""
 
 from __future__ import annotations
 
@@ -61,8 +59,7 @@ class Publisher:
         Raises:
             ArtifactError: the release is damaged, or does not fit the repository.
             BusyError: another publisher is at work.
-            ControlError: the server does not answer or cannot load it.
-            CanaryError: the server answers the canary requests wrongly.
+            ControlError, CanaryError: the server cannot load it, or does not answer as it should.
         """
         with self.repository.locked():
             self.recover()
@@ -91,8 +88,7 @@ class Publisher:
             live, kept = self.repository.live, self.repository.releases()
             if number is None:
                 loaded = self.repository.loaded()
-                others = {*(loaded if len(loaded) > 1 else kept)} - {live}
-                number = max(others, default=None) if live is not None else None
+                number = max({*(loaded if len(loaded) > 1 else kept)} - {live}, default=None)
             if number is None or number not in kept or number == live:
                 raise PublishError(
                     f"cannot go back to {number or 'an earlier release'}: {live} is live, and "
@@ -121,7 +117,7 @@ class Publisher:
             self._clean(pending)
             return
         loaded = repository.loaded()
-        kept = [n for n in loaded if repository.complete(n) and n not in pending]
+        kept = [n for n in loaded if n in repository.releases() and n not in pending]
         if kept != loaded:
             # Before the files are deleted: the server may still be loading them, and server 2.51
             # waits for ever for a process that does not find its model.
@@ -262,7 +258,7 @@ class Publisher:
         """Remove all of a release that did not go live."""
         repository, live = self.repository, self.repository.live
         shutil.rmtree(repository.staging(number), ignore_errors=True)
-        if number == live or not repository.complete(number):
+        if number == live or number not in repository.releases():
             return
         loaded = [n for n in repository.loaded() if n != number]
         repository.remove(number)

@@ -1,9 +1,7 @@
-"""Writes a release with the models of another one over a changed catalogue; computes the changes.
-
-A few files of a version folder have one row per item (states, ids, vectors), and so has the index.
-Rows of items that leave are cut out; rows of new items are computed by the models of the release
-and appended. All other files are linked.
-"""
+"""Writes a release with the models of another one over a changed catalogue. A few files of a
+version folder have one row per item (states, ids, vectors), and so has the index. Rows of items
+that leave are cut out; those of new items are computed by the models of the release and appended.
+All other files are linked."""
 
 from __future__ import annotations
 

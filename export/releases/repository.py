@@ -1,9 +1,7 @@
-"""A model repository whose releases change while a server serves it.
-
-One file says which release is live: config.pbtxt of `recommend`, whose steps pin a release. The
-server reads it when it loads `recommend`, also after a restart. The members keep two releases
-loaded, the live one and the one before, so that a rollback is only a switch.
-"""
+"""A model repository whose releases change while a server serves it. One file says which is live:
+config.pbtxt of `recommend`, whose steps pin a release. The server reads it when it loads
+`recommend`, also after a restart. The members keep two releases loaded, the live one and the one
+before, so that a rollback is only a switch."""
 
 from __future__ import annotations
 
@@ -63,7 +61,7 @@ class Repository:
         if not (found := self.config(ENSEMBLE)).name:
             return None
         number = pinned(found)
-        return number if number is not None and self.complete(number) else self.newest
+        return number if number is not None and number in self.releases() else self.newest
 
     @property
     def newest(self) -> int | None:
@@ -82,9 +80,6 @@ class Repository:
                 f"{self.root} holds no release: python -m export publish --repository {self.root} "
                 "writes the first one"
             )
-
-    def complete(self, number: int) -> bool:
-        return (self.folder(number) / RELEASE_FILE).exists()
 
     def pending(self, number: int) -> bool:
         """Whether a release is installed and has not been live yet."""

@@ -52,7 +52,7 @@ def test_half_precision_is_near_the_trained_model(
     case = CASES[name]
     stage = next(s for s in stages(case.schema, case.sizes) if s.name == case.stage)
     scorer, items = drawn_scorer(case.model, case.preset, case.schema), drawn_items(case.schema)
-    halved = device.half(scorer, precision)
+    halved = device.HalfScorer(scorer, device.HALVES[precision]).eval()
     before = {key: value.clone() for key, value in scorer.state_dict().items()}
     module = write_scoring(halved, stage, case.schema, items, tmp_path, forms=TORCHSCRIPT)
     exported = Exported(tmp_path, stage, case.schema, scorer, module, items)
@@ -81,7 +81,7 @@ def test_half_precision_is_near_the_trained_model(
 
 def test_a_tower_in_half_precision(tmp_path: Path) -> None:
     retriever = drawn_scorer("two_tower", "tiny", BAGS)
-    tower = write_tower(device.half(retriever, "float16"), BAGS, tmp_path)
+    tower = write_tower(device.HalfScorer(retriever, torch.float16).eval(), BAGS, tmp_path)
     users = drawn_users(BAGS, 5)
     with torch.inference_mode():
         wanted = retriever.user(*map(torch.from_numpy, users)).numpy()
@@ -89,11 +89,6 @@ def test_a_tower_in_half_precision(tmp_path: Path) -> None:
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-3)
     assert not any("item" in name for name, _ in tower.named_parameters())
-
-
-def test_half_knows_two_precisions() -> None:
-    with pytest.raises(ValueError, match=r"is 'int4'; expected one of .*'float16', 'bfloat16'"):
-        device.half(drawn_scorer("logistic", "default", BAGS), "int4")
 
 
 @pytest.fixture(scope="module")

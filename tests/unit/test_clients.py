@@ -40,7 +40,7 @@ from cascade.encoding import Encoder
 from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
 from clients import batch, recommend
-from clients.batch import AnswerFile, UserFile
+from clients.batch import UserFile, answer_file
 from tests.programs import status
 
 ROOT = Path(__file__).parents[2]
@@ -642,10 +642,10 @@ def test_faults_of_the_input_are_named(tmp_path: Path) -> None:
 def test_answers_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clients.batch.GROUP_ROWS", 4)
     target = tmp_path / "out.parquet"
-    with AnswerFile(target, [pa.field("uid", pa.string())]) as output:
+    with answer_file(target, [pa.field("uid", pa.string())]) as write:
         for row in range(5):
             kept = pa.record_batch({"uid": [f"a{row}", f"b{row}"]})
-            output.write(kept, [answer_of(row, row + 1), "refused"])
+            write(kept, [answer_of(row, row + 1), "refused"])
             assert not target.exists()
     table = pq.read_table(target)
     assert table.schema.types == [
@@ -667,8 +667,8 @@ def test_a_failed_run_leaves_the_old_output(tmp_path: Path) -> None:
     target.write_text("old")
 
     def fail() -> None:
-        with AnswerFile(target, [pa.field("uid", pa.string())]) as output:
-            output.write(pa.record_batch({"uid": ["a"]}), ["refused"])
+        with answer_file(target, [pa.field("uid", pa.string())]) as write:
+            write(pa.record_batch({"uid": ["a"]}), ["refused"])
             raise Unavailable("gone", 1, 0.0)
 
     with pytest.raises(Unavailable):
@@ -679,7 +679,7 @@ def test_a_failed_run_leaves_the_old_output(tmp_path: Path) -> None:
 
 def test_an_input_without_rows_makes_an_output_without_rows(tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
-    with AnswerFile(target, []):
+    with answer_file(target, []):
         pass
     assert pq.read_table(target).num_rows == 0
     assert pq.read_table(target).column_names == ["item_ids", "scores", "error"]
