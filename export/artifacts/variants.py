@@ -74,16 +74,10 @@ def _recomputed(
 ) -> tuple[list[Verdict], Verdict]:
     """Judge the chosen variant once more without the part of its state that can be recomputed. Both
     are timed again, side by side: one waits for memory, the other for products."""
-    *_, stored, recomputed = guard.judge(
-        stage, [chosen.variant, replace(chosen.variant, recompute=True)]
-    )
+    both = chosen.variant, replace(chosen.variant, recompute=True)
+    *_, stored, recomputed = guard.judge(stage, [*both])
+    print(f"side by side, the items' slice of the first layer:\n{report([stored, recomputed])}")
     better = best([stored, recomputed]) is recomputed
-    print(
-        f"{stage}: the items' slice of the first layer is "
-        f"{'recomputed' if better else 'stored'} ("
-        f"{stored.latency_us:.0f} us per user and {stored.bytes_per_item} bytes per item stored, "
-        f"{recomputed.latency_us:.0f} us and {recomputed.bytes_per_item} bytes recomputed)"
-    )
     return [*verdicts, recomputed], recomputed if better else chosen
 
 

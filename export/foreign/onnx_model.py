@@ -23,6 +23,7 @@ from export.foreign.inputs import ForeignError, InputMap, Rows
 # ONNX Runtime 1.19 reads what ONNX 1.16 defines. The nodes that `wrapper` adds have had their form
 # since opset 11.
 OLDEST_OPSET = 11
+PROBE_ROWS = 7
 BATCHES = (1, 3, 64)  # at which a wrapped graph is compared
 _VERSIONS = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.16.0")
 IR_VERSION, NEWEST_OPSET, NEWEST_ML_OPSET = (int(version) for version in _VERSIONS[1:4])
@@ -86,10 +87,12 @@ class Foreign:
             )
         return values
 
-    def has_both_classes(self, rows: Rows) -> bool:
+    def has_both_classes(self, items: Catalogue) -> bool:
         """Whether the output is [n, 2]; runs some rows at once and one by one. Raises ForeignError:
         the output is not one score per row, or depends on other rows."""
-        count = len(rows["user_ids"])
+        count, random = PROBE_ROWS, np.random.default_rng(0)
+        some = random.integers(len(items), size=count)
+        rows = flat_rows(*draw_users(self.schema, count, random), items, some)
         together = self.run(rows)
         came = together.shape if isinstance(together, np.ndarray) else type(together).__name__
         if came not in ((count,), (count, 1), (count, 2)):

@@ -25,19 +25,10 @@ from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
 from export.artifacts.stage_files import ITEM_STATE, write_item_ids
 from export.context import Catalogue
 from export.foreign.inputs import Column, Input
-from export.foreign.onnx_model import (
-    IR_VERSION,
-    Foreign,
-    compare,
-    draw_users,
-    flat_rows,
-    load_model,
-    model_inputs,
-)
+from export.foreign.onnx_model import IR_VERSION, Foreign, compare, load_model, model_inputs
 
 TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"
-PROBE_ROWS = 7
 DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
@@ -49,10 +40,7 @@ def write(
     ForeignError: the file cannot be served; ParityError: the wrapped graph does not give its
     answers."""
     schema = foreign.schema
-    random = np.random.default_rng(0)
-    some = random.integers(len(items), size=PROBE_ROWS)
-    probe = flat_rows(*draw_users(schema, PROBE_ROWS, random), items, some)
-    both_classes = foreign.has_both_classes(probe)
+    both_classes = foreign.has_both_classes(items)
     for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
     tables = write_tables(foreign, items, folder)
