@@ -31,19 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     alone mean `build`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(overview())
+        print("usage: python -m export COMMAND [options]; COMMAND --help says more\n")
+        print(*(f"  {name:11}{summary}" for name, (_, summary) in COMMANDS.items()), sep="\n")
+        print("\nWithout a command, options mean `build`.")
         return
     name = "build" if words[0].startswith("-") else words.pop(0)
     if name not in COMMANDS:
         raise UnknownCommandError(f"no command {name!r}; known are {', '.join(COMMANDS)}")
     getattr(importlib.import_module(COMMANDS[name][0]), name)(words)
-
-
-def overview() -> str:
-    """The list of the commands."""
-    lines = [f"  {name:11}{summary}" for name, (_, summary) in COMMANDS.items()]
-    usage = "usage: python -m export COMMAND [options]; COMMAND --help says more"
-    return "\n".join([usage, "", *lines, "", "Without a command, options mean `build`."])
 
 
 if __name__ == "__main__":

@@ -38,10 +38,6 @@ def _flag(name: str, help: str | None = None, **options: Any) -> tuple[str, dict
     return name, {"help": help or argparse.SUPPRESS, "default": default, **options}
 
 
-def _features(text: str) -> tuple[str, ...]:
-    return () if text == "none" else tuple(text.split(","))
-
-
 FLAGS = {
     "models": [
         _flag("--preranker", "checkpoint to prerank [%(default)s]", metavar="NAME"),
@@ -58,7 +54,7 @@ FLAGS = {
         _flag(
             "--filter-features",
             "item features that a request may filter by [all]",
-            type=_features,
+            type=lambda text: () if text == "none" else tuple(text.split(",")),
             metavar="NAME,…|none",
         ),
     ],

@@ -63,15 +63,11 @@ def write_release(build: Build) -> None:
         print(variants.report(verdicts))
     chosen = {v.stage: v.variant for v in verdicts if v.chosen}
     written = {RETRIEVE: retrieved}
-    for stage in _scoring_stages(build, schema):
-        if stage.name in foreign:
-            folder = build.folder(stage.name)
-            written[stage.name] = Written(
-                *wrapper.write(foreign[stage.name], stage, source.items, folder)
-            )
-        else:
-            variant = chosen.get(stage.name, Variant())
-            written[stage.name] = _write_scoring(build, source, stage, variant)
+    # The ranker keeps a whole pool where the list is chosen from one.
+    pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
+    for stage in stages(schema, pooled)[1:]:
+        model = foreign.get(stage.name) or chosen.get(stage.name, Variant())
+        written[stage.name] = _write_scoring(build, source, stage, model)
     _write_reranking(build, source)
 
     parities = [p for stage in written.values() for p in stage.parities]
@@ -134,14 +130,12 @@ def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Arr
     return Written(facts, parities), source, candidates
 
 
-def _scoring_stages(build: Build, schema: Schema) -> tuple[Stage, ...]:
-    """Preranker and ranker; the ranker keeps a whole pool where the list is chosen from one."""
-    pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
-    return stages(schema, pooled)[1:]
-
-
-def _write_scoring(build: Build, source: Source, stage: Stage, variant: Variant) -> Written:
+def _write_scoring(
+    build: Build, source: Source, stage: Stage, variant: Variant | Foreign
+) -> Written:
     folder, name = build.folder(stage.name), build.checkpoint(stage.name)
+    if isinstance(variant, Foreign):
+        return Written(*wrapper.write(variant, stage, source.items, folder))
     scorer = source.scorer(name)
     module = write_scoring(scorer, stage, source.schema, source.items, folder, variant, build.forms)
     facts = {

@@ -23,6 +23,7 @@ from cascade.spec import ENSEMBLE
 from cascade.store import UserStore
 from cascade.store.users import key
 from export.context import Source
+from export.releases.repository import Repository
 
 CHUNK = 10_000  # users of one transaction
 
@@ -149,8 +150,7 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
 def layout_of(repository: Path) -> RequestLayout:
     """The features of the users of a repository. Raises ArtifactError: it holds no exported
     cascade."""
-    path = repository / ENSEMBLE / "config.pbtxt"
-    parameters = pbtxt.read(path).parameters if path.exists() else {}
+    parameters = Repository(repository).config(ENSEMBLE).parameters
     if "features" not in parameters:
         raise ArtifactError(
             f"{repository} holds no exported cascade: run python -m export build --checkpoints DIR "

@@ -15,7 +15,8 @@ from cascade.config import Serving
 from cascade.release import read_release
 from cascade.server.threads import threads_per_process
 from cascade.spec import PROCESSES, STAGES, sizes_from, stage_path
-from cascade.stages.load import Chain, LoadedStage, load_stage
+from cascade.stages.load import load_stage
+from cascade.stages.stage import Chain, Stage
 
 SIZES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 9
@@ -32,23 +33,18 @@ def measure(
     candidates = sizes_from(release["sizes"]).candidates
     threaded = replace(serving, threads=serving.threads or threads_per_process(repository))
     known = {"dense": users[0][:USERS], "categorical": users[1][:USERS]}
-    stages: dict[str, LoadedStage] = {}
+    stages: dict[str, Stage] = {}
     for name in STAGES:
         folder = repository / stage_path(release["topology"], name, version)
         stages[name] = load_stage(name, folder, threaded, candidates)
-        outputs = [stages[name](*part) for part in _parts(_inputs(stages[name], known), SIZES[-1])]
-        known.update(
-            zip(stages[name].outputs, map(np.concatenate, zip(*outputs, strict=True)), strict=True)
-        )
+        parts = _parts([known[name] for name in stages[name].inputs], SIZES[-1])
+        outputs = zip(*(stages[name](*part) for part in parts), strict=True)
+        known.update(zip(stages[name].outputs, map(np.concatenate, outputs), strict=True))
     found = {}
     for model, made_of in PROCESSES.items():
         process = Chain([stages[name] for name in made_of.stages])
-        found[model] = _time(process, _inputs(process, known))
+        found[model] = _time(process, [known[name] for name in process.inputs])
     return found
-
-
-def _inputs(stage: LoadedStage, known: dict[str, Array]) -> tuple[Array, ...]:
-    return tuple(known[name] for name in stage.inputs)
 
 
 def best(us_by_size: dict[int, float]) -> int:
@@ -57,14 +53,14 @@ def best(us_by_size: dict[int, float]) -> int:
     return min(size for size, us in us_by_size.items() if us <= NO_SLOWER * fastest)
 
 
-def _time(stage: LoadedStage, inputs: tuple[Array, ...]) -> dict[int, float]:
+def _time(stage: Stage, inputs: list[Array]) -> dict[int, float]:
     """Medians; the sizes take turns, and each turn runs other users."""
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     users = len(inputs[0])
     for turn in range(ROUNDS):
         for size in SIZES:
             some = np.arange(turn * SIZES[-1], (turn + 1) * SIZES[-1]) % users
-            parts = _parts(tuple(x[some] for x in inputs), size)
+            parts = _parts([x[some] for x in inputs], size)
             start = time.perf_counter_ns()
             for part in parts:
                 stage(*part)
@@ -72,5 +68,5 @@ def _time(stage: LoadedStage, inputs: tuple[Array, ...]) -> dict[int, float]:
     return {size: float(np.median(t)) for size, t in times.items()}
 
 
-def _parts(inputs: tuple[Array, ...], size: int) -> list[tuple[Array, ...]]:
+def _parts(inputs: list[Array], size: int) -> list[tuple[Array, ...]]:
     return [tuple(x[i : i + size] for x in inputs) for i in range(0, len(inputs[0]), size)]

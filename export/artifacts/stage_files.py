@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,32 +64,36 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
     """`item` of the whole catalogue, chunk by chunk: float32 [n, V] each."""
     chunks = range(0, len(items), CHUNK)
     with torch.inference_mode():
-        for start in tqdm(
-            chunks, f"item state of {name}", unit=" items", unit_scale=CHUNK, leave=False
-        ):
+        for start in tqdm(chunks, f"item state of {name}", leave=False):
             rows = slice(start, start + CHUNK)
             dense, ids = torch.from_numpy(items.dense[rows]), torch.from_numpy(items.ids[rows])
             yield scorer.item(dense, ids).numpy()
 
 
+def write_mapped(
+    folder: Path, name: str, parts: Iterable[Array], dtype: str, shape: tuple[int, ...]
+) -> Mapped:
+    """Write a matrix, part by part, into a file that servers map; a server that has an old file
+    mapped keeps it."""
+    mapped = Mapped(f"{name}.bin", dtype, shape)
+    (folder / mapped.file).unlink(missing_ok=True)
+    with (folder / mapped.file).open("wb") as file:
+        for part in parts:
+            part.astype(dtype, copy=False).tofile(file)
+    return mapped
+
+
 def write_item_state(
     scorer: Scorer, items: Catalogue, folder: Path, name: str, precision: Precision = "float32"
 ) -> Mapped:
-    """Write the item state of the whole catalogue into a file that servers map."""
-    mapped = Mapped(f"{ITEM_STATE}.bin", precision, (len(items), scorer.item_width))
-    (folder / mapped.file).unlink(missing_ok=True)  # a server that has the old one mapped keeps it
-    with (folder / mapped.file).open("wb") as file:
-        for states in item_states(scorer, items, name):
-            states.astype(mapped.dtype, copy=False).tofile(file)
-    return mapped
+    """Write the item state of the whole catalogue."""
+    states, shape = item_states(scorer, items, name), (len(items), scorer.item_width)
+    return write_mapped(folder, ITEM_STATE, states, precision, shape)
 
 
 def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
     """Write the item id of every catalogue row."""
-    mapped = Mapped(f"{CATALOGUE_IDS}.bin", "int64", (len(items), 1))
-    (folder / mapped.file).unlink(missing_ok=True)
-    items.item_ids.astype("<i8").tofile(folder / mapped.file)
-    return mapped
+    return write_mapped(folder, CATALOGUE_IDS, [items.item_ids], "int64", (len(items), 1))
 
 
 def write_tower(

@@ -34,11 +34,9 @@ class Flat(nn.Module):
         tensors = (user_dense, user_ids, item_dense, item_ids)
         rows = next(tensor.shape[0] for tensor in tensors if tensor is not None)
         kinds = (torch.float32, torch.long, torch.float32, torch.long)
+        sides = zip(tensors, kinds, strict=True)
         return self.scorer.score_rows(
-            *(
-                torch.zeros(rows, 1, dtype=kind) if tensor is None else tensor
-                for tensor, kind in zip(tensors, kinds, strict=True)
-            )
+            *(torch.zeros(rows, 1, dtype=kind) if x is None else x for x, kind in sides)
         )
 
 

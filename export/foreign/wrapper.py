@@ -22,7 +22,7 @@ from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
 from cascade.spec import CATALOGUE_IDS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.artifacts.stage_files import ITEM_STATE, write_item_ids
+from export.artifacts.stage_files import ITEM_STATE, write_item_ids, write_mapped
 from export.context import Catalogue
 from export.foreign.inputs import Column, Input
 from export.foreign.onnx_model import IR_VERSION, Foreign, compare, load_model, model_inputs
@@ -63,17 +63,13 @@ def write(
 
 def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:
     """The encoded item features that the model reads, in mapped files."""
+    values = {"item_dense": (items.dense, "float32"), "item_ids": (items.ids, "int64")}
     used = {column.source for i in foreign.inputs for column in i.columns}
-    found = {}
-    for source, values in (
-        ("item_dense", items.dense.astype("<f4", copy=False)),
-        ("item_ids", items.ids.astype("<i8", copy=False)),
-    ):
-        if source in used:
-            name = TABLES[source]
-            found[name] = Mapped(f"{name}.bin", values.dtype.name, values.shape)
-            values.tofile(folder / found[name].file)
-    return found
+    return {
+        TABLES[source]: write_mapped(folder, TABLES[source], [rows], dtype, rows.shape)
+        for source, (rows, dtype) in values.items()
+        if source in used
+    }
 
 
 def _carry_weights(model: ir.Model, folder: Path) -> None:

@@ -33,19 +33,19 @@ class Control:
     def load(self, model: str) -> float:
         """Load a model as its config.pbtxt now says -> seconds that it took. Raises ControlError:
         the server did not load it; what was loaded before stays."""
-        start = time.perf_counter()
-        self._call("load", model, self._client.load_model)
-        return time.perf_counter() - start
+        return self._call("load", model, self._client.load_model)
 
     def unload(self, model: str) -> None:
         """Unload a model. Raises ControlError."""
         self._call("unload", model, self._client.unload_model)
 
-    def _call(self, verb: str, model: str, call: Callable[..., None]) -> None:
+    def _call(self, verb: str, model: str, call: Callable[..., None]) -> float:
+        start = time.perf_counter()
         try:
             call(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
         except InferenceServerException as error:
             raise ControlError(f"{self.url} did not {verb} {model}: {error.message()}") from error
+        return time.perf_counter() - start
 
     def ask(self, model: str, version: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Arrays by name -> arrays by name. Raises ControlError: there is no answer."""
@@ -55,12 +55,8 @@ class Control:
             tensor.set_data_from_numpy(np.ascontiguousarray(value))
             tensors.append(tensor)
         try:
-            answer = self._client.infer(
-                model,
-                tensors,
-                model_version="" if version is None else str(version),
-                client_timeout=ANSWER_TIMEOUT_S,
-            )
+            number = "" if version is None else str(version)
+            answer = self._client.infer(model, tensors, number, client_timeout=ANSWER_TIMEOUT_S)
         except InferenceServerException as error:
             raise ControlError(f"{model} of {self.url}: {error.message()}") from error
         return {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
@@ -78,6 +74,3 @@ class Control:
                 "without --url"
             ) from error
         return pinned(found.config)
-
-    def close(self) -> None:
-        self._client.close()

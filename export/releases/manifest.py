@@ -10,12 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cascade.artifact import Array, ArtifactError
+from cascade.artifact import Array, ArtifactError, check_file
 from cascade.config import of_release
 from cascade.files import content, sha256, write_json
 from cascade.release import RELEASE_FILE, read_release
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, Topology, stage_path
+from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, stage_path
 from cascade.stages.pipeline import Pipeline
 from export.releases.canary import Canary
 
@@ -30,11 +30,18 @@ def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
     serving, product = of_release(release)
     pipeline = Pipeline.load(repository, version, replace(serving, threads=1))
     canary = Canary.ask(pipeline, users, product.explored)
+    files: dict[str, Any] = {}  # by stage and by name within it, so that a release may be rewired
+    for stage in STAGES:
+        found = _files(repository / stage_path(release["topology"], stage, version))
+        files[stage] = {
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+            for name, path in tqdm(found.items(), f"sha256 of {stage}", leave=False)
+        }
     sealed = {
         **release,
         "format": FORMAT,
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "files": _described(repository, version, release["topology"]),
+        "files": files,
         "canary": canary.to_dict(),
     }
     write_json(repository / ENSEMBLE / str(version) / RELEASE_FILE, sealed)
@@ -57,10 +64,10 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
     with tqdm(total=total, desc="checking", unit="B", unit_scale=True, leave=False) as bar:
         for stage in STAGES:
             listed = release["files"].get(stage, {})
-            found = _files(repository, version, release["topology"], stage)
-            foreign += [str(path) for name, path in found.items() if name not in listed]
+            folder = repository / stage_path(release["topology"], stage, version)
+            foreign += [str(path) for name, path in _files(folder).items() if name not in listed]
             for name, expected in listed.items():
-                _check(found.get(name), f"{stage}/{name}", expected)
+                check_file(folder / name, expected["bytes"], expected["sha256"])
                 bar.update(expected["bytes"])
     if foreign:
         raise ArtifactError(f"release {version} holds files that are not its own: {foreign}")
@@ -70,34 +77,7 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
     return release
 
 
-def _check(path: Path | None, name: str, expected: dict[str, Any]) -> None:
-    if path is None:
-        raise ArtifactError(f"{name} is missing: export again, or copy the release again")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        raise ArtifactError(
-            f"{path} has {size} bytes, and {expected['bytes']} were exported: copy it again"
-        )
-    if sha256(path) != expected["sha256"]:
-        raise ArtifactError(f"{path} is not what was exported (sha256 differs): copy it again")
-
-
-def _files(repository: Path, version: int, topology: Topology, stage: str) -> dict[str, Path]:
-    folder = repository / stage_path(topology, stage, version)
-    return {
-        str(path.relative_to(folder)): path
-        for path in content(folder)
-        if not set(path.relative_to(folder).parts) & set(UNLISTED)
-    }
-
-
-def _described(repository: Path, version: int, topology: Topology) -> dict[str, dict[str, Any]]:
-    """By stage and by name within it, so that a release may be rewired."""
-    found: dict[str, dict[str, Any]] = {}
-    for stage in STAGES:
-        files = _files(repository, version, topology, stage)
-        found[stage] = {
-            name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for name, path in tqdm(files.items(), f"sha256 of {stage}", unit=" files", leave=False)
-        }
-    return found
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a stage by name."""
+    names = {str(path.relative_to(folder)): path for path in content(folder)}
+    return {name: path for name, path in names.items() if not {*Path(name).parts} & {*UNLISTED}}

@@ -54,7 +54,7 @@ def shorten(path: Path) -> None:
 )
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(flip, "is not what was exported"), (shorten, "bytes"), (Path.unlink, "is missing")],
+    [(flip, "is not the file that was saved"), (shorten, "bytes"), (Path.unlink, "is missing")],
 )
 def test_a_damaged_file_is_named(
     release: Path, name: str, damage: Callable[[Path], Any], message: str
