@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cascade import index
-from cascade.config import DEVICES, RUNTIMES, Product, Serving
+from cascade.config import RUNTIMES, Device, Product, Serving
 from cascade.server.threads import default_instances
 from cascade.spec import PRERANK, RANK, TOPOLOGIES, Precision, Sizes, Weights
 from cascade.store import absolute_url
@@ -67,7 +67,7 @@ FLAGS = {
             action="append",
             default=[],
         ),
-        _flag("--device", "[%(default)s]", choices=DEVICES),
+        _flag("--device", "[%(default)s]", choices=get_args(Device)),
         _flag("--topology", "[%(default)s]", choices=TOPOLOGIES),
         _flag("--instances", "processes of each model [by the cores here]", type=int, metavar="N"),
         *map(_flag, ("--max-batch-size", "--max-queue-size", "--queue-delay-us", "--threads")),

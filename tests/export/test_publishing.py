@@ -111,7 +111,9 @@ def test_a_damaged_release_changes_nothing(place: Place, seven: Cascade) -> None
     make = from_export(seven.repository)
     place.publisher().publish(make)
     before = sorted(place.repository.root.rglob("*"))
-    with pytest.raises(ArtifactError, match=r"rank/2/item_state\.bin is not the file that was saved"):
+    with pytest.raises(
+        ArtifactError, match=r"rank/2/item_state\.bin is not the file that was saved"
+    ):
         place.publisher().publish(broken(make, "rank/{}/item_state.bin"))
     assert sorted(place.repository.root.rglob("*")) == before
     assert place.repository.live == 1
