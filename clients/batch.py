@@ -97,9 +97,8 @@ def _check_paths(source: Path, target: Path) -> None:
 async def in_order(
     ask: Ask, batches: Iterable[tuple[Sequence[User], Any]], concurrency: int
 ) -> AsyncGenerator[tuple[Any, list[Outcome]], None]:
-    """Answer the batches, `concurrency` at a time, in the order in which they come: users, and
-    something that is handed through beside one answer per user. `ask` recommends for several users,
-    as `AsyncRecommender.recommend_many` does."""
+    """Answer batches of users in their order, `concurrency` at a time; hand through what stands
+    beside each. `ask` recommends as `AsyncRecommender.recommend_many` does."""
     gate = asyncio.Semaphore(concurrency)
 
     async def answer(users: Sequence[User]) -> list[Outcome]:
@@ -136,15 +135,13 @@ async def settle(ask: Ask, users: Sequence[User]) -> list[Outcome]:
 
 
 def arrow() -> tuple[Any, ...]:
-    """The modules pyarrow and pyarrow.parquet. Raises MissingPackage: the extra `batch` is not
-    installed."""
+    """pyarrow and pyarrow.parquet. Raises MissingPackage: they are not installed."""
     return tuple(need(name, "clients.batch", "batch") for name in ("pyarrow", "pyarrow.parquet"))
 
 
 class UserFile:
-    """A Parquet file with one user per row, columns named by feature; the columns `keep` are handed
-    through to the output. Raises InvalidInput: no feature among its columns; UsageError: not a
-    Parquet file, or no such column to keep."""
+    """A Parquet file with one user per row, columns named by feature, of which `keep` are handed
+    through. Raises InvalidInput, UsageError: not Parquet, no feature, or no such column."""
 
     def __init__(self, path: Path, layout: RequestLayout, keep: Sequence[str]) -> None:
         pyarrow, parquet = arrow()

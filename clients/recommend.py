@@ -136,8 +136,7 @@ def parse(text: str, where: str) -> dict[str, Any]:
 
 
 def read_titles(path: Path) -> dict[int, str]:
-    """Item id to title, from a CSV file with a header. Raises UsageError: a column is missing, or
-    an id is not an integer."""
+    """Item id to title, from a CSV file. Raises UsageError: no such column, or no such id."""
     titles: dict[int, str] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

@@ -27,8 +27,7 @@ class UnknownCommandError(CascadeError):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the words after `python -m export` name; without one, list them. Options
-    alone mean `build`."""
+    """Run a command; without one, list them. Options alone mean `build`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print("usage: python -m export COMMAND [options]; COMMAND --help says more\n")

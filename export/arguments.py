@@ -30,8 +30,7 @@ DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users"
 
 
 def _flag(name: str, help: str | None = None, **options: Any) -> tuple[str, dict[str, Any]]:
-    """A flag with the default of the field that is called like it; without help of its own it
-    stands in `RARE`."""
+    """A flag with the default of its field; without help of its own it stands in `RARE`."""
     default = DEFAULTS.get(name[2:].replace("-", "_"))
     if type(default) in (int, float):
         options["type"] = type(default)

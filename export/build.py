@@ -166,8 +166,7 @@ def _compare(
     width: int | None = None,
     quantised: bool = False,
 ) -> list[Parity]:
-    """Parity at batch 1, 3 and the maximum, on real users; a scoring stage has `width` candidates
-    per user."""
+    """Parity at batch 1, 3 and the maximum, on real users with `width` candidates each."""
     random = np.random.default_rng(0)
     cases: parity.Cases = []
     for batch in (1, 3, build.serving.max_batch_size):

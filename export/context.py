@@ -99,8 +99,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Encoded items: dense [N, F_dense], ids [N, C] and item_ids [N]; and the raw features by name
-    where they are at hand."""
+    """Encoded items: dense [N, F_dense], ids [N, C], item_ids [N]; raw features if at hand."""
 
     dense: Array
     ids: Array
@@ -127,9 +126,8 @@ class Source:
 
     @classmethod
     def load(cls, folder: Path) -> Source:
-        """Read the encoder and the catalogue, in the order of catalogue.parquet. Raises
-        ArtifactError: the folder is missing, or holds no checkpoints; SchemaError: the vocabularies
-        are not those of the schema."""
+        """Read the encoder, and the catalogue in its own order. Raises ArtifactError: no folder of
+        checkpoints; SchemaError: the vocabularies are not those of the schema."""
         if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
             raise ArtifactError(
                 f"{folder} is not a folder of checkpoints, {', '.join(missing)} missing: give the "

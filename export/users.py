@@ -148,8 +148,7 @@ def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tupl
 
 
 def layout_of(repository: Path) -> RequestLayout:
-    """The features of the users of a repository. Raises ArtifactError: it holds no exported
-    cascade."""
+    """The users' features in a repository. Raises ArtifactError: no exported cascade."""
     parameters = Repository(repository).config(ENSEMBLE).parameters
     if "features" not in parameters:
         raise ArtifactError(
@@ -162,8 +161,7 @@ def layout_of(repository: Path) -> RequestLayout:
 
 
 def store_of(repository: Path) -> str:
-    """The store that a repository reads users from. Raises ArtifactError: it was exported without
-    one."""
+    """The store that a repository reads users from. Raises ArtifactError: there is none."""
     for settings in pbtxt.process_settings(repository).values():
         if settings.product.store:
             return settings.product.store
@@ -171,8 +169,7 @@ def store_of(repository: Path) -> str:
 
 
 def raw_users(source: Source, count: int) -> tuple[Dense, Categorical]:
-    """The first users of the checkpoints as clients send them: dense [B, F_dense] and
-    categorical [B, F_cat]."""
+    """The first users as clients send them: dense [B, F_dense], categorical [B, F_cat]."""
     layout = RequestLayout.of(source.schema)
     _, dense, categorical = next(Table(source.folder / "users.parquet", layout, None).chunks())
     return dense[:count], categorical[:count]

@@ -6,8 +6,6 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +86,14 @@ def package(
     path = folder / AOTI_FILE
     partial = folder / f"partial-{AOTI_FILE}"
     module.eval().to(device)
+    for part in module.modules():
+        if isinstance(part, nn.Embedding):
+            # There are no gradients here, and a lookup with sparse ones calls back into torch.
+            part.sparse = False
     try:
         buffers = tuple(getattr(module, name) for name in names)
         arguments = (*(value.to(device) for value in example.values()), *buffers)
-        with torch.no_grad(), _dense_lookups(module), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes of the compiler about its own libraries
             program = torch.export.export(
                 Outside(module, names) if names else module,
@@ -110,20 +112,6 @@ def package(
         module.to("cpu")
     os.replace(partial, path)
     return path
-
-
-@contextmanager
-def _dense_lookups(module: nn.Module) -> Iterator[None]:
-    """Look up tables with sparse gradients like dense ones: AOTInductor compiles the former to a
-    call back into torch, although there are no gradients here."""
-    sparse = [m for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse]
-    for table in sparse:
-        table.sparse = False
-    try:
-        yield
-    finally:
-        for table in sparse:
-            table.sparse = True
 
 
 def _dynamic(module: nn.Module, inputs: tuple[str, ...], buffers: int) -> Any:

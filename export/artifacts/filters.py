@@ -130,8 +130,7 @@ def _stored(arrays: dict[str, Array], first: int, end: int) -> Pairs:
 
 
 def raw_pairs(column: pa.ChunkedArray, feature: Feature, places: Array) -> Pairs:
-    """Pairs of raw values [n] whose items are in the rows `places` [n]: all members of a bag, more
-    than a model reads of it."""
+    """Pairs of raw values [n] of items in the rows `places` [n]: all members of a bag."""
     values, items = column.cast(pa.large_string()).combine_chunks(), pa.array(places)
     if feature.multivalued:
         members = pc.split_pattern(values, "|")

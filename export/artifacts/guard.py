@@ -68,8 +68,7 @@ class HeldOut:
 
     @classmethod
     def load(cls, path: Path, places: Array) -> HeldOut:
-        """Read the first rows of what `cascade.training.bundle.write_held_out` wrote; `places` [N]
-        says where each row of its catalogue is now."""
+        """Read the first rows of held_out.parquet; `places` [N] says where its items are now."""
         table = pq.read_table(path).slice(0, HELD_OUT_ROWS)
         users = matrix(table["user_dense"]).copy(), matrix(table["user_ids"]).astype(np.int64)
         return cls(users, places[table["item"].to_numpy()], table["label"].to_numpy())

@@ -77,8 +77,7 @@ def compare(
 
 
 def report(parities: list[Parity]) -> str:
-    """A table of all comparisons. Raises ParityError: a graph differs; names each that does, below
-    the table."""
+    """A table of all comparisons. Raises ParityError: some graph differs; names each."""
     rows = [(p.stage, p.runtime, p.batch, f"{p.max_abs:.2e}", f"{p.overlap:.4f}") for p in parities]
     header = ("stage", "runtime", "batch", "max abs", "overlap")
     table = tabulate(rows, header, tablefmt="plain", disable_numparse=True)
@@ -92,8 +91,7 @@ def report(parities: list[Parity]) -> str:
 
 
 def draw_candidates(batch: int, width: int, items: int, random: np.random.Generator) -> Array:
-    """Distinct catalogue rows [B, K] with pads at random places; of several users the last two have
-    few and none."""
+    """Distinct rows [B, K], pads at random places; the last users have few and none."""
     rows = np.full((batch, width), -1, np.int64)
     for b in range(batch):
         most = {batch - 1: 0, batch - 2: 3}.get(b, int(0.95 * width)) if b else width
@@ -125,8 +123,7 @@ def judge(
 
 def _judge_user(values: Mapping[int, float], ids: Array, relative: bool) -> tuple[float, int]:
     """The largest difference, place by place, from the K best values, and how many of the answer
-    belong to the K best: infinity and 0 where it names an item twice, or one that is no
-    candidate."""
+    belong to these: infinity and 0 for an item that comes twice, or is no candidate."""
     best = np.sort([*values.values()])[::-1][: len(ids)]
     got = ids[: len(best)].tolist()
     if len({*got}) != len(got) or not {*got} <= values.keys() or (ids[len(best) :] >= 0).any():

@@ -47,9 +47,8 @@ class Retrieval:
 
 
 def write(build: Build, source: Source, retriever: Scorer, queries: Array) -> Retrieval:
-    """Build the index that `build.index` names, or take that of `build.retrieve_from`. It is tuned
-    to `queries` [B, D], user vectors that no model was trained on. Raises ArtifactError: the other
-    export is of another catalogue."""
+    """Build the index that `build.index` names, tuned to user vectors [B, D] that no model was
+    trained on, or take that of `build.retrieve_from`. Raises ArtifactError: it does not fit."""
     folder, schema, items = build.folder(RETRIEVE), source.schema, source.items
     exact.remove(folder)
     if build.retrieve_from:
@@ -98,9 +97,8 @@ def _take(other: Path, source: Source, folder: Path) -> Retrieval:
 
 
 def draw_frontier(folder: Path) -> Path:
-    """folder/frontier.json -> folder/frontier.png; up and to the left is better. A line joins the
-    settings of one kind over all items. A hollow mark is a kind that was dropped on a sample of the
-    items; its time is that of the sample."""
+    """folder/frontier.json -> folder/frontier.png; up and to the left is better. Each line is a
+    kind over all items, a hollow mark one that was dropped, timed on a sample of the items."""
     found = json.loads((folder / index.FRONTIER).read_text())
     figure, axes = plt.subplots(figsize=(8, 5))
     for number, kind in enumerate(dict.fromkeys(c["kind"] for c in found["candidates"])):

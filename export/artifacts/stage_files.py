@@ -47,9 +47,8 @@ class Variant:
         return plain or not scorer.exact_states
 
     def applied(self, scorer: Scorer, candidates: int) -> Scorer:
-        """The model as it is served: arranged for so many candidates, in half precision where
-        `weights` says so. int8 is applied later, to the ONNX file. Raises ContractError: the model
-        breaks the contract of `Scorer`."""
+        """The model as it is served, for so many candidates, in half precision where `weights` says
+        so; int8 is applied later, to the ONNX file. Raises ContractError."""
         contract.check(scorer)
         if self.weights in device.HALVES:
             scorer = device.HalfScorer(scorer, device.HALVES[self.weights]).eval()
@@ -73,8 +72,7 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
 def write_mapped(
     folder: Path, name: str, parts: Iterable[Array], dtype: str, shape: tuple[int, ...]
 ) -> Mapped:
-    """Write a matrix, part by part, into a file that servers map; a server that has an old file
-    mapped keeps it."""
+    """Write a file that servers map, part by part; one that has the old file keeps it."""
     mapped = Mapped(f"{name}.bin", dtype, shape)
     (folder / mapped.file).unlink(missing_ok=True)
     with (folder / mapped.file).open("wb") as file:
@@ -99,8 +97,7 @@ def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
 def write_tower(
     retriever: Scorer, schema: Schema, folder: Path, forms: Forms = ONNX_ONLY
 ) -> UserTower:
-    """Write the user tower's graphs; returns the eager module. Raises ContractError: the model
-    cannot retrieve."""
+    """Write the user tower; returns the eager module. Raises ContractError."""
     contract.check_retriever(retriever)
     module = UserTower(retriever)
     example = example_users(schema)
@@ -118,8 +115,7 @@ def write_scoring(
     variant: Variant = Variant(),
     forms: Forms = ONNX_ONLY,
 ) -> TopCandidates:
-    """Write a scoring stage's graphs, item state and ids; returns the eager module over the same
-    rows."""
+    """Write the graphs, item state and ids of a stage; returns the eager module over them."""
     keep, width = stage.outputs[0].dims[0], stage.inputs[-1].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
     scorer = variant.applied(scorer, width)

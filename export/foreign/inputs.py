@@ -65,8 +65,7 @@ class InputMap:
 
     @classmethod
     def load(cls, path: Path) -> InputMap:
-        """Read the file. Raises ForeignError: the message shows what the file holds and the form
-        that is expected."""
+        """Read the file. Raises ForeignError: shows what it holds, and the form expected."""
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -39,9 +39,8 @@ RUNTIME_ERRORS = (
 
 
 class Foreign:
-    """The file, the mapping of its inputs, and a session that runs it unchanged: the reference that
-    the wrapped graph is compared with. Raises ForeignError: the file or the mapping cannot be
-    served; the message says why."""
+    """The file, the mapping of its inputs, and a session that runs it unchanged, with which the
+    wrapped graph is compared. Raises ForeignError: they cannot be served; says why."""
 
     def __init__(self, path: Path, mapping: Path, schema: Schema) -> None:
         self.path, self.mapping, self.schema = path, InputMap.load(mapping), schema
@@ -128,9 +127,8 @@ class Foreign:
 
 
 def load_model(path: Path) -> ir.Model:
-    """Read the graph, its external weights left where they are, and check that it can be served.
-    Raises ForeignError: not an ONNX model, or one that ONNX Runtime 1.19 or `wrapper` cannot take.
-    """
+    """Read the graph, its external weights left where they are. Raises ForeignError: not an ONNX
+    model, or one that ONNX Runtime 1.19 or `wrapper` cannot take."""
     if not path.is_file():
         raise ForeignError(f"{path} does not exist, or is not a file")
     try:
@@ -165,8 +163,7 @@ def model_inputs(model: ir.Model) -> dict[str, ir.Value]:
 
 def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[Parity]:
     """Reload a version folder, and run it beside the file on random users with random pads. A stage
-    that returns scores must give the file's probabilities; the other is judged by its choice
-    alone."""
+    without scores is judged by its choice alone."""
     _, graph = load_graph(folder, foreign.schema, Serving(threads=1))
     random = np.random.default_rng(1)
     found = []

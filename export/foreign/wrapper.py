@@ -36,9 +36,7 @@ def write(
     foreign: Foreign, stage: Stage, items: Catalogue, folder: Path
 ) -> tuple[dict[str, Any], list[parity.Parity]]:
     """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does
-    -> facts for release.json, and the parity. A foreign graph has no TorchScript form. Raises
-    ForeignError: the file cannot be served; ParityError: the wrapped graph does not give its
-    answers."""
+    -> facts for release.json, and the parity. Raises ForeignError, ParityError."""
     schema = foreign.schema
     both_classes = foreign.has_both_classes(items)
     for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
@@ -199,8 +197,7 @@ class Wrapping:
         return self._op("Gather", value, self._constant(positions), axis=1)
 
     def _best(self, both_classes: bool) -> list[ir.Value]:
-        """The foreign output, [B * K] or [B * K, 1 or 2] -> the outputs of the stage: rows, or item
-        ids and probabilities, [B, K'] each."""
+        """Foreign output, [B * K] or [B * K, 1 or 2] -> the outputs of the stage, [B, K'] each."""
         keep = self.stage.outputs[0].dims[0]
         score = self.score
         if both_classes:

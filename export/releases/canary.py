@@ -110,8 +110,7 @@ def ask_before_switch(
 
 
 def ask_after_switch(control: Control, number: int, canary: Canary) -> None:
-    """Ask `recommend`, as clients do. Raises ControlError: there is no answer; CanaryError: the
-    answer is wrong, or another release's."""
+    """Ask `recommend`, as clients do. Raises ControlError, CanaryError."""
     answer = control.ask(ENSEMBLE, None, canary.users)
     if (found := {*answer["release"][:, 0].tolist()}) != {number}:
         raise CanaryError(f"release {number} was switched to, and {sorted(found)} answers")

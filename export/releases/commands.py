@@ -28,8 +28,7 @@ HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
 
 def parser(command: str, required: str, text: str | None) -> argparse.ArgumentParser:
-    """The parser of one command: what it does, and the options that it cannot do without, for the
-    first line of its help."""
+    """The parser of one command; its first line names the options that are required."""
     made = argparse.ArgumentParser(
         prog=f"python -m export {command}",
         usage=f"python -m export {command} {required} [options]",

@@ -62,8 +62,7 @@ class Control:
         return {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
 
     def release(self) -> int | None:
-        """The release that `recommend` answers with now; None where none is loaded. Raises
-        ControlError: there is no such server."""
+        """The release that `recommend` answers with, None without one. Raises ControlError."""
         try:
             found = self._client.get_model_config(ENSEMBLE, client_timeout=ANSWER_TIMEOUT_S)
         except InferenceServerException as error:

@@ -200,10 +200,9 @@ class Publisher:
         return Published(number, before, switch_ms)
 
     def split(self, number: int, share: float) -> Published:
-        """Give a share of the users a release that is kept, while the others keep the live one.
-        Clients choose by a hash of the user's key, because a router in the server would cost every
-        request a hop. Raises PublishError: the share is not between 0 and 1, or the release is live
-        already."""
+        """Give a share of the users a release that is kept. Clients choose by a hash of the user's
+        key, because a router in the server would cost every request a hop. Raises PublishError: the
+        share is not between 0 and 1, or the release is live already."""
         with self._changing():
             return self._split(number, share)
 

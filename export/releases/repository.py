@@ -90,8 +90,7 @@ class Repository:
         return self.root / ENSEMBLE / str(number)
 
     def staging(self, number: int) -> Path:
-        """A folder on the same file system in which a release is prepared: a repository of its
-        own, with this release alone."""
+        """Where a release is prepared on the same file system: a repository of its own."""
         return self.root / ENSEMBLE / f"{STAGED}{number}"
 
     def fronts(self) -> list[str]:
@@ -130,8 +129,7 @@ class Repository:
                 self._write(name, found, loaded)
 
     def pin(self, number: int, share: float | None = None) -> None:
-        """Make a release the one that `recommend` answers with, from its next load on. Clients send
-        that share of the users to the challenger."""
+        """Make a release the live one from the next load on; `share` is the challenger's."""
         found = configs_of(self.root, number)
         if share is not None:
             found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"
@@ -195,8 +193,7 @@ class Repository:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One publisher at a time; the lock of a killed process is free. Raises BusyError: another
-        process holds it."""
+        """One publisher at a time; a killed one holds no lock. Raises BusyError."""
         lock = self.root / ENSEMBLE / ".lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w") as file:
@@ -220,8 +217,7 @@ def pinned(recommend: pb.ModelConfig) -> int | None:
 
 
 def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
-    """config.pbtxt of every model, as the release was exported. Raises ArtifactError: the release
-    is missing or damaged."""
+    """config.pbtxt of every model, as it was exported. Raises ArtifactError: damaged."""
     release = read_release(root, number)
     schema = Schema.load(root / stage_path(release["topology"], RETRIEVE, number) / "schema.json")
     serving, product = of_release(release)

@@ -54,8 +54,7 @@ def serving_of(repository: Path) -> Serving:
 
 
 def from_export(source: Path) -> Make:
-    """Copy the newest release of another repository, which the machine that trains wrote for
-    example, under a new number."""
+    """Copy the newest release of another repository under a new number."""
 
     def make(target: Path, number: int) -> None:
         version = newest_version(source)
