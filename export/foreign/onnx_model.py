@@ -27,14 +27,10 @@ PROBE_ROWS = 7
 BATCHES = (1, 3, 64)  # at which a wrapped graph is compared
 _VERSIONS = next(row for row in onnx.helper.VERSION_TABLE if row[0] == "1.16.0")
 IR_VERSION, NEWEST_OPSET, NEWEST_ML_OPSET = (int(version) for version in _VERSIONS[1:4])
-RUNTIME_ERRORS = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
+RUNTIME_ERRORS = tuple(
+    kind
+    for kind in vars(ort_errors).values()
+    if isinstance(kind, type) and issubclass(kind, Exception)
 )
 
 
