@@ -15,8 +15,7 @@ from cascade.config import Serving
 from cascade.release import read_release
 from cascade.server.threads import threads_per_process
 from cascade.spec import PROCESSES, STAGES, sizes_from, stage_path
-from cascade.stages.load import load_stage
-from cascade.stages.stage import Chain, Stage
+from cascade.stages.load import Chain, LoadedStage, load_stage
 
 SIZES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 9
@@ -33,7 +32,7 @@ def measure(
     candidates = sizes_from(release["sizes"]).candidates
     threaded = replace(serving, threads=serving.threads or threads_per_process(repository))
     known = {"dense": users[0][:USERS], "categorical": users[1][:USERS]}
-    stages: dict[str, Stage] = {}
+    stages: dict[str, LoadedStage] = {}
     for name in STAGES:
         folder = repository / stage_path(release["topology"], name, version)
         stages[name] = load_stage(name, folder, threaded, candidates)
@@ -53,7 +52,7 @@ def best(us_by_size: dict[int, float]) -> int:
     return min(size for size, us in us_by_size.items() if us <= NO_SLOWER * fastest)
 
 
-def _time(stage: Stage, inputs: list[Array]) -> dict[int, float]:
+def _time(stage: LoadedStage, inputs: list[Array]) -> dict[int, float]:
     """Medians; the sizes take turns, and each turn runs other users."""
     times: dict[int, list[float]] = {size: [] for size in SIZES}
     users = len(inputs[0])

@@ -36,7 +36,7 @@ from cascade.spec import (
     Precision,
     stage_path,
 )
-from cascade.stages import reranked
+from cascade.stages import rerank
 from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters
@@ -200,11 +200,11 @@ class Refresh:
         source = self._folder(stage)
         description = Description.load(source)
         own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
-        _link_others(source, target, {*own, *reranked.FILES})
+        _link_others(source, target, {*own, *rerank.FILES})
         if stage == RANK and (source / RERANK).exists():
-            vectors = reranked.vectors(source)[changed.keep], self._vectors(changed)
+            vectors = rerank.vectors(source)[changed.keep], self._vectors(changed)
             results, (_, product) = self.release["sizes"]["results"], of_release(self.release)
-            reranked.save(target, vectors, self._ids(changed), results, product)
+            rerank.save(target, vectors, self._ids(changed), results, product)
         mapped = {}
         for name, value in description.mapped.items():
             mapped[name] = replace(value, shape=(changed.items, *value.shape[1:]))
