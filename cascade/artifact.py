@@ -32,11 +32,8 @@ class ArtifactError(CascadeError, ValueError):
 
 
 def read_json(path: Path, parse: Callable[[Any], T]) -> T:
-    """Read a JSON file of a release; `parse` takes its content.
-
-    Raises:
-        ArtifactError: the file is missing, or its content is not what `parse` expects.
-    """
+    """Read a JSON file of a release; `parse` takes its content. Raises ArtifactError if the file is
+    missing, or its content is not what `parse` expects."""
     try:
         return parse(json.loads(path.read_text()))
     except FileNotFoundError as error:
@@ -65,11 +62,8 @@ def check_schema(place: Path, found: str, expected: str) -> None:
 
 
 def check_file(path: Path, nbytes: int, digest: str | None = None, content: str = "") -> None:
-    """Raises ArtifactError if a file is missing, of another length, or of another sha256.
-
-    Args:
-        content: of the file, for the message.
-    """
+    """Raises ArtifactError if a file is missing, of another length, or of another sha256; the
+    message names its `content`."""
     size = path.stat().st_size if path.is_file() else None
     if size != nbytes:
         what = "is missing" if size is None else f"has {size} bytes"
@@ -77,10 +71,8 @@ def check_file(path: Path, nbytes: int, digest: str | None = None, content: str 
             f"{path} {what}; {nbytes} bytes were saved{content}: export again, or restore the file"
         )
     if digest is not None and sha256(path) != digest:
-        raise ArtifactError(
-            f"{path} is not the file that was saved (sha256 differs): export again, or restore the "
-            "file"
-        )
+        differs = f"{path} is not the file that was saved (sha256 differs)"
+        raise ArtifactError(f"{differs}: export again, or restore the file")
 
 
 @dataclass(frozen=True)
@@ -97,8 +89,7 @@ class Mapped:
 
     def check(self, folder: Path, digest: str | None = None) -> None:
         """Raises ArtifactError if the file is missing, of another length or sha256."""
-        content = f", {self.shape} of {self.dtype}"
-        check_file(folder / self.file, self.nbytes, digest, content)
+        check_file(folder / self.file, self.nbytes, digest, f", {self.shape} of {self.dtype}")
 
     def open(self, folder: Path) -> Array:
         """Map the file. Processes share its pages; a process that writes to the array gets a copy
@@ -128,8 +119,8 @@ class Description:
     """stage.json: what a version folder holds.
 
     Args:
-        widths: the columns with which an input is served, if the graph takes any number of them. A
-            runtime that tunes for shapes needs them.
+        widths: the columns with which an input is served, if the graph takes any number of them:
+            for runtimes that tune for shapes.
         one_by_one: model.onnx rounds a user's numbers by the largest of the whole batch, so each
             user runs alone: an answer must not depend on the other users of the batch.
     """
@@ -147,11 +138,8 @@ class Description:
 
     @classmethod
     def load(cls, folder: Path) -> Description:
-        """Read and check a version folder.
-
-        Raises:
-            ArtifactError: says which file is missing, damaged, or too short.
-        """
+        """Read and check a version folder. The ArtifactError says which file is missing, damaged,
+        or too short."""
         path = folder / DESCRIPTION_FILE
         if not path.exists():
             raise ArtifactError(f"{folder} holds no exported stage: {path.name} is missing")

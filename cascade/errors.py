@@ -22,24 +22,13 @@ class MissingPackage(CascadeError):
 
 
 def need(package: str, purpose: str, extra: str, error: type[CascadeError] = MissingPackage) -> Any:
-    """Import a package of an extra.
-
-    Args:
-        package: dotted name of the module.
-        purpose: what needs it, the subject of the message.
-        extra: of `pip install 'cascade[EXTRA]'`.
-        error: what to raise.
-
-    Raises:
-        MissingPackage: it is not installed; or `error`.
-    """
+    """Import a module of an optional package. Where it is not installed, raises `error`: `purpose`
+    needs it, and `pip install 'cascade[EXTRA]'` brings it."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as missing:
-        raise error(
-            f"{purpose} needs {missing.name}, which is not installed here; "
-            f"run: pip install 'cascade[{extra}]'"
-        ) from missing
+        needs = f"{purpose} needs {missing.name}, which is not installed here"
+        raise error(f"{needs}; run: pip install 'cascade[{extra}]'") from missing
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -52,7 +41,7 @@ def run(main: Callable[[], int | None]) -> None:
         code = main()
         sys.stdout.flush()
     except CascadeError as error:
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit("error: " + " ".join(str(error).split("\n")))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
@@ -63,8 +52,3 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code)
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split("\n"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.artifact import ArtifactError, read_json
-from cascade.spec import ENSEMBLE, TOPOLOGIES, Sizes, sizes_from
+from cascade.spec import ENSEMBLE, TOPOLOGIES, sizes_from
 
 RELEASE_FILE = "release.json"
 
@@ -23,11 +23,7 @@ def newest_version(repository: Path) -> int:
 
 
 def read_release(repository: Path, version: int) -> dict[str, Any]:
-    """release.json: what was exported, and how it is wired.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
+    """release.json: what was exported, and how it is wired. Raises ArtifactError."""
     path = repository / ENSEMBLE / str(version) / RELEASE_FILE
 
     def parse(release: Any) -> dict[str, Any]:
@@ -37,12 +33,6 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
 
     release = read_json(path, parse)
     if release["topology"] not in TOPOLOGIES:
-        raise ArtifactError(
-            f"{path} is wired as {release['topology']!r}; expected one of {[*TOPOLOGIES]}"
-        )
+        wired = f"{path} is wired as {release['topology']!r}"
+        raise ArtifactError(f"{wired}; expected one of {[*TOPOLOGIES]}")
     return release
-
-
-def read_sizes(repository: Path, version: int) -> Sizes:
-    """How many candidates leave each stage of a release."""
-    return sizes_from(read_release(repository, version)["sizes"])

@@ -1,7 +1,5 @@
-"""The contract between processes: the stages, their tensors and their sizes.
-
-config.pbtxt, the ONNX signatures, the in-process pipeline and the clients are all derived from
-`stages(schema, sizes)`; no other module names a tensor.
+"""The contract between processes: the stages, their tensors and their sizes. config.pbtxt, the ONNX
+signatures, the in-process pipeline and the clients are all derived from `stages(schema, sizes)`.
 """
 
 from __future__ import annotations
@@ -64,11 +62,7 @@ PROCESSES = {name: process for models in TOPOLOGIES.values() for name, process i
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor without its batch dimension.
-
-    Args:
-        optional: a request may leave it out.
-    """
+    """A tensor without its batch dimension; a request may leave out one that is `optional`."""
 
     name: str
     dtype: DType
@@ -91,11 +85,7 @@ class Stage:
 
 def stage_path(topology: Topology, stage: str, version: int) -> PurePath:
     """The folder of a stage in a repository: the version folder of its process, or a folder of its
-    own in it if the process runs several stages.
-
-    Raises:
-        ConfigError: the topology has no such stage.
-    """
+    own in it if the process runs several stages. Raises ConfigError for an unknown stage."""
     for model, process in TOPOLOGIES[topology].items():
         if stage in process.stages:
             folder = PurePath(model, str(version))
@@ -104,8 +94,7 @@ def stage_path(topology: Topology, stage: str, version: int) -> PurePath:
 
 
 def chain(stages: Sequence[Stage], name: str) -> Stage:
-    """Consecutive stages in one process, as the server sees them: what they need from outside, and
-    what the last one returns."""
+    """Consecutive stages in one process: what they need from outside, what the last one returns."""
     return Stage(name, from_outside((s.inputs, s.outputs) for s in stages), stages[-1].outputs)
 
 
@@ -129,10 +118,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if not 0 < self.results <= self.survivors <= self.candidates:
-            raise ConfigError(
-                f"sizes must shrink from stage to stage: got {self.candidates} candidates, "
-                f"{self.survivors} survivors, {self.results} results"
+            got = (
+                f"{self.candidates} candidates, {self.survivors} survivors, {self.results} results"
             )
+            raise ConfigError(f"sizes must shrink from stage to stage: got {got}")
 
 
 def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
@@ -163,9 +152,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
 def by_id(process: Stage) -> Stage:
     """The first process, for users by id: it looks up their features, and says for which users it
     found none. A request has either `dense` and `categorical`, or `user_id` and optionally
-    `context`: a JSON object of raw feature values by name, one element whatever its content,
-    because requests of unequal shape would not batch.
-    """
+    `context`: a JSON object of raw feature values by name."""
     asked = (Tensor(USER_ID, "BYTES", (1,)), Tensor(CONTEXT, "BYTES", (1,)))
     return Stage(
         process.name,

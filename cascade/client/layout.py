@@ -12,13 +12,8 @@ from cascade.spec import ALLOW, CHALLENGER_SHARE, EXCLUDE
 
 @dataclass(frozen=True)
 class Layout(RequestLayout):
-    """The layout of a request to one server.
-
-    Args:
-        max_batch_size: most users in one request.
-        filters: whether the server takes filters; an older export does not.
-        share: of the users that get the challenger (`cascade.client.split`).
-    """
+    """The layout of a request to one server, which may take no `filters` (older exports); `share`
+    of the users get the challenger (`cascade.client.split`)."""
 
     max_batch_size: int = 1
     filters: bool = False
@@ -26,11 +21,8 @@ class Layout(RequestLayout):
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
-        """Read a layout off the model's configuration (a protobuf ModelConfig).
-
-        Raises:
-            RecommendError: the model is not an export of this cascade.
-        """
+        """Read a layout off the model's configuration (a protobuf ModelConfig). Raises
+        RecommendError if the model is not an export of this cascade."""
         parameters = {name: value.string_value for name, value in config.parameters.items()}
         text = parameters.get("features", "")
         try:

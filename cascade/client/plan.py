@@ -39,8 +39,6 @@ class Request:
         users: raw feature values by name; not with `ids`.
         ids: by which the server finds the features in its store.
         contexts: with `ids`, values that override the stored ones; None = none.
-        exclude: item ids that are not wanted, by user.
-        allow: values by item feature; other items are not wanted.
         keys: by which a split between two releases tells users apart; with `ids`, the ids.
     """
 
@@ -60,7 +58,7 @@ class Call:
         tensors: the inputs by name, [B, ...] each: float32, or object for bytes.
         users: int64 [B], positions of its users in the client's request.
         model: None = the one that the client was made for.
-        ending: of the model's name: the live release, or the challenger (`cascade.client.split`).
+        ending: of the model's name (`cascade.client.split`).
     """
 
     tensors: Tensors
@@ -71,18 +69,11 @@ class Call:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the server sent for B users; None for what it did not send.
+    """What the server sent for B users, by output; None for what it did not send."""
 
-    Args:
-        item_ids, scores: the results, [B, 10] each.
-        release: int64 [B, 1], which release each comes from.
-        cold_start: bool [B, 1], for users by id.
-        propensities: float32 [B, 10], where places are drawn by chance.
-    """
-
-    item_ids: npt.NDArray[np.int64] | None
+    item_ids: npt.NDArray[np.int64] | None  # [B, 10], as scores and propensities
     scores: npt.NDArray[np.float32] | None
-    release: npt.NDArray[np.int64] | None = None
+    release: npt.NDArray[np.int64] | None = None  # [B, 1], as cold_start
     cold_start: npt.NDArray[np.bool_] | None = None
     propensities: npt.NDArray[np.float32] | None = None
 
@@ -135,11 +126,7 @@ def plan(request: Request, layout: Layout) -> list[Call]:
 
 
 def merge(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Recommendation]:
-    """One recommendation per user of the request, in their order.
-
-    Raises:
-        RecommendError: an answer does not belong to its call.
-    """
+    """One recommendation per user of the request, in their order."""
     found: dict[int, Recommendation] = {}
     for call, answer in zip(calls, answers, strict=True):
         results = recommendations(answer, len(call.users))
@@ -148,11 +135,8 @@ def merge(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Recommendati
 
 
 def recommendations(answer: Answer, users: int) -> list[Recommendation]:
-    """Split an answer into one list per user, without the pads.
-
-    Raises:
-        RecommendError: the answer does not belong to a request of so many users.
-    """
+    """Split an answer into one list per user, without the pads. Raises RecommendError if the answer
+    does not belong to a request of so many users."""
     item_ids, scores = answer.item_ids, answer.scores
     if item_ids is None or scores is None or not len(item_ids) == len(scores) == users:
         shapes = [None if array is None else array.shape for array in (item_ids, scores)]
@@ -175,23 +159,13 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
 
 
 def filter_tensors(
-    layout: Layout,
-    users: int,
-    exclude: Sequence[Exclude] | None,
-    allow: Sequence[Allow] | None,
+    layout: Layout, users: int, exclude: Sequence[Exclude] | None, allow: Sequence[Allow] | None
 ) -> Tensors:
-    """The filters of so many users by input name, [B, 1] each; a filter that no user has is left
-    out.
-
-    Raises:
-        InvalidInput: not one per user, or a filter cannot be read; says of which user.
-        RecommendError: the server takes no filters.
-    """
-    known = partial(encode_allow, known=layout.items)
-    columns = {
-        EXCLUDE: _column(EXCLUDE, exclude, users, encode_exclude),
-        ALLOW: _column(ALLOW, allow, users, known),
-    }
+    """The filters of so many users by input name, [B, 1] each, without those that no user has.
+    Raises InvalidInput for not one per user, and for one that cannot be read, with the user."""
+    excluded = _column(EXCLUDE, exclude, users, encode_exclude)
+    allowed = _column(ALLOW, allow, users, partial(encode_allow, known=layout.items))
+    columns = {EXCLUDE: excluded, ALLOW: allowed}
     found: Tensors = {name: column for name, column in columns.items() if column[:, 0].any()}
     if found and not layout.filters:
         raise RecommendError("the served release takes no filters: export it again")
@@ -205,10 +179,8 @@ def _column(
     if filters is None:
         return column
     if isinstance(filters, str | bytes | Mapping) or len(filters) != users:
-        raise InvalidInput(
-            f"{name}: expected a list with one entry for each of the {users} users (None = no "
-            f"filter); {reprlib.repr(filters)} came"
-        )
+        expected = f"a list with one entry for each of the {users} users (None = no filter)"
+        raise InvalidInput(f"{name}: expected {expected}; {reprlib.repr(filters)} came")
     for user, value in enumerate(filters):
         try:
             column[user, 0] = encode(value)

@@ -9,7 +9,7 @@ from cascade.client.layout import Layout
 from cascade.client.plan import Recommendation, Request, UserId
 from cascade.client.session import Retry, Session, run
 from cascade.client.split import Key
-from cascade.client.transport import AsyncTransport, BlockingTransport, Tls
+from cascade.client.transport import AsyncTransport, BlockingTransport, Tls, Transport
 from cascade.filters_wire import Allow, Exclude
 from cascade.layout import User
 from cascade.spec import ENSEMBLE
@@ -38,7 +38,7 @@ class Calls(Generic[One, Many]):
     `RecommendError` for any other failure of the server.
     """
 
-    _transport: ClassVar[type[BlockingTransport | AsyncTransport]]
+    _transport: ClassVar[type[Transport]]
 
     def __init__(
         self,

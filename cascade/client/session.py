@@ -17,35 +17,20 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
 from cascade import encoding
 from cascade.client import errors
 from cascade.client.layout import Layout
-from cascade.client.plan import Answer, Call, Recommendation, Request, Tensors, merge, plan
+from cascade.client.plan import Answer, Call, Recommendation, Request, merge, plan
 from cascade.client.split import LIVE
+from cascade.client.transport import Transport
 from cascade.spec import ENSEMBLE
 
 Result = TypeVar("Result")
 LAYOUT_AGE_S = 30.0  # after which the server is asked for it again
-
-
-class Transport(Protocol):
-    """Sends requests. Its calls raise InferenceServerException."""
-
-    async def config(self, model: str, timeout_s: float) -> Any:
-        """The model's configuration, a protobuf ModelConfig."""
-
-    async def infer(
-        self, model: str, tensors: Tensors, timeout_s: float, request_id: str
-    ) -> Answer:
-        """The items of B users."""
-
-    async def sleep(self, seconds: float) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -53,9 +38,8 @@ class Retry:
     """How to ask again when the server is unavailable: exponential backoff with full jitter.
 
     Before try n + 1 the client waits for a random time between 0 and `first_s` * 2 ** (n - 1), at
-    most `longest_s`, so that the clients of a server that rejected them do not all return at once
-    (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). It never waits past
-    the deadline of the call.
+    most `longest_s`, so that rejected clients do not all return at once (M. Brooker, "Exponential
+    Backoff And Jitter", AWS Architecture Blog, 2015); and never past the deadline of the call.
     """
 
     tries: int = 6
@@ -72,15 +56,8 @@ class Retry:
 
 
 class Session:
-    """All calls of one client.
-
-    Args:
-        deadline_s: longest time for a call, its retries included; a call may set its own.
-        retry: how to ask again.
-        model: name of the ensemble.
-        clock: seconds on a monotonic clock.
-        jitter: draws uniformly between its two arguments.
-    """
+    """All calls of one client; the arguments are a client's. `clock` gives seconds, `jitter` draws
+    uniformly between its two arguments."""
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
-"""Which of two releases a user gets, while a share of the users has the challenger.
-
-The rule runs in the client: a router in the server would cost every request a hop. A key that stays
-the same from request to request identifies a user, so that a user always gets the same release.
+"""Which of two releases a user gets, while a share of the users has the challenger: always the same
+one, by a key that identifies the user. The rule runs in the client, because a router in the server
+would cost every request a hop.
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ Key = str | int | bytes
 def arms(
     keys: Sequence[Key] | None, users: int, share: float
 ) -> list[tuple[str, npt.NDArray[np.int64]]]:
-    """The models' endings, each with the positions of its users. Without keys, all are live.
-
-    Raises:
-        InvalidInput: a key that is neither text nor an integer.
-        ValueError: not one key for each user.
-    """
+    """The models' endings, each with the positions of its users. Without keys, all are live. Raises
+    InvalidInput for a key that is no text or integer, ValueError for not one key for each user."""
     positions = np.arange(users)
     if keys is None or not share:
         return [(LIVE, positions)]

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import time
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,10 @@ class Tls:
     def add_arguments(parser: argparse._ActionsContainer) -> None:
         """The arguments of a program that `parsed` reads."""
         parser.add_argument("--tls", action="store_true", help="encrypt; trust gRPC's roots")
-        for name, purpose in (
-            ("ca", "trust this authority"),
-            ("key", "this client's key"),
-            ("cert", "this client's certificate"),
-        ):
-            purpose = f"encrypt; {purpose}"
-            parser.add_argument(f"--tls-{name}", type=Path, metavar="PEM", help=purpose)
+        option = partial(parser.add_argument, type=Path, metavar="PEM")
+        option("--tls-ca", help="encrypt; trust this authority")
+        option("--tls-key", help="encrypt; this client's key")
+        option("--tls-cert", help="encrypt; this client's certificate")
 
     @classmethod
     def parsed(cls, arguments: argparse.Namespace) -> Tls | None:
@@ -69,12 +67,9 @@ class Tls:
 
     def options(self) -> dict[str, Any]:
         """Arguments of a tritonclient."""
-        files = {
-            "root_certificates": self.root_ca,
-            "private_key": self.client_key,
-            "certificate_chain": self.client_cert,
-        }
-        return {"ssl": True} | {name: str(path) for name, path in files.items() if path}
+        names = ("root_certificates", "private_key", "certificate_chain")
+        files = zip(names, (self.root_ca, self.client_key, self.client_cert), strict=True)
+        return {"ssl": True} | {name: str(path) for name, path in files if path}
 
 
 def check_files(*paths: Path | None) -> None:
@@ -120,9 +115,8 @@ class AsyncTransport:
     def _client(self) -> grpc_aio.InferenceServerClient:
         """Opened by the first call, because a channel belongs to the loop that runs then."""
         if self._opened is None:
-            self._opened = grpc_aio.InferenceServerClient(
-                self._url, channel_args=CHANNEL, **self._options
-            )
+            options = {"channel_args": CHANNEL, **self._options}
+            self._opened = grpc_aio.InferenceServerClient(self._url, **options)
         return self._opened
 
     async def config(self, model: str, timeout_s: float) -> Any:
@@ -140,6 +134,10 @@ class AsyncTransport:
     async def close(self) -> None:
         if self._opened is not None:
             await self._opened.close()
+
+
+Transport = BlockingTransport | AsyncTransport
+"""Its calls raise InferenceServerException."""
 
 
 def _arguments(

@@ -1,8 +1,5 @@
-"""Finds tritonserver and perf_analyzer, and checks that they fit this Python.
-
-Both come from an NVIDIA container or from wheels. The server's wheel is `nvidia-pytriton`: only the
-binary in it is used, its Python package is never imported. perf_analyzer comes with the SDK
-container or with `tritonclient==2.51.0`, whose binary borrows two libraries of the server's wheel.
+"""Finds tritonserver, and checks that it fits this Python. It comes from an NVIDIA container or
+from the wheel `nvidia-pytriton`, of which only the binary is used: its package is never imported.
 """
 
 from __future__ import annotations
@@ -16,21 +13,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 
 from cascade.errors import CascadeError
-from cascade.server.cleanup import run_folder
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
-WHEEL = "nvidia-pytriton"
+WHEEL, LIBRARIES = "nvidia-pytriton", "nvidia_pytriton.libs"
 WHEEL_GLIBC = (2, 35)  # the wheel's own tag: manylinux_2_35
 CHECK_TIMEOUT_S = 60.0
 STUB = "triton_python_backend_stub"
-PERF_LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
 
 class BinaryError(CascadeError):
@@ -74,7 +67,7 @@ def tritonserver() -> ServerBinary:
     on_path = shutil.which("tritonserver")
     if on_path or CONTAINER_SERVER.exists():
         return _container(Path(on_path or CONTAINER_SERVER).resolve())
-    package = _wheel_package()
+    package = wheel_package()
     if package is None:
         raise BinaryError(
             "no tritonserver: it is neither on PATH nor at "
@@ -105,7 +98,7 @@ def _wheel(package: Path) -> ServerBinary:
         glibc=platform.libc_ver()[1],
     )
     stub = stubs[f"{sys.version_info[0]}.{sys.version_info[1]}"]
-    libraries = (package.parent / "nvidia_pytriton.libs", *_libpython_folders())
+    libraries = (package.parent / LIBRARIES, *_libpython_folders())
     _check_runs(stub, libraries)
     return ServerBinary(
         root / "bin" / "tritonserver",
@@ -115,8 +108,9 @@ def _wheel(package: Path) -> ServerBinary:
     )
 
 
-def _wheel_package() -> Path | None:
-    """The folder of the package `pytriton`, found without importing it (it would start things)."""
+def wheel_package() -> Path | None:
+    """The folder of the package `pytriton`, found without importing it (it would start things).
+    Beside it stands that of the libraries, `LIBRARIES`."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -177,7 +171,13 @@ def check_python(stub: str | None, python: tuple[int, int], server: str) -> None
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
     """Start the stub without arguments, which it rejects: exit code 127 means that the loader did
     not find a library. Without this check a load of the model would time out instead."""
-    ran = _run([stub], loader_environment(libraries))
+    ran = subprocess.run(
+        [stub],
+        env=loader_environment(libraries),
+        capture_output=True,
+        text=True,
+        timeout=CHECK_TIMEOUT_S,
+    )
     if ran.returncode == 127:
         raise BinaryError(
             f"{stub} does not start: {ran.stderr.strip()}. Where libpython is missing, use a "
@@ -186,53 +186,10 @@ def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
         )
 
 
-def perf_analyzer() -> tuple[Path, dict[str, str]]:
-    """The load generator and the environment to run it in. Raises BinaryError where none starts."""
-    beside = Path(sys.executable).parent / "perf_analyzer"
-    found = str(beside) if beside.exists() else shutil.which("perf_analyzer")
-    if found is None:
-        raise BinaryError(
-            "no perf_analyzer on PATH or beside this Python. Install the client that carries it "
-            "(pip install 'tritonclient[grpc]==2.51.0'; later ones do not) or run inside the "
-            "Triton SDK container."
-        )
-    environment = loader_environment(_perf_libraries())
-    ran = _run([found, "--version"], environment)
-    if ran.returncode != 0:
-        reason = (ran.stderr or ran.stdout).strip() or f"it ended with {ran.returncode}"
-        raise BinaryError(
-            f"{found} does not start: {reason}. It needs glibc 2.34 and the libraries of {WHEEL} "
-            f"(pip install '{WHEEL}==0.7.0'), or the Triton SDK container."
-        )
-    return Path(found), environment
-
-
-def _perf_libraries() -> tuple[Path, ...]:
-    """A folder with the wheel's libraries under the names that perf_analyzer asks for."""
-    package = _wheel_package()
-    if package is None:
-        return ()  # the SDK container has them
-    folder = run_folder() / f"perf_analyzer_{sha256(str(package).encode()).hexdigest()[:16]}"
-    folder.mkdir(exist_ok=True)
-    for name, pattern in PERF_LIBRARIES.items():
-        for library in (package.parent / "nvidia_pytriton.libs").glob(pattern):
-            with suppress(FileExistsError):
-                (folder / name).symlink_to(library)
-    return (folder,)
-
-
 def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
     """This process's environment with `libraries` searched first by the dynamic loader."""
     folders = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return os.environ | ({"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {})
-
-
-def _run(
-    command: Sequence[str | Path], environment: dict[str, str]
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S
-    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

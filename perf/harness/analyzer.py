@@ -28,8 +28,8 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from cascade.errors import CascadeError
-from cascade.server.binaries import perf_analyzer
 from cascade.spec import ENSEMBLE
+from perf.harness.binary import perf_analyzer
 from perf.harness.measurement import OK, Load, Measurement, StageTimes, Trace, summarise
 
 WINDOWS, ANY_SPREAD_PERCENT = 3, 1_000_000

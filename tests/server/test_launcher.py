@@ -420,7 +420,7 @@ def test_the_container_comes_before_the_wheel(
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binaries, "_wheel_package", lambda: None)
+    monkeypatch.setattr(binaries, "wheel_package", lambda: None)
     monkeypatch.setattr(binaries, "CONTAINER_SERVER", Path("/nonexistent/tritonserver"))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(BinaryError, match=r"pip install 'nvidia-pytriton==0.7.0'"):
@@ -433,14 +433,6 @@ def test_a_stub_without_its_libraries_is_told(tmp_path: Path) -> None:
     stub.chmod(0o755)
     with pytest.raises(BinaryError, match=r"libpython3.11.so.1.0: cannot open.*--enable-shared"):
         binaries._check_runs(stub, ())
-
-
-def test_perf_analyzer_runs() -> None:
-    path, environment = binaries.perf_analyzer()
-    again = binaries.perf_analyzer()  # its links are there already
-    assert again == (path, environment)
-    ran = subprocess.run([path, "--help"], env=environment, capture_output=True, text=True)
-    assert "--concurrency-range" in ran.stdout + ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from perf.__main__ import Sweep, main, sweep
 from perf.harness.analyzer import AnalyzerError, Target, measure, read_profile, run
+from perf.harness.binary import perf_analyzer
 from perf.harness.measurement import Load
 from perf.harness.payload import generated
 from perf.harness.record import read
@@ -157,6 +159,14 @@ def test_a_sweep_records_what_client_and_server_saw(
     assert lines[2]["value"] == pytest.approx(highest / 4, abs=0.1)
     assert sum("[" in text for text in said) == 3
     assert "s left" in said[-3]
+
+
+def test_perf_analyzer_runs() -> None:
+    path, environment = perf_analyzer()
+    again = perf_analyzer()  # its links are there already
+    assert again == (path, environment)
+    ran = subprocess.run([path, "--help"], env=environment, capture_output=True, text=True)
+    assert "--concurrency-range" in ran.stdout + ran.stderr
 
 
 def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(

@@ -18,7 +18,7 @@ import torch
 from cascade.artifact import ArtifactError
 from cascade.config import Serving
 from cascade.encoding import InvalidInput
-from cascade.release import newest_version, read_sizes
+from cascade.release import newest_version, read_release
 from cascade.schema import SchemaError
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Sizes
 from cascade.stages.load import load_stage
@@ -198,8 +198,8 @@ def test_the_newest_release_is_the_highest_number(repository: Path) -> None:
     path = repository / ENSEMBLE / "9" / "release.json"
     release = json.loads(path.read_text())
     path.write_text(json.dumps({**release, "sizes": vars(Sizes(50, 20, 10))}))
-    assert read_sizes(repository, 9) == Sizes(50, 20, 10)
-    assert read_sizes(repository, 10) == Sizes()
+    assert read_release(repository, 9)["sizes"] == vars(Sizes(50, 20, 10))
+    assert read_release(repository, 10)["sizes"] == vars(Sizes())
 
 
 def test_a_release_that_is_not_there_is_named(repository: Path) -> None:
