@@ -42,9 +42,6 @@ class Encoder:
         schema: a fitted schema.
         vocabularies: by feature, the values; position i has id `FIRST + i`.
         sides: whose values it is to encode; the server needs only the users'.
-
-    Raises:
-        SchemaError: a vocabulary is missing or is not the one that the schema was fitted to.
     """
 
     def __init__(
@@ -91,13 +88,8 @@ class Encoder:
         self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
     ) -> tuple[Floats, Ids]:
         """Encode what came over the wire: dense, float [B, F_dense] with NaN = missing, and
-        categorical, object [B, F_cat] of bytes with empty = missing.
-
-        Returns:
-            dense float32 [B, F_dense] and ids int64 [B, sum of lengths].
-
-        Raises:
-            InvalidInput: names the feature and says what came and what was expected.
+        categorical, object [B, F_cat] of bytes with empty = missing -> float32 [B, F_dense] and
+        int64 [B, sum of lengths]. The InvalidInput names the feature, what came and what to send.
         """
         ids = np.zeros((len(categorical), self._width[side]), np.int64)
         column = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cascade.client.errors import RecommendError
@@ -41,12 +41,6 @@ class Layout(RequestLayout):
                 f"model {config.name} takes {came} in batches of {config.max_batch_size}, but its "
                 f"features make {expected} in batches of 1 or more. Export it again."
             )
-        return cls(
-            request.dense,
-            request.categorical,
-            request.layout_hash,
-            request.items,
-            config.max_batch_size,
-            filters=inputs.keys() >= {EXCLUDE, ALLOW},
-            share=share,
-        )
+        own = {field.name: getattr(request, field.name) for field in fields(RequestLayout)}
+        filters = inputs.keys() >= {EXCLUDE, ALLOW}
+        return cls(**own, max_batch_size=config.max_batch_size, filters=filters, share=share)

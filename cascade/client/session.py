@@ -3,9 +3,8 @@
 The coroutines here are the one copy of this logic for both clients. `AsyncRecommender` awaits them;
 `Recommender` gives them a transport that blocks, so that they never suspend (`run`).
 
-gRPC's own retry policy cannot replace `_insist`: it stops after 5 tries whatever the configuration
-says, does not know NOT_FOUND from a model that is being loaded, and does not tell how often it
-tried.
+gRPC's own retry policy cannot replace `_insist`: it stops after 5 tries whatever it is set to, does
+not know NOT_FOUND from a model that is being loaded, and does not tell how often it tried.
 """
 
 from __future__ import annotations
@@ -148,9 +147,8 @@ class Session:
             if tries == self._retry.tries or self._clock() + wait_s >= end:
                 break
             await self._transport.sleep(wait_s)
-        raise errors.Unavailable(
-            errors.server_message(failure), tries, self._clock() - began
-        ) from failure
+        said, waited_s = errors.server_message(failure), self._clock() - began
+        raise errors.Unavailable(said, tries, waited_s) from failure
 
     def _end(self, deadline_s: float | None) -> float:
         if deadline_s is not None:

@@ -36,9 +36,6 @@ class Tls:
         root_ca: PEM file of the authority that signed the server's certificate; None = the roots
             that gRPC contains.
         client_key, client_cert: PEM files, for a server that checks its clients.
-
-    Raises:
-        TlsError: a file is missing, or a key is without its certificate.
     """
 
     root_ca: Path | None = None

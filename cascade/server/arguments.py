@@ -32,23 +32,22 @@ class Ports:
 
     def resolve(self, host: str) -> Ports:
         """Fill in the zeros. Raises ServerError if a wanted port is in use."""
+        chosen = []
         with ExitStack() as stack:
-            chosen = [stack.enter_context(_bound(host, p)) for p in self.by_service().values()]
-            return Ports(*(bound.getsockname()[1] for bound in chosen))
+            for port in self.by_service().values():
+                try:
+                    bound = stack.enter_context(socket.create_server((host, port), backlog=1))
+                except OSError as error:
+                    raise ServerError(
+                        f"cannot listen on {host}:{port}: {error.strerror}. Choose another port (0 "
+                        "= any free one) or stop what listens there."
+                    ) from error
+                chosen.append(bound.getsockname()[1])
+        return Ports(*chosen)
 
     def by_service(self) -> dict[str, int]:
         """By tritonserver's name of the service."""
         return {"http": self.http, "grpc": self.grpc, "metrics": self.metrics}
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=1)
-    except OSError as error:
-        raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another port (0 = any free "
-            "one) or stop what listens there."
-        ) from error
 
 
 def services(host: str, ports: Ports, tls: ServerTls | None) -> Iterator[str]:

@@ -59,11 +59,8 @@ class ServerBinary:
 
 
 def tritonserver() -> ServerBinary:
-    """The container's tritonserver where there is one, otherwise the wheel's.
-
-    Raises:
-        BinaryError: there is none, or it does not fit this Python, numpy or C library.
-    """
+    """The container's tritonserver where there is one, otherwise the wheel's. Raises BinaryError if
+    there is none, or it does not fit this Python, numpy or C library."""
     on_path = shutil.which("tritonserver")
     if on_path or CONTAINER_SERVER.exists():
         return _container(Path(on_path or CONTAINER_SERVER).resolve())
@@ -128,14 +125,11 @@ def _libpython_folders() -> tuple[Path, ...]:
 def check_wheel(
     *, wheel: str, numpy: str, python: tuple[int, int], stubs: Collection[str], glibc: str
 ) -> None:
-    """Reject versions that do not work with the wheel's server, before it starts.
+    """Raises BinaryError for versions that do not work with the wheel's server.
 
     Args:
         stubs: versions of Python that the wheel has a stub for.
         glibc: version of the C library; empty where it is another one (musl).
-
-    Raises:
-        BinaryError: names the version found, the one needed and how to get it.
     """
     wanted = f"{python[0]}.{python[1]}"
     if wanted not in stubs:
@@ -171,12 +165,9 @@ def check_python(stub: str | None, python: tuple[int, int], server: str) -> None
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
     """Start the stub without arguments, which it rejects: exit code 127 means that the loader did
     not find a library. Without this check a load of the model would time out instead."""
+    environment = loader_environment(libraries)
     ran = subprocess.run(
-        [stub],
-        env=loader_environment(libraries),
-        capture_output=True,
-        text=True,
-        timeout=CHECK_TIMEOUT_S,
+        [stub], env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S
     )
     if ran.returncode == 127:
         raise BinaryError(

@@ -25,7 +25,16 @@ from cascade.spec import ENSEMBLE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m cascade.server.health",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of gRPC [%(default)s]")
+    parser.add_argument("--model", default=ENSEMBLE, help="to ask [%(default)s]")
+    parser.add_argument("--timeout-s", type=float, default=5.0, help="[%(default)s]")
+    Tls.add_arguments(parser)
+    options = parser.parse_args(argv)
     tls = Tls.parsed(options)
     start = time.monotonic()
     try:
@@ -38,19 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ms = 1000 * (time.monotonic() - start)
     print(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cascade.server.health",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of gRPC [%(default)s]")
-    parser.add_argument("--model", default=ENSEMBLE, help="to ask [%(default)s]")
-    parser.add_argument("--timeout-s", type=float, default=5.0, help="[%(default)s]")
-    Tls.add_arguments(parser)
-    return parser
 
 
 if __name__ == "__main__":

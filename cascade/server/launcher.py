@@ -4,9 +4,8 @@
         client.infer(...)
 
 The server listens on the loopback interface by default, and only requests with its key load models
-or change it (`security`). The server ends with this process: `stop` ends it in order, the kernel
-signals it when this process dies, and every start calls `cleanup.remove_orphans`, which removes
-what a `kill -9` left.
+or change it (`security`). It ends with this process: `stop` ends it in order, the kernel signals it
+when this process dies, and every start removes what a `kill -9` left (`cleanup`).
 """
 
 from __future__ import annotations
@@ -131,12 +130,8 @@ class Server:
         return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
 
     def start(self) -> None:
-        """Start the server and wait until the probe is answered.
-
-        Raises:
-            BinaryError: there is no tritonserver that fits this Python.
-            ServerError: it ended, did not answer in time, or was cancelled.
-        """
+        """Start the server and wait until the probe is answered. Raises BinaryError if there is no
+        tritonserver that fits, ServerError if it ended, did not answer in time or was cancelled."""
         if self._process is not None:
             raise ServerError("the server has been started already")
         make_one = "make one (python -m export)"

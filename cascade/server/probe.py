@@ -43,18 +43,14 @@ def ask_until_available(client: grpc.InferenceServerClient, model: str, timeout_
 
 
 def send(client: grpc.InferenceServerClient, model: str, timeout_s: float) -> None:
-    """Ask `model` once and read every tensor of its answer.
-
-    Raises:
-        InferenceServerException: the model is unknown or does not answer.
-        ProbeError: an output holds less than its shape says, or no valid ranking.
-    """
+    """Ask `model` once and read every tensor of its answer. Raises InferenceServerException if the
+    model is unknown or does not answer, else as `check`."""
     config = client.get_model_config(model, client_timeout=timeout_s).config
     check(client.infer(model, unknown_user(config), client_timeout=timeout_s))
 
 
 def check(result: grpc.InferResult) -> None:
-    """Raises ProbeError where an answer cannot be right."""
+    """Raises ProbeError if an output holds less than its shape says, or no valid ranking."""
     answer = result.get_response()
     outputs = {}
     for output in answer.outputs:

@@ -95,10 +95,8 @@ def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:
 
 
 def wipe(pid: int, secret: str) -> None:
-    """Overwrite a secret in the command line of a child, which `ps` shows to every user.
-
-    The kernel allows a parent to do so unless it is set to be stricter; then the secret stays.
-    """
+    """Overwrite a secret in the command line of a child, which `ps` shows to every user. Where the
+    kernel does not allow a parent to do so, the secret stays."""
     with suppress(PermissionError, FileNotFoundError):
         fields = stat_fields(pid)
         start, end = int(fields[_ARGUMENTS_START]), int(fields[_ARGUMENTS_END])

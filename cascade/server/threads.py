@@ -1,7 +1,5 @@
-"""How many compute threads each Python process of a repository gets.
-
-Every instance is a process, and every numerical library in it would start a thread per core: with
-three stages of two instances, six times as many threads as cores, which then wait for each other.
+"""How many compute threads each Python process of a repository gets. Left alone, the numerical
+libraries of every process (one per instance) start a thread per core, which wait for each other.
 """
 
 from __future__ import annotations

@@ -11,16 +11,10 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
-from cascade.server.binaries import (
-    CHECK_TIMEOUT_S,
-    LIBRARIES,
-    WHEEL,
-    BinaryError,
-    loader_environment,
-    wheel_package,
-)
+from cascade.server.binaries import LIBRARIES, WHEEL, BinaryError, loader_environment, wheel_package
 from cascade.server.cleanup import run_folder
 
+CHECK_TIMEOUT_S = 60.0
 NEEDED = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 
 
@@ -35,12 +29,9 @@ def perf_analyzer() -> tuple[Path, dict[str, str]]:
             "Triton SDK container."
         )
     environment = loader_environment(_libraries())
+    command = [found, "--version"]
     ran = subprocess.run(
-        [found, "--version"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=CHECK_TIMEOUT_S,
+        command, env=environment, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S
     )
     if ran.returncode != 0:
         reason = (ran.stderr or ran.stdout).strip() or f"it ended with {ran.returncode}"
