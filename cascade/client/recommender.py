@@ -38,7 +38,7 @@ class Calls(Generic[One, Many]):
     `RecommendError` for any other failure of the server.
     """
 
-    _transport: ClassVar[type[Transport]]
+    _transport_type: ClassVar[type[Transport]]
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Calls(Generic[One, Many]):
         model: str = ENSEMBLE,
         send_deadline: bool = False,
     ) -> None:
-        transport = self._transport(url, tls, send_deadline)
+        transport = self._transport_type(url, tls, send_deadline)
         self._session = Session(transport, deadline_s, retry, model)
 
     def _one(self, request: Request, deadline_s: float | None, request_id: str | None) -> One:
@@ -138,7 +138,7 @@ class Calls(Generic[One, Many]):
 class Recommender(Calls[Recommendation, list[Recommendation]]):
     """Asks the server and waits for the answer. Threads may share it. Arguments: see `Calls`."""
 
-    _transport = BlockingTransport
+    _transport_type = BlockingTransport
 
     def _one(
         self, request: Request, deadline_s: float | None, request_id: str | None
@@ -172,7 +172,7 @@ class AsyncRecommender(
     Belongs to one event loop. Calls may overlap; a cancelled call cancels its request.
     """
 
-    _transport = AsyncTransport
+    _transport_type = AsyncTransport
 
     async def _one(
         self, request: Request, deadline_s: float | None, request_id: str | None
