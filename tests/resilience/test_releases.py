@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cascade.release import read_release
-from cascade.server import security
 from cascade.server.launcher import Server
 from export.releases.canary import Canary
 from export.releases.control import Control
@@ -27,6 +24,7 @@ from export.releases.rewire import from_export
 from tests.resilience.audience import audience
 from tests.resilience.claims import Record
 from tests.resilience.conftest import Pair
+from tests.resilience.publisher import publish
 
 RELEASES, ROLLBACKS = 20, 4
 QUIET_S = 5.0  # of load before anything is published
@@ -147,7 +145,7 @@ def _kill_in(step: str, site: Site) -> None:
     lines, said = spawn.Pipe(duplex=False)
     source = site.pair.source(site.live + 1)
     arguments = (said, site.repository.root, site.server.url, KEY, source)
-    publisher = spawn.Process(target=_publish, args=arguments)
+    publisher = spawn.Process(target=publish, args=arguments)
     publisher.start()
     said.close()
     with suppress(EOFError):  # the publisher has ended
@@ -157,8 +155,3 @@ def _kill_in(step: str, site: Site) -> None:
                 publisher.kill()
     publisher.join()
     assert publisher.exitcode == -signal.SIGKILL
-
-
-def _publish(said: Connection, root: Path, url: str, key: str, source: Path) -> None:
-    control = Control(url, security.headers(key))
-    Publisher(Repository(root), control, say=said.send).publish(from_export(source))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import runpy
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -53,10 +56,18 @@ def test_a_command_knows_its_flags(words: tuple[str, ...]) -> None:
 
 
 @cache
-def help_of(*module: str) -> str:
-    """What `python -m MODULE [SUBCOMMAND] --help` prints."""
-    command = [sys.executable, "-m", *module, "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+def help_of(module: str, *subcommand: str) -> str:
+    """What `python -m MODULE [SUBCOMMAND] --help` prints, run in this process: a new one would
+    spend seconds on its imports."""
+    printed, words = io.StringIO(), [module, *subcommand, "--help"]
+    with (
+        mock.patch.object(sys, "argv", words),
+        redirect_stdout(printed),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    return printed.getvalue()
 
 
 def test_there_are_commands_to_check() -> None:
