@@ -16,9 +16,10 @@ demo: .venv/ready
 	@mkdir -p build/demo
 	$(BIN)/python -m perf.demo --data $(DATA) --out build/demo --device $(DEVICE) | tee build/demo/output.txt
 
+# Each of pytest's processes has one core: more threads would wait for each other.
 test: .venv/ready
 	@mkdir -p build
-	$(BIN)/python -m pytest | tee build/test.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest | tee build/test.txt
 
 lint: .venv/ready
 	$(BIN)/ruff check .
