@@ -5,9 +5,10 @@ how many of the cascade's ten best items it still finds."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,38 +101,48 @@ class Guard:
         self.survivors = _best(self.logits[PRERANK], sizes.survivors)  # [U, S], places in a row
         self.worst = self._ranked(self.survivors)[:, -1]
         self._preranked: dict[Variant, Array] = {}
+        self._made: dict[tuple[str, Variant], tuple[Graph, int]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="guard-")
 
     def judge(self, stage: str, variants: list[Variant]) -> list[Verdict]:
         """Export, ask and time each of the variants; float32 goes first, as the yardstick."""
-        with tempfile.TemporaryDirectory(prefix="guard-") as folder:
-            made = {}
-            unique = dict.fromkeys([PLAIN, *variants])
-            for variant in tqdm(unique, desc=f"variants of {stage}", leave=False):
-                made[variant] = self._export(stage, variant, Path(folder) / str(variant))
-            latency_us = self._time(stage, {v: graph for v, (graph, _) in made.items()})
-            expected = self._auc_of(made[PLAIN][0])
-            found = []
-            for variant, (graph, bytes_per_item) in made.items():
-                loss, overlap = expected - self._auc_of(graph), self._overlap(stage, variant, graph)
-                us = latency_us[variant]
-                found.append(Verdict(stage, variant, loss, overlap, us, bytes_per_item))
-            return found
+        made = {}
+        unique = dict.fromkeys([PLAIN, *variants])
+        for variant in tqdm(unique, desc=f"variants of {stage}", leave=False):
+            if (stage, variant) not in self._made:
+                self._made[stage, variant] = self._export(stage, variant)
+            made[variant] = self._made[stage, variant]
+        latency_us = self._time(stage, {v: graph for v, (graph, _) in made.items()})
+        expected = self._auc_of(made[PLAIN][0])
+        found = []
+        for variant, (graph, bytes_per_item) in made.items():
+            loss, overlap = expected - self._auc_of(graph), self._overlap(stage, variant, graph)
+            us = latency_us[variant]
+            found.append(Verdict(stage, variant, loss, overlap, us, bytes_per_item))
+        return found
 
     def adopt(self, variant: Variant) -> None:
         """From now on judge the ranker behind this preranker, because losses add up."""
         self.survivors = self._preranked[variant]
 
-    def _export(self, stage: str, variant: Variant, folder: Path) -> tuple[Graph, int]:
-        folder.mkdir()
+    def _export(self, stage: str, variant: Variant) -> tuple[Graph, int]:
+        """-> the graph and the bytes of an item's state. int8 begins with the trace of float32."""
+        traced = replace(variant, weights="float32") if variant.weights == "int8" else variant
+        trace = Path(self._folder.name) / f"{stage}, {traced}, traced"
+        folder = Path(self._folder.name) / f"{stage}, {variant}"
         width = self._rows(stage).shape[1]
         scorer = variant.applied(self.scorers[stage], width)
         module = CandidateLogits(scorer, variant.state)
-        mapped = write_item_state(scorer, self.items, folder, stage, variant.state)
         example = example_users(self.schema, width)
-        tensors, files = (tuple(example), ("logits",)), {ITEM_STATE: mapped}
-        alone = variant.one_by_one
-        description = Description(stage, self.schema.hash, *tensors, files, one_by_one=alone)
-        onnx_file.export(module, example, description, folder, variant.weights)
+        tensors, alone = (tuple(example), ("logits",)), variant.one_by_one
+        description = Description(stage, self.schema.hash, *tensors, {}, one_by_one=alone)
+        if not trace.exists():
+            trace.mkdir()
+            onnx_file.trace_stage(module, example, description, trace)
+        shutil.copytree(trace, folder)
+        mapped = write_item_state(scorer, self.items, folder, stage, variant.state)
+        description = replace(description, mapped={ITEM_STATE: mapped})
+        onnx_file.finish(module, description, folder, variant.weights)
         description.save(folder)
         graph = load_graph(folder, self.schema, Serving(threads=1))[1]
         return graph, mapped.nbytes // max(1, mapped.shape[0])

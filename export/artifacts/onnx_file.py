@@ -46,14 +46,26 @@ def export(
         weights: int8 stores the weights of the layers that see every candidate in 8 bits per
             column, and quantises what they are multiplied with as it comes.
     """
+    trace_stage(module, example, description, folder)
+    finish(module, description, folder, weights)
+
+
+def trace_stage(
+    module: nn.Module, example: dict[str, Tensor], description: Description, folder: Path
+) -> None:
+    """The first half of `export`, which takes seconds and does not depend on int8."""
     batch = torch.export.Dim("batch")
     dynamic: dict[str, dict[int, torch.export.Dim]] = {name: {0: batch} for name in example}
     if "candidates" in example:
         keep = getattr(module, "keep", 2)
         dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
-    path = folder / ONNX_FILE
     inputs, outputs = [*description.inputs], [*description.outputs]
-    trace(module, example, dynamic, inputs, outputs, path, WEIGHTS_FILE)
+    trace(module, example, dynamic, inputs, outputs, folder / ONNX_FILE, WEIGHTS_FILE)
+
+
+def finish(module: nn.Module, description: Description, folder: Path, weights: Weights) -> None:
+    """The second half of `export`, in place."""
+    path = folder / ONNX_FILE
     if weights == "int8":
         _quantise(path, _worth_8_bits(module))
     model = onnx.load(str(path), load_external_data=False)
