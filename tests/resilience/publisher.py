@@ -10,7 +10,7 @@ from cascade.server import security
 from export.releases.control import Control
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
-from export.releases.transfer import from_export
+from export.releases.rewire import from_export
 
 
 def publish(said: Connection, root: Path, url: str, key: str, source: Path) -> None:
