@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from cascade import index
@@ -15,7 +16,7 @@ from cascade.data.dataset import Dataset
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
-from cascade.training.tasks import Examples, ItemFeatures
+from cascade.training.tasks import Rows, catalogue, item_states, labelled
 
 VALIDATION_USERS = 512
 TUNING_USERS = 128
@@ -32,22 +33,22 @@ class Candidates:
         self, retriever: Scorer, dataset: Dataset, device: torch.device, users: int, k: int
     ) -> None:
         self.device, self.retriever = device, retriever
-        self.items = ItemFeatures.of(dataset, device)
-        vectors = self.items.states(retriever).cpu().numpy()
+        self.items = catalogue(dataset, device)
+        vectors = item_states(retriever, self.items).cpu().numpy()
         self.index = index.build(vectors, "ivf")
         self.k = min(k, len(vectors))
-        validation = Examples.of(dataset.read("validation", VALIDATION_USERS), device)
+        validation = labelled(dataset.read("validation", VALIDATION_USERS), device)
         index.tune(self.index, vectors, self._queries(validation[:TUNING_USERS]), self.k)
-        self.train = self._search(Examples.of(dataset.read("train", users), device), "train")
+        self.train = self._search(labelled(dataset.read("train", users), device), "train")
         self.validation = self._search(validation, "validation")
 
-    def _queries(self, rows: Examples) -> Floats:
+    def _queries(self, rows: Rows) -> Floats:
         """User vectors [B, D]."""
         with torch.inference_mode():
-            vectors: Floats = self.retriever.user(rows.dense, rows.ids).cpu().numpy()
+            vectors: Floats = self.retriever.user(*rows[:2]).cpu().numpy()
         return vectors
 
-    def _search(self, rows: Examples, name: str) -> tuple[Examples, Tensor]:
+    def _search(self, rows: TensorDataset, name: str) -> tuple[TensorDataset, Tensor]:
         starts = tqdm(range(0, len(rows), 1024), desc=f"retrieve for {name}", leave=False)
         found = [self.index.search(self._queries(rows[i : i + 1024]), self.k) for i in starts]
         return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
@@ -90,7 +91,7 @@ class DistillTask:
         self.validation = candidates.validation
         self.sample, self.label_weight = min(sample, candidates.k), label_weight
         self.items = candidates.items
-        self.teacher_items = self.items.states(teacher)
+        self.teacher_items = item_states(teacher, self.items)
         self.steps_per_epoch = -(-len(self.rows) // hyper.batch_size)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,14 +103,14 @@ class DistillTask:
             chosen = order[start : start + self.hyper.batch_size].to(self.found.device)
             draw = np.random.default_rng((self.hyper.seed, epoch, step))
             columns = torch.from_numpy(draw.permutation(self.found.shape[1])[: self.sample])
-            own = self.rows.item[chosen].unsqueeze(1)
+            own = self.rows[chosen][2].unsqueeze(1)
             yield chosen, torch.cat((own, self.found[chosen][:, columns]), dim=1)
 
     def loss(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
         chosen, items = batch
-        users = self.rows.dense[chosen], self.rows.ids[chosen]
+        *users, _, clicked = self.rows[chosen]
         known, where = torch.unique(items.clamp(min=0), return_inverse=True)
-        states = self.student.item(self.items.dense[known], self.items.ids[known])
+        states = self.student.item(*self.items[known])
         # One lookup per distinct item, as in serving; the gradient adds up over its places.
         student = self.student.score(self.student.user(*users), functional.embedding(where, states))
         with torch.no_grad():
@@ -118,13 +119,13 @@ class DistillTask:
             )
         pads = items < 0
         student, teacher = (logits.masked_fill(pads, -30.0) for logits in (student, teacher))
-        label = functional.binary_cross_entropy_with_logits(student[:, 0], self.rows.label[chosen])
+        label = functional.binary_cross_entropy_with_logits(student[:, 0], clicked)
         return distillation(student, teacher) + self.label_weight * label
 
     def validate(self) -> dict[str, float]:
         """Share of the teacher's top 10 of the candidates that the student keeps."""
         rows, found = self.validation
-        student_items = self.items.states(self.student)
+        student_items = item_states(self.student, self.items)
         kept = 0.0
         for i in range(0, len(found), 64):
             users, items = rows[i : i + 64], found[i : i + 64]
@@ -135,7 +136,7 @@ class DistillTask:
         return {"objective": -share, "validation_kept": share}
 
 
-def _top(model: Scorer, states: Tensor, users: Examples, items: Tensor, k: int) -> Tensor:
+def _top(model: Scorer, states: Tensor, users: Rows, items: Tensor, k: int) -> Tensor:
     """Places of the k best of each user's candidates [B, K] -> [B, k]; a pad, -1, comes last."""
-    logits = model.score(model.user(users.dense, users.ids), states[items.clamp(min=0)])
+    logits = model.score(model.user(*users[:2]), states[items.clamp(min=0)])
     return logits.masked_fill(items < 0, -torch.inf).topk(min(k, items.shape[1]), 1).indices

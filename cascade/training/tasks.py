@@ -13,6 +13,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
@@ -22,44 +23,26 @@ VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
 
 
-@dataclass(frozen=True)
-class ItemFeatures:
-    """The features of the catalogue on the training device: dense [N, F_dense], ids [N, C]."""
-
-    dense: Tensor
-    ids: Tensor
-
-    @classmethod
-    def of(cls, dataset: Dataset, device: torch.device) -> ItemFeatures:
-        dense, ids = dataset.items()
-        return cls(torch.tensor(dense, device=device), torch.tensor(ids, device=device))
-
-    def states(self, scorer: Scorer, chunk: int = 16_384) -> Tensor:
-        """Item states of the whole catalogue, [N, V]."""
-        parts = (slice(i, i + chunk) for i in range(0, len(self.ids), chunk))
-        with torch.inference_mode():
-            return torch.cat([scorer.item(self.dense[part], self.ids[part]) for part in parts])
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
+# item's catalogue row [B], label [B]
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Labelled rows as tensors: users [B, ...], their item's catalogue row [B], label [B]."""
+def catalogue(dataset: Dataset, device: torch.device) -> TensorDataset:
+    """The items on the training device: dense [N, F_dense], ids [N, C]."""
+    return TensorDataset(*(torch.tensor(array, device=device) for array in dataset.items()))
 
-    dense: Tensor
-    ids: Tensor
-    item: Tensor
-    label: Tensor
 
-    @classmethod
-    def of(cls, batch: Batch, device: torch.device) -> Examples:
-        arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
-        return cls(*(torch.tensor(array, device=device) for array in arrays))
+def item_states(scorer: Scorer, items: TensorDataset, chunk: int = 16_384) -> Tensor:
+    """Item states of the whole catalogue, [N, V]."""
+    parts = (items[i : i + chunk] for i in range(0, len(items), chunk))
+    with torch.inference_mode():
+        return torch.cat([scorer.item(*part) for part in parts])
 
-    def __len__(self) -> int:
-        return len(self.label)
 
-    def __getitem__(self, chosen: slice | Tensor) -> Examples:
-        return Examples(self.dense[chosen], self.ids[chosen], self.item[chosen], self.label[chosen])
+def labelled(batch: Batch, device: torch.device) -> TensorDataset:
+    """Rows on the training device: a slice of them is `Rows`."""
+    arrays = (batch.user_dense, batch.user_ids, batch.item, batch.label)
+    return TensorDataset(*(torch.tensor(array, device=device) for array in arrays))
 
 
 class RowTask:
@@ -70,28 +53,28 @@ class RowTask:
     ):
         self.scorer, self.dataset, self.hyper, self.device = scorer, dataset, hyper, device
         self.module: nn.Module = scorer
-        self.items = ItemFeatures.of(dataset, device)
+        self.items = catalogue(dataset, device)
         self.steps_per_epoch = -(-dataset.rows("train") // hyper.batch_size)
         self.validation = dataset.read("validation", VALIDATION_ROWS)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[Examples]:
+    def batches(self, epoch: int, skip: int) -> Iterator[Rows]:
         size, seed = self.hyper.batch_size, self.hyper.seed
         for batch in self.dataset.batches("train", size, seed, epoch, skip):
-            yield Examples.of(batch, self.device)
+            yield labelled(batch, self.device)[:]
 
 
 class RankTask(RowTask):
     """Click probability by binary cross-entropy: rankers, and prerankers without a teacher."""
 
-    def logits(self, rows: Examples) -> Tensor:
-        item_dense, item_ids = self.items.dense[rows.item], self.items.ids[rows.item]
-        return self.scorer.score_rows(rows.dense, rows.ids, item_dense, item_ids)
+    def logits(self, rows: Rows) -> Tensor:
+        dense, ids, item, _ = rows
+        return self.scorer.score_rows(dense, ids, *self.items[item])
 
-    def loss(self, batch: Examples, step: int) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(self.logits(batch), batch.label)
+    def loss(self, batch: Rows, step: int) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(self.logits(batch), batch[3])
 
     def validate(self) -> dict[str, float]:
-        rows = Examples.of(self.validation, self.device)
+        rows = labelled(self.validation, self.device)
         parts = [self.logits(rows[i : i + 8192]) for i in range(0, len(rows), 8192)]
         probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
         label = self.validation.label
@@ -167,31 +150,33 @@ class RetrievalTask(RowTask):
         share = np.maximum(counts, 1) / counts.sum()
         self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
-    def loss(self, batch: Examples, step: int) -> Tensor:
-        user = self.scorer.user(batch.dense, batch.ids) / self.objective.temperature
-        item = self.scorer.item(self.items.dense[batch.item], self.items.ids[batch.item])
+    def loss(self, batch: Rows, step: int) -> Tensor:
+        dense, ids, shown, label = batch
+        user = self.scorer.user(dense, ids) / self.objective.temperature
+        item = self.scorer.item(*self.items[shown])
         logit = (user * item).sum(1) + self.towers.bias
-        click = functional.binary_cross_entropy_with_logits(logit, batch.label)
+        click = functional.binary_cross_entropy_with_logits(logit, label)
         loss = self.objective.click_weight * click
-        positive = batch.label > 0
+        positive = label > 0
         if positive.any():
-            loss = loss + sampled_softmax(user, item, batch.item, positive, self.log_q[batch.item])
+            loss = loss + sampled_softmax(user, item, shown, positive, self.log_q[shown])
         return loss
 
     def validate(self) -> dict[str, float]:
         """The loss, and recall@100 of validation positives among the whole catalogue."""
-        rows, size = Examples.of(self.validation, self.device), self.hyper.batch_size
+        rows, size = labelled(self.validation, self.device), self.hyper.batch_size
         losses = [self.loss(rows[i : i + size], 0) for i in range(0, len(rows), size)]
         loss = float(torch.stack(losses).mean())
-        recall = self._recall(rows[(rows.label > 0).nonzero().squeeze(1)[:VALIDATION_QUERIES]])
+        positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
+        recall = self._recall(TensorDataset(*rows[positive]))
         return {"objective": loss, "validation_loss": loss, "validation_recall_at_100": recall}
 
-    def _recall(self, positives: Examples) -> float:
-        states = self.items.states(self.scorer)
+    def _recall(self, positives: TensorDataset) -> float:
+        states = item_states(self.scorer, self.items)
         hits = 0.0
         for i in range(0, len(positives), 256):
-            part = positives[i : i + 256]
-            scores = self.scorer.user(part.dense, part.ids) @ states.t()
+            dense, ids, item, _ = positives[i : i + 256]
+            scores = self.scorer.user(dense, ids) @ states.t()
             top = scores.topk(min(100, len(states)), dim=1).indices
-            hits += float((top == part.item[:, None]).any(1).sum())
+            hits += float((top == item[:, None]).any(1).sum())
         return hits / max(1, len(positives))

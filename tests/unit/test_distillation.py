@@ -58,7 +58,7 @@ def test_each_user_learns_from_its_own_item_and_a_sample(candidates, synthetic, 
     rows, found = candidates.train
     chosen, items = next(task.batches(0, 0))
     assert items.shape == (64, 17)
-    assert torch.equal(items[:, 0], rows.item[chosen])
+    assert torch.equal(items[:, 0], rows[chosen][2])
     for row, line in zip(chosen, items, strict=True):
         assert set(line[1:].tolist()) <= set(found[row].tolist())
         assert len(set(line[1:].tolist())) == 16
@@ -80,13 +80,13 @@ def test_pads_teach_nothing(synthetic, candidates, teacher):
     )
     rows, found = candidates.train
     chosen = torch.arange(8)
-    items = torch.cat((rows.item[chosen].unsqueeze(1), found[chosen, :20]), dim=1)
+    items = torch.cat((rows[chosen][2].unsqueeze(1), found[chosen, :20]), dim=1)
     padded = torch.cat((items, torch.full((8, 30), -1)), dim=1)
     with torch.no_grad():
         scores, wanted = (
             model.cross(
-                model.user(rows.dense[chosen], rows.ids[chosen]),
-                model.item(task.items.dense, task.items.ids)[items],
+                model.user(*rows[chosen][:2]),
+                model.item(*task.items[:])[items],
             )
             for model in (student, teacher)
         )
@@ -102,7 +102,7 @@ def test_a_catalogue_smaller_than_the_list(synthetic, teacher, tmp_path):
     """The retriever is asked for 1000 of 300 items, and what it does not find is a pad."""
     small = Candidates(fresh(synthetic.schema, "two_tower"), synthetic, CPU, users=100, k=1000)
     rows, found = small.train
-    assert found.shape == (len(rows.label), small.k) == (100, 300)
+    assert found.shape == (len(rows), small.k) == (100, 300)
     for line in found.tolist():
         real = [item for item in line if item >= 0]
         assert len(set(real)) == len(real) > 10
