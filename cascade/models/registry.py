@@ -1,4 +1,5 @@
-"""Models by name, each with its presets: `build("dlrm", preset("dlrm", "criteo"), schema)`.
+"""Models by name, each with its presets: `build("dlrm", preset("dlrm", "criteo"), schema)`; and
+the recipe of a cascade, which names the models of its stages.
 
 A name is that of a registered model, or `package.module:Class` for a class of any installed module.
 """
@@ -6,13 +7,21 @@ A name is that of a registered model, or `package.module:Class` for a class of a
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import asdict
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from cascade import values
 from cascade.errors import CascadeError
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEFAULT = "default"
 
@@ -95,3 +104,48 @@ def parse(text: str) -> tuple[str, str]:
     name, size = ":".join(words[:at]), ":".join(words[at:]) or DEFAULT
     preset(name, size)
     return name, size
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The models of the three stages, and the one that rankers are compared with.
+
+    On a command line: `retrieve=two_tower:default rank=my_package.models:Net:large`. In a file
+    (TOML): `rank = "my_package.models:Net:large"`.
+    """
+
+    retrieve: str = "two_tower:default"
+    prerank: str = "dlrm:small"
+    rank: str = "dlrm:criteo"
+    baseline: str = "logistic:default"
+
+    def __post_init__(self) -> None:
+        for stage in asdict(self):
+            self.model(stage)
+
+    def model(self, stage: str) -> tuple[str, str]:
+        """The model of a stage and its preset."""
+        try:
+            return parse(getattr(self, stage))
+        except ModelError as error:
+            raise ModelError(f"recipe, {stage}: {error}") from error
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> Recipe:
+        """From words `stage=model:preset` and names of files; later ones win."""
+        chosen: dict[str, Any] = {}
+        for word in words:
+            stage, equals, model = word.partition("=")
+            try:
+                chosen |= {stage: model} if equals else tomllib.loads(Path(word).read_text())
+            except (OSError, ValueError) as error:
+                raise ModelError(
+                    f"recipe {word} is neither stage=model:preset nor a TOML file: {error}"
+                ) from error
+        stages = [field.name for field in fields(cls)]
+        for stage, model in chosen.items():
+            if stage not in stages:
+                raise ModelError(f"recipe: {values.unknown_name('stage', stage, stages)}")
+            if not isinstance(model, str):
+                raise ModelError(f"recipe, {stage}: {model!r} came; expected text, model:preset")
+        return cls(**chosen)

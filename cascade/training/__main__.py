@@ -17,7 +17,7 @@ import torch
 
 from cascade.data.prepare import add_arguments, prepare_as
 from cascade.errors import run
-from cascade.models.recipe import Recipe
+from cascade.models.registry import Recipe
 from cascade.training.loop import Hyperparameters
 from cascade.training.tasks import OBJECTIVES
 from cascade.training.trainer import TRAININGS, Trainer

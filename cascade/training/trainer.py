@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from cascade.data.dataset import Dataset
 from cascade.models import build, contract, preset
-from cascade.models.recipe import Recipe
+from cascade.models.registry import Recipe
 from cascade.models.scorer import Scorer
 from cascade.spec import RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint

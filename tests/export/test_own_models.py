@@ -13,7 +13,7 @@ import torch
 
 from cascade.artifact import ONNX_FILE
 from cascade.data import prepare
-from cascade.models.recipe import Recipe
+from cascade.models.registry import Recipe
 from cascade.spec import RANK
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint, trainer

@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from cascade.models.contract import ContractError
-from cascade.models.recipe import Recipe
-from cascade.models.registry import ModelError
+from cascade.models.registry import ModelError, Recipe
 from cascade.training import checkpoint, trainer
 from tests.weights import assert_same_weights
 
