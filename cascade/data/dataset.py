@@ -166,7 +166,6 @@ class Dataset:
         return numbers, values, columns["item"], columns["label"]
 
     def _groups(self, split: Split) -> list[Group]:
-        """Every row group of a split."""
         found = row_groups(self.root / split)
         rows = sum(map(row_count, found))
         if rows != self.rows(split):

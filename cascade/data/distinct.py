@@ -41,7 +41,6 @@ class ListedItems:
             raise DataError(f"the item list names item {twice[0]} more than once")
 
     def tables(self) -> Iterator[pa.Table]:
-        """The list as it came."""
         yield self._catalogue
 
     def rows(self, chunk: pa.Table) -> Rows:
@@ -176,5 +175,4 @@ def _values(counts: list[pa.Table], min_count: int) -> list[bytes]:
         return []
     table = _merged(counts).filter((pc.field("count") >= min_count) & (pc.field("value") != ""))
     table = table.sort_by([("count", "descending"), ("value", "ascending")])
-    values: list[bytes] = table["value"].cast(pa.binary()).to_pylist()
-    return values
+    return [*table["value"].cast(pa.binary()).to_pylist()]

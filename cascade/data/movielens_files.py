@@ -73,7 +73,6 @@ class Files:
 
     @property
     def paths(self) -> list[Path]:
-        """All files that are read."""
         return [path for path in (self.ratings, self.movies, self.users) if path]
 
     def read_movies(self, bad: BadRows) -> pa.Table:

@@ -3,11 +3,10 @@
     logit(user, item) = bias + a(user) + c(item) + <u(user), v(item)>
 
 `a` bends with the user's numbers and adds up over the user's categories; `c` adds up over the
-item's. `u` and `v` are made of one plane for each pair of a user and an item category: the more
-alike the directions of the two values, the better the match. All items are equally long, so none of
-them suits every user. A logistic regression can learn `a` and `c` but not the product. Items are
-shown with a skewed popularity, whatever the user. A missing value is a value of its own, so the
-probability is a function of what is observed and no model can do better than it.
+item's. `u` and `v` have one plane for each pair of a user and an item category, in which all values
+are equally long, so no item suits every user. A logistic regression can learn `a` and `c` but not
+the product. Items are shown with a skewed popularity, whatever the user. A missing value is a value
+of its own, so no model can do better than the probability.
 """
 
 from __future__ import annotations
@@ -120,7 +119,6 @@ class Synthetic:
         return v * PRODUCT_STD * (2 / PLANES) ** 0.5, c * ITEM_STD
 
     def users(self, random: np.random.Generator, count: int) -> Users:
-        """Draw users."""
         numbers = np.floor(np.exp(random.normal(2.0, 1.0, (count, 13))))
         numbers[random.random(numbers.shape) < MISSING_SHARE] = np.nan
         return Users(numbers, _categories(random, USER_CATEGORIES, count))

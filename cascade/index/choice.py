@@ -19,7 +19,7 @@ import numpy as np
 from cascade.index.files import FRONTIER
 from cascade.index.kinds import build, has_lists, list_count
 from cascade.index.search import Floats, Index, Kind, base, library
-from cascade.index.tuning import Truth, beside_exact, reach, timing
+from cascade.index.tuning import Truth, reach, timing
 
 # `sqfp16` is slower than `sq8`. perf/tried.md has the kinds that lost elsewhere: HNSW, fast scan.
 CONTENDERS: tuple[Kind, ...] = ("flat", "sq8", "ivf", "ivfsq8", "ivfsq8u", "pcaivfsq8")
@@ -141,7 +141,7 @@ def _final(
         frontier += map(Built.point, built, recalls, timing(indexes, queries, k, rounds=2))
     # Last, so that these efforts stay set.
     recalls = [_reach_judged(index, tuned_on, judged_on, target) for index in indexes]
-    times_us, exact_us = beside_exact(indexes, vectors, queries, k, ROUNDS)
+    *times_us, exact_us = timing(indexes, queries, k, ROUNDS, exact_over=vectors)
     wanted = [*map(Built.point, built, recalls, times_us)]
     chosen = _choose(wanted, target)
     if chosen is None:
@@ -249,11 +249,13 @@ def _shortlist(
         for each, reached, time_us in zip(built, tuned, times_us, strict=True)
     ]
     kept = finalists([kind for kind, _ in contenders], guesses_us)
-    dropped = [
-        each.point(recalls[i], times_us[i], _reason(guesses_us[i], tuned[i], len(vectors)))
-        for i, each in enumerate(built)
-        if i not in kept
-    ]
+    dropped = []
+    for i in sorted({*range(len(built))} - {*kept}):
+        reason = f"about {guesses_us[i]:.0f} us expected at {len(vectors)} items"
+        if np.isinf(guesses_us[i]):
+            reason = f"recall {tuned[i]:.3f} at the largest effort"
+        note = f"dropped on a sample: {reason}"
+        dropped.append(built[i].point(recalls[i], times_us[i], note))
     return [contenders[i] for i in kept], dropped
 
 
@@ -266,9 +268,3 @@ def finalists(kinds: Sequence[Kind], guesses_us: Sequence[float]) -> list[int]:
         if np.isfinite(guesses_us[i]) and guesses_us[i] <= limit_us:
             best_of_kind.setdefault(kinds[i], i)
     return list(best_of_kind.values())[:FINALISTS]
-
-
-def _reason(guess_us: float, recall: float, items: int) -> str:
-    if np.isinf(guess_us):
-        return f"dropped on a sample: recall {recall:.3f} at the largest effort"
-    return f"dropped on a sample: about {guess_us:.0f} us expected at {items} items"

@@ -1,13 +1,10 @@
 """Exact retrieval: one matrix product of the users with all items, and the best K of it.
 
-A GPU reads a million half-precision vectors in a fraction of a millisecond, so nothing has to be
-left out; approximate GPU indexes lose at K = 1000, which their lists of candidates are not made
-for. The K best of so many scores are found in two steps. The scores are cut into groups: each of
-the K best lies in one of the K groups with the largest maxima, so only those are sorted. (Chern et
-al., "TPU-KNN", NeurIPS 2022, keep only the maximum of a group, and so are approximate.)
-
-The vectors are stored as float16; sums are float32. On a CPU they are widened block by block,
-while the block is in cache.
+A GPU reads a million half-precision vectors in a fraction of a millisecond; approximate GPU indexes
+lose at K = 1000. Each of the K best scores lies in one of the K groups of scores with the largest
+maxima, so only those are sorted. (Chern et al., "TPU-KNN", NeurIPS 2022, keep only the maximum of a
+group, and so are approximate.) The vectors are stored as float16; sums are float32. On a CPU they
+are widened block by block, while the block is in cache.
 """
 
 from __future__ import annotations

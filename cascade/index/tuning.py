@@ -111,35 +111,23 @@ def _least(low: int, high: int, enough: Callable[[int], bool]) -> int:
     return low + bisect_left(range(low, value), True, key=enough)
 
 
-def timing(indexes: Sequence[Index], queries: Floats, k: int, rounds: int = 5) -> list[float]:
-    """Median microseconds of one query on one thread, of each index.
+def timing(
+    indexes: Sequence[Index],
+    queries: Floats,
+    k: int,
+    rounds: int = 5,
+    exact_over: Floats | None = None,
+) -> list[float]:
+    """Median microseconds of one query on one thread, of each index; then, given the vectors
+    [N, D], of exact search over them.
 
-    The indexes take turns, and within a round every query [B, D] is another one: no index finds
+    The searches take turns, and within a round every query [B, D] is another one: no index finds
     the data of its previous search in the cache, and a slow second of the machine hits all alike.
+    The first search of each in a round is not measured.
     """
-    return _alternate([(partial(index.search, k=k), queries) for index in indexes], rounds)
-
-
-def beside_exact(
-    indexes: Sequence[Index], vectors: Floats, queries: Floats, k: int, rounds: int
-) -> tuple[list[float], float]:
-    """As `timing`, with the time of exact search in the same turns: their ratio is the speedup."""
     timed: list[Timed] = [(partial(index.search, k=k), queries) for index in indexes]
-    exact = partial(_exact, vectors=vectors, k=k)
-    *times_us, exact_us = _alternate([*timed, (exact, queries[:EXACT_QUERIES])], rounds)
-    return times_us, exact_us
-
-
-def _exact(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ids]:
-    """Inner products and rows [B, min(k, N)] of exact search."""
-    best: tuple[Floats, Ids] = faiss.knn(
-        queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT
-    )
-    return best
-
-
-def _alternate(timed: Sequence[Timed], rounds: int) -> list[float]:
-    """Rounds of every search over its queries, the first one of each unmeasured -> medians."""
+    if exact_over is not None:
+        timed.append((partial(_exact, vectors=exact_over, k=k), queries[:EXACT_QUERIES]))
     times_ns: list[list[int]] = [[] for _ in timed]
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
@@ -154,3 +142,11 @@ def _alternate(timed: Sequence[Timed], rounds: int) -> list[float]:
     finally:
         faiss.omp_set_num_threads(threads)
     return [float(np.median(taken_ns)) / 1000 for taken_ns in times_ns]
+
+
+def _exact(queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Ids]:
+    """Inner products and rows [B, min(k, N)] of exact search."""
+    best: tuple[Floats, Ids] = faiss.knn(
+        queries, vectors, min(k, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return best

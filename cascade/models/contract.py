@@ -109,7 +109,6 @@ def _check_parts(scorer: Scorer, side: Side, own: set[str], others: set[str]) ->
 
 
 def _drawn(scorer: Scorer, side: Side, count: int) -> Rows:
-    """Rows of one side."""
     schema = scorer.schema
     random = torch.Generator().manual_seed(count)
     dense = torch.rand(count, schema.dense_width(side), generator=random)

@@ -66,7 +66,6 @@ class SplitLayer(nn.Module):
             self.register_buffer(f"{side}_pairs", values[owned[side]], persistent=False)
 
     def state_width(self, side: Side) -> int:
-        """Columns of a state."""
         if side == "user":
             return self.n_user * self.width + self.hidden
         return self.n_item * self.width + (0 if self.recomputed else self.hidden)

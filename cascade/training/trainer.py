@@ -78,7 +78,6 @@ class Trainer:
         self.models: dict[str, Scorer] = {}
 
     def run(self) -> None:
-        """Train all that is not trained yet."""
         bundle.write(self.dataset, self.out)
         for name in TRAININGS:
             self.models[name] = self._trained(name)

@@ -133,7 +133,6 @@ class FilterItems:
             raise InvalidInput(f"{ALLOW}: no item feature is called {feature!r}; known: {known}")
 
     def _having(self, feature: str, value: bytes) -> Ids:
-        """The rows that have the value."""
         first, end = self._features[feature]
         place = bisect_left(range(end), value, lo=first, key=self._value)
         if place == end or self._value(place) != value:

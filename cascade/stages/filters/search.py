@@ -1,12 +1,9 @@
 """Candidates under filters: as many as without, as long as there are items left.
 
 The search fetches as many more items as are excluded or denied and may be among the best, and drops
-these (`cascade.index.search`). If `allow` leaves at most K items, they are the candidates and
-nothing is searched. Otherwise the index searches among them, and other allowed items fill the
-places for which it finds none.
-
-A user's candidates depend on their own filters and the deny list alone, not on the other users of
-the batch.
+these. If `allow` leaves at most K items, they are the candidates; otherwise the index searches
+among them, and other allowed items fill the places for which it finds none. A user's candidates
+depend on their own filters and the deny list alone, not on the other users of the batch.
 """
 
 from __future__ import annotations
@@ -81,10 +78,8 @@ class Filtered:
     ) -> Sequence[UserFilter]:
         if exclude is None and allow is None:
             return [_NO_FILTER] * users
-        nothing = [b""] * users
-        excluded = nothing if exclude is None else exclude[:, 0]
-        allowed = nothing if allow is None else allow[:, 0]
-        return [*map(self._decoded, excluded, allowed)]
+        columns = ([b""] * users if sent is None else sent[:, 0] for sent in (exclude, allow))
+        return [*map(self._decoded, *columns)]
 
     def _decoded(self, exclude: bytes, allow: bytes) -> UserFilter:
         values = decode_allow(allow)
