@@ -127,7 +127,16 @@ def highest_throughput(measurements: Sequence[Measurement]) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a sweep. 1 when a request failed or there is nothing to measure."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(prog="python -m perf", description=__doc__)
+    add = parser.add_argument
+    add("--repository", type=Path, help="model repository to start a server on")
+    add("--url", help="HOST:PORT of the gRPC service of a running server")
+    add("--users", type=Path, help="users.jsonl (default: generated users)")
+    add("--results", type=Path, help="file of lines (default: by configuration)")
+    add("--model", default=ENSEMBLE, help="model to ask (default: %(default)s)")
+    add("--batch", type=positive, default=1, help="users per request (default: 1)")
+    add("--quick", action="store_true", help="few short runs")
+    add("--concurrency", type=counts, help="comma-separated, such as 1,4,16")
     options = parser.parse_args(arguments)
     if options.repository is None and options.url is None:
         parser.error("give --repository to start a server or --url of a running one")
@@ -150,24 +159,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise AnalyzerError(f"the server at {url} does not answer: {error}") from error
     print(latency_table([measurement.to_dict() for measurement in measurements]))
     return 1 if any(measurement.error for measurement in measurements) else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf",
-        description="Measure latency and throughput of a served cascade with perf_analyzer.",
-    )
-    server = parser.add_argument_group("server (give at least one)")
-    server.add_argument("--repository", type=Path, help="model repository to start a server on")
-    server.add_argument("--url", help="HOST:PORT of the gRPC service of a running server")
-    add = parser.add_argument
-    add("--users", type=Path, help="users.jsonl (default: generated users)")
-    add("--results", type=Path, help="file of lines (default: by configuration)")
-    add("--model", default=ENSEMBLE, help="model to ask (default: %(default)s)")
-    add("--batch", type=positive, default=1, help="users per request (default: 1)")
-    add("--quick", action="store_true", help="few short runs")
-    add("--concurrency", type=counts, help="comma-separated, such as 1,4,16")
-    return parser
 
 
 if __name__ == "__main__":

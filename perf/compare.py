@@ -165,7 +165,19 @@ def _rotated(contenders: Sequence[Contender], by: int) -> list[Contender]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare, print, and write compare.json, the runs and the plots."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m perf.compare", description=__doc__)
+    add = parser.add_argument
+    add("--repository", type=Path, required=True, help="the release, any topology")
+    add("--flat-repository", type=Path, help="the same with flat graphs")
+    add("--plain-repository", type=Path, help="the same split, float32, not tuned")
+    add("--users", type=Path, help="users.jsonl (default: generated users)")
+    add("--out", type=Path, default=Path("build/perf/compare"))
+    add("--results", type=Path, help="file of lines (default: by device; none with --quick)")
+    add("--contenders", dest="names", nargs="+", choices=NAMES, help="only these")
+    add("--rounds", type=positive)
+    add("--seconds", type=float, help="per run")
+    add("--quick", action="store_true", help="one short round")
+    options = parser.parse_args(arguments)
     given = {key: getattr(options, key) for key in ("names", "rounds", "seconds")}
     plan = replace(QUICK if options.quick else Schedule(), **{k: v for k, v in given.items() if v})
     end_in_order()
@@ -185,22 +197,6 @@ def main(arguments: list[str] | None = None) -> None:
     results = options.results or record.RESULTS / f"{environment['configuration']}.jsonl"
     if options.results or not options.quick:
         record.append(results, environment, {"seconds": plan.seconds, "figures": figures})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m perf.compare", description=__doc__)
-    add = parser.add_argument
-    add("--repository", type=Path, required=True, help="the release, any topology")
-    add("--flat-repository", type=Path, help="the same with flat graphs")
-    add("--plain-repository", type=Path, help="the same split, float32, not tuned")
-    add("--users", type=Path, help="users.jsonl (default: generated users)")
-    add("--out", type=Path, default=Path("build/perf/compare"))
-    add("--results", type=Path, help="file of lines (default: by device; none with --quick)")
-    add("--contenders", dest="names", nargs="+", choices=NAMES, help="only these")
-    add("--rounds", type=positive)
-    add("--seconds", type=float, help="per run")
-    add("--quick", action="store_true", help="one short round")
-    return parser
 
 
 if __name__ == "__main__":

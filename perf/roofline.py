@@ -40,8 +40,8 @@ from cascade.server.threads import cores
 from cascade.spec import CATALOGUE_IDS, RETRIEVE, STAGES, sizes_from
 from cascade.spec import stage_path as path_of
 from cascade.stages.load import load_stage
+from export.releases.rewire import serving_of
 from perf.harness import payload
-from perf.harness.in_process import serving_of
 from perf.harness.payload import Payload
 from perf.harness.table import figures
 
@@ -263,7 +263,14 @@ def report(device: Device, rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m perf.roofline", description=__doc__)
+    add = parser.add_argument
+    add("--repository", type=Path, required=True, help="exported model repository")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--users", type=Path, help="users.jsonl (default: generated users)")
+    add("--items", type=int, help="vectors of the exact search [100k, 1M on cuda]")
+    add("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
     users = payload.users(options.users, payload.layout_of(options.repository))
     serving = replace(serving_of(options.repository), device=options.device, threads=cores())
     found = measure_device(device_of(serving), serving.threads)
@@ -274,17 +281,6 @@ def main(arguments: list[str] | None = None) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         made = summary(found, rows, options.device == "cuda")
         write_json(options.out, {**made, "searched_items": items})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m perf.roofline", description=__doc__)
-    add = parser.add_argument
-    add("--repository", type=Path, required=True, help="exported model repository")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--users", type=Path, help="users.jsonl (default: generated users)")
-    add("--items", type=int, help="vectors of the exact search [100k, 1M on cuda]")
-    add("--out", type=Path, help="JSON file to write")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 """`python -m perf.scaling --out DIR`: what a request costs as the sizes grow.
 
 Stage by stage against items, candidates, survivors and the users of a batch: the processor time of
-one request on one thread, without a server. ONNX Runtime and FAISS have no other thread here, and
-other work on the machine is not in it. On a GPU all costs are times by the clock. Settings take
-turns, and every request is of another user, so that no setting finds its data in the cache.
-
-Against instances: throughput and memory of the fused server. Against tables: latency and memory
-with tables of the DLRM paper's size (`pss_two_over_one`, `paper_p99_ratio`).
+one request on one thread, without a server; on a GPU the time by the clock. Settings take turns,
+and every request is of another user, so that no setting finds its data in the cache. Against
+instances: throughput and memory of the fused server. Against tables: latency and memory with tables
+of the DLRM paper's size (`pss_two_over_one`, `paper_p99_ratio`).
 
 DIR/scaling.json has the points and the exponents of the power laws through them, DIR/*.png the
 plots; every point is a line in perf/results.
@@ -18,7 +16,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +26,19 @@ import pandas as pd
 from cascade.errors import run
 from cascade.files import write_json
 from cascade.release import newest_version, read_release
+from cascade.server import workers
 from cascade.server.launcher import Server
 from cascade.spec import RETRIEVE
 from clients.options import positive
 from export.releases.rewire import rewire, serving_of
 from perf.contenders.servers import TRITON
 from perf.fixture import RANKERS
-from perf.harness import load, processes, record
+from perf.harness import load, record
 from perf.harness.artifacts import Artifacts, export, make
 from perf.harness.commands import counts, heading
 from perf.harness.in_process import COSTS, Setting, costs, open_pipeline
 from perf.harness.load import LoadError, Plan
-from perf.harness.measurement import Load, Measurement, summarise
+from perf.harness.measurement import Load, Measurement, memory, summarise
 from perf.harness.table import figures, picture
 
 Point = dict[str, Any]
@@ -58,8 +57,8 @@ def exponents(points: Sequence[Point]) -> dict[str, dict[str, float]]:
     """By sweep of several sizes, the exponents of the costs."""
     found: dict[str, dict[str, float]] = {}
     for against, some in pd.DataFrame(points).groupby("against"):
-        keys = [key for key in COSTS if key in some and some[key].notna().all()]
-        if some["size"].nunique() > 1 and keys:
+        keys = some.dropna(axis=1).columns.intersection(COSTS)
+        if some["size"].nunique() > 1 and len(keys):
             found[str(against)] = {k: exponent(list(some["size"]), list(some[k])) for k in keys}
     return found
 
@@ -80,9 +79,8 @@ def release_facts(made: Artifacts) -> Point:
 def serve(
     made: Artifacts, instances: int, work: Path
 ) -> Iterator[tuple[Server, Callable[[int, float], Measurement]]]:
-    """A server of so many fused processes that many users have touched, and how to measure it:
-    requests in flight, seconds -> `Measurement`. Raises LoadError. The release's files are linked.
-    """
+    """A server of so many fused processes, on the release's own files, that many users have touched;
+    and how to measure it: requests in flight, seconds -> `Measurement`. Raises LoadError."""
     repository = work / f"{made.repository.parent.name}-{instances}"
     serving = replace(serving_of(made.repository), instances=instances, topology="fused")
     rewire(made.repository, repository, serving)
@@ -101,13 +99,13 @@ def serve(
 
 
 def served(made: Artifacts, instances: int, work: Path, seconds: float = SECONDS) -> Point:
-    """Users a second with 16 requests in flight, and the memory of the server's Python processes.
-    One server after the other: side by side they would share pages and cores."""
+    """Users a second with 16 requests in flight, and the memory of the server's Python processes,
+    which no other server shares."""
     with serve(made, instances, work) as (server, ask):
         measured = ask(16, seconds)
-        held = processes.memory(processes.stubs(server.name))
+        held = memory(worker.pid for worker in workers.alive(server.name))
     latencies = {key: measured.latency_ms[key] for key in ("p50_ms", "p99_ms")}
-    return {"size": instances, "throughput": measured.throughput, **latencies, **asdict(held)}
+    return {"size": instances, "throughput": measured.throughput, **latencies, **held._asdict()}
 
 
 def p99_ratio(
@@ -116,9 +114,10 @@ def p99_ratio(
     """p99 with large tables over p99 with small ones, one request at a time, in turns; medians of
     the rounds."""
     with serve(paper, 1, work) as (_, large), serve(small, 1, work) as (_, other):
-        runs = [[ask(1, seconds).latency_ms for ask in (large, other)] for _ in range(rounds)]
-    p99_ms = np.median([[latency_ms["p99_ms"] for latency_ms in pair] for pair in runs], axis=0)
-    return float(p99_ms[0] / p99_ms[1])
+        asks = (large, other)
+        p99 = [[ask(1, seconds).latency_ms["p99_ms"] for ask in asks] for _ in range(rounds)]
+    paper_ms, small_ms = np.median(p99, axis=0)
+    return float(paper_ms / small_ms)
 
 
 class Scaling:
@@ -128,7 +127,7 @@ class Scaling:
         self.args, self.work = args, work
         self.points: list[Point] = []
         self.ratios: dict[str, float] = {}
-        self._made: dict[tuple[str, int], Artifacts] = {}
+        self._made: dict[Path, Artifacts] = {}
 
     def run(self) -> dict[str, Any]:
         """All sweeps that were asked for -> what is in scaling.json."""
@@ -153,9 +152,8 @@ class Scaling:
             case "batch":
                 pipeline, users = open_pipeline(self._base().repository), self._base().users()
                 settings = {batch: Setting(pipeline, users, batch) for batch in self.args.batches}
-                taken = costs(settings, self.args.rounds, self.args.device)
-                per_user = {n: {"us_per_user": us["total_us"] / n} for n, us in taken.items()}
-                return [{"size": n, **us, **per_user[n]} for n, us in taken.items()]
+                taken = costs(settings, self.args.rounds, self.args.device).items()
+                return [{"size": n, **us, "us_per_user": us["total_us"] / n} for n, us in taken]
             case "instances":
                 return [served(self._base(), n, self.work) for n in self.args.instances]
         paper = self._make(self.args.base_items, "paper")
@@ -185,21 +183,18 @@ class Scaling:
         return self._make(self.args.base_items, "criteo")
 
     def _make(self, items: int, ranker: str) -> Artifacts:
-        key = (ranker, items)
-        if key not in self._made:  # sweeps share what this run has made
-            folder, how = self.work / f"{ranker}-{items}", (self.args.device, self.args.export)
-            self._made[key] = make(folder, items, ranker, *how)
-        return self._made[key]
+        folder = self.work / f"{ranker}-{items}"
+        if folder not in self._made:  # sweeps share what this run has made
+            how = (self.args.device, self.args.export)
+            self._made[folder] = make(folder, items, ranker, *how)
+        return self._made[folder]
 
 
 def write(out: Path, points: Sequence[Point], ratios: Mapping[str, float]) -> dict[str, Any]:
     """OUT/scaling.json and the plots -> what is in the file."""
     found = exponents(points)
-    growth = {
-        f"growth_exponent_{against}": found[against]["total_us"]
-        for against in ("items", "candidates")
-        if against in found
-    }
+    grown = found.keys() & {"items", "candidates"}
+    growth = {f"growth_exponent_{against}": found[against]["total_us"] for against in grown}
     content = {**growth, **ratios, "exponents": found, "points": list(points)}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "scaling.json", content)
@@ -228,17 +223,6 @@ def report(points: Sequence[Point]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the sweeps."""
-    args = _parser().parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
-        work = args.work or Path(scratch)
-        work.mkdir(parents=True, exist_ok=True)
-        content = Scaling(args, work).run()
-    for key, value in content.items():
-        if isinstance(value, float):
-            print(f"{key:32} {value:.3f}")
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m perf.scaling", description=__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("build/perf/scaling"))
@@ -255,7 +239,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--export", type=str.split, default=[], help="further arguments of export, in one word")
     add("--work", type=Path, help="folder for what is made [a temporary one]")
     add("--results", type=Path, help="file of lines")
-    return parser
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
+        work = args.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        content = Scaling(args, work).run()
+    for key, value in content.items():
+        if isinstance(value, float):
+            print(f"{key:32} {value:.3f}")
 
 
 if __name__ == "__main__":

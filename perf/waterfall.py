@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -61,22 +62,17 @@ MEANING = {
     "grpc.answer": (GRPC, "to the client"),
     "client.answer": (CLIENT, "bytes to message and arrays"),
 }
-BETWEEN_PROCESSES = ("grpc.request", "grpc.answer", "there", "back")
-
-
-def last(name: str) -> str:
-    """The part of an interval's name that says what happens: the first may be the model's."""
-    return name if name in MEANING else name.rsplit(".", 1)[-1]
+BETWEEN_PROCESSES = ("grpc.request", "grpc.answer", ".there", ".back")
 
 
 def meaning(name: str) -> tuple[str, str]:
     """Owner of an interval, one of `OWNERS`, and what happens in it."""
-    return MEANING.get(last(name), (TRITON, "a further step"))
+    return MEANING.get(name) or MEANING.get(name.rsplit(".")[-1]) or (TRITON, "a further step")
 
 
 def between_processes(name: str) -> bool:
     """Whether an interval begins in one process and ends in another: transport."""
-    return last(name) in BETWEEN_PROCESSES
+    return name.endswith(BETWEEN_PROCESSES)
 
 
 def measure(
@@ -89,16 +85,16 @@ def measure(
     for batch in batches:
         names = [name for name in calls if name.startswith(f"{batch}-")]
         parts = pd.DataFrame([split[name] for name in names]).median()
-        whole_us = float(pd.Series([calls[name].us for name in names]).median())
-        transport = parts[[name for name in parts.index if between_processes(name)]]
+        whole_us, explained_us = median(calls[name].us for name in names), float(parts.sum())
+        transport_us = float(parts[list(map(between_processes, parts.index))].sum())
         line = {
             "batch": batch,
             "requests": len(names),
             "measured_us": round(whole_us, 1),
-            "untraced_us": round(float(pd.Series(plain[batch]).median()), 1),
-            "waterfall_share": round(float(parts.sum()) / whole_us, 4),
-            "between_processes_share": round(float(transport.sum()) / whole_us, 4),
-            "unexplained_us": round(whole_us - float(parts.sum()), 1),
+            "untraced_us": round(median(plain[batch]), 1),
+            "waterfall_share": round(explained_us / whole_us, 4),
+            "between_processes_share": round(transport_us / whole_us, 4),
+            "unexplained_us": round(whole_us - explained_us, 1),
             "parts_us": parts.round(2).to_dict(),
         }
         found.append(line)
@@ -137,7 +133,15 @@ def draw(bars: Mapping[str, Mapping[str, float]], title: str, path: Path) -> Non
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write waterfall.json and waterfall.png, and record the lines."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m perf.waterfall", description=__doc__)
+    add = parser.add_argument
+    add("--repository", type=Path, required=True, help="exported model repository")
+    add("--users", type=Path, help="users.jsonl [generated users]")
+    add("--out", type=Path, default=Path("build/perf/waterfall"))
+    add("--requests", type=positive, default=300, help="traced, per batch [%(default)s]")
+    add("--batch", type=counts, default=(1, 16), help="users a request [1,16]")
+    add("--results", type=Path, help="file of lines [by device]")
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     repository, serving = options.repository, serving_of(options.repository)
     layout = payload.layout_of(repository)
@@ -162,18 +166,6 @@ def main(arguments: list[str] | None = None) -> None:
     draw(bars, title, options.out / "waterfall.png")
     results = options.results or record.RESULTS / f"waterfall-{serving.device}.jsonl"
     record.append(results, environment, *found)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m perf.waterfall", description=__doc__)
-    add = parser.add_argument
-    add("--repository", type=Path, required=True, help="exported model repository")
-    add("--users", type=Path, help="users.jsonl [generated users]")
-    add("--out", type=Path, default=Path("build/perf/waterfall"))
-    add("--requests", type=positive, default=300, help="traced, per batch [%(default)s]")
-    add("--batch", type=counts, default=(1, 16), help="users a request [1,16]")
-    add("--results", type=Path, help="file of lines [by device]")
-    return parser
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -59,7 +59,7 @@ class Call(NamedTuple):
 def timed(client: grpc.InferenceServerClient) -> Callable[..., Call]:
     """inputs, id -> `Call`, by a client whose two functions between messages and bytes note the
     time. gRPC takes these when a method is made, so the method is made anew."""
-    noted = {"sent": 0, "received": 0}
+    noted: dict[str, int] = {}
 
     def serialise(request: Any) -> bytes:
         content: bytes = request.SerializeToString()
@@ -85,14 +85,10 @@ def ask(
     repository: Path, users: Payload, batches: Sequence[int], requests: int, scratch: Path
 ) -> tuple[dict[str, Call], dict[int, list[float]]]:
     """Serve a repository and ask it for batches of users, with and without traces. Traces and the
-    stages' steps are left in `scratch`.
-
-    Returns:
-        the traced requests by id, `<batch>-<number>`, and by batch the times of the others in
-        microseconds.
-    """
+    stages' steps are left in `scratch` -> the traced requests by id, `<batch>-<number>`, and by
+    batch the times of the others in microseconds."""
     options = (f"triton,file={scratch / TRACES}", "mode=triton", "rate=1", "level=OFF")
-    arguments = [word for option in options for word in ("--trace-config", option)]
+    arguments = [f"--trace-config={option}" for option in options]
     calls: dict[str, Call] = {}
     plain: dict[int, list[float]] = {batch: [] for batch in batches}
     with (
@@ -121,11 +117,8 @@ def ask(
 
 
 def _inputs(dense: Any, categorical: Any) -> list[Any]:
-    inputs = []
-    for name, kind, values in (("dense", "FP32", dense), ("categorical", "BYTES", categorical)):
-        inputs.append(grpc.InferInput(name, list(values.shape), kind))
-        inputs[-1].set_data_from_numpy(values)
-    return inputs
+    tensors = (("dense", "FP32", dense), ("categorical", "BYTES", categorical))
+    return [grpc.InferInput(n, x.shape, kind).set_data_from_numpy(x) for n, kind, x in tensors]
 
 
 @dataclass
@@ -176,15 +169,14 @@ def intervals(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Inter
     """Split one request by what the stages' processes noted, in the order of time. Raises
     TraceError: moments are missing, or out of order."""
     found: Intervals = {}
-    name_before, before_ns = START, call.started_ns
-    for name, ns in _moments(call, trace, batches):
-        if ns < before_ns:
+    moments = [(START, call.started_ns), *_moments(call, trace, batches)]
+    for (before, from_ns), (name, ns) in pairwise(moments):
+        if ns < from_ns:
             raise TraceError(
-                f"request {trace.request_id}: {name} ended {before_ns - ns} ns before "
-                f"{name_before}; do client and server run on one machine?"
+                f"request {trace.request_id}: {name} ended {from_ns - ns} ns before {before}; do "
+                "client and server run on one machine?"
             )
-        found[name] = found.get(name, 0.0) + (ns - before_ns) / 1000
-        name_before, before_ns = name, ns
+        found[name] = found.get(name, 0.0) + (ns - from_ns) / 1000
     return found
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from cascade.server import cleanup
-from perf.harness import processes
+from cascade.server import cleanup, workers
+from perf.harness.measurement import memory
 
 _READY = re.compile(r"ready: .* grpc (\S+), (?:http (\S+), )?metrics (\S+), ")
 FREE_PORTS = tuple(f"--{service}-port=0" for service in ("http", "grpc", "metrics"))
@@ -57,7 +57,8 @@ class Served:
         """Memory of tritonserver and its stubs that belongs to no file."""
         while True:
             with suppress(psutil.NoSuchProcess):  # a release is being unloaded
-                return processes.memory([self.pid, *processes.stubs(self.name)]).anonymous_mb
+                stubs = [worker.pid for worker in workers.alive(self.name)]
+                return memory([self.pid, *stubs]).anonymous_mb
 
 
 @contextmanager

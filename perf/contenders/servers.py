@@ -1,21 +1,21 @@
 """Each kind of server that is compared: how it is started, and what goes over the wire to it.
 
-Requests are complete HTTP requests built beforehand. Triton's use the binary tensor extension of
-its inference protocol (v2): a JSON header that names the tensors, then their bytes; Triton's own
-client writes and reads them. Every server gets the machine as its own users would give it: one
+Requests are complete HTTP requests built beforehand; Triton's own client writes and reads those of
+its binary tensor extension. Every server gets the machine as its own users would give it: one
 compute thread a process, a process per core, and no log of every access.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import np_to_triton_dtype
 
@@ -33,6 +32,7 @@ from cascade.server.launcher import Ports, Server
 from cascade.server.threads import cores
 from cascade.spec import ENSEMBLE
 from perf.contenders import fastapi_app
+from perf.harness.in_process import ONE_THREAD
 from perf.harness.payload import Payload
 from perf.harness.record import ROOT
 
@@ -67,28 +67,21 @@ class Endpoint:
     wire: Wire
 
 
-def _post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
-    lines = {"Host": "localhost", **headers, "Content-Length": str(len(body))}
+def _post(path: str, kind: str, body: bytes, headers: dict[str, str]) -> bytes:
+    lines = {"Host": "localhost", "Content-Type": kind, **headers, "Content-Length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
 
 def triton_request(model: str, **tensors: Any) -> bytes:
     """A request to any model of Triton, with arrays by the names of its tensors."""
-    inputs = []
-    for name, values in tensors.items():
-        inputs.append(InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
-        inputs[-1].set_data_from_numpy(values)
+    inputs = [
+        InferInput(name, values.shape, np_to_triton_dtype(values.dtype)).set_data_from_numpy(values)
+        for name, values in tensors.items()
+    ]
     body, length = InferenceServerClient.generate_request_body(inputs)
-    headers = {
-        "Content-Type": "application/octet-stream",
-        "Inference-Header-Content-Length": str(length),
-    }
-    return _post(f"/v2/models/{model}/infer", body, headers)
-
-
-def _triton_request(dense: Any, categorical: Any) -> bytes:
-    return triton_request(ENSEMBLE, dense=dense, categorical=categorical)
+    headers = {"Inference-Header-Content-Length": str(length)}
+    return _post(f"/v2/models/{model}/infer", "application/octet-stream", body, headers)
 
 
 def _triton_answer(headers: dict[str, str], body: bytes) -> Answer:
@@ -102,7 +95,7 @@ def _json_request(dense: Any, categorical: Any) -> bytes:
         "dense": [None if np.isnan(x) else float(x) for x in dense[0]],
         "categorical": [text.decode() or None for text in categorical[0]],
     }
-    return _post("/recommend", orjson.dumps(user), {"Content-Type": "application/json"})
+    return _post("/recommend", "application/json", orjson.dumps(user), {})
 
 
 def _json_answer(headers: dict[str, str], body: bytes) -> Answer:
@@ -110,7 +103,10 @@ def _json_answer(headers: dict[str, str], body: bytes) -> Answer:
     return np.array(answer["item_ids"], np.int64), np.array(answer["scores"], np.float32)
 
 
-TRITON = Wire(_triton_request, _triton_answer)
+TRITON = Wire(
+    lambda dense, categorical: triton_request(ENSEMBLE, dense=dense, categorical=categorical),
+    _triton_answer,
+)
 JSON = Wire(_json_request, _json_answer)
 
 
@@ -132,23 +128,23 @@ def fastapi(repository: Path) -> Iterator[Endpoint]:
         # Clients keep their connections, as a proxy would; the default closes them after 5 s.
         *("--timeout-keep-alive", "300", "--backlog", "2048"),
     ]
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    one_thread |= {"CASCADE_THREADS": "1", fastapi_app.REPOSITORY: str(repository.resolve())}
+    where = {fastapi_app.REPOSITORY: str(repository.resolve())}
     with tempfile.NamedTemporaryFile(prefix="contender-") as log:
         server = subprocess.Popen(
             process.tied(command),
-            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd=ROOT,
-            env={**os.environ, **one_thread},
+            env={**os.environ, **ONE_THREAD, **where},
             start_new_session=True,
         )
         try:
             _wait(server, Path(log.name), workers)
             yield Endpoint(f"127.0.0.1:{port}", JSON)
         finally:
-            _end(server)
+            process.end(server, EXIT_TIMEOUT_S)
+            with suppress(ProcessLookupError):  # the workers of one that had to be killed
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 def _wait(server: subprocess.Popen[bytes], log: Path, workers: int) -> None:
@@ -158,17 +154,6 @@ def _wait(server: subprocess.Popen[bytes], log: Path, workers: int) -> None:
             what = f"ended with {server.poll()}" if server.poll() else "did not start in time"
             raise ContenderError("\n".join([f"FastAPI {what}:", *text.splitlines()[-20:]]))
         time.sleep(0.1)
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """In order; the workers of a server that had to be killed are ended, too."""
-    try:
-        family = psutil.Process(server.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    process.end(server, EXIT_TIMEOUT_S)
-    for left in psutil.wait_procs(family, timeout=5)[1]:
-        left.kill()
 
 
 def check(name: str, endpoint: Endpoint, pipeline: Any, users: Payload, count: int) -> None:

@@ -1,10 +1,9 @@
 """One run of perf_analyzer -> one `Measurement`.
 
-The figures come from its profile export, which holds the times of every request in nanoseconds. It
-covers all windows; as perf_analyzer's own summary, this module counts the requests that ended in
-the last three. The stages' times come from the server's statistics, read before and after.
-
-What version 2.51 does, as tried:
+The figures come from its profile export, the times of every request in nanoseconds; as its own
+summary, they count the requests that ended in the last three windows. The stages' times come from
+the server's statistics. perf_analyzer comes with the SDK container or `tritonclient==2.51.0`, whose
+binary borrows two libraries of the server's wheel. What version 2.51 does, as tried:
 
 - It gives up with exit code 2 when the windows do not agree, and then writes neither CSV nor
   profile export. So any windows agree for it, and `summarise` says whether they do.
@@ -17,10 +16,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +31,19 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from cascade.errors import CascadeError
+from cascade.server.binaries import LIBRARIES, WHEEL, BinaryError, loader_environment, wheel_package
+from cascade.server.cleanup import run_folder
 from cascade.spec import ENSEMBLE
-from perf.harness.binary import perf_analyzer
 from perf.harness.measurement import OK, Load, Measurement, StageTimes, Trace, summarise
 
 WINDOWS, ANY_SPREAD_PERCENT = 3, 1_000_000
 # Threads that send at the Poisson times. With few, one is still busy sending when the next request
 # is due: in a trial on two busy cores one thread sent a fifth of 1200 requests/s late, 16 none.
 RATE_THREADS = 16
-TIMEOUT_S = 900
-TIMES = ("queue", "input", "infer", "output")
-WARM_UP_S, WARM_UPS = 60, 2  # seconds each, and tries
+TIMEOUT_S, CHECK_S = 900, 60
+WARM_UP_S, WARM_UPS, WARM_UP_REQUESTS = 60, 2, 200  # seconds each, tries, requests of a try
+TIMES = {"queue": "queue", **{n: f"compute_{n}" for n in ("input", "infer", "output")}}
+NEEDED = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 Counters = Mapping[str, int]
 Ran = subprocess.CompletedProcess[str]
 
@@ -63,17 +68,51 @@ class Target:
         ]
 
 
+def perf_analyzer() -> tuple[Path, dict[str, str]]:
+    """The load generator and the environment to run it in. Raises BinaryError where none starts."""
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which("perf_analyzer", path=beside) or shutil.which("perf_analyzer")
+    if found is None:
+        raise BinaryError(
+            "no perf_analyzer on PATH or beside this Python. Install the client that carries it "
+            "(pip install 'tritonclient[grpc]==2.51.0'; later ones do not) or run inside the "
+            "Triton SDK container."
+        )
+    environment = loader_environment(_libraries())
+    ran = _ended([found, "--version"], environment, CHECK_S)
+    if ran.returncode != 0:
+        reason = (ran.stderr or ran.stdout).strip() or f"it ended with {ran.returncode}"
+        raise BinaryError(
+            f"{found} does not start: {reason}. It needs glibc 2.34 and the libraries of {WHEEL} "
+            f"(pip install '{WHEEL}==0.7.0'), or the Triton SDK container."
+        )
+    return Path(found), environment
+
+
+def _libraries() -> tuple[Path, ...]:
+    """A folder with the wheel's libraries under the names that perf_analyzer asks for."""
+    package = wheel_package()
+    if package is None:
+        return ()  # the SDK container has them
+    folder = run_folder() / f"perf_analyzer_{sha256(str(package).encode()).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    for name, pattern in NEEDED.items():
+        for library in (package.parent / LIBRARIES).glob(pattern):
+            with suppress(FileExistsError):
+                (folder / name).symlink_to(library)
+    return (folder,)
+
+
+def _ended(words: list[str], env: dict[str, str], timeout: float) -> Ran:
+    return subprocess.run(
+        words, env=env, timeout=timeout, capture_output=True, text=True, errors="replace"
+    )
+
+
 def run(arguments: list[str], timeout_s: float = TIMEOUT_S) -> Ran:
     """Run perf_analyzer. Raises BinaryError or subprocess.TimeoutExpired."""
     path, environment = perf_analyzer()
-    return subprocess.run(
-        [str(path), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout_s,
-    )
+    return _ended([str(path), *arguments], environment, timeout_s)
 
 
 def version() -> str:
@@ -89,9 +128,9 @@ def members(model: Any) -> tuple[str, ...]:
 
 
 def measure(target: Target, load: Load, window_requests: int) -> Measurement:
-    """Put a load on the server and measure it over three windows. They are counted in requests, not
-    in seconds, so that a percentile rests on as many requests at every load. Raises AnalyzerError:
-    perf_analyzer could not be used at all (wrong flag, unreadable payload)."""
+    """Put a load on the server and measure it over three windows of so many requests, so that a
+    percentile rests on as many at every load. Raises AnalyzerError: perf_analyzer could not be used
+    at all (wrong flag, unreadable payload)."""
     with (
         grpc.InferenceServerClient(target.url) as client,
         tempfile.TemporaryDirectory(prefix="perf-") as folder,
@@ -103,10 +142,9 @@ def measure(target: Target, load: Load, window_requests: int) -> Measurement:
         after = {model: statistics(client, model) for model in before}
         failed = after[target.model]["failed"] - before[target.model]["failed"]
         if ran.returncode == 0:
-            ended = summarise(
-                read_profile(export), Load("concurrency", 0), target.model, target.batch
-            )
-            measured = replace(ended, load=load)
+            # In a rate, too, requests count that ended in time: of none is known when it was due.
+            closed = Load("concurrency", 0)
+            measured = summarise(read_profile(export), closed, target.model, target.batch)
         elif failed or "Thread [" in ran.stderr + ran.stdout:  # a request's own error, in its words
             error = _complaint(ran)
             measured = Measurement(target.model, target.batch, load, stable=False, error=error)
@@ -114,17 +152,18 @@ def measure(target: Target, load: Load, window_requests: int) -> Measurement:
             raise AnalyzerError(f"perf_analyzer ended with {ran.returncode}: {_complaint(ran)}")
     return replace(
         measured,
+        load=load,
         failed=failed,
         delayed_percent=delayed_percent(ran.stdout + ran.stderr),
         stages={step: stage_times(before[step], after[step]) for step in steps},
     )
 
 
-def warm_up(target: Target, requests: int = 200) -> None:
+def warm_up(target: Target) -> None:
     """Send some requests that are not measured: the first touch of pages and caches. Raises
-    AnalyzerError: the server does not answer them; there is no point in measuring."""
-    flags = ["--concurrency-range", "8", "--request-count", str(requests)]
-    what = f"{requests} requests to {target.model} at {target.url}"
+    AnalyzerError: the server does not answer them."""
+    flags = ["--concurrency-range", "8", "--request-count", str(WARM_UP_REQUESTS)]
+    what = f"{WARM_UP_REQUESTS} requests to {target.model} at {target.url}"
     for _ in range(WARM_UPS):
         try:
             ran = run([*target.arguments(), *flags], WARM_UP_S)
@@ -137,21 +176,15 @@ def warm_up(target: Target, requests: int = 200) -> None:
 
 
 def _run(target: Target, load: Load, window_requests: int, export: Path) -> Ran:
-    windows = [
-        *("--measurement-mode", "count_windows"),
-        *("--measurement-request-count", str(window_requests)),
-        *("-s", str(ANY_SPREAD_PERCENT), "-r", str(WINDOWS)),
-        *("--profile-export-file", str(export)),
-    ]
-    if load.mode == "concurrency":
-        how = ["--sync", "--concurrency-range", str(int(load.value))]
-    else:
+    windows = f"--measurement-mode count_windows --measurement-request-count {window_requests}"
+    windows += f" -s {ANY_SPREAD_PERCENT} -r {WINDOWS}"
+    how = f"--sync --concurrency-range {load.value:.0f}"
+    if load.mode == "rate":
         # Synchronous calls would wait for the answer and so hide that a request was sent late.
-        how = [
-            *("--async", "--request-rate-range", str(load.value)),
-            *("--request-distribution", "poisson", "--max-threads", str(RATE_THREADS)),
-        ]
-    return run([*target.arguments(), *windows, *how])
+        how = f"--async --request-rate-range {load.value} --request-distribution poisson"
+        how += f" --max-threads {RATE_THREADS}"
+    words = [*windows.split(), *how.split(), "--profile-export-file", str(export)]
+    return run([*target.arguments(), *words])
 
 
 def _complaint(ran: Ran) -> str:
@@ -192,12 +225,11 @@ def statistics(client: grpc.InferenceServerClient, model: str) -> Counters:
     versions = client.get_inference_statistics(model).model_stats
     stats = [version.inference_stats for version in versions]
     return {
-        "success": sum(s.success.count for s in stats),
-        "failed": sum(s.fail.count for s in stats),
-        "queue": sum(s.queue.ns for s in stats),
-        "input": sum(s.compute_input.ns for s in stats),
-        "infer": sum(s.compute_infer.ns for s in stats),
-        "output": sum(s.compute_output.ns for s in stats),
+        **{
+            "success": sum(s.success.count for s in stats),
+            "failed": sum(s.fail.count for s in stats),
+        },
+        **{n: sum(getattr(s, field).ns for s in stats) for n, field in TIMES.items()},
         "inference": sum(version.inference_count for version in versions),
         "execution": sum(version.execution_count for version in versions),
     }

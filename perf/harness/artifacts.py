@@ -14,8 +14,7 @@ from perf.harness.payload import Payload
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Checkpoints, the repository that was exported from them in `export_s` seconds, and the number
-    of items."""
+    """Checkpoints, and the repository that was exported from them in `export_s` seconds."""
 
     checkpoints: Path
     repository: Path

@@ -1,7 +1,7 @@
 """The stages of a repository without a server: called directly, one process per core.
 
-No server that runs these stages on this machine, a user at a time, can answer more. The difference
-is the price of network, queues, copies between processes and of the clients that share the machine.
+No server that runs these stages here, a user at a time, can answer more. The difference is the
+price of network, queues, copies between processes and of the clients that share the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from cascade.config import Serving
 from cascade.pbtxt import process_settings
 from cascade.spec import STAGES
 from cascade.stages.pipeline import Pipeline
@@ -27,6 +26,8 @@ from perf.harness.payload import Payload
 
 Recommend = Callable[[Any, Any], Any]
 
+LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CASCADE_THREADS")
+ONE_THREAD = dict.fromkeys(LIMITS, "1")  # environment of a process of stages
 COSTS = ("total_us", *(f"{stage}_us" for stage in STAGES))
 WARM_UP_REQUESTS, LOAD_TIMEOUT_S = 50, 300
 USERS_A_ROUND = 48
@@ -44,21 +45,16 @@ class Job:
     seconds: float
 
 
-def serving_of(repository: Path) -> Serving:
-    """How the processes of a repository run their stages, but on one thread."""
-    return replace(next(iter(process_settings(repository).values())).serving, threads=1)
-
-
 def open_pipeline(repository: Path) -> Pipeline:
-    """The stages of a repository, chained in this process, run as the server would run them."""
-    return Pipeline.load(repository, serving=serving_of(repository))
+    """The stages of a repository, chained in this process, run as the server would run them but on
+    one thread."""
+    serving = next(iter(process_settings(repository).values())).serving
+    return Pipeline.load(repository, serving=replace(serving, threads=1))
 
 
 def measure(job: Job, processes: int) -> Measurement:
-    """Run the job in so many processes at once, one thread each. Raises Exception: whatever loading
-    or calling the stages raises."""
-    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    os.environ["CASCADE_THREADS"] = "1"
+    """Run the job in so many processes at once, one thread each. Raises what the stages raise."""
+    os.environ |= ONE_THREAD
     context = get_context("spawn")  # a fork would inherit the threads of libraries half-started
     barrier = context.Barrier(processes)
     with ProcessPoolExecutor(processes, context, _share, (barrier,)) as pool:

@@ -7,12 +7,13 @@ a `Measurement`, which is one line of perf/results.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 Mode = Literal["concurrency", "rate"]
 Times = npt.NDArray[np.int64]
@@ -103,19 +104,13 @@ class Trace:
     until_ns: int
     cpu_us: float = 0.0  # mean of the load generator per request
 
-    @property
-    def seconds(self) -> float:
-        """From the first request to the last answer."""
-        return float(max(self.done_ns.max(initial=0), self.until_ns) - self.sent_ns.min()) / 1e9
-
     def late(self) -> int:
         """Requests of an open loop that left more than 1 ms after they were due."""
         return int((self.sent_ns - self.due_ns > LATE_NS).sum())
 
     def answered(self, at_ns: Times) -> npt.NDArray[np.bool_]:
         """Which requests were answered well and have this time in the time that counts."""
-        found: npt.NDArray[np.bool_] = (at_ns >= self.from_ns) & (at_ns < self.until_ns)
-        return found & (self.status == OK)
+        return (at_ns >= self.from_ns) & (at_ns < self.until_ns) & (self.status == OK)
 
     def counted(self, load: Load) -> tuple[npt.NDArray[np.float64], Times]:
         """Latency in ms and moment of the requests that count. Closed loop: those that ended in
@@ -164,3 +159,24 @@ def latency_summary(latency_ms: npt.NDArray[np.float64]) -> dict[str, float]:
     values = np.percentile(latency_ms, list(PERCENTILES.values()))
     summary = dict(zip(PERCENTILES, map(float, values), strict=True))
     return {**summary, "mean_ms": float(latency_ms.mean()), "max_ms": float(latency_ms.max())}
+
+
+class Memory(NamedTuple):
+    """What processes hold, in MB of 10^6 bytes, from the kernel's figures (man 5 proc, smaps).
+
+    Resident memory counts a page in every process that has touched it. The proportional share (PSS)
+    divides it among those that hold it, so only its sum over processes says what they cost
+    together. No other server should serve the same release then: it would take a part of it.
+    """
+
+    rss_mb: float
+    pss_mb: float
+    shared_mb: float  # another process holds it, too
+    anonymous_mb: float  # in no file
+
+
+def memory(pids: Iterable[int]) -> Memory:
+    """The sum over these processes. Raises psutil.NoSuchProcess."""
+    maps = [held for pid in pids for held in psutil.Process(pid).memory_maps(grouped=True)]
+    held_bytes = [(m.rss, m.pss, m.shared_clean + m.shared_dirty, m.anonymous) for m in maps]
+    return Memory(*(sum(column) / 1e6 for column in zip(*held_bytes, strict=True)))

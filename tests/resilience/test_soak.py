@@ -21,7 +21,7 @@ from export.releases.repository import Repository
 from export.releases.rewire import from_export
 from perf.contenders.servers import TRITON
 from perf.harness.load import Generator, Plan
-from perf.harness.measurement import OK
+from perf.harness.measurement import OK, Load, summarise
 from perf.harness.payload import Payload
 from perf.harness.table import number
 from tests.resilience.claims import Record
@@ -52,7 +52,7 @@ def test_half_load_while_releases_come(
         address = host, int(port)
         with _publishing(publisher, pair, min(RELEASE_S, seconds / RELEASES)):
             full = Generator(address, requests, Plan("concurrency", 16, 4.0)).run()
-            half = (full.status == OK).sum() / full.seconds / 2
+            half = summarise(full, Load("concurrency", 16), "soak").throughput / 2
             failed, took_ms, memory_mb = Counter[int](), [], []
             for piece in range(PIECES):
                 plan = Plan("rate", half, seconds / PIECES, warm_up_s=0, seed=piece)

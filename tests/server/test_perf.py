@@ -14,8 +14,14 @@ from cascade.layout import RequestLayout
 from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from perf.__main__ import Sweep, main, sweep
-from perf.harness.analyzer import AnalyzerError, Target, measure, read_profile, run
-from perf.harness.binary import perf_analyzer
+from perf.harness.analyzer import (
+    AnalyzerError,
+    Target,
+    measure,
+    perf_analyzer,
+    read_profile,
+    run,
+)
 from perf.harness.measurement import Load
 from perf.harness.payload import generated
 from perf.harness.record import read

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from cascade.server import workers
 from perf import scaling
-from perf.harness import processes
 from perf.harness.artifacts import Artifacts
+from perf.harness.measurement import memory
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +17,11 @@ def made(criteo: Any) -> Artifacts:
 
 
 def test_the_stubs_of_a_server_are_found(criteo_server: Any) -> None:
-    stubs = processes.stubs(criteo_server.name)
+    stubs = [worker.pid for worker in workers.alive(criteo_server.name)]
     assert len(stubs) == 3  # one per stage
     assert criteo_server.pid not in stubs
-    assert processes.memory(stubs).pss_mb > 0
-    assert processes.stubs("cascade_unknown") == []
+    assert memory(stubs).pss_mb > 0
+    assert workers.alive("cascade_unknown") == set()
 
 
 def test_a_server_is_measured_with_so_many_instances(made: Artifacts, tmp_path: Path) -> None:

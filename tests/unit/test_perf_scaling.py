@@ -13,7 +13,7 @@ from cascade.spec import STAGES
 from perf.harness import commands
 from perf.harness.artifacts import Artifacts
 from perf.harness.in_process import COSTS, Setting, costs, open_pipeline
-from perf.harness.processes import Memory
+from perf.harness.measurement import Memory
 from perf.harness.record import ROOT, read
 from perf.scaling import Scaling, exponent, exponents, write
 from perf.scaling import report as scaling_report
@@ -44,14 +44,14 @@ def test_exponents_go_by_sweep_and_leave_out_what_was_not_measured() -> None:
 
 
 ALLOCATING = """
-import dataclasses, json, os
+import json, os
 import numpy as np
-from perf.harness import processes
+from perf.harness.measurement import memory
 pid = os.getpid()
-before = processes.memory([pid])
+before = memory([pid])
 numbers = np.ones(64_000_000 // 8)
-after, twice = processes.memory([pid]), processes.memory([pid, pid])
-print(json.dumps([dataclasses.asdict(held) for held in (before, after, twice)]))
+after, twice = memory([pid]), memory([pid, pid])
+print(json.dumps([before, after, twice]))
 """
 
 
@@ -60,7 +60,7 @@ def test_what_a_process_holds_for_itself_is_anonymous() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", ALLOCATING], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    before, after, twice = (Memory(**held) for held in json.loads(ran.stdout))
+    before, after, twice = (Memory(*held) for held in json.loads(ran.stdout))
     assert after.anonymous_mb - before.anonymous_mb == pytest.approx(64, abs=4)
     assert after.pss_mb <= after.rss_mb
     assert after.shared_mb + after.anonymous_mb <= after.rss_mb * 1.01
