@@ -34,8 +34,8 @@ from perf.harness.table import latency_table
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep measures, one run each: requests in flight, and at Poisson times shares of the
-    highest throughput that these runs found. Nearer to 1 the queue grows without end and so does
-    every figure."""
+    highest throughput that these found. Nearer to 1 the queue, and every figure, grows without end.
+    """
 
     concurrencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     rate_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
@@ -66,21 +66,17 @@ def sweep(
         results: file of the lines; by default perf/results/CONFIGURATION.jsonl.
         repository: where the server's models are, for the hash of their configuration.
         model, batch: what to ask, for how many users per request.
-        say: gets each line of progress.
 
     Raises:
         PayloadError: the users do not fit the model.
-        AnalyzerError: perf_analyzer cannot measure the server.
-        BinaryError: there is no perf_analyzer.
+        AnalyzerError, BinaryError: perf_analyzer cannot measure the server, or is not there.
     """
     with grpc.InferenceServerClient(url) as client, tempfile.TemporaryDirectory() as folder:
         ensemble = client.get_model_config(model).config
         rows = payload.users(users, Layout.from_config(ensemble))
         models = [client.get_model_config(step).config for step in analyzer.members(ensemble)]
-        versions = {
-            "server": client.get_server_metadata().version,
-            "perf_analyzer": analyzer.version(),
-        }
+        server = client.get_server_metadata().version
+        versions = {"server": server, "perf_analyzer": analyzer.version()}
         processes = (settings(m).serving for m in models if m.parameters)
         kind = "ensemble" if model == ENSEMBLE else model
         name = record.configuration_name(kind, processes)
@@ -100,8 +96,8 @@ def sweep(
         def ask(load: Load) -> None:
             say(f"[{len(done) + 1}/{len(plan)}] {load} …")
             done.append(analyzer.measure(target, load, plan.window_requests))
-            effort = {"window_requests": plan.window_requests}
-            record.append(results, environment, {**effort, **done[-1].to_dict()})
+            line = {"window_requests": plan.window_requests, **done[-1].to_dict()}
+            record.append(results, environment, line)
             left_s = (time.monotonic() - started) / len(done) * (len(plan) - len(done))
             say(f"    {done[-1]}" + (f"; about {left_s:.0f} s left" if left_s else ""))
 
@@ -114,14 +110,12 @@ def sweep(
 
 
 def highest_throughput(measurements: Sequence[Measurement]) -> float:
-    """Users per second at the best concurrency, of the stable runs if there are any. Raises
-    AnalyzerError: no run succeeded, so there is nothing to take a share of."""
+    """Users per second at the best concurrency, of stable runs if any. Raises AnalyzerError."""
     runs = [m for m in measurements if m.error is None]
     if not runs:
+        what = "rates are shares of the highest throughput, but no run gave one"
         errors = "; ".join(m.error for m in measurements if m.error) or "none was made"
-        raise AnalyzerError(
-            f"rates are shares of the highest throughput, but no run gave one: {errors}"
-        )
+        raise AnalyzerError(f"{what}: {errors}")
     return max(m.throughput for m in [m for m in runs if m.stable] or runs)
 
 

@@ -1,19 +1,17 @@
 """`python -m perf.compare`: everything that could serve the same release, in alternation.
 
-python -m perf.compare --repository A --plain-repository B --flat-repository C --users users.jsonl
-
 All servers run side by side and one at a time is loaded: Triton in each topology, Triton on the
-flat export, FastAPI, and the stages in process without a server (`bound`). A round asks every
-contender at every load once; within a load they take turns, in another order each round, so that
-other work on the machine meets all alike. The closed loops of all rounds come first: their highest
-throughput sets the rates of the open loops. Every answer is compared with the in-process
-pipeline's before anything is measured. `perf.compare_report` defines the figures.
+flat export, FastAPI, and the stages in process without a server (`bound`). Within a load they take
+turns, in another order each round, so that other work on the machine meets all alike. The closed
+loops come first: their highest throughput sets the rates of the open loops. Answers are compared
+with the in-process pipeline's before. `perf.compare_report` defines the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -56,8 +54,8 @@ QUICK = Schedule(concurrency=(1, 4), shares=(0.5,), batches=(1, 4), rounds=1, se
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that is measured: by the name of `NAMES` the address of a server and a request for
-    every user, or the repository of stages that are called in process, for `batch` users each."""
+    """What is measured: by its name in `NAMES` the address of a server and a request for every
+    user, or the repository of stages that are called in process, for `batch` users each."""
 
     name: str
     address: str = ""
@@ -158,9 +156,10 @@ class Comparison:
         return summarise(trace, how, contender.name), sent
 
 
-def _rotated(contenders: Sequence[Contender], by: int) -> list[Contender]:
-    by %= max(1, len(contenders))
-    return [*contenders[by:], *contenders[:by]]
+def _rotated(contenders: Sequence[Contender], by: int) -> deque[Contender]:
+    turned = deque(contenders)
+    turned.rotate(-by)
+    return turned
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -67,10 +67,8 @@ def key_figures(lines: Iterable[Line]) -> dict[str, Any]:
     """The table above, from the lines of one comparison."""
     lines = list(lines)
     runs, beyond = frame(lines), sum(r["failed"] for r in lines if (r["share"] or 0) > HALF)
-    found: dict[str, Any] = {
-        "failed": sum(line["failed"] for line in lines) - beyond,
-        "failed_beyond_half": beyond,
-    }
+    failed = sum(line["failed"] for line in lines) - beyond
+    found: dict[str, Any] = {"failed": failed, "failed_beyond_half": beyond}
     if best := _best(runs):
         found |= {"best": best, **_half(runs, best)}
     bound = pick(runs, contender=BOUND).groupby("batch")["throughput"].median()
@@ -121,15 +119,11 @@ def _half(runs: pd.DataFrame, name: str) -> dict[str, Any]:
     half = pick(runs, contender=name, mode="rate", share=HALF)
     if not len(half):
         return {}
-    p50, p99 = half["p50_ms"].median(), half["p99_ms"].median()
-    late, sent = int(half["late"].sum()), int(half["sent"].sum())
-    return {
-        "p50_ms_half": round(float(p50), 4),
-        "p99_ms_half": round(float(p99), 4),
-        "p99_over_p50_half": round(float(p99 / p50), 4),
-        "late": late,
-        "late_percent": round(100 * late / sent, 4),
-    }
+    p50, p99 = half[["p50_ms", "p99_ms"]].median()
+    late, sent = half[["late", "sent"]].sum()
+    found = {"p50_ms_half": p50, "p99_ms_half": p99, "p99_over_p50_half": p99 / p50}
+    found["late_percent"] = 100 * late / sent
+    return {"late": int(late), **{key: round(float(value), 4) for key, value in found.items()}}
 
 
 def loop_table(lines: Iterable[Line], mode: str) -> str:
@@ -137,19 +131,13 @@ def loop_table(lines: Iterable[Line], mode: str) -> str:
     by = {"concurrency": "value", "rate": "share"}[mode]
     titles = {"concurrency": ["closed loop", "in flight"], "rate": ["open loop", "share of most"]}
     header = [*titles[mode], "requests/s", "from – to", "p50 ms", "p99 ms", "failed"]
-    rows = []
-    for (name, batch, at), runs in pick(frame(lines), mode=mode).groupby(
-        ["contender", "batch", by]
-    ):
-        rates = runs["throughput"]
-        rows.append(
-            [
-                *(f"{name}, batch {batch}" if batch > 1 else name, f"{at:g}"),
-                *(number(rates.median()), f"{number(rates.min())} – {number(rates.max())}"),
-                *(number(runs[key].median()) for key in ("p50_ms", "p99_ms")),
-                str(runs["failed"].sum()),
-            ]
-        )
+    rows, grouped = [], pick(frame(lines), mode=mode).groupby(["contender", "batch", by])
+    for (name, batch, at), runs in grouped:
+        title = f"{name}, batch {batch}" if batch > 1 else name
+        rates, failed = runs["throughput"], str(runs["failed"].sum())
+        figures = [number(rates.median()), f"{number(rates.min())} – {number(rates.max())}"]
+        figures += [number(runs[key].median()) for key in ("p50_ms", "p99_ms")]
+        rows.append([title, f"{at:g}", *figures, failed])
     return table(header, rows)
 
 

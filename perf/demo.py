@@ -1,8 +1,7 @@
 """`python -m perf.demo`: train, export, evaluate, serve, ask and measure in one go (make demo).
 
-Every step is a command of its own, printed before it runs, so that each can be tried alone; its
-output goes to a log. The last screen shows the ten items of a user, what each stage keeps, the
-latency, and where the rest is. OUT/summary.json has all figures.
+Every step is a command of its own, printed before it runs; its output goes to a log. The last
+screen shows the ten items of a user, what each stage keeps, the latency, and where the rest is.
 """
 
 from __future__ import annotations
@@ -33,10 +32,6 @@ from perf.harness.table import latency_table, number, stage_table, table
 
 USERS_COMPARED, USERS_PER_REQUEST = 1000, 8
 SCORE_TOLERANCE = 1e-5
-
-
-class DemoError(CascadeError):
-    """The server does not answer as the pipeline does."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     heading(f"the demo took {summary['seconds']:.0f} s")
     print(screen(out, args.out / "summary.json", answers, measured, summary))
     if not summary["server_equals_pipeline"] or summary["failed"]:
-        raise DemoError("the server did not answer as the pipeline does: see above")
+        raise CascadeError("the server did not answer as the pipeline does: see above")
 
 
 def _ask(url: str, out: Path) -> tuple[str, list[Measurement], dict[str, Any]]:
@@ -96,21 +91,13 @@ def _ask(url: str, out: Path) -> tuple[str, list[Measurement], dict[str, Any]]:
 
 
 def screen(
-    out: Path,
-    summary_file: Path,
-    answers: str,
-    measured: Sequence[Measurement],
-    summary: dict[str, Any],
+    out: Path, file: Path, answers: str, measured: Sequence[Measurement], summary: dict[str, Any]
 ) -> str:
-    """What the demo ends with: one screen."""
-    rows = [
-        [
-            *(str(m.load), number(m.throughput)),
-            *(number(m.latency_ms.get(key)) for key in ("p50_ms", "p95_ms", "p99_ms")),
-            str(m.failed),
-        ]
-        for m in measured
-    ]
+    """What the demo ends with: one screen, which names the file of the summary."""
+    rows = []
+    for m in measured:
+        latencies = [number(m.latency_ms.get(key)) for key in ("p50_ms", "p95_ms", "p99_ms")]
+        rows.append([str(m.load), number(m.throughput), *latencies, str(m.failed)])
     parts = (out / "evaluation.md").read_text().split("\n\n")
     place = next(i for i, part in enumerate(parts) if part.startswith("The cascade over"))
     same = "all" if summary["server_equals_pipeline"] else "NOT all"
@@ -121,15 +108,14 @@ def screen(
             table(["requests in flight", "users/s", "p50 ms", "p95 ms", "p99 ms", "failed"], rows),
             f"{same} of {summary['server_users_compared']} users get from the server what the "
             f"pipeline gives in process; largest difference {summary['server_max_abs']:.1e}\n"
-            f"figures: {summary_file}; tables: {out}/evaluation.md, {out}/latency.md; "
+            f"figures: {file}; tables: {out}/evaluation.md, {out}/latency.md; "
             f"picture: {out}/evaluation.png; log: {out}/demo.log",
         ]
     )
 
 
 def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
-    """Ask the server for up to a thousand users, alone and several at a time, and compare with
-    the same stages in this process. Equal scores may stand in any order."""
+    """Compare the server's answers, alone and several at a time, with those of this process."""
     users = [json.loads(line) for line in users_file.read_text().splitlines()[:USERS_COMPARED]]
     pipeline = Pipeline.load(repository)
     differing, largest = 0, 0.0
@@ -157,14 +143,12 @@ def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
 
 def latency(measured: Sequence[Measurement]) -> dict[str, Any]:
     """What the summary says of the short runs: latency alone, and with many in flight."""
-    alone, busiest = measured[0], measured[-1]
+    alone, busiest, keys = measured[0], measured[-1], ("p50_ms", "p99_ms")
     return {
-        "p50_ms": alone.latency_ms["p50_ms"],
-        "p99_ms": alone.latency_ms["p99_ms"],
+        **{key: alone.latency_ms[key] for key in keys},
+        **{f"{key}_busiest": busiest.latency_ms[key] for key in keys},
         "throughput": max(m.throughput for m in measured),
         "busiest": str(busiest.load),
-        "p50_ms_busiest": busiest.latency_ms["p50_ms"],
-        "p99_ms_busiest": busiest.latency_ms["p99_ms"],
         "mean_batch_busiest": {name: round(busiest.stages[name].mean_batch, 2) for name in STAGES},
         "failed": sum(m.failed for m in measured),
         "stable": all(m.stable for m in measured),

@@ -1,12 +1,10 @@
 """`python -m perf.fixture --items 1000000 --out DIR`: checkpoints of a chosen size to measure with.
 
-DIR holds what `python -m cascade.training` leaves, so `python -m export` reads it. Speed depends on
-the sizes of the models, which are real ones, and on the memory that a request touches, less on
-quality: each model is trained for `STEPS` batches of `cascade.data.synthetic` only. The items of
-that world are independent of each other, which no index can make use of. A catalogue is not like
-that, so an item here takes most of its values from one of `CLUSTERS_PER_ROOT` * sqrt(N) prototypes.
-The held-out clicks are drawn from the ranker's own probabilities, so that an export can show what
-it does to the AUC.
+DIR holds what `python -m cascade.training` leaves. Speed depends on the sizes of the models, which
+are real ones, less on quality: each is trained for `STEPS` batches of `cascade.data.synthetic`. Of
+its items, which are independent of each other, no index could make use, so an item takes most of
+its values from one of `CLUSTERS_PER_ROOT` * sqrt(N) prototypes. The held-out clicks are drawn from
+the ranker's own probabilities, so that an export can show what it does to the AUC.
 
 `--ranker paper` hashes eight features into tables as large as Criteo Kaggle's in the DLRM paper:
 33.7 million rows, 540 million parameters in the ranker. The items' share of them ends in the item
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.data.criteo import SCHEMA
-from cascade.data.parts import ROW_GROUP, fixed_size_list
+from cascade.data.parts import fixed_size_list, regrouped, write_file
 from cascade.data.synthetic import Synthetic
 from cascade.encoding import Encoder
 from cascade.models import build, preset
@@ -59,13 +57,8 @@ Loss = Callable[[Scorer, list[Tensor], Tensor], Tensor]
 def write(
     folder: Path, items: int, ranker: str = "criteo", users: int = USERS, seed: int = 0
 ) -> None:
-    """Write a folder of checkpoints.
-
-    Args:
-        items: rows of the catalogue.
-        ranker: a preset of the DLRM, or `paper`: the preset `criteo` over large tables.
-        users: lines of users.jsonl, at most `HELD_OUT_ROWS`.
-    """
+    """Write a folder of checkpoints: the ranker is a preset of the DLRM, or `paper`: `criteo` over
+    large tables; users.jsonl has `users` lines, at most `HELD_OUT_ROWS`."""
     folder.mkdir(parents=True, exist_ok=True)
     world = Synthetic(rows=14 * HELD_OUT_ROWS, items=items, seed=seed)
     shown = next(world.chunks("train")).slice(0, ROWS)
@@ -79,7 +72,10 @@ def write(
     lines = (json.dumps(user) + "\n" for user in bundle.as_sent(schema, asked))
     (folder / "users.jsonl").write_text("".join(lines))
     dense, ids = encoder.encode_table("item", catalogue)
-    _write_catalogue(catalogue["item_id"], dense, ids, folder)
+    (folder / "catalogue.parquet").unlink(missing_ok=True)  # may be a hard link
+    made = {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
+    encoded = pa.table({"item_id": catalogue["item_id"], **made})
+    write_file(folder / "catalogue.parquet", regrouped([encoded]))
 
     labels = shown["label"].to_numpy()
     rows = [*encoder.encode_table("user", shown), *encoder.encode_table("item", shown), labels]
@@ -131,18 +127,6 @@ def fit_encoder(paper: bool, shown: pa.Table, catalogue: pa.Table) -> Encoder:
     return Encoder.fit(schema, vocabularies)
 
 
-def _write_catalogue(item_ids: pa.ChunkedArray, dense: Any, ids: Any, folder: Path) -> None:
-    """The encoded items, as `cascade.data` writes them."""
-    path = folder / "catalogue.parquet"
-    path.unlink(missing_ok=True)  # another folder may hold a hard link to an earlier one
-    columns = {
-        "item_id": item_ids,
-        "dense": fixed_size_list(dense),
-        "ids": fixed_size_list(ids.astype(np.int32)),
-    }
-    pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP)
-
-
 def in_batch_loss(model: Scorer, columns: list[Tensor], labels: Tensor) -> Tensor:
     """Softmax over the items of the batch: user i clicked item i."""
     user, item = model.user(*columns[:2]), model.item(*columns[2:])
@@ -157,12 +141,8 @@ def click_loss(model: Scorer, columns: list[Tensor], labels: Tensor) -> Tensor:
 def _train(
     name: str, schema: Schema, columns: list[Any], loss: Loss, seed: int, folder: Path
 ) -> Scorer:
-    """Train `model:preset` for a few random batches and save it.
-
-    Args:
-        columns: in the order of a `Scorer`, dense float32 [B, F] and ids int64 [B, C] of user and
-            item; and the labels [B].
-    """
+    """Train `model:preset` for a few random batches of the columns and save it: in the order of a
+    `Scorer`, dense float32 [B, F] and ids int64 [B, C] of user and item; and the labels [B]."""
     model, _, size = name.partition(":")
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
@@ -183,7 +163,6 @@ def _train(
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.fixture", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--items", type=int, required=True)
     add("--out", type=Path, required=True, help="folder of checkpoints to write")

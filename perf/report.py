@@ -1,19 +1,17 @@
 """`python -m perf.report`: perf/report.md and its plots, from the lines of perf/results alone.
 
-Every figure in the report is read off a line; the text around them holds none. With `--fill FILE …`
-it puts the outputs of the commands into documents instead: what stands between `<!-- demo -->` and
-`<!-- /demo -->` becomes the demo's last screen, `tests` the closing line of the tests, `results`
-and `resilience` the tables of claims.
+With `--fill FILE …` it puts the outputs of the commands into documents instead: what stands between
+`<!-- demo -->` and `<!-- /demo -->` becomes the demo's last screen, `tests` the closing line of the
+tests, `results` and `resilience` the tables of claims.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -63,12 +61,7 @@ INTRODUCTION = """\
 # Performance report
 
 `make perf` measures; `python -m perf.report` writes this file from the newest lines in
-`perf/results`. Targets are our own; missed targets are marked **no**.
-
-The comparison with PyTriton's own serving and with Triton over gRPC, the split of a stage's time
-into groups of operators and the py-spy profile of a process are no longer measured, nor are the
-keys `pytriton_vs_fastapi_*`, `best_protocol` and `faiss_gpu_search_us` of
-`build/perf/summary.json`; git keeps the earlier figures of this file."""
+`perf/results`. Targets are our own; missed targets are marked **no**."""
 HOW_TO_READ = """\
 Concurrency keeps so many requests in flight (closed loop). A rate sends them at Poisson times,
 answered or not (open loop), which is what independent users do; the rates are shares of the highest
@@ -84,8 +77,7 @@ whole batch's time.
 
 
 def write_report(results: Sequence[Path], report: Path) -> None:
-    """Write the report and, in the folder `plots` beside it, its pictures. Raises RecordError:
-    there is no line, or one that cannot be read."""
+    """Write the report, and its pictures into `plots` beside it. Raises RecordError."""
     lines = [line for path in results for line in read(path)]
     if not lines:
         raise RecordError("there are no results yet; measure with `python -m perf` first")
@@ -182,53 +174,44 @@ def _conditions(line: Line) -> str:
     return f"{line['time']}, commit {commit}{dirty}; {machine}{gpu}; {versions}."
 
 
-def _demo() -> str:
-    """The last screen of the demo."""
-    screen = _output("build/demo/output.txt").rpartition("\n==> ")[2].strip()
-    return f"```\n$ make demo\n…\n{screen}\n```"
+SOURCES = {
+    "demo": "build/demo/output.txt",
+    "tests": "build/test.txt",
+    "results": "perf/report.md",
+    "resilience": "build/resilience/claims.md",
+}
 
 
-def _tests() -> str:
-    """The closing line of the tests."""
-    last = _output("build/test.txt").strip().splitlines()[-1].strip("= ")
-    return f"```\n$ make test\n{last}\n```"
-
-
-def _claims(path: str) -> str:
-    """The last table of claims of a command's output."""
-    tables = re.findall(r"(?m)(?:^\| claim.*\n(?:^\|.*\n?)+)", _output(path))
+def _block(name: str) -> str:
+    """What a document says in a block: from the output of a make target."""
+    path = SOURCES[name]
+    if not (ROOT / path).exists():
+        raise CascadeError(f"{path} is missing: run the make target that writes it first")
+    text = (ROOT / path).read_text().strip()
+    if name == "demo":  # its last screen
+        screen = text.rpartition("\n==> ")[2]
+        return f"```\n$ make demo\n…\n{screen}\n```"
+    if name == "tests":  # their closing line
+        return f"```\n$ make test\n{text.splitlines()[-1].strip('= ')}\n```"
+    tables = re.findall(r"(?m)(?:^\| claim.*\n(?:^\|.*\n?)+)", text)
     if not tables:
         raise CascadeError(f"{path} holds no table of claims: run the whole command first")
     return str(tables[-1].strip())
 
 
-def _output(path: str) -> str:
-    if not (ROOT / path).exists():
-        raise CascadeError(f"{path} is missing: run the make target that writes it first")
-    return (ROOT / path).read_text()
-
-
-BLOCKS: dict[str, Callable[[], str]] = {
-    "demo": _demo,
-    "tests": _tests,
-    "results": lambda: _claims("perf/report.md"),
-    "resilience": lambda: _claims("build/resilience/claims.md"),
-}
-
-
 def fill(text: str) -> str:
     """A document with its blocks replaced."""
-    for name, content in BLOCKS.items():
+    for name in SOURCES:
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if found := block.search(text):
-            text = f"{text[: found.end(1)]}{content()}\n{text[found.start(2) :]}"
+            text = f"{text[: found.end(1)]}{_block(name)}\n{text[found.start(2) :]}"
     return text
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the report, or fill documents."""
     parser = argparse.ArgumentParser(prog="python -m perf.report", description=__doc__)
-    add: Any = parser.add_argument
+    add = parser.add_argument
     add("results", type=Path, nargs="*", help="files of lines (default: perf/results/*.jsonl)")
     add("--out", type=Path, default=ROOT / "perf" / "report.md")
     add("--fill", type=Path, nargs="+", metavar="FILE", help="documents to fill")

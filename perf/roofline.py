@@ -2,11 +2,9 @@
 
 The floor under a stage's latency is the longer of two times: to read the bytes that it has to read,
 and to compute the matrix products that it has to compute (Williams et al., "Roofline", CACM 2009).
-Weights are left out: a batch reads them once, and they fit a cache.
-
-Prints a table, and writes it with `--out` as JSON. Exact retrieval is measured over `--items`
-vectors of the tower's width, whatever index the repository serves. The ratios are those of 32
-users; on a GPU their keys begin with `gpu_`.
+Weights are left out: a batch reads them once, and they fit a cache. Exact retrieval is measured
+whatever index the repository serves. The ratios are those of 32 users; on a GPU their keys begin
+with `gpu_`.
 """
 
 from __future__ import annotations
@@ -17,10 +15,11 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -58,8 +57,7 @@ PRODUCT = """<ir_version: 10, opset_import: ["" : 20]>
 product (float[n, n] x, float[n, n] weights) => (float[n, n] y) { y = MatMul(x, weights) }"""
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """What a device does at best: bytes read and written by a large copy, and floating-point
     operations of a large square matrix product by dtype; both in a second."""
 
@@ -68,8 +66,7 @@ class Device:
     flops: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What one batch takes."""
 
     read_bytes: int
@@ -85,13 +82,13 @@ class Work:
 def row(
     stage: str, users: int, took_us: float, pairs: float, work: Work | None, floor_us: float | None
 ) -> dict[str, Any]:
-    """One stage at one batch: its median, arrays in and arrays out. There is no work and no floor
-    of a stage whose index decides what has to be read."""
+    """One stage at one batch: its median, arrays in and arrays out. A stage whose index decides
+    what has to be read has no work and no floor."""
     return {
         **{"stage": stage, "users": users, "measured_us": took_us, "floor_us": floor_us},
         "over_floor": took_us / floor_us if floor_us else None,
         "pairs_per_s": pairs / took_us * 1e6,
-        "work": asdict(work) if work else None,
+        "work": work._asdict() if work else None,
     }
 
 
@@ -108,11 +105,8 @@ def times_us(call: Callable[[], Any], device: torch.device) -> list[float]:
 
 
 def measure_device(device: torch.device, threads: int) -> Device:
-    """Copy bandwidth and matrix rates, the best of a few runs.
-
-    On a CPU the float32 rate is the better of torch's and of ONNX Runtime's: which of their
-    libraries is the faster one depends on the processor.
-    """
+    """Copy bandwidth and matrix rates, the best of a few runs; on a CPU of torch and of ONNX
+    Runtime, whose speeds depend on the processor."""
     source = torch.ones(COPIED[device.type] // 4, device=device)
     target = torch.empty_like(source)
     copy_us = min(times_us(lambda: target.copy_(source), device))
@@ -131,11 +125,6 @@ def measure_device(device: torch.device, threads: int) -> Device:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     flops = {dtype: 2 * rows**3 / us * 1e6 for dtype, us in took_us.items()}
     return Device(name, 2 * source.nbytes / copy_us * 1e6, flops)
-
-
-def median_us(call: Callable[[], Any], device: torch.device) -> float:
-    """What a call takes; other work on the machine may be in it."""
-    return float(np.median(times_us(call, device)))
 
 
 def work_of_search(users: int, items: int, width: int, item_bytes: int) -> Work:
@@ -194,18 +183,17 @@ def measure_search(
     dtype, rows = "float16" if device.type == "cuda" else "float32", []
     for users in BATCHES:
         queries = vectors[:users].float().cpu().numpy()
-        took_us = median_us(partial(index.search, queries, k), device)
+        took_us = median(times_us(partial(index.search, queries, k), device))
         work = work_of_search(users, items, width, vectors.element_size())
-        pairs, floor_us = users * items, work.floor_us(found, dtype)
-        rows.append(row(SEARCH, users, took_us, pairs, work, floor_us))
+        floor_us = work.floor_us(found, dtype)
+        rows.append(row(SEARCH, users, took_us, users * items, work, floor_us))
     return rows
 
 
 def measure(
     repository: Path, serving: Serving, users: Payload, found: Device, items: int
 ) -> list[dict[str, Any]]:
-    """Every stage as it is served, with the output of the one before; and exact retrieval over so
-    many vectors of the tower's width."""
+    """Every stage as served, fed by the one before; exact retrieval over `items` vectors."""
     version = newest_version(repository)
     release = read_release(repository, version)
     folders = {name: repository / path_of(release["topology"], name, version) for name in STAGES}
@@ -216,7 +204,7 @@ def measure(
     for batch in BATCHES:
         inputs: tuple[Array, ...] = users.rows(0, batch)
         for name, stage in stages.items():
-            took_us = median_us(partial(stage, *inputs), device)
+            took_us = median(times_us(partial(stage, *inputs), device))
             outputs = stage(*inputs)
             if name == RETRIEVE:
                 encoded = outputs[:2]
@@ -239,7 +227,7 @@ def summary(device: Device, rows: list[dict[str, Any]], gpu: bool) -> dict[str, 
         found |= {f"{name}_over_floor": line["over_floor"]} if line["work"] else {}
         found |= {f"{name}_pairs_per_s": line["pairs_per_s"]} if line["stage"] in STAGES else {}
     found["mlperf_dlrm_v2_h200_pairs_per_s"] = MLPERF_DLRM_V2_H200_PAIRS_PER_S
-    return {**found, "device": asdict(device), "rows": rows}
+    return {**found, "device": device._asdict(), "rows": rows}
 
 
 def report(device: Device, rows: list[dict[str, Any]]) -> str:

@@ -48,8 +48,7 @@ TOUCHING_S, SECONDS = 5.0, 5.0  # of load: before a server is measured, and of a
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Least squares of log(value) against log(size): 1 is linear, 0.5 the square root, 0
-    constant."""
+    """Least squares of log(value) against log(size): 1 is linear, 0 constant."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -79,8 +78,8 @@ def release_facts(made: Artifacts) -> Point:
 def serve(
     made: Artifacts, instances: int, work: Path
 ) -> Iterator[tuple[Server, Callable[[int, float], Measurement]]]:
-    """A server of so many fused processes, on the release's own files, that many users have touched;
-    and how to measure it: requests in flight, seconds -> `Measurement`. Raises LoadError."""
+    """A server of so many fused processes that many users have touched, and how to measure it:
+    requests in flight, seconds -> `Measurement`. Raises LoadError."""
     repository = work / f"{made.repository.parent.name}-{instances}"
     serving = replace(serving_of(made.repository), instances=instances, topology="fused")
     rewire(made.repository, repository, serving)
@@ -99,8 +98,7 @@ def serve(
 
 
 def served(made: Artifacts, instances: int, work: Path, seconds: float = SECONDS) -> Point:
-    """Users a second with 16 requests in flight, and the memory of the server's Python processes,
-    which no other server shares."""
+    """Users a second with 16 requests in flight, and the memory of the Python processes."""
     with serve(made, instances, work) as (server, ask):
         measured = ask(16, seconds)
         held = memory(worker.pid for worker in workers.alive(server.name))
@@ -111,8 +109,7 @@ def served(made: Artifacts, instances: int, work: Path, seconds: float = SECONDS
 def p99_ratio(
     paper: Artifacts, small: Artifacts, work: Path, rounds: int, seconds: float = SECONDS
 ) -> float:
-    """p99 with large tables over p99 with small ones, one request at a time, in turns; medians of
-    the rounds."""
+    """p99 with large tables over p99 with small ones, in turns; medians of the rounds."""
     with serve(paper, 1, work) as (_, large), serve(small, 1, work) as (_, other):
         asks = (large, other)
         p99 = [[ask(1, seconds).latency_ms["p99_ms"] for ask in asks] for _ in range(rounds)]
@@ -237,13 +234,10 @@ def main(arguments: list[str] | None = None) -> None:
     add("--rounds", type=positive, default=6, help="turns that each setting gets [%(default)s]")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--export", type=str.split, default=[], help="further arguments of export, in one word")
-    add("--work", type=Path, help="folder for what is made [a temporary one]")
     add("--results", type=Path, help="file of lines")
     args = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="scaling-") as scratch:
-        work = args.work or Path(scratch)
-        work.mkdir(parents=True, exist_ok=True)
-        content = Scaling(args, work).run()
+    with tempfile.TemporaryDirectory(prefix="scaling-") as work:
+        content = Scaling(args, Path(work)).run()
     for key, value in content.items():
         if isinstance(value, float):
             print(f"{key:32} {value:.3f}")

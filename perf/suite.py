@@ -1,8 +1,7 @@
 """`python -m perf.suite`: everything that is claimed about speed, measured in one go (make perf).
 
-Makes a catalogue of a million items, exports it tuned, plain and flat, and runs the comparison, the
-waterfall, the scaling and the roofline. The figures go to OUT/summary.json, the lines to
-perf/results, tables and pictures to perf/report.md; each claim is printed beside its target.
+The figures go to OUT/summary.json, the lines to perf/results, tables and pictures to
+perf/report.md; each claim is printed beside its target.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Asks for one recommendation after the other, and splits each request into a row of intervals.
 
 The client, tritonserver (its trace API) and the stages' processes (`cascade.runtime.spans`) read
-the same clock, CLOCK_MONOTONIC. So the moments of a request lie on one line, each interval between
-two of them has a name, and none is made by subtracting the others from the whole.
+the same clock, CLOCK_MONOTONIC: no interval is made by subtracting the others from the whole.
 """
 
 from __future__ import annotations
@@ -157,8 +156,7 @@ def read_traces(paths: Iterable[Path]) -> dict[str, ServerTrace]:
 
 
 def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Intervals]:
-    """The intervals of every request, by its id, from what `ask` left in `scratch`. Raises
-    TraceError: what server and stages noted does not fit the requests."""
+    """The intervals of every request, by its id, from what `ask` left. Raises TraceError."""
     traces, batches = read_traces(sorted(scratch.glob(f"{TRACES}*"))), spans.read(scratch / MARKS)
     if missing := calls.keys() - traces.keys():
         raise TraceError(f"tritonserver wrote no trace of {len(missing)} requests: {min(missing)}")
@@ -166,8 +164,7 @@ def intervals_of(calls: Mapping[str, Call], scratch: Path) -> dict[str, Interval
 
 
 def intervals(call: Call, trace: ServerTrace, batches: Sequence[Batch]) -> Intervals:
-    """Split one request by what the stages' processes noted, in the order of time. Raises
-    TraceError: moments are missing, or out of order."""
+    """Split one request in the order of time. Raises TraceError: moments do not fit."""
     found: Intervals = {}
     moments = [(START, call.started_ns), *_moments(call, trace, batches)]
     for (before, from_ns), (name, ns) in pairwise(moments):

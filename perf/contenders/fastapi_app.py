@@ -1,14 +1,12 @@
-"""The cascade behind FastAPI, tuned as a production service would be; the repository's folder is in
-the variable CASCADE_REPOSITORY, `servers.fastapi` has the command.
+"""The cascade behind FastAPI, tuned as a production service would be: `servers.fastapi` starts it.
 
 POST /recommend takes one user, features in schema order, null where a value is missing:
 
     {"dense": [3, null, 0.5], "categorical": ["68fd1e64", null]}
 
-and answers `{"item_ids": [...], "scores": [...]}`, best first. The body is read and written by
-orjson; no model of pydantic stands on the way of a request. Each worker is a process with the whole
-pipeline on one thread and computes in its event loop: a thread pool would only add a hop, as no
-worker can compute two requests at a time.
+and answers `{"item_ids": [...], "scores": [...]}`, best first, by orjson without pydantic. Each
+worker has the pipeline on one thread and computes in its event loop: it cannot compute two requests
+at a time, so a thread pool would only add a hop.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from perf.harness.in_process import open_pipeline
 
-REPOSITORY = "CASCADE_REPOSITORY"
+REPOSITORY = "CASCADE_REPOSITORY"  # variable with its folder
 NUMBERS: set[type] = {int, float, type(None)}
 TEXTS: set[type] = {str, type(None)}
 

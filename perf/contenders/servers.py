@@ -48,8 +48,8 @@ class ContenderError(CascadeError):
 
 @dataclass(frozen=True)
 class Wire:
-    """How one kind of server is asked over HTTP: a user (dense [1, F], categorical [1, C]) -> the
-    complete request; lower-case headers and body of an answer -> item_ids, scores."""
+    """How one kind of server is asked over HTTP: dense [1, F], categorical [1, C] -> the complete
+    request; lower-case headers and body of an answer -> item_ids, scores."""
 
     request: Callable[[Any, Any], bytes]
     answer: Callable[[dict[str, str], bytes], Answer]
@@ -157,8 +157,7 @@ def _wait(server: subprocess.Popen[bytes], log: Path, workers: int) -> None:
 
 
 def check(name: str, endpoint: Endpoint, pipeline: Any, users: Payload, count: int) -> None:
-    """Ask for some users, and compare with what the pipeline (dense, categorical -> item_ids,
-    scores) answers. Raises ContenderError: an answer is not the pipeline's; says whose."""
+    """Compare users' answers with the pipeline's. Raises ContenderError: says whose differs."""
     for row in np.linspace(0, len(users) - 1, min(count, len(users))).astype(int):
         user = users.rows(row, 1)
         item_ids, scores = pipeline(*user)
@@ -188,8 +187,7 @@ def difference(got: Answer, expected: Answer, slack: float = SLACK) -> str | Non
 
 
 def ask_http(endpoint: Endpoint, dense: Any, categorical: Any) -> Answer:
-    """One user, through the very bytes that the load generator sends. Raises ContenderError: the
-    server refuses it."""
+    """One user, through the bytes that the load generator sends. Raises ContenderError."""
     host, _, port = endpoint.address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(endpoint.wire.request(dense, categorical))

@@ -160,8 +160,7 @@ def measure(target: Target, load: Load, window_requests: int) -> Measurement:
 
 
 def warm_up(target: Target) -> None:
-    """Send some requests that are not measured: the first touch of pages and caches. Raises
-    AnalyzerError: the server does not answer them."""
+    """Send requests that are not measured, to touch pages and caches. Raises AnalyzerError."""
     flags = ["--concurrency-range", "8", "--request-count", str(WARM_UP_REQUESTS)]
     what = f"{WARM_UP_REQUESTS} requests to {target.model} at {target.url}"
     for _ in range(WARM_UPS):
@@ -199,8 +198,7 @@ def delayed_percent(output: str) -> float:
 
 
 def read_profile(path: Path) -> Trace:
-    """Read the answered requests of a profile export. Raises AnalyzerError: it is empty or holds no
-    request."""
+    """The answered requests of a profile export. Raises AnalyzerError: there is none."""
     # The inputs are repeated in it as raw bytes, length prefixes and all, which are not UTF-8.
     text = path.read_text(errors="replace") if path.exists() else ""
     if not text.strip():

@@ -33,8 +33,7 @@ class Artifacts:
 def make(
     folder: Path, items: int, ranker: str, device: str = "cpu", options: Sequence[object] = ()
 ) -> Artifacts:
-    """Make checkpoints, with a ranker of `perf.fixture`, and export them as `export` does. Raises
-    SystemExit: one of the two commands failed."""
+    """Checkpoints, with a ranker of `perf.fixture`, and their `export`. Raises SystemExit."""
     checkpoints, repository = folder / "checkpoints", folder / "repository"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

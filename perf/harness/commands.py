@@ -17,15 +17,9 @@ CURSOR = r"\x1b\[[0-9;]*[A-Za-z]"  # what progress bars move it by
 
 
 def run(module: str, *arguments: object, log: Path | None = None) -> float:
-    """Run `python -m module` -> seconds. The command is printed, so that it can be tried alone.
-
-    Args:
-        log: file that its output is appended to; the screen then shows its last line every
-            `PROGRESS_S` seconds.
-
-    Raises:
-        SystemExit: it failed, and so does the whole.
-    """
+    """Run `python -m module` -> seconds. The command is printed, to be tried alone. With
+    a log its output is appended to that, and the screen shows its last line every `PROGRESS_S`
+    seconds. Raises SystemExit: it failed."""
     words = [sys.executable, "-m", module, *map(str, arguments)]
     heading(f"python {' '.join(words[1:])}")
     started = time.monotonic()

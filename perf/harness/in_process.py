@@ -35,8 +35,7 @@ USERS_A_ROUND = 48
 
 @dataclass(frozen=True)
 class Job:
-    """What every process does for so many seconds: `open` a repository, then call what that gives
-    for `batch` users, again and again."""
+    """For so many seconds: `open` a repository, and call what that gives for `batch` users."""
 
     open: Callable[[Path], Recommend]
     repository: Path
@@ -46,8 +45,7 @@ class Job:
 
 
 def open_pipeline(repository: Path) -> Pipeline:
-    """The stages of a repository, chained in this process, run as the server would run them but on
-    one thread."""
+    """The stages, chained in this process, run as the server would but on one thread."""
     serving = next(iter(process_settings(repository).values())).serving
     return Pipeline.load(repository, serving=replace(serving, threads=1))
 
@@ -128,8 +126,7 @@ class Setting:
 def costs(
     settings: Mapping[Any, Setting], rounds: int, device: str = "cpu"
 ) -> dict[Any, dict[str, float]]:
-    """Medians of what a request costs, in microseconds: `retrieve_us`, `prerank_us`, `rank_us` and
-    `total_us`."""
+    """Median microseconds of a request: those of each stage and `total_us`."""
     clock = time.thread_time_ns if device == "cpu" else time.perf_counter_ns
     taken: dict[Any, list[Any]] = {key: [] for key in settings}
     at = {k: i * len(s.users) // len(settings) for i, (k, s) in enumerate(settings.items())}

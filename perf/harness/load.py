@@ -1,16 +1,12 @@
 """One cheap HTTP load generator for every server that is compared.
 
 It shares the cores with the server, so what it costs is taken from what it measures: a loop over
-epoll, with requests built beforehand. It runs in a process of its own, in real time if allowed (or
-at the highest `nice`), as if the clients were on another machine.
+epoll, with requests built beforehand, in a process of its own with the highest priority allowed.
 
-Closed loop: every connection has one request in flight. Open loop: requests leave at Poisson times
-drawn beforehand, each on a free connection, answered or not; a latency counts from the time at
-which the request was due. A request that is refused, cut off or not answered counts as failed.
-Nothing is sent twice.
-
-Connections are opened one after the other while requests are under way. Of many connections that
-came at once, the first worker process to wake would accept nearly all.
+Closed loop: every connection has one request in flight. Open loop: requests leave at Poisson times,
+each on a free connection, answered or not; a latency counts from when the request was due. One that
+is refused, cut off or not answered counts as failed; nothing is sent twice. Connections are opened
+one by one under load: of many at once, the first worker to wake would accept nearly all.
 """
 
 from __future__ import annotations
@@ -84,8 +80,7 @@ class Connection:
 
 
 def status(answer: bytes) -> int | None:
-    """The status code of an HTTP/1.1 answer, None while some of it is still to come. Raises
-    LoadError: it does not say how long it is."""
+    """The code of an HTTP/1.1 answer, None while it is incomplete. Raises LoadError: no length."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -121,8 +116,7 @@ class Generator:
         for connection in self._open.values():
             connection.socket.close()
         count, plan = self._next, self._plan
-        noted = (self._sent, self._done, self._status)
-        sent, done, codes = (np.array(one[:count], np.int64) for one in noted)
+        sent, done, codes = np.array([self._sent, self._done, self._status], np.int64)[:, :count]
         due = sent if closed else np.array(self._due[:count], np.int64) + start
         from_ns, until_ns = (start + int(s * 1e9) for s in (plan.warm_up_s, plan.duration_s))
         return Trace(due, sent, done, codes, from_ns, until_ns, cpu_s * 1e6 / max(1, count))
@@ -187,10 +181,8 @@ class Generator:
                 self._replace(connection)
                 continue
             connection.buffer = data = connection.buffer + data
-            code = status(data)
-            if code is not None:
-                connection.buffer = b""
-                self._lost = 0
+            if (code := status(data)) is not None:
+                connection.buffer, self._lost = b"", 0
                 self._finish(connection, code)
                 self._free.append(connection)
 
@@ -221,15 +213,13 @@ def go_first() -> None:
     """Take the highest priority that is allowed. Behind a server that keeps every core busy, `nice`
     alone still sent one request of twelve late."""
     with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-        return
-    with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    with suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
 
 
 def run(address: str, requests: Sequence[bytes], plan: Plan) -> Trace:
-    """Put one load on a server, HOST:PORT, from a process of its own. Raises LoadError: the server
-    cannot be reached, or hangs up."""
+    """Put one load on a server, HOST:PORT, from a process of its own. Raises LoadError."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
         return process.submit(_generate, address, list(requests), plan).result()
 

@@ -1,8 +1,7 @@
 """One measurement: the load, the times of its requests, and the figures that they give.
 
-A `Trace` holds the times of all requests of a run, no matter which program sent them: `load` over
-HTTP, perf_analyzer over gRPC, or a process that calls the stages itself. `summarise` turns it into
-a `Measurement`, which is one line of perf/results.
+A `Trace` holds the times of all requests of a run, whichever program sent them; `summarise` turns
+it into a `Measurement`, one line of perf/results.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ WINDOWS, STABILITY_PERCENT = 3, 15.0
 
 @dataclass(frozen=True)
 class Load:
-    """What the clients do: `concurrency` keeps `value` requests in flight (closed loop), `rate`
-    sends `value` requests a second at Poisson times, answered or not (open loop)."""
+    """`concurrency` keeps `value` requests in flight (closed loop), `rate` sends `value` a second
+    at Poisson times, answered or not (open loop)."""
 
     mode: Mode
     value: float
@@ -40,8 +39,8 @@ class Load:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """What a member of the ensemble did, from the server's own statistics. Times are means per
-    request; each request of a batch counts the time of the whole batch, which it waited for."""
+    """What a member of the ensemble did, by the server's statistics: means per request, each of
+    which counts the time of its whole batch."""
 
     queue_us: float
     input_us: float
@@ -83,12 +82,10 @@ class Measurement:
     def __str__(self) -> str:
         if self.error is not None:
             return f"FAILED ({self.failed} requests): {self.error}"
-        marks = [] if self.stable else ["UNSTABLE"]
-        if self.delayed_percent:
-            marks.append(f"DELAYED ({self.delayed_percent:g} % of the requests)")
         p50, p99 = self.latency_ms["p50_ms"], self.latency_ms["p99_ms"]
         figures = f"{self.throughput:.0f} users/s, p50 {p50:.2f}, p99 {p99:.2f} ms"
-        return " ".join([figures, ", ".join(marks)]).rstrip()
+        late = f" DELAYED ({self.delayed_percent:g} % of the requests)"
+        return figures + " UNSTABLE" * (not self.stable) + late * (self.delayed_percent > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +115,6 @@ class Trace:
         moments = self.done_ns if load.mode == "concurrency" else self.due_ns
         some = self.answered(moments)
         return (self.done_ns - self.due_ns)[some] / 1e6, moments[some]
-
-    def latency_ms(self, load: Load) -> npt.NDArray[np.float64]:
-        """Of the requests that count, in the order of their sending."""
-        return self.counted(load)[0]
 
 
 def summarise(trace: Trace, load: Load, model: str, batch: int = 1) -> Measurement:
@@ -162,12 +155,9 @@ def latency_summary(latency_ms: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 class Memory(NamedTuple):
-    """What processes hold, in MB of 10^6 bytes, from the kernel's figures (man 5 proc, smaps).
-
-    Resident memory counts a page in every process that has touched it. The proportional share (PSS)
-    divides it among those that hold it, so only its sum over processes says what they cost
-    together. No other server should serve the same release then: it would take a part of it.
-    """
+    """What processes hold, in MB of 10^6 bytes (man 5 proc, smaps). The proportional share (PSS)
+    divides a page among those that hold it: its sum is what the processes cost together, if no
+    other server maps the same release."""
 
     rss_mb: float
     pss_mb: float

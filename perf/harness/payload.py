@@ -1,8 +1,7 @@
 """Many different users as requests.
 
-perf_analyzer's random input is one tensor sent over and over: always the same candidates, the same
-embedding rows and the same cache lines. From `--input-data` it takes the rows one after the other,
-and starts again after the last.
+perf_analyzer's random input is one tensor sent over and over: always the same candidates, embedding
+rows and cache lines. From `--input-data` it takes the rows in turn.
 """
 
 from __future__ import annotations
@@ -49,12 +48,8 @@ class Payload:
         return {"source": self.source, "rows": len(self)}
 
     def write(self, path: Path) -> None:
-        """Write perf_analyzer's input-data JSON.
-
-        A missing number is sent as 0, which every encoding turns into the same value as NaN, so
-        that the server does the same work. NaN itself would arrive, but the profile export repeats
-        each request, its JSON writer knows no NaN, and the file would come out empty.
-        """
+        """Write perf_analyzer's input-data JSON. A missing number is sent as 0, which every
+        encoding turns into the same value: with NaN the profile export would come out empty."""
         numbers = np.nan_to_num(self.dense, nan=0.0).tolist()
         rows = [
             {"dense": dense, "categorical": [value.decode() for value in values]}
@@ -64,8 +59,7 @@ class Payload:
 
 
 def layout_of(repository: Path) -> Layout:
-    """What the requests of an exported repository look like. Raises PayloadError: it has no model
-    that clients call."""
+    """What the requests of an exported repository look like. Raises PayloadError."""
     path = repository / ENSEMBLE / "config.pbtxt"
     if not path.exists():
         raise PayloadError(f"{path} is missing: {repository} is not an exported repository")
@@ -95,21 +89,17 @@ def load(path: Path, request: RequestLayout) -> Payload:
 
 
 def generated(request: RequestLayout, rows: int = GENERATED_USERS, seed: int = 0) -> Payload:
-    """Made-up users; a tenth of the values is missing.
-
-    Their categories are in no vocabulary, so they all read the one embedding row for the unknown:
-    kinder to the caches than real users. The record says `generated`.
-    """
+    """Made-up users; a tenth of the values is missing. Their categories are in no vocabulary and
+    all read the one embedding row for the unknown: kinder to the caches than real users."""
     random = np.random.default_rng(seed)
     dense, categorical = request.empty(rows)
     if request.dense:
         dense[:] = random.lognormal(1.0, 2.0, dense.shape)
         dense[random.random(dense.shape) < 0.1] = np.nan
     for column, feature in enumerate(request.categorical):
-        longest, missing = (5, 0.0) if feature.multivalued else (1, 0.1)
-        counts = random.integers(not feature.multivalued, longest + 1, rows)
-        counts[random.random(rows) < missing] = 0
-        for row, count in enumerate(counts):
+        bag = feature.multivalued
+        counts = random.integers(6, size=rows) if bag else random.random(rows) >= 0.1
+        for row, count in enumerate(counts.astype(int)):
             values = [f"{value:08x}" for value in random.integers(1 << 32, size=count)]
             categorical[row, column] = "|".join(values).encode()
     return Payload(dense, categorical, "generated")

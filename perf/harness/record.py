@@ -1,8 +1,5 @@
-"""The files of perf/results: one JSON object per line, the newest of every configuration.
-
-A figure without its circumstances cannot be compared with anything, so each line carries commit,
-configuration, hardware and versions beside it. `append` drops what an earlier run left for the same
-configuration and machine: git keeps the history.
+"""The files of perf/results: one JSON object per line, the newest of every configuration and
+machine, with commit, configuration, hardware and versions beside the figures.
 """
 
 from __future__ import annotations
@@ -41,8 +38,7 @@ class RecordError(CascadeError):
 
 
 def configuration_name(kind: str, processes: Iterable[Serving]) -> str:
-    """A name for how processes with these settings run: `ensemble-cpu`,
-    `ensemble-cuda-torchscript`, ..."""
+    """How processes with these settings run: `ensemble-cpu`, `ensemble-cuda-torchscript`, ..."""
     found = list(processes)
     device = "cuda" if any(serving.device == "cuda" for serving in found) else "cpu"
     return "-".join([kind, device, *sorted({serving.runtime for serving in found} - {"onnx"})])
@@ -63,7 +59,7 @@ def environment(
         **commit(ROOT),
         "config_hash": None if repository is None else config_hash(repository),
         "hardware": hardware(),
-        "versions": {**package_versions(), **(versions or {})},
+        "versions": {**_versions(), **(versions or {})},
         "payload": dict(payload or {}),
     }
 
@@ -91,8 +87,7 @@ def newest(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines of one file, oldest first. Raises RecordError: a line is not a record; says
-    which."""
+    """All lines of one file, oldest first. Raises RecordError: says which is not a record."""
     lines = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         if not text.strip():
@@ -114,13 +109,11 @@ def commit(folder: Path) -> dict[str, Any]:
     return {"commit": head, "dirty": None if head is None else bool(changed)}
 
 
-def _said(*command: object) -> str | None:
+def _said(*command: str | Path) -> str | None:
     """The output of a program; None where there is no such program, or it fails."""
-    words = [str(word) for word in command]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def config_hash(repository: Path) -> str:
@@ -143,8 +136,7 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def package_versions() -> dict[str, str]:
-    """Python and those of the packages that are installed; one flavour of each is enough."""
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

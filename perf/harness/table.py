@@ -1,5 +1,4 @@
-"""How the tables and pictures of all programs look: Markdown, aligned so that a terminal shows it
-just as well, and matplotlib."""
+"""How the tables (Markdown, aligned for a terminal) and pictures of all programs look."""
 
 from __future__ import annotations
 
@@ -33,10 +32,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """First column to the left, figures to the right."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     align = ["left", *["right"] * (len(header) - 1)]
-    text: str = tabulate(
-        [list(header), *cells], "firstrow", "pipe", colalign=align, disable_numparse=True
-    )
-    return text
+    options = {"tablefmt": "pipe", "colalign": align, "disable_numparse": True}
+    return str(tabulate([list(header), *cells], "firstrow", **options))
 
 
 def figures(frame: pd.DataFrame, corner: str = "") -> str:
@@ -59,29 +56,23 @@ def number(value: float | None) -> str:
 def latency_table(lines: Sequence[Line]) -> str:
     """One row per run, with what limits its trust in the last column."""
     names = ["users/s", *map(_spaced, LATENCIES[1:]), "p99 by window", "requests", "marks"]
-    rows = [
-        [
-            *(load(line), *(number(line.get(key)) for key in LATENCIES)),
-            " to ".join(map(number, line.get("p99_range_ms") or (None, None))),
-            *(str(line["requests"]), _marks(line)),
-        ]
-        for line in lines
-    ]
+    rows = []
+    for line in lines:
+        p99 = " to ".join(map(number, line.get("p99_range_ms") or (None, None)))
+        figures = [number(line.get(key)) for key in LATENCIES]
+        rows.append([load(line), *figures, p99, str(line["requests"]), _marks(line)])
     return table(["load", *names], rows)
 
 
 def stage_table(lines: Sequence[Line]) -> str:
     """One row per run and member: mean times per request, and how well it batched."""
     header = ["load", "stage", *map(_spaced, STAGE_TIMES), "users", "executions", "mean batch"]
-    rows = [
-        [
-            *(load(line), name, *(number(stage[key]) for key in STAGE_TIMES)),
-            *(str(stage["inference_count"]), str(stage["execution_count"])),
-            number(stage["mean_batch"]),
-        ]
-        for line in lines
-        for name, stage in line["stages"].items()
-    ]
+    rows = []
+    for line in lines:
+        for name, stage in line["stages"].items():
+            counts = str(stage["inference_count"]), str(stage["execution_count"])
+            times = [number(stage[key]) for key in STAGE_TIMES]
+            rows.append([load(line), name, *times, *counts, number(stage["mean_batch"])])
     return table(header, rows)
 
 
@@ -121,15 +112,11 @@ class Claim:
 
 def verdicts(summary: Mapping[str, Any], claims: Sequence[Claim]) -> str:
     """Each claim beside what was found."""
-    rows = [
-        [
-            *(claim.meaning, claim.key, f"{claim.relation} {claim.value:g}"),
-            f"{summary[claim.key]:.3g}",
-            "yes" if claim.holds(summary[claim.key]) else "**no**",
-        ]
-        for claim in claims
-        if claim.key in summary
-    ]
+    rows = []
+    for claim in (claim for claim in claims if claim.key in summary):
+        found, target = summary[claim.key], f"{claim.relation} {claim.value:g}"
+        holds = "yes" if claim.holds(found) else "**no**"
+        rows.append([claim.meaning, claim.key, target, f"{found:.3g}", holds])
     return table(["claim", "key", "target", "found", "holds"], rows)
 
 
@@ -141,8 +128,8 @@ def picture(path: Path, title: str, size: tuple[float, float] = (8.0, 4.5)) -> I
         axes = figure.add_subplot()
         axes.set_title(title)
         yield axes
-        for kind in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            kind("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         path.parent.mkdir(parents=True, exist_ok=True)

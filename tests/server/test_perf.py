@@ -188,7 +188,7 @@ def test_the_figures_agree_with_perf_analyzer_and_all_rows_are_sent(
         ]
     )
     assert ran.returncode == 0, ran.stderr
-    latency_ms = (trace := read_profile(export)).latency_ms(Load("concurrency", 4))
+    latency_ms = (trace := read_profile(export)).counted(Load("concurrency", 4))[0]
     duration_s = (trace.until_ns - trace.from_ns) / 1e9
 
     def said(what: str) -> float:

@@ -36,7 +36,7 @@ def test_only_requests_that_ended_in_the_last_three_windows_count(tmp_path: Path
         request(14 * SECOND - 1_000_000, 9_000_000),  # ended after
     ]
     trace, load = read_profile(export(tmp_path, requests, bounds)), Load("concurrency", 1)
-    assert trace.latency_ms(load).tolist() == [2.0, 3.0, 4.0]
+    assert trace.counted(load)[0].tolist() == [2.0, 3.0, 4.0]
     measured = summarise(trace, load, "recommend", batch=2)
     assert measured.duration_s == 3.0
     assert measured.throughput == 2.0
@@ -46,7 +46,7 @@ def test_only_requests_that_ended_in_the_last_three_windows_count(tmp_path: Path
 def test_the_raw_bytes_of_a_request_do_not_hinder_the_reading(tmp_path: Path) -> None:
     file = export(tmp_path, [request(0, 5_000_000)], [0, SECOND])
     file.write_bytes(file.read_bytes().replace(b'"raw"', b'"\xc8\\u0000\\u0000\\u0000x"'))
-    assert read_profile(file).latency_ms(Load("concurrency", 1)).tolist() == [5.0]
+    assert read_profile(file).counted(Load("concurrency", 1))[0].tolist() == [5.0]
 
 
 def test_a_profile_without_requests_is_an_error_that_says_why(tmp_path: Path) -> None:
