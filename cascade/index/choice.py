@@ -37,23 +37,16 @@ Contender = tuple[Kind, float]  # a kind and its lists per sqrt(N); 0 if it has 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One measured point: a kind at one setting.
-
-    Args:
-        items: over how many it was measured; fewer than the catalogue's if a sample was enough to
-            drop it. A candidate of the whole catalogue is a point of the frontier.
-        recall: on other queries than those its effort was set on.
-        latency_us: median of one query on one thread.
-        bytes_per_item: of the file. build_s: seconds of training and adding.
-    """
+    """One measured point: a kind at one setting. One over the whole catalogue is a point of the
+    frontier."""
 
     kind: Kind
     parameters: dict[str, int]
-    items: int
-    recall: float
-    latency_us: float
-    bytes_per_item: float
-    build_s: float
+    items: int  # it was measured over; fewer than N if a sample was enough to drop it
+    recall: float  # on other queries than those its effort was set on
+    latency_us: float  # median of one query on one thread
+    bytes_per_item: float  # of the file
+    build_s: float  # of training and adding
     chosen: bool = False
     note: str = ""
 
@@ -95,8 +88,7 @@ def auto(
         queries: [B, D], user vectors that were not trained on, a few hundred. Efforts are set on
             every other one; recall is reported, and the target judged, on the rest.
 
-    Raises:
-        ValueError: as `build`, or fewer than two queries.
+    ValueError: as `build`, or fewer than two queries.
     """
     if len(queries) < 2:
         raise ValueError(f"{len(queries)} queries cannot both tune an index and judge it; give two")

@@ -153,8 +153,7 @@ def save(vectors: Floats, folder: Path, schema_hash: str) -> None:
     """Write item vectors [N, D] as item_vectors.bin, float16, and item_vectors.json. A process
     that has the old file mapped keeps it.
 
-    Raises:
-        ValueError: no vectors, or numbers that float16 does not hold.
+    ValueError: no vectors, or numbers that float16 does not hold.
     """
     if vectors.ndim != 2 or not vectors.size:
         raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")
@@ -195,9 +194,8 @@ def present(folder: Path) -> bool:
 def load(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex:
     """Open what `save` wrote, on the device of `serving`. On a CPU the file stays mapped.
 
-    Raises:
-        ArtifactError: there is no such device; or a file is missing, damaged, or made for another
-            schema.
+    ArtifactError: there is no such device; or a file is missing, damaged, or made for another
+    schema.
     """
     import torch
 

@@ -44,8 +44,7 @@ def load(folder: Path, schema_hash: str, *, mapped: bool = True, verify: bool = 
         verify: compare the sha256: FAISS notices a short file but not a changed byte, which in a
             graph may crash the process.
 
-    Raises:
-        ArtifactError: missing, damaged, or made for another schema.
+    ArtifactError: missing, damaged, or made for another schema.
     """
     facts, file = read_json(folder / FACTS, _facts)
     check_schema(folder, file["schema_hash"], schema_hash)
@@ -78,9 +77,8 @@ def open_index(folder: Path, schema_hash: str, serving: Serving) -> ExactIndex |
     """Whichever index a version folder holds, on the device that serves it. FAISS gets the threads
     of `serving`, for the whole process.
 
-    Raises:
-        ArtifactError: there is no such device; or a file is missing, damaged, or made for another
-            schema.
+    ArtifactError: there is no such device; or a file is missing, damaged, or made for another
+    schema.
     """
     faiss.omp_set_num_threads(max(1, serving.threads))
     if exact.present(folder):

@@ -102,8 +102,7 @@ def list_count(items: int, density: float = LIST_DENSITY) -> int:
 def _untrained(kind: Kind, items: int, width: int, lists: int | None) -> tuple[Any, dict[str, int]]:
     """-> an untrained index and its parameters, with an effort that is a guess.
 
-    Raises:
-        IndexKindError: FAISS has no such index, or it does not search by inner product.
+    IndexKindError: FAISS has no such index, or it does not search by inner product.
     """
     axes = max(1, width // 2)
     text = KINDS.get(kind, kind).format(lists=lists or list_count(items), axes=axes)

@@ -47,8 +47,7 @@ def order(index: Index) -> Ids:
 def renumber(index: Index, order: Ids) -> Index:
     """The same index whose answers are rows of the catalogue `old[order]`. Changed in place.
 
-    Raises:
-        ValueError: `order` is not a permutation of the catalogue's rows, or the index is mapped.
+    ValueError: `order` is not a permutation of the catalogue's rows, or the index is mapped.
     """
     if not index.writable:
         raise ValueError("the index is mapped read-only: load it with mapped=False to renumber it")

@@ -28,28 +28,18 @@ MOST_FETCHED = 2048  # FAISS finds no more on a GPU
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """The content of index.json about an index.
+    """The content of index.json about an index."""
 
-    Args:
-        kind: what was built; `flat` if the catalogue is too small for the kind asked for.
-        items: N. width: D.
-        parameters: the sizes that were chosen, the search effort among them.
-        recall: share of the exact top `recall_k` that it finds, on the queries of `tune`, or on
-            those that `auto` kept for it; None before that.
-        note: what a person should know: a kind replaced, a recall target missed.
-        latency_us: one query on one thread, if `auto` measured it; `exact_us`: of exact search, in
-            the same minutes.
-    """
-
-    kind: Kind
-    items: int
-    width: int
-    parameters: dict[str, int]
+    kind: Kind  # that was built; `flat` if the catalogue is too small for the kind asked for
+    items: int  # N
+    width: int  # D
+    parameters: dict[str, int]  # the sizes that were chosen, the search effort among them
+    # Share of the exact top `recall_k` found, on the queries of `tune` or those `auto` kept for it.
     recall: float | None = None
     recall_k: int | None = None
-    note: str = ""
-    latency_us: float | None = None
-    exact_us: float | None = None
+    note: str = ""  # what a person should know: a kind replaced, a recall target missed
+    latency_us: float | None = None  # of one query on one thread, if `auto` measured it
+    exact_us: float | None = None  # of exact search, in the same minutes
 
     def noted(self, text: str) -> IndexFacts:
         """The same facts with one more note."""
@@ -156,8 +146,7 @@ def base(raw: Any) -> Any:
 def checked(queries: Floats, width: int, k: int) -> Floats:
     """The queries [B, D] of a search for k rows, float32 and contiguous.
 
-    Raises:
-        ValueError: the queries are not [B, D], or k is not positive.
+    ValueError: the queries are not [B, D], or k is not positive.
     """
     if queries.ndim != 2 or queries.shape[1] != width:
         raise ValueError(

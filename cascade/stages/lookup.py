@@ -69,8 +69,7 @@ class Lookup:
 
     With an empty id the features stay those of the request; an empty context overrides none.
 
-    Raises:
-        OtherLayout: the store holds users of other features.
+    OtherLayout: the store holds users of other features.
     """
 
     inputs: tuple[str, ...] = (*FEATURES, USER_ID, CONTEXT)
@@ -154,8 +153,7 @@ class Lookup:
     def _features(self, context: bytes) -> dict[str, Any]:
         """The features that a request itself contains, checked.
 
-        Raises:
-            InvalidInput: no JSON object, an unknown feature, or an unreadable value.
+        InvalidInput: no JSON object, an unknown feature, or an unreadable value.
         """
         if len(context) > MAX_CONTEXT_BYTES:
             raise InvalidInput(

@@ -35,8 +35,7 @@ class Reranked(Score):
     best first apart from the changes by diversity and exploration; with exploration also the
     probability of each place, propensities float32 [B, R], 0 for a pad.
 
-    Raises:
-        ArtifactError: rerank.json or a file beside it is damaged.
+    ArtifactError: rerank.json or a file beside it is damaged.
     """
 
     def __init__(self, folder: Path, serving: Serving) -> None:
@@ -99,11 +98,8 @@ def vectors(folder: Path) -> Array:
 
 
 def save(folder: Path, vectors: Any, item_ids: Array, results: int, product: Product) -> None:
-    """Write the files of `Reranked` beside the ranker's graph.
-
-    Args:
-        vectors: [n, D] each, chunks of the whole catalogue in its order.
-    """
+    """Write the files of `Reranked` beside the ranker's graph. The vectors come in chunks [n, D],
+    in the order of the catalogue."""
     remove(folder)
     width = 0
     with (folder / VECTORS).open("wb") as target:

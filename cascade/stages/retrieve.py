@@ -24,10 +24,8 @@ class Retrieve:
     """Raw user -> encoded user and candidates.
 
     dense [B, F_dense], categorical [B, F_cat] -> user_dense [B, F_dense], user_ids [B, C],
-    candidates [B, K]: catalogue rows, best first, -1 pads.
-
-    Args:
-        deny_list: file of the items that no user may get; None = there is no deny list.
+    candidates [B, K]: catalogue rows, best first, -1 pads. `deny_list` is a file of the items that
+    no user may get.
     """
 
     inputs: tuple[str, ...] = ("dense", "categorical")

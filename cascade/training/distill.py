@@ -67,12 +67,7 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 class DistillTask:
     """The student scores a sample of each user's candidates as the teacher does; the row's own
-    item and label are mixed in.
-
-    Args:
-        sample: candidates drawn for each user and step.
-        label_weight: of the true label beside the teacher.
-    """
+    item and label are mixed in."""
 
     def __init__(
         self,
@@ -81,8 +76,8 @@ class DistillTask:
         candidates: Candidates,
         hyper: Hyperparameters,
         keep: int,
-        sample: int = 128,
-        label_weight: float = 0.1,
+        sample: int = 128,  # candidates drawn for each user and step
+        label_weight: float = 0.1,  # of the true label beside the teacher
     ) -> None:
         self.module: nn.Module = student
         self.student = student

@@ -33,21 +33,15 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class FilterDescription:
-    """filters.json.
-
-    Args:
-        mapped: `row_ids` int64 [N], the id of each row; `ids` int64 [N], sorted, and `id_rows`
-            int32 [N], the row of each; `text` uint8 and `text_starts` int64 [V + 1], the values of
-            all features; `rows` int32 and `row_starts` int64 [V + 1], the rows that have each
-            value, ascending.
-        features: first and end position of the values of each feature among the V.
-        left_out: features that cannot be filtered by, and why.
-    """
+    """filters.json. `mapped` are `row_ids` int64 [N], the id of each row; `ids` int64 [N], sorted,
+    and `id_rows` int32 [N], the row of each; `text` uint8 and `text_starts` int64 [V + 1], the
+    values of all features; `rows` int32 and `row_starts` int64 [V + 1], the rows that have each
+    value, ascending."""
 
     schema_hash: str
     mapped: dict[str, Mapped]
-    features: dict[str, tuple[int, int]]
-    left_out: dict[str, str]
+    features: dict[str, tuple[int, int]]  # first and end position of each one's values among the V
+    left_out: dict[str, str]  # features that cannot be filtered by, and why
 
     def save(self, folder: Path) -> None:
         save_described(folder / DESCRIPTION, FORMAT, self)
@@ -72,8 +66,7 @@ class FilterDescription:
 class FilterItems:
     """The items of a release, by id and by value.
 
-    Raises:
-        ArtifactError: the folder was exported without these files, or one is damaged.
+    ArtifactError: the folder was exported without these files, or one is damaged.
     """
 
     def __init__(self, folder: Path, schema_hash: str) -> None:
@@ -111,8 +104,7 @@ class FilterItems:
     def having(self, allow: Mapping[str, Sequence[bytes]]) -> Mask:
         """[N]: whether an item has, for each feature named, one of its values.
 
-        Raises:
-            InvalidInput: there is no such feature, or it cannot be filtered by.
+        InvalidInput: there is no such feature, or it cannot be filtered by.
         """
         found = np.ones(len(self), bool)
         for feature, values in allow.items():
