@@ -67,9 +67,7 @@ def sweep(
         repository: where the server's models are, for the hash of their configuration.
         model, batch: what to ask, for how many users per request.
 
-    Raises:
-        PayloadError: the users do not fit the model.
-        AnalyzerError, BinaryError: perf_analyzer cannot measure the server, or is not there.
+    Raises PayloadError: users do not fit the model; AnalyzerError or BinaryError: of perf_analyzer.
     """
     with grpc.InferenceServerClient(url) as client, tempfile.TemporaryDirectory() as folder:
         ensemble = client.get_model_config(model).config

@@ -94,12 +94,11 @@ class Comparison:
 
     def _wired(self, name: str, source: Path) -> Path:
         """The release in its topology, linked rather than copied."""
-        target: Path = self.options.out / "repositories" / name
+        target, topology = self.options.out / "repositories" / name, self.topologies[name]
         shutil.rmtree(target, ignore_errors=True)
-        topology = self.topologies[name]
         instances = default_instances(topology)
         rewire(source, target, replace(self.serving, topology=topology, instances=instances))
-        return target
+        return Path(target)
 
     def _in_process(self) -> Iterator[Contender]:
         if BOUND in self.plan.names:

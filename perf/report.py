@@ -17,17 +17,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from cascade.errors import CascadeError, run
+from perf.harness import table
 from perf.harness.record import RESULTS, ROOT, Line, RecordError, read
-from perf.harness.table import (
-    STAGE_TIMES,
-    Claim,
-    figures,
-    latency_table,
-    load,
-    picture,
-    stage_table,
-    verdicts,
-)
+from perf.harness.table import STAGE_TIMES, Claim, figures, picture, verdicts
 
 CLAIMS = (
     Claim("vs_fastapi_16", ">=", 1.25, "best Triton topology over FastAPI, 16 in flight"),
@@ -129,7 +121,7 @@ def _section(name: str, lines: list[Line], plots: Path) -> list[str]:
 
 
 def _sweep(name: str, lines: list[Line], plots: Path) -> list[str]:
-    parts = [HOW_TO_READ, latency_table(lines)]
+    parts = [HOW_TO_READ, table.latency_table(lines)]
     runs = pd.DataFrame([line for line in lines if line["requests"]])
     for title, kind, draw in (
         ("Throughput against latency", "throughput", _curves),
@@ -139,7 +131,7 @@ def _sweep(name: str, lines: list[Line], plots: Path) -> list[str]:
             with picture(plots / f"{name}-{kind}.png", f"{title}, {name}") as axes:
                 draw(runs, axes)
             parts.append(f"![{title}](plots/{name}-{kind}.png)")
-    return [*parts, stage_table(lines)]
+    return [*parts, table.stage_table(lines)]
 
 
 def _curves(runs: pd.DataFrame, axes: Axes) -> None:
@@ -157,7 +149,7 @@ def _stages(runs: pd.DataFrame, axes: Axes) -> None:
     """The mean latency by stage, waiting and computing, and the rest: network and client."""
     rows: dict[str, dict[str, float]] = {}
     for _, line in runs.iterrows():
-        row = rows[load(line)] = {}
+        row = rows[table.load(line)] = {}
         for stage, times in line["stages"].items():
             row[f"{stage}, waiting"] = times["queue_us"] / 1000
             row[stage] = sum(times[key] for key in STAGE_TIMES[1:]) / 1000

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -82,16 +83,11 @@ def _share(barrier: Any) -> None:
 
 
 def _work(job: Job, number: int) -> Times:
+    starts = count(number * len(job.users) // 8, job.batch)
     try:
-        recommend, at = job.open(job.repository), number * len(job.users) // 8
-
-        def call() -> None:
-            nonlocal at
-            recommend(*job.users.rows(at, job.batch))
-            at += job.batch
-
-        for _ in range(WARM_UP_REQUESTS):
-            call()
+        recommend = job.open(job.repository)
+        for start in islice(starts, WARM_UP_REQUESTS):
+            recommend(*job.users.rows(start, job.batch))
     except BaseException:
         _barrier.abort()  # the others would wait for ever
         raise
@@ -99,7 +95,7 @@ def _work(job: Job, number: int) -> Times:
     moments = [time.monotonic_ns()]
     # A little longer than asked: the processes do not start in the same microsecond.
     while moments[-1] < moments[0] + (job.seconds + 0.2) * 1e9:
-        call()
+        recommend(*job.users.rows(next(starts), job.batch))
         moments.append(time.monotonic_ns())
     return np.array([moments[:-1], moments[1:]], np.int64)
 
