@@ -103,10 +103,9 @@ class Recommendation:
 def plan(request: Request, layout: Layout) -> list[Call]:
     """The calls of a request: one for each release and each `max_batch_size` users.
 
-    Raises:
-        InvalidInput: a value cannot be read; names its feature and, of several users, which one.
-        RecommendError: there are filters, but the server takes none.
-        ValueError: not one key for each user.
+    Raises InvalidInput: a value cannot be read; names its feature and, of several users, which one;
+    RecommendError: there are filters, but the server takes none; ValueError: not one key for each
+    user.
     """
     model, keys = None, request.keys
     if request.ids is None:

@@ -94,8 +94,7 @@ class Calls(Generic[One, Many]):
         """One recommendation per user, in their order. The users may be more than the server
         takes in one request.
 
-        Args:
-            exclude, allow, keys: as of `recommend`, one entry for each user.
+        `exclude`, `allow`, `keys`: as of `recommend`, one entry for each user.
         """
         request = Request(users, exclude=exclude, allow=allow, keys=keys)
         return self._many(request, deadline_s, request_id)

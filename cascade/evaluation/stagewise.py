@@ -74,10 +74,9 @@ def click_metrics(
 ) -> Metrics:
     """Click metrics of every model on the same rows.
 
-    Args:
-        scorers: by suffix of the metric's name: `{"": ranker, "_baseline": …}` gives `auc` and
-            `auc_baseline`. Where the rows know their true probability, `bayes_auc` and so on
-            are what the best possible model would get.
+    `scorers`: by suffix of the metric's name: `{"": ranker, "_baseline": …}` gives `auc` and
+    `auc_baseline`. Where the rows know their true probability, `bayes_auc` and so on are what the
+    best possible model would get.
     """
     labels: list[Floats] = []
     truth: list[Floats] = []

@@ -84,9 +84,8 @@ def auto(
     """The fastest index over item vectors [N, D] whose recall@k reaches the target, flat if none
     does, with what was measured in its facts; and all candidates, the chosen one marked.
 
-    Args:
-        queries: [B, D], user vectors that were not trained on, a few hundred. Efforts are set on
-            every other one; recall is reported, and the target judged, on the rest.
+    `queries`: [B, D], user vectors that were not trained on, a few hundred. Efforts are set on
+    every other one; recall is reported, and the target judged, on the rest.
 
     ValueError: as `build`, or fewer than two queries.
     """

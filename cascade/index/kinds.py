@@ -54,9 +54,8 @@ def build(
         lists: how many lists, if not 4 sqrt(N); other kinds than the named ones ignore it.
         centroids: [lists, D] of an index over the same items: k-means is then not run again.
 
-    Raises:
-        IndexKindError: FAISS has no such kind, or the items are too few to train it.
-        ValueError: no vectors, or not finite.
+    Raises IndexKindError: FAISS has no such kind, or the items are too few to train it; ValueError:
+    no vectors, or not finite.
     """
     if vectors.ndim != 2 or not vectors.size:
         raise ValueError(f"item vectors have shape {list(vectors.shape)}; expected [N, D], N > 0")

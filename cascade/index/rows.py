@@ -118,9 +118,8 @@ def refresh(index: Index, keep: Mask, added: Floats) -> Index:
     The lists and codes stay those that the earlier items were trained for; after many changes, a
     new index finds more.
 
-    Raises:
-        RefreshError: items are to leave an index that cannot drop them.
-        ValueError: the shapes do not fit, or the index is mapped.
+    Raises RefreshError: items are to leave an index that cannot drop them; ValueError: the shapes
+    do not fit, or the index is mapped.
     """
     if not index.writable:
         raise ValueError("the index is mapped read-only: load it with mapped=False to refresh it")

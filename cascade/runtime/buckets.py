@@ -18,8 +18,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 def bucket(users: int) -> int:
     """The least of `BUCKETS` that holds `users`.
 
-    Raises:
-        ValueError: there are no users, or more than the largest holds.
+    Raises ValueError: there are no users, or more than the largest holds.
     """
     if not 0 < users <= BUCKETS[-1]:
         raise ValueError(f"{users} users came in one run; expected 1 to {BUCKETS[-1]}")

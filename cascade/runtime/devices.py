@@ -38,8 +38,7 @@ def device_of(serving: Serving) -> torch.device:
 class Runner:
     """Calls `function`, tensors of the device in and out, batch first, with arrays.
 
-    Args:
-        recorded: replay a recorded run of a fixed size.
+    `recorded`: replay a recorded run of a fixed size.
     """
 
     def __init__(self, function: Function, device: torch.device, recorded: bool) -> None:

@@ -18,9 +18,8 @@ Graph = Callable[..., list[Array]]
 def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[Description, Graph]:
     """Open a version folder's graph.
 
-    Raises:
-        ArtifactError: the folder cannot be served.
-        SchemaError: the folder was exported for another schema.
+    Raises ArtifactError: the folder cannot be served; SchemaError: the folder was exported for
+    another schema.
     """
     description = Description.load(folder)
     if schema is not None:

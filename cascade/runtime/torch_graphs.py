@@ -26,8 +26,7 @@ State = dict[str, torch.Tensor]  # the mapped arrays of a folder, on the device
 def torch_graph(folder: Path, description: Description, serving: Serving) -> Runner:
     """Open the file of the runtime `torchscript` or `aoti`.
 
-    Raises:
-        ArtifactError: it is missing or damaged, or the device is not there or another one.
+    Raises ArtifactError: it is missing or damaged, or the device is not there or another one.
     """
     file, load = {"torchscript": (TORCH_FILE, _torchscript), "aoti": (AOTI_FILE, _aoti)}[
         serving.runtime

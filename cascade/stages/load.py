@@ -70,9 +70,7 @@ def load_stage(
 ) -> LoadedStage:
     """Open a version folder as the stage of that name.
 
-    Raises:
-        ArtifactError: the folder cannot be served.
-        ConfigError: there is no such stage.
+    Raises ArtifactError: the folder cannot be served; ConfigError: there is no such stage.
     """
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
@@ -101,9 +99,8 @@ def load_stages(
     """Open the version folder of a process that runs these stages; `store` is the URL of the users
     that the stage `lookup` reads.
 
-    Raises:
-        ArtifactError: a folder cannot be served, or its stages are of different exports.
-        OtherLayout: the store was written for other features.
+    Raises ArtifactError: a folder cannot be served, or its stages are of different exports;
+    OtherLayout: the store was written for other features.
     """
     held = [name for name in names if name != LOOKUP]
     folders = [folder if len(held) == 1 else folder / name for name in held]

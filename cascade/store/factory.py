@@ -28,9 +28,8 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
             from the environment, which is where a password belongs.
         writable: allow writing to LMDB; with Redis, wait longer for an answer.
 
-    Raises:
-        StoreUrlError: no such kind of store.
-        StoreError: the package that it needs is not installed.
+    Raises StoreUrlError: no such kind of store; StoreError: the package that it needs is not
+    installed.
     """
     url = os.path.expandvars(url)
     kind, place = _split(url)

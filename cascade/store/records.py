@@ -38,8 +38,7 @@ class Records:
     def encode(self, dense: Dense, categorical: Categorical) -> list[bytes]:
         """dense [B, F_dense], categorical [B, F_cat] -> one record per user.
 
-        Raises:
-            InvalidInput: a value that no model could read; it names the feature.
+        Raises InvalidInput: a value that no model could read; it names the feature.
         """
         self._check(dense, categorical)
         numbers = np.ascontiguousarray(dense, "<f4").tobytes()
@@ -74,9 +73,8 @@ class Records:
         and the end of a sequence (`Encoder.ids`). Members that would not be read are dropped. Where
         there is no record yet, every other value is missing.
 
-        Raises:
-            InvalidInput: no such bag, or members that cannot be in one.
-            OtherLayout: the record is of another layout.
+        Raises InvalidInput: no such bag, or members that cannot be in one; OtherLayout: the record
+        is of another layout.
         """
         feature = self._bag(name)
         if not isinstance(members, list | tuple):
@@ -159,8 +157,7 @@ def layout_record(layout: RequestLayout) -> bytes:
 def read_layout(record: bytes) -> RequestLayout:
     """Read back `layout_record`, also of a store that does not know sequences yet.
 
-    Raises:
-        LayoutError: the record is damaged.
+    Raises LayoutError: the record is damaged.
     """
     try:
         content = json.loads(record)

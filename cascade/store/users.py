@@ -59,8 +59,7 @@ class UserStore:
     def open(cls, url: str) -> UserStore:
         """The store of that URL, to append to it; its layout is the recorded one.
 
-        Raises:
-            StoreError: no such kind of store, it cannot be reached, or nothing was written yet.
+        Raises StoreError: no such kind of store, it cannot be reached, or nothing was written yet.
         """
         with _opened(url) as backend:
             text = backend.layout()
@@ -72,9 +71,8 @@ class UserStore:
     def create(cls, url: str, layout: RequestLayout, replace: bool = False) -> UserStore:
         """The store of that URL, to write users of that layout into it.
 
-        Raises:
-            OtherLayout: it holds users of another one, and is not to `replace` them.
-            StoreError: no such kind of store, or it cannot be reached.
+        Raises OtherLayout: it holds users of another one, and is not to `replace` them; StoreError:
+        no such kind of store, or it cannot be reached.
         """
         with _opened(url) as backend:
             if not replace:
@@ -175,8 +173,7 @@ def check_layout(backend: Backend, layout: RequestLayout) -> None:
 def key(user_id: object) -> bytes:
     """A user's id as the store knows it: the bytes that clients send.
 
-    Raises:
-        InvalidInput: neither text nor an integer, or too long.
+    Raises InvalidInput: neither text nor an integer, or too long.
     """
     text: object = user_id
     if isinstance(text, Integral) and not isinstance(text, bool | np.bool_):

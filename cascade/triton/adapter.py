@@ -38,8 +38,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Called by Triton when it loads a version.
 
-        Raises:
-            CascadeError: the version cannot be served; Triton reports the message.
+        Raises CascadeError: the version cannot be served; Triton reports the message.
         """
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}

@@ -25,8 +25,7 @@ LONGEST = 2000  # characters of a text, so that a pipe takes a line at once
 def wanted(parameters: Mapping[str, str]) -> bool:
     """Whether every request is to be logged, by a model's config parameters and the environment.
 
-    Raises:
-        ConfigError: the value is neither `json` nor empty.
+    Raises ConfigError: the value is neither `json` nor empty.
     """
     value = parameters.get("log", os.environ.get(VARIABLE, ""))
     if value not in ("", EVERY_REQUEST):

@@ -56,10 +56,9 @@ class Publisher:
         """Make a release, and let the server answer with it; with `share`, for that share of the
         users, while the others keep the live one.
 
-        Raises:
-            ArtifactError: the release is damaged, or does not fit the repository.
-            BusyError: another publisher is at work.
-            ControlError, CanaryError: the server cannot load it, or does not answer as it should.
+        Raises ArtifactError: the release is damaged, or does not fit the repository; BusyError:
+        another publisher is at work. ControlError, CanaryError: the server cannot load it, or does
+        not answer as it should.
         """
         with self.repository.locked():
             self.recover()

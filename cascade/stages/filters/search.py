@@ -63,8 +63,7 @@ class Filtered:
         """Best first; if all allowed items are candidates, in the order of their rows. Raises
         InvalidInput for a filter that cannot be read.
 
-        Args:
-            exclude, allow: object [B, 1] of bytes; None if no user of the batch has the filter.
+        `exclude`, `allow`: object [B, 1] of bytes; None if no user of the batch has the filter.
         """
         denied = self._deny.now() if self._deny else self._nothing
         filters = self._filters(len(user_ids), exclude, allow)
