@@ -19,8 +19,9 @@ from cascade.files import write_json
 from cascade.index import exact
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RANK, RETRIEVE, TOPOLOGIES, Stage, stages
+from cascade.spec import ENSEMBLE, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
 from cascade.stages import rerank
+from cascade.training import checkpoint
 from export.artifacts import batching, filters, parity, retrieval, variants
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
@@ -53,6 +54,9 @@ def write_release(build: Build) -> None:
     source = Source.load(build.checkpoints)
     schema = source.schema
     foreign = {stage: Foreign(*files, schema) for stage, files in build.foreign.items()}
+    for name in STAGES:  # before anything is written or measured
+        if name not in foreign:
+            checkpoint.describe(source.folder / build.checkpoint(name))
     front = build.repository / ENSEMBLE / str(build.version)
     (front / RELEASE_FILE).unlink(missing_ok=True)  # until parity holds, there is no such release
     write_configs(build, schema)
