@@ -139,7 +139,7 @@ def _p50_ms(site: Site, in_flight: int) -> np.ndarray:
         for which in (0, 1) if turn % 2 else (1, 0):
             first = turn * REQUESTS // plan.rounds
             trace = site.ask(kinds[which], in_flight, plan.seconds, first)
-            p50_ms[turn, which] = np.median(trace.latency_ms(Load("concurrency", in_flight)))
+            p50_ms[turn, which] = np.median(trace.counted(Load("concurrency", in_flight))[0])
     return p50_ms
 
 
