@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,7 +21,7 @@ One = TypeVar("One")
 Many = TypeVar("Many")
 
 
-class Calls(Generic[One, Many]):
+class Calls(ABC, Generic[One, Many]):
     """The calls of both clients: `Recommender` returns an answer, `AsyncRecommender` an awaitable.
 
     Args:
@@ -53,11 +54,13 @@ class Calls(Generic[One, Many]):
         transport = self._transport_type(url, tls, send_deadline)
         self._session = Session(transport, deadline_s, retry, model)
 
+    @abstractmethod
     def _one(self, request: Request, deadline_s: float | None, request_id: str | None) -> One:
-        raise NotImplementedError
+        """The answer to a request of one user."""
 
+    @abstractmethod
     def _many(self, request: Request, deadline_s: float | None, request_id: str | None) -> Many:
-        raise NotImplementedError
+        """The answers to a request of several."""
 
     def recommend(
         self,
