@@ -101,7 +101,7 @@ class Guard:
         self.survivors = _best(self.logits[PRERANK], sizes.survivors)  # [U, S], places in a row
         self.worst = self._ranked(self.survivors)[:, -1]
         self._preranked: dict[Variant, Array] = {}
-        self._made: dict[tuple[str, Variant], tuple[Graph, int]] = {}
+        self._made: dict[tuple[str, Variant], tuple[Graph, int, float]] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="guard-")
 
     def judge(self, stage: str, variants: list[Variant]) -> list[Verdict]:
@@ -110,15 +110,15 @@ class Guard:
         unique = dict.fromkeys([PLAIN, *variants])
         for variant in tqdm(unique, desc=f"variants of {stage}", leave=False):
             if (stage, variant) not in self._made:
-                self._made[stage, variant] = self._export(stage, variant)
+                graph, size = self._export(stage, variant)
+                self._made[stage, variant] = graph, size, self._auc_of(graph)
             made[variant] = self._made[stage, variant]
-        latency_us = self._time(stage, {v: graph for v, (graph, _) in made.items()})
-        expected = self._auc_of(made[PLAIN][0])
-        found = []
-        for variant, (graph, bytes_per_item) in made.items():
-            loss, overlap = expected - self._auc_of(graph), self._overlap(stage, variant, graph)
-            us = latency_us[variant]
-            found.append(Verdict(stage, variant, loss, overlap, us, bytes_per_item))
+        latency_us = self._time(stage, {v: graph for v, (graph, *_) in made.items()})
+        expected, found = made[PLAIN][-1], []
+        for variant, (graph, bytes_per_item, found_auc) in made.items():
+            loss, overlap = expected - found_auc, self._overlap(stage, variant, graph)
+            took_us = latency_us[variant]
+            found.append(Verdict(stage, variant, loss, overlap, took_us, bytes_per_item))
         return found
 
     def adopt(self, variant: Variant) -> None:
