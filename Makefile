@@ -9,6 +9,8 @@ RESILIENCE ?=
 BIN := .venv/bin
 INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,train,batch,perf,dev]'
 SHELL := /bin/bash -o pipefail
+# Some containers forbid it; then each process compiles PyTorch's modules anew, for ten seconds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint serve perf resilience clean
 

@@ -27,6 +27,7 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
+UNTUNED = {"index": "ivf", "state": "float32", "weights": "float32", "users_per_run": 0}
 
 
 def _flag(name: str, help: str | None = None, **options: Any) -> tuple[str, dict[str, Any]]:
@@ -44,6 +45,7 @@ FLAGS = {
         *(_flag(f"--{name}inputs", type=Path) for name in ("", "preranker-")),
         _flag("--state", "of the item states [auto]", choices=("auto", *get_args(Precision))),
         _flag("--weights", "of the layers [auto]", choices=("auto", *get_args(Weights))),
+        _flag("--untuned", "usual values, nothing is measured: quick", action="store_true"),
     ],
     "index": [
         _flag("--index", "auto, exact, ivf, ... [auto; exact on cuda]", metavar="KIND"),
@@ -100,6 +102,9 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
     """The export that parsed flags ask for, `checkpoints` among them, into a repository and under a
     number. Raises BuildError: flags that contradict each other."""
     on_gpu = args.device == "cuda"
+    for name in UNTUNED if args.untuned else ():
+        if getattr(args, name) in (None, "auto") and not (on_gpu and name == "index"):
+            setattr(args, name, UNTUNED[name])
     default_batch = 0 if on_gpu else BATCH_USERS
     given = {
         **_named(args, Build),

@@ -24,7 +24,7 @@ from perf.harness.table import verdicts
 
 STEPS = ("artifacts", "compare", "waterfall", "scaling", "roofline")
 # For the many catalogues whose growth is measured: to choose an index for each would take hours.
-FAST_EXPORT = "--index pcaivfsq8 --state float16 --weights float32 --users-per-run 8"
+FAST_EXPORT = "--untuned --index pcaivfsq8 --state float16 --users-per-run 8"
 
 
 class Suite:

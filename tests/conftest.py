@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,7 @@ from cascade.server.launcher import Server
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import bundle, checkpoint
+from export.artifacts import onnx_file
 from export.build import write_release
 from export.context import Build
 
@@ -219,24 +222,64 @@ BAGS = Schema(
 
 
 @pytest.fixture(scope="session")
-def make_cascade(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Cascade]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def made_once(folder: Path, key: bytes) -> Iterator[Path]:
+    """A folder by the hash of `key`, locked: the first that comes fills it."""
+    made = folder / hashlib.sha256(key).hexdigest()[:16]
+    folder.mkdir(exist_ok=True)
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield made
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_are_traced_once(shared: Path) -> Iterator[None]:
+    """A trace takes seconds and depends on the module and on the arguments alone, so that of each
+    is made once. What an export does with it is done every time."""
+    real = onnx_file.trace
+
+    def trace(module: Any, example: Any, *how: Any) -> None:
+        *names, path, weights = how
+        pickled = io.BytesIO()
+        torch.save(module.eval(), pickled)
+        shapes = [(name, value.shape, value.dtype) for name, value in example.items()]
+        key = pickled.getvalue() + repr((shapes, names, onnx_file.EXTERNAL_BYTES)).encode()
+        with made_once(shared / "graphs", key) as made:
+            if not made.exists():
+                real(module, example, *how)
+                made.mkdir()
+                for file in (path, path.with_name(weights)):
+                    if file.exists():
+                        shutil.copy(file, made / file.name)
+                return
+        path.with_name(weights).unlink(missing_ok=True)
+        shutil.copytree(made, path.parent, dirs_exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "trace", trace)
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_cascade(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Callable[..., Cascade]:
     """Draws and exports a cascade; takes the arguments of `Plan`, returns a copy of its own.
 
     An export takes seconds, so that of each plan is made once for all processes of pytest-xdist.
     With `fresh=True` it is made anew, for tests that change how the exporter works.
     """
-    base = tmp_path_factory.getbasetemp()
-    exports = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
-    exports.mkdir(exist_ok=True)
 
     def make(*, fresh: bool = False, **options: Any) -> Cascade:
         plan, folder = Plan(**options), tmp_path_factory.mktemp("cascade")
         if fresh:
             return export_cascade(plan, folder)
-        name = hashlib.sha256(repr(plan).encode()).hexdigest()[:16]
-        kept, described = exports / name, exports / f"{name}.pickle"
-        with (exports / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with made_once(shared / "exports", repr(plan).encode()) as kept:
+            described = kept.with_suffix(".pickle")
             if not described.exists():
                 shutil.rmtree(kept, ignore_errors=True)
                 kept.mkdir()

@@ -20,6 +20,7 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema, SchemaError
 from cascade.spec import RANK, RETRIEVE
+from export.artifacts import onnx_file
 from export.artifacts.stage_files import Variant, write_tower
 from tests.export.exported import (
     BAGS,
@@ -180,6 +181,21 @@ def test_eight_bits_are_for_the_layers_that_see_every_candidate(tmp_path: Path) 
     scores = exported.load("onnx")(*users, rows)[1]
     best = np.sort(1 / (1 + np.exp(-exported.logits(users)[:, : exported.width])))[:, ::-1]
     np.testing.assert_allclose(scores, best[:, : exported.keep], rtol=0, atol=0.02)
+
+
+def test_weights_that_were_outside_may_all_fit_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tensor is more than a graph should hold, and in 8 bits it is not."""
+    case = Case("tests.example_models:Textbook", "wide", BAGS, RANK)
+    monkeypatch.setattr(onnx_file, "EXTERNAL_BYTES", 1000)
+    (tmp_path / "plain").mkdir()
+    export_case(case, tmp_path / "plain")
+    assert (tmp_path / "plain" / onnx_file.WEIGHTS_FILE).exists()
+    exported = export_case(case, tmp_path, Variant(weights="int8"))
+    assert not (tmp_path / onnx_file.WEIGHTS_FILE).exists()
+    scores = exported.load("onnx")(*drawn_users(case.schema, 1), np.arange(exported.width)[None])[1]
+    assert (np.diff(scores) <= 0).all()
 
 
 def test_a_graph_of_another_schema_is_refused(

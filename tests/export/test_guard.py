@@ -11,7 +11,7 @@ import pytest
 from cascade.artifact import Description
 from cascade.release import read_release
 from cascade.spec import PRERANK, RANK, RETRIEVE
-from export.artifacts import batching, guard, onnx_file
+from export.artifacts import batching, guard
 from export.artifacts.guard import Verdict
 from export.artifacts.stage_files import Variant
 from export.artifacts.variants import GuardError, best
@@ -118,14 +118,3 @@ def test_users_per_run_is_measured_for_every_process(judged: Cascade) -> None:
     for by_size in found.values():
         assert list(by_size) == list(batching.SIZES)
         assert min(by_size.values()) > 0
-
-
-def test_weights_that_were_outside_may_all_fit_inside(
-    make_cascade: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All of a model is more than a graph should hold, none of its quantised tensors is."""
-    monkeypatch.setattr(guard, "LEAST_OVERLAP", 0.0)
-    monkeypatch.setattr(guard, "LARGEST_AUC_LOSS", 1.0)
-    monkeypatch.setattr(onnx_file, "EXTERNAL_BYTES", 8000)
-    cascade = make_cascade(fresh=True, **SMALL, weights="int8")
-    assert len(cascade.ask(cascade.pipeline())[0]) == len(cascade.dense)

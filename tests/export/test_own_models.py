@@ -35,7 +35,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(trainer, "DISTILL_USERS", 200)
         out = root / "checkpoints"
         trainer.Trainer(dataset, out, torch.device("cpu"), recipe, changes).run()
-    where = ["--checkpoints", out, "--repository", root / "repository", "--index", "flat"]
+    where = [
+        "--checkpoints",
+        out,
+        "--repository",
+        root / "repository",
+        "--index",
+        "flat",
+        "--untuned",
+    ]
     found = subprocess.run(
         [sys.executable, "-m", "export", "build", *where], capture_output=True, text=True
     )

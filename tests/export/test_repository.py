@@ -41,8 +41,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-# Nothing is chosen by measurement.
-AS_TRAINED = ("--state", "float32", "--weights", "float32", "--users-per-run", 0)
+UNTUNED = "--untuned"
 
 
 def run(*arguments: object) -> None:
@@ -120,7 +119,7 @@ def test_a_second_release_beside_the_first(
     before = {name: files(repository / name / "1") for name in (*STAGES, ENSEMBLE)}
     where = ("--checkpoints", with_logistic, "--repository", repository, "--version", 2)
     which = ("--preranker", "prerank_logistic", "--index", "flat", "--runtime", "torchscript")
-    how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, *AS_TRAINED)
+    how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, UNTUNED)
     sizes = ("--candidates", 500, "--survivors", 100, "--results", 5)
     run(*where, *which, *how, *sizes)
     printed = capsys.readouterr().out
@@ -170,7 +169,7 @@ def test_graphs_that_differ_from_the_model_make_no_release(
     monkeypatch.setattr(build_module, "write_scoring", tampered)
     where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
-        run(*where, *AS_TRAINED)
+        run(*where, UNTUNED)
     assert not (repository / ENSEMBLE / "1" / "release.json").exists()
     with pytest.raises(ArtifactError, match=r"holds no exported cascade: run python -m export"):
         Pipeline.load(repository)

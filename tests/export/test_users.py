@@ -122,8 +122,7 @@ def test_the_commands_take_a_store(
     monkeypatch.chdir(tmp_path)
     stored, plain, redis = (tmp_path / name for name in ("stored", "plain", "redis"))
     folders = ("--checkpoints", criteo.checkpoints, "--repository", stored)
-    as_trained = ("--state", "float32", "--weights", "float32", "--users-per-run", "1")
-    arguments = (*folders, *as_trained, "--index", "ivf", "--store", "lmdb:users")
+    arguments = (*folders, "--untuned", "--store", "lmdb:users")
     export_command.main([*map(str, arguments)])
     assert users.store_of(stored) == f"lmdb:{tmp_path / 'users'}"
     assert (stored / RECOMMEND_USER / "1").is_dir()

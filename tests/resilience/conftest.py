@@ -33,17 +33,14 @@ RECORD = pytest.StashKey[Record]()
 ITEMS, THOROUGH_ITEMS = 30_000, 1_000_000
 SMALL_ITEMS, SMALL_USERS = 5_000, 512
 # The suite does not measure what an export tunes.
-UNTUNED = (
-    *("--index", "ivfsq8", "--state", "float32", "--weights", "float32"),
-    *("--users-per-run", "4"),
-)
+UNTUNED = ("--untuned", "--index", "ivfsq8", "--users-per-run", "4")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("resilience")
     group.addoption("--thorough", action="store_true", help="a large catalogue, long runs")
     group.addoption(
-        "--seconds", type=float, default=20, help="of malformed requests, and of the soak [20]"
+        "--seconds", type=float, default=10, help="of malformed requests, and of the soak [10]"
     )
 
 
@@ -116,7 +113,7 @@ def thorough(record: Record) -> bool:
 
 @pytest.fixture(scope="session")
 def seconds(pytestconfig: pytest.Config) -> float:
-    return float(pytestconfig.getoption("--seconds", 20))
+    return float(pytestconfig.getoption("--seconds", 10))
 
 
 @pytest.fixture(scope="session")

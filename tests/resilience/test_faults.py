@@ -43,7 +43,8 @@ def users(fused: Artifacts) -> Payload:
 @pytest.fixture(scope="module")
 def served(ensemble: Path, workplace: Path) -> Iterator[Served]:
     """A process per stage."""
-    with serve(ensemble, workplace / "ensemble.log") as running:
+    # A request that server 2.51 drops counts as under way until the end: do not wait for it.
+    with serve(ensemble, workplace / "ensemble.log", "--exit-timeout-s=2") as running:
         yield running
 
 

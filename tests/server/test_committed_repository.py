@@ -10,7 +10,6 @@ from cascade.server.launcher import Server
 from tests.conftest import Cascade
 
 ROOT = Path(__file__).parents[2]
-AS_TRAINED = ("--state", "float32", "--weights", "float32")
 
 
 def committed(repository: Path) -> dict[str, str]:
@@ -27,8 +26,8 @@ def test_an_export_completes_it(criteo: Cascade, tmp_path: Path) -> None:
     assert len(before) == 7
     folders = ("--checkpoints", criteo.checkpoints, "--repository", repository)
     # What an export measures is its machine's own, and would show in config.pbtxt.
-    plain = ("--instances", "1", "--users-per-run", "0", "--batch-users", "0")
-    command = [sys.executable, "-m", "export", *map(str, folders), *plain, *AS_TRAINED]
+    plain = ("--untuned", "--instances", "1", "--batch-users", "0")
+    command = [sys.executable, "-m", "export", *map(str, folders), *plain]
     subprocess.run(command, check=True, cwd=ROOT)
     assert committed(repository) == before  # so git sees no change
     with Server(repository) as server, Recommender(server.url, deadline_s=30) as recommender:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from export.releases.canary import CanaryError
 from export.releases.control import Control, ControlError
 from export.releases.publishing import STEPS, Publisher
 from export.releases.repository import Repository
-from export.releases.rewire import from_export
+from export.releases.rewire import from_export, rewire
 from tests.conftest import Cascade
 
 USERS = 12
@@ -230,11 +230,14 @@ def test_a_share_of_the_users_may_have_another_release(site: Site) -> None:
 
 
 def test_one_process_that_is_the_whole_cascade(
-    make_cascade: Callable[..., Cascade], tmp_path: Path
+    criteo: Cascade, make_cascade: Callable[..., Cascade], tmp_path: Path
 ) -> None:
     """Loading it is the switch, so it is tried under another name; the rest is the same."""
     serving = Serving(topology="fused", max_batch_size=32)
-    exports = make_cascade(serving=serving), make_cascade(serving=serving, seed=1)
+    exports: Any = [criteo, make_cascade(seed=1)]
+    for number, made in enumerate(exports):
+        rewire(made.repository, tmp_path / str(number), serving)
+        exports[number] = replace(made, repository=tmp_path / str(number))
     repository = Repository(tmp_path / "repository")
     Publisher(repository, say=lambda line: None).publish(from_export(exports[0].repository))
     with Server(repository.root, control_key=KEY) as server:
