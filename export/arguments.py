@@ -24,7 +24,6 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 --max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
 --users-per-run N [measured]; --threads N; --cuda-graphs; --half"""
 
-
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
 UNTUNED = {"index": "ivf", "state": "float32", "weights": "float32", "users_per_run": 0}

@@ -27,7 +27,6 @@ from export.releases.repository import Repository
 
 CHUNK = 10_000  # users of one transaction
 
-
 Chunk = tuple[list[Any], Dense, Categorical]
 """B users: their ids, dense [B, F_dense] and categorical [B, F_cat] as clients send them."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import sklearn.metrics
 
 Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
@@ -24,19 +25,15 @@ def auc(labels: Floats, scores: Floats) -> float:
     positive = labels > 0.5
     if positive.all() or not positive.any():
         return NAN
-    from sklearn.metrics import roc_auc_score  # takes a second
-
-    return float(roc_auc_score(positive, scores))
+    return float(sklearn.metrics.roc_auc_score(positive, scores))
 
 
 def log_loss(labels: Floats, probabilities: Floats) -> float:
     """Mean negative log likelihood, in nats; NaN without rows."""
     if not len(labels):
         return NAN
-    from sklearn.metrics import log_loss
-
     p = probabilities.astype(np.float64)
-    return float(log_loss(labels > 0.5, p, labels=[False, True]))
+    return float(sklearn.metrics.log_loss(labels > 0.5, p, labels=[False, True]))
 
 
 def normalized_entropy(labels: Floats, probabilities: Floats) -> float:

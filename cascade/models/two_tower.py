@@ -24,10 +24,7 @@ class TwoTowerConfig:
     layers: tuple[int, ...] = (512, 256, 256)  # the last is that of the shared space
 
 
-PRESETS = {
-    "default": TwoTowerConfig(),
-    "tiny": TwoTowerConfig(width=4, layers=(16, 8)),
-}
+PRESETS = {"default": TwoTowerConfig(), "tiny": TwoTowerConfig(width=4, layers=(16, 8))}
 
 
 class Tower(nn.Module):

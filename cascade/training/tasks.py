@@ -22,7 +22,6 @@ from cascade.training.loop import Hyperparameters
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
 
-
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
 # item's catalogue row [B], label [B]
 

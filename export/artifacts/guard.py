@@ -20,7 +20,6 @@ from tqdm import tqdm
 from cascade.artifact import Array, Description
 from cascade.config import Serving
 from cascade.data.parts import matrix
-from cascade.evaluation.metrics import auc
 from cascade.index.topk import reaches
 from cascade.models.scorer import Scorer
 from cascade.runtime.load import Graph, load_graph
@@ -188,6 +187,8 @@ class Guard:
 
     def _auc_of(self, graph: Graph) -> float:
         """Each held-out row is a candidate twice, because a graph takes two or more."""
+        from cascade.evaluation.metrics import auc  # scikit-learn takes a second to import
+
         logits = []
         for start in range(0, len(self.held_out.items), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -73,7 +73,10 @@ class InputMap:
         if not isinstance(content, dict) or not content.keys() <= {"inputs", "output", "output_is"}:
             raise ForeignError(f"{path} holds {content!r:.200}; expected {FORM}")
         features = content.get("inputs")
-        if not isinstance(features, dict) or not all(map(_is_names, features.values())):
+        if not isinstance(features, dict) or not all(
+            isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+            for names in features.values()
+        ):
             raise ForeignError(f"{path}: inputs is {features!r:.200}; expected {FORM}")
         meaning = content.get("output_is")
         if meaning not in ("logit", "probability"):
@@ -157,7 +160,3 @@ def _rank(where: str, value: ir.Value, columns: tuple[Column, ...], features: li
             "`length` of them)"
         )
     return len(dims)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)
