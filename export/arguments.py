@@ -22,7 +22,7 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
 [{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
 --max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
---users-per-run N [measured]; --threads N; --cuda-graphs; --half"""
+--users-per-run N [measured]; --threads N; --cuda-graphs; --half; --temperature X [1.0; of draws]"""
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
@@ -81,7 +81,7 @@ FLAGS = {
         _flag("--pool", "ranked items to choose from [off]", metavar="N"),
         _flag("--diversity", "from 0 to 1 [%(default)s]", metavar="X"),
         _flag("--explored", "last places drawn by chance [%(default)s]", metavar="N"),
-        _flag("--temperature", "of the draws [%(default)s]", metavar="X"),
+        _flag("--temperature"),
     ],
 }
 

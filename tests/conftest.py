@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -226,6 +227,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this run, for all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> None:
+    """A cascade that was loaded in this process leaves its number of threads behind, and processes
+    that share two cores lose time with more than one each."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 @contextmanager
