@@ -30,7 +30,7 @@ OUT = Path(__file__).parents[2] / "build" / "resilience"
 SUMMARY, CLAIMS_TABLE = OUT / "summary.json", OUT / "claims.md"
 RECORD = pytest.StashKey[Record]()
 
-ITEMS, THOROUGH_ITEMS = 30_000, 1_000_000
+ITEMS, THOROUGH_ITEMS = 10_000, 1_000_000
 SMALL_ITEMS, SMALL_USERS = 5_000, 512
 # The suite does not measure what an export tunes.
 UNTUNED = ("--untuned", "--index", "ivfsq8", "--users-per-run", "4")
