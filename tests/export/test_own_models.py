@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from cascade.models.registry import Recipe
 from cascade.spec import RANK
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint, trainer
+from export import __main__ as export_command
 from export.artifacts.stage_files import Variant
 from tests.export.exported import BAGS, Case, export_case
 
@@ -44,10 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "flat",
         "--untuned",
     ]
-    found = subprocess.run(
-        [sys.executable, "-m", "export", "build", *where], capture_output=True, text=True
-    )
-    assert found.returncode == 0, found.stdout + found.stderr
+    export_command.main(["build", *map(str, where)])
     return root
 
 

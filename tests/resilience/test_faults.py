@@ -99,7 +99,7 @@ def test_an_overload_is_refused_not_lost(
     fused: Artifacts, users: Payload, work: Path, thorough: bool, record: Record
 ) -> None:
     with serve(fused.repository, work / "overload.log") as served:
-        found = overload(served, users, seconds=60 if thorough else 3)
+        found = overload(served, users, seconds=60 if thorough else 2)
     rows = [
         ["answers/s of 16 in flight", number(found.capacity)],
         ["accepted, refused, lost", _counts(found.accepted, found.refused, found.lost.total())],

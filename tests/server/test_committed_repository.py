@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cascade.client import Recommender
 from cascade.server.launcher import Server
+from export import __main__ as export_command
 from tests.conftest import Cascade
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +21,9 @@ def committed(repository: Path) -> dict[str, str]:
     return {str(path.relative_to(repository)): path.read_text() for path in paths}
 
 
-def test_an_export_completes_it(criteo: Cascade, tmp_path: Path) -> None:
+def test_an_export_completes_it(
+    criteo: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     only_committed = shutil.ignore_patterns("*.bin", "*.onnx", "*.pt", "*.faiss", "*.json", "*.txt")
     repository = tmp_path / "model_repository"
     shutil.copytree(ROOT / "model_repository", repository, ignore=only_committed)
@@ -27,8 +32,8 @@ def test_an_export_completes_it(criteo: Cascade, tmp_path: Path) -> None:
     folders = ("--checkpoints", criteo.checkpoints, "--repository", repository)
     # What an export measures is its machine's own, and would show in config.pbtxt.
     plain = ("--untuned", "--instances", "1", "--batch-users", "0")
-    command = [sys.executable, "-m", "export", *map(str, folders), *plain]
-    subprocess.run(command, check=True, cwd=ROOT)
+    monkeypatch.chdir(ROOT)
+    export_command.main([*map(str, folders), *plain])
     assert committed(repository) == before  # so git sees no change
     with Server(repository) as server, Recommender(server.url, deadline_s=30) as recommender:
         assert len(recommender.recommend(criteo.users[0]).item_ids) == 10

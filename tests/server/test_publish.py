@@ -32,7 +32,7 @@ from tests.conftest import Cascade
 
 USERS = 12
 KEY = "a-key-that-only-this-test-knows"
-PAUSE_S = 0.005  # of a thread between two requests: the other tests want the processor, too
+PAUSE_S = 0.02  # of a thread between two requests: the other tests want the processor, too
 
 
 @dataclass
