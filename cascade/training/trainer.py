@@ -141,7 +141,9 @@ class Trainer:
 def _draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
     """Training curves: one panel per measure over the training steps."""
     measures = [key for key in history[0] if key not in ("step", "objective")]
-    figure = Figure(figsize=(4 * len(measures), 3), layout="constrained")
+    width = 4 * len(measures)
+    figure = Figure(figsize=(width, 3))
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.2 / width, bottom=0.17, top=0.8)
     figure.suptitle(name)
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for axes, measure in zip(panels, measures, strict=True):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from cascade import index
 from cascade.artifact import Array, ArtifactError, Description
@@ -18,9 +18,6 @@ from cascade.release import newest_version, read_release
 from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE, stage_path
 from export.artifacts.stage_files import item_states
 from export.context import Build, Source
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 PLOT = "frontier.png"
 
@@ -100,7 +97,8 @@ def draw_frontier(folder: Path) -> Path:
     """folder/frontier.json -> folder/frontier.png; up and to the left is better. Each line is a
     kind over all items, a hollow mark one that was dropped, timed on a sample of the items."""
     found = json.loads((folder / index.FRONTIER).read_text())
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5))
+    axes = figure.subplots()
     for number, kind in enumerate(dict.fromkeys(c["kind"] for c in found["candidates"])):
         points = [c for c in found["candidates"] if c["kind"] == kind]
         kept = sorted((c["latency_us"], c["recall"]) for c in points if not c["note"])
@@ -130,5 +128,4 @@ def draw_frontier(folder: Path) -> Path:
     axes.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(folder / PLOT, dpi=120)
-    plt.close(figure)
     return folder / PLOT
