@@ -29,8 +29,8 @@ from tests.resilience.conftest import Pair
 from tests.served import serve
 
 THOROUGH_S = 30 * 60.0
-PIECES = 24  # of that time; the memory is looked at after each
-WARM_UP = 8  # pieces that may grow: two releases stay loaded, so the first ones add processes
+PIECES = 12  # of that time; the memory is looked at after each
+WARM_UP = 4  # pieces that may grow: two releases stay loaded, so the first ones add processes
 RELEASES = 6  # at least
 RELEASE_S = 60.0  # between releases, at most
 
