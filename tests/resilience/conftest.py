@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("resilience")
     group.addoption("--thorough", action="store_true", help="a large catalogue, long runs")
     group.addoption(
-        "--seconds", type=float, default=10, help="of malformed requests, and of the soak [10]"
+        "--seconds", type=float, default=20, help="of malformed requests, and of the soak [20]"
     )
 
 
@@ -113,7 +113,7 @@ def thorough(record: Record) -> bool:
 
 @pytest.fixture(scope="session")
 def seconds(pytestconfig: pytest.Config) -> float:
-    return float(pytestconfig.getoption("--seconds", 10))
+    return float(pytestconfig.getoption("--seconds", 20))
 
 
 @pytest.fixture(scope="session")
