@@ -26,7 +26,7 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
-UNTUNED = {"index": "ivf", "state": "float32", "weights": "float32", "users_per_run": 0}
+UNTUNED = {"state": "float32", "weights": "float32", "users_per_run": 0}
 
 
 def _flag(name: str, help: str | None = None, **options: Any) -> tuple[str, dict[str, Any]]:
@@ -102,7 +102,7 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
     number. Raises BuildError: flags that contradict each other."""
     on_gpu = args.device == "cuda"
     for name in UNTUNED if args.untuned else ():
-        if getattr(args, name) in (None, "auto") and not (on_gpu and name == "index"):
+        if getattr(args, name) in (None, "auto"):
             setattr(args, name, UNTUNED[name])
     default_batch = 0 if on_gpu else BATCH_USERS
     given = {
@@ -116,7 +116,7 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
             batch_users=default_batch if args.batch_users is None else args.batch_users,
         ),
         "product": replace(Product(**_named(args, Product)), store=absolute_url(args.store)),
-        "index": args.index or ("exact" if on_gpu else "auto"),
+        "index": args.index or ("exact" if on_gpu else "ivf" if args.untuned else "auto"),
         "also": tuple(args.also),
         "measure_batching": args.users_per_run is None,
         "foreign": _foreign(args),

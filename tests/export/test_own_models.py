@@ -34,16 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(trainer, "DISTILL_USERS", 200)
         out = root / "checkpoints"
         trainer.Trainer(dataset, out, torch.device("cpu"), recipe, changes).run()
-    where = [
-        "--checkpoints",
-        out,
-        "--repository",
-        root / "repository",
-        "--index",
-        "flat",
-        "--untuned",
-    ]
-    export_command.main(["build", *map(str, where)])
+    where = ("--checkpoints", out, "--repository", root / "repository")
+    export_command.main(["build", *map(str, where), "--index", "flat", "--untuned"])
     return root
 
 

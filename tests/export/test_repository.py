@@ -41,9 +41,6 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-UNTUNED = "--untuned"
-
-
 def run(*arguments: object) -> None:
     """The command line, in this process."""
     command.main([*map(str, arguments)])
@@ -119,7 +116,7 @@ def test_a_second_release_beside_the_first(
     before = {name: files(repository / name / "1") for name in (*STAGES, ENSEMBLE)}
     where = ("--checkpoints", with_logistic, "--repository", repository, "--version", 2)
     which = ("--preranker", "prerank_logistic", "--index", "flat", "--runtime", "torchscript")
-    how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, UNTUNED)
+    how = ("--instances", 2, "--max-queue-size", 32, "--max-batch-size", 16, "--untuned")
     sizes = ("--candidates", 500, "--survivors", 100, "--results", 5)
     run(*where, *which, *how, *sizes)
     printed = capsys.readouterr().out
@@ -169,7 +166,7 @@ def test_graphs_that_differ_from_the_model_make_no_release(
     monkeypatch.setattr(build_module, "write_scoring", tampered)
     where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
-        run(*where, UNTUNED)
+        run(*where, "--untuned")
     assert not (repository / ENSEMBLE / "1" / "release.json").exists()
     with pytest.raises(ArtifactError, match=r"holds no exported cascade: run python -m export"):
         Pipeline.load(repository)
