@@ -1,0 +1,20 @@
+"""Takes a flat model of (user, item) rows apart: what depends on the user alone is computed once
+per request, what depends on the item alone once per release, and the rest per candidate."""
+
+from __future__ import annotations
+
+from export.foreign.split.derive import ROWS, Derived, NotSplit, column, derive
+from export.foreign.split.values import BOTH, ITEM, USER, Part, Side
+
+__all__ = [
+    "BOTH",
+    "ITEM",
+    "ROWS",
+    "USER",
+    "Derived",
+    "NotSplit",
+    "Part",
+    "Side",
+    "column",
+    "derive",
+]

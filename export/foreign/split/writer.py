@@ -1,0 +1,200 @@
+"""Writes the nodes of the derived graphs, and turns what is known of a value into one tensor.
+
+Each side has its list of nodes. Users' and pairs' nodes become one graph, in which a user's tensor
+is repeated for the candidates as late as possible, mostly by the operation that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from cascade.artifact import Array
+from export.foreign.split.values import (
+    BOTH,
+    ITEM,
+    SIDES,
+    USER,
+    Mosaic,
+    Part,
+    Side,
+    Sum,
+    Value,
+    in_order,
+)
+
+PREFIX = "split/"
+CANDIDATES, GRID = f"{PREFIX}candidates", f"{PREFIX}grid"  # [K] and [B, K], of the request
+SMALL_BYTES = 1 << 16  # constants of equal content below this are stored once
+MOST_RUNS = 64  # a value of more runs is gathered element by element
+
+
+class Writer:
+    """The nodes written so far, by side, and their constants."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.nodes: dict[Side, list[onnx.NodeProto]] = {side: [] for side in SIDES}
+        self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        self.item_parts: dict[str, Part] = {}  # that pairs read
+        self.products: dict[str, tuple[str, str]] = {}  # of pairs: the two factors by product
+        self._known: dict[Any, str] = {id(a): name for name, a in self.constants.items()}
+
+    def constant(self, value: Any, dtype: Any = None) -> str:
+        """The name of a constant."""
+        array = np.asarray(value, dtype, order="C")
+        small = array.nbytes < SMALL_BYTES
+        # A large array is known by its identity: `constants` keeps it, so that stays its own.
+        key = (array.dtype.str, array.shape, array.tobytes()) if small else id(array)
+        if key not in self._known:
+            self._known[key] = name = f"{PREFIX}constant_{len(self._known)}"
+            self.constants[name] = array
+        return self._known[key]
+
+    def ints(self, *values: int) -> str:
+        return self.constant(values, np.int64)
+
+    def op(self, side: Side, kind: str, *inputs: str, **attributes: Any) -> str:
+        """Write a node, unless there is the same -> its output."""
+        key = (side, kind, inputs, repr(sorted(attributes.items())))
+        if key not in self._known:
+            self._known[key] = name = f"{PREFIX}{kind}_{len(self._known)}"
+            self.nodes[side].append(helper.make_node(kind, inputs, [name], **attributes))
+        return self._known[key]
+
+    def part(
+        self,
+        side: Side,
+        shape: Sequence[int],
+        dtype: int,
+        kind: str,
+        *inputs: str,
+        **attributes: Any,
+    ) -> Part:
+        """The same -> the part that it computes."""
+        return Part(side, self.op(side, kind, *inputs, **attributes), tuple(shape), dtype)
+
+    # Rows of pairs.
+
+    def rows(self, part: Part) -> str:
+        """The part for every pair: [B * K, *shape]."""
+        if part.side == BOTH:
+            return part.name
+        if part.side == ITEM:
+            self.item_parts[part.name] = part
+            return part.name
+        ones = (self.ints(*[1] * len(part.shape)),) if part.shape else ()
+        shape = self.op(BOTH, "Concat", self.ints(1), CANDIDATES, *ones, axis=0)
+        return self.flat(self.op(BOTH, "Expand", self.grid(part), shape), part.shape)
+
+    def on(self, side: Side, part: Part) -> str:
+        """The part as a tensor of a side: its own, or pairs."""
+        return part.name if part.side == side else self.rows(part)
+
+    def grid(self, part: Part) -> str:
+        """A user's part as [B, 1, *shape], another as [B, K, *shape]."""
+        if part.side == USER:
+            return self.op(BOTH, "Reshape", part.name, self.ints(0, 1, *part.shape))
+        rows = self.rows(part)
+        shape = (
+            self.op(BOTH, "Concat", GRID, self.ints(*part.shape), axis=0) if part.shape else GRID
+        )
+        return self.op(BOTH, "Reshape", rows, shape)
+
+    def flat(self, name: str, shape: Sequence[int]) -> str:
+        """[B, K, *shape] as [B * K, *shape]."""
+        return self.op(BOTH, "Reshape", name, self.ints(-1, *shape))
+
+    # Values as tensors.
+
+    def solid(self, value: Value) -> Part:
+        """The value as one tensor: of its side where it has one, else of pairs."""
+        assert isinstance(value, Mosaic | Sum)
+        if isinstance(value, Sum):
+            return self._added(value)
+        if (whole := value.whole) is not None:
+            return whole
+        side = next(iter(value.sides)) if len(value.sides) == 1 else BOTH
+        return Part(side, self._gathered(value, side), value.shape, value.dtype)
+
+    def mosaic(self, value: Value) -> Mosaic:
+        """The value as elements."""
+        return value if isinstance(value, Mosaic) else Mosaic.of(self.solid(value))
+
+    def _added(self, value: Sum) -> Part:
+        terms, shape = value.terms, value.shape
+        first = next(iter(terms.values()))
+        if len(terms) == 1:
+            return first
+        # The pairs' product of matrices takes the rest as what it begins with.
+        product = self.products.get(terms[BOTH].name) if BOTH in terms else None
+        sides = [side for side in (ITEM, BOTH) if side in terms and not (side == BOTH and product)]
+        total = ""
+        for side in sides:
+            name = self.rows(terms[side])
+            total = self.op(BOTH, "Add", total, name) if total else name
+        if USER in terms and total:
+            pairs = Part(BOTH, total, shape, first.dtype)
+            grid = self.op(BOTH, "Add", self.grid(pairs), self.grid(terms[USER]))
+            total = self.flat(grid, shape)
+        elif USER in terms:
+            total = self.rows(terms[USER])
+        if product:
+            total = self.op(BOTH, "Gemm", *product, total)
+        return Part(BOTH, total, shape, first.dtype)
+
+    def _gathered(self, mosaic: Mosaic, side: Side) -> str:
+        """Reshape, transpose, concatenate runs, or gather elements: the first that does it."""
+        if (whole := mosaic.whole) is not None:
+            return self.on(side, whole)
+        if len(mosaic.used) == 1 and (name := self._turned(mosaic, side)):
+            return name
+        every = [(axis, mosaic.runs(axis)) for axis in range(len(mosaic.shape))]
+        possible = [(axis, runs) for axis, runs in every if 0 < len(runs) <= MOST_RUNS]
+        if possible:
+            axis, runs = min(possible, key=lambda one: len(one[1]))
+            names = [self._gathered(mosaic.take(run, axis), side) for run in runs]
+            return self.op(side, "Concat", *names, axis=axis + 1)
+        flats, offsets, size = [], np.zeros(len(mosaic.parts), np.int64), 0
+        for part in mosaic.used:
+            offsets[mosaic.parts.index(part)] = size
+            size += part.size
+            name = self.on(side, part)
+            flats.append(name if len(part.shape) == 1 else self._reshaped(side, name, part.size))
+        whole_name = flats[0] if len(flats) == 1 else self.op(side, "Concat", *flats, axis=1)
+        places = self.constant((mosaic.place + offsets[mosaic.part]).ravel(), np.int64)
+        picked = self.op(side, "Gather", whole_name, places, axis=1)
+        return picked if len(mosaic.shape) == 1 else self._reshaped(side, picked, *mosaic.shape)
+
+    def _turned(self, mosaic: Mosaic, side: Side) -> str:
+        """One part, reshaped or transposed; empty where it is neither."""
+        (part,) = mosaic.used
+        if mosaic.place.size != part.size:
+            return ""
+        if in_order(mosaic.place):
+            return self._reshaped(side, self.on(side, part), *mosaic.shape)
+        if sorted(mosaic.shape) == sorted(part.shape):
+            places = np.arange(part.size).reshape(part.shape)
+            for order in permutations(range(len(part.shape))):
+                turned = places.transpose(order)
+                if turned.shape == mosaic.shape and (turned == mosaic.place).all():
+                    axes = [0, *(axis + 1 for axis in order)]
+                    return self.op(side, "Transpose", self.on(side, part), perm=axes)
+        return ""
+
+    def _reshaped(self, side: Side, name: str, *shape: int) -> str:
+        return self.op(side, "Reshape", name, self.ints(0, *shape))
+
+
+def row_of(constant: Array, rank: int, axis: int) -> Array | None:
+    """A constant as [1, *row] where it is the same for all rows of values of `rank` axes without
+    that of the rows, else None."""
+    if constant.ndim > rank + 1:
+        return None
+    whole = constant.reshape((1,) * (rank + 1 - constant.ndim) + constant.shape)
+    return np.moveaxis(whole, axis, 0) if whole.shape[axis] == 1 else None

@@ -1,0 +1,280 @@
+"""The split derived from a flat graph gives the flat graph's logits, for every pair."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from export.foreign.split import BOTH, ITEM, ROWS, USER, Derived, NotSplit, derive
+from tests.export import split_models
+from tests.export.split_models import MODELS, draw
+
+REQUESTS = ((1, 1), (3, 7), (5, 4))  # users, candidates
+ITEMS = 20
+LARGEST_DIFFERENCE = 1e-5  # of the largest logit
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+
+
+def exported(model: torch.nn.Module, dynamo: bool, opset: int = 18) -> onnx.ModelProto:
+    values, file = draw(4), io.BytesIO()
+    arguments, names = tuple(map(torch.from_numpy, values.values())), [*values]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one exporter is deprecated, and teams have its files
+        if dynamo:
+            rows = torch.export.Dim("rows", min=1)
+            program = torch.onnx.export(
+                model,
+                arguments,
+                dynamo=True,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=tuple({0: rows} for _ in arguments),
+                opset_version=opset,
+                verbose=False,
+            )
+            assert program is not None
+            return program.model_proto
+        torch.onnx.export(
+            model,
+            arguments,
+            file,
+            dynamo=False,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={name: {0: "rows"} for name in (*names, "logits")},
+            opset_version=opset,
+        )
+    return onnx.load_from_string(file.getvalue())
+
+
+def side(name: str) -> Any:
+    return USER if name.startswith("user") else ITEM
+
+
+def taken_apart(flat: onnx.ModelProto) -> Derived:
+    widths = {name: value.shape[1] for name, value in draw(1).items()}
+    names = [value.name for value in flat.graph.input]
+
+    def feeds(count: int) -> dict[str, Any]:
+        return {name: value for name, value in draw(count).items() if name in names}
+
+    sides = {name: [side(name)] * widths[name] for name in names}
+    return derive(flat, sides, feeds, flat.graph.output[0].name)
+
+
+def check(flat: onnx.ModelProto, derived: Derived) -> None:
+    """All pairs of some users and items."""
+    onnx.checker.check_model(derived.pairs)
+    known, pairs = session(flat), session(derived.pairs)
+    items = draw(ITEMS, seed=2)
+    states: Sequence[Any] = []
+    if derived.items is not None:
+        graph = session(derived.items)
+        states = graph.run(None, {value.name: items[value.name] for value in graph.get_inputs()})
+    for users, candidates in REQUESTS:
+        asked = draw(users, seed=1)
+        rows = np.random.default_rng(users).integers(0, ITEMS, (users, candidates))
+        flat_feed = {
+            value.name: np.repeat(asked[value.name], candidates, 0)
+            if side(value.name) == USER
+            else items[value.name][rows.ravel()]
+            for value in known.get_inputs()
+        }
+        (expected,) = known.run(None, flat_feed)
+        feed = {p.name: s[rows.ravel()] for p, s in zip(derived.parts, states, strict=True)}
+        feed |= {**asked, ROWS: rows}
+        (found,) = pairs.run(None, {value.name: feed[value.name] for value in pairs.get_inputs()})
+        assert found.shape == expected.shape
+        scale = max(1.0, float(np.abs(expected).max()))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=LARGEST_DIFFERENCE * scale)
+
+
+@pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
+def test_a_textbook_model_is_taken_apart(kind: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    flat = exported(kind().eval(), dynamo=False)
+    derived = taken_apart(flat)
+    check(flat, derived)
+    assert derived.work[BOTH] <= (0.9 if kind is split_models.Transformer else 0.7) * derived.flat
+    assert derived.parts
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [split_models.Dlrm, split_models.CrossNetV2, split_models.Bags],
+    ids=lambda kind: kind.__name__,
+)
+def test_what_the_newer_exporter_writes(kind: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    flat = exported(kind().eval(), dynamo=True)
+    check(flat, taken_apart(flat))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_older_opsets(opset: int) -> None:
+    torch.manual_seed(0)
+    flat = exported(split_models.DeepFm().eval(), dynamo=False, opset=opset)
+    check(flat, taken_apart(flat))
+
+
+def test_an_output_without_rows_is_refused() -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, un: Any, ui: Any, it: Any, ii: Any) -> Any:
+            return (un.mean() + it.mean() + ui.sum() + ii.sum()).reshape(1, 1)
+
+    with pytest.raises(NotSplit, match="logits"):
+        taken_apart(exported(Mean(), dynamo=False))
+
+
+class Random:
+    """A graph drawn layer by layer from what the rules know, over the inputs of `draw`."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.data, self.nodes, self.tensors = data, [], []
+        self.random = np.random.default_rng(data.draw(st.integers(0, 10_000)))
+        self.inputs = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", value.shape[1]])
+            for name, value in draw(1).items()
+            if value.dtype == np.float32
+        ]
+        widths = {
+            value.name: value.type.tensor_type.shape.dim[1].dim_value for value in self.inputs
+        }
+        self.values: dict[str, tuple[int, ...]] = {n: (w,) for n, w in widths.items()}
+        self.values[self.op("Concat", *self.values, axis=1)] = (sum(widths.values()),)
+
+    def constant(self, *shape: int) -> str:
+        return self.tensor(self.random.normal(size=shape).astype(np.float32) / max(1, shape[0]))
+
+    def tensor(self, value: Any) -> str:
+        self.tensors.append(numpy_helper.from_array(np.asarray(value), f"w{len(self.tensors)}"))
+        return f"w{len(self.tensors) - 1}"
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        return name
+
+    def pick(self, rank: int | None = None) -> tuple[str, tuple[int, ...]]:
+        found = [(n, s) for n, s in self.values.items() if rank in (None, len(s))]
+        return self.data.draw(st.sampled_from(found))
+
+    def layer(self) -> None:
+        kind = self.data.draw(st.sampled_from(sorted(LAYERS)))
+        made = LAYERS[kind](self)
+        if made is not None and int(np.prod(made[1])) <= 200:
+            self.values[made[0]] = made[1]
+
+    def model(self) -> onnx.ModelProto:
+        """Its output reads all that was made."""
+        flats = [
+            self.op("Reshape", name, self.tensor(np.array([-1, int(np.prod(shape))])))
+            for name, shape in self.values.items()
+        ]
+        whole = self.op("Concat", *flats, axis=1)
+        width = sum(int(np.prod(shape)) for shape in self.values.values())
+        out = self.op("Gemm", whole, self.constant(width, 2), self.constant(2))
+        output = helper.make_tensor_value_info(out, TensorProto.FLOAT, ["rows", 2])
+        graph = helper.make_graph(self.nodes, "drawn", self.inputs, [output], self.tensors)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def linear(g: Random) -> Any:
+    (name, shape), width = g.pick(), g.data.draw(st.integers(1, 6))
+    if len(shape) == 1 and g.data.draw(st.booleans()):
+        return g.op("Gemm", name, g.constant(shape[0], width), g.constant(width)), (width,)
+    return g.op("MatMul", name, g.constant(shape[-1], width)), (*shape[:-1], width)
+
+
+def activation(g: Random) -> Any:
+    name, shape = g.pick()
+    return g.op(g.data.draw(st.sampled_from(["Relu", "Sigmoid", "Tanh", "Neg"])), name), shape
+
+
+def binary(g: Random) -> Any:
+    name, shape = g.pick()
+    others = [n for n, s in g.values.items() if s == shape]
+    other = g.data.draw(st.sampled_from([*others, g.constant(1, *shape)]))
+    return g.op(g.data.draw(st.sampled_from(["Add", "Sub", "Mul"])), name, other), shape
+
+
+def concat(g: Random) -> Any:
+    (a, first), (b, second) = g.pick(1), g.pick(1)
+    return g.op("Concat", a, b, axis=1), (first[0] + second[0],)
+
+
+def gather(g: Random) -> Any:
+    name, shape = g.pick()
+    axis = g.data.draw(st.integers(0, len(shape) - 1))
+    places = g.data.draw(st.lists(st.integers(0, shape[axis] - 1), min_size=1, max_size=6))
+    new = (*shape[:axis], len(places), *shape[axis + 1 :])
+    return g.op("Gather", name, g.tensor(np.array(places)), axis=axis + 1), new
+
+
+def stack(g: Random) -> Any:
+    """[n] -> [f, d], its vectors."""
+    name, (width,) = g.pick(1)
+    fields = g.data.draw(st.sampled_from([f for f in (1, 2, 3) if width % f == 0]))
+    shape = fields, width // fields
+    return g.op("Reshape", name, g.tensor(np.array([0, *shape]))), shape
+
+
+def dots(g: Random) -> Any:
+    found = [(n, s) for n, s in g.values.items() if len(s) == 2]
+    if not found:
+        return None
+    name, (fields, _) = g.data.draw(st.sampled_from(found))
+    return g.op("MatMul", name, g.op("Transpose", name, perm=[0, 2, 1])), (fields, fields)
+
+
+def total(g: Random) -> Any:
+    name, shape = g.pick()
+    axis = g.data.draw(st.integers(0, len(shape) - 1))
+    kind = g.data.draw(st.sampled_from(["ReduceSum", "ReduceMean"]))
+    new = (*shape[:axis], 1, *shape[axis + 1 :])
+    return g.op(kind, name, g.tensor(np.array([axis + 1])), keepdims=1), new
+
+
+def norm(g: Random) -> Any:
+    name, shape = g.pick()
+    if g.data.draw(st.booleans()):
+        return g.op("Softmax", name, axis=-1), shape
+    return g.op("LayerNormalization", name, g.constant(shape[-1]), axis=-1), shape
+
+
+LAYERS = {
+    kind.__name__: kind
+    for kind in (linear, activation, binary, concat, gather, stack, dots, total, norm)
+}
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.data())
+def test_graphs_drawn_at_random(data: st.DataObject) -> None:
+    drawn = Random(data)
+    for _ in range(data.draw(st.integers(1, 14))):
+        drawn.layer()
+    flat = drawn.model()
+    check(flat, taken_apart(flat))
