@@ -17,8 +17,8 @@ from export.context import Build, BuildError
 BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
 SIZES = Sizes()
 RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Also:
---ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON
-(third-party models); --row-order index|catalogue; --retrieve-from DIR (take its index);
+--ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON, --flat
+(third-party models, not taken apart); --row-order index|catalogue; --retrieve-from DIR;
 --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
 [{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
 --max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
@@ -42,6 +42,7 @@ FLAGS = {
         _flag("--preranker", "checkpoint to prerank [%(default)s]", metavar="NAME"),
         *(_flag(f"--{name}ranker-onnx", type=Path) for name in ("", "pre")),
         *(_flag(f"--{name}inputs", type=Path) for name in ("", "preranker-")),
+        _flag("--flat", action="store_true"),
         _flag("--state", "of the item states [auto]", choices=("auto", *get_args(Precision))),
         _flag("--weights", "of the layers [auto]", choices=("auto", *get_args(Weights))),
         _flag("--untuned", "usual values, nothing is measured: quick", action="store_true"),

@@ -139,7 +139,7 @@ def _write_scoring(
 ) -> Written:
     folder, name = build.folder(stage.name), build.checkpoint(stage.name)
     if isinstance(variant, Foreign):
-        return Written(*wrapper.write(variant, stage, source.items, folder))
+        return Written(*wrapper.write(variant, stage, source.items, folder, build.flat))
     scorer = source.scorer(name)
     module = write_scoring(scorer, stage, source.schema, source.items, folder, variant, build.forms)
     facts = {

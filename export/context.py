@@ -64,6 +64,7 @@ class Build:
     measure_batching: bool = True  # measure the best `users_per_run` of each process
     # By stage, an ONNX file and the JSON of its inputs in place of a checkpoint.
     foreign: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
+    flat: bool = False  # serve these as they are: all of it for every candidate
 
     def __post_init__(self) -> None:
         product, sizes = self.product, self.sizes

@@ -58,7 +58,16 @@ class Suite:
             files = ("--onnx", graph, "--inputs", mapping)
             run("export", "flat", "--checkpoints", self.fixture, "--ranker", stage, *files)
             flat += [option, graph, inputs, mapping]
-        run("export", *made, "--repository", self.flat, "--retrieve-from", self.tuned, *flat)
+        run(
+            "export",
+            *made,
+            "--repository",
+            self.flat,
+            "--retrieve-from",
+            self.tuned,
+            "--flat",
+            *flat,
+        )
 
     def compare(self) -> None:
         """Everything that could serve the same artifacts, in alternation."""

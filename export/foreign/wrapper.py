@@ -1,10 +1,10 @@
 """A third-party ONNX model, wrapped into the contract of a scoring stage; docs/your-models.md
 describes the JSON file of its inputs.
 
-The foreign graph scores flat (user, item) rows. Nodes before it gather the candidates' encoded
-features and repeat the user's beside each; nodes behind it mask the pads, take the top K and, in
-the last stage, look up the ids. It is the slow path: what a model in the user / item / cross
-contract computes once per user or once per item, this one computes for every pair.
+The foreign graph scores flat (user, item) rows. It is taken apart where that is possible
+(`split`): then nodes before it gather the candidates' item states. Otherwise they gather the
+candidates' encoded features and repeat the user's beside each, and all is computed for every pair.
+Nodes behind it mask the pads, take the top K and, in the last stage, look up the ids.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
 from cascade.spec import CATALOGUE_IDS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.artifacts.stage_files import ITEM_STATE, write_item_ids, write_mapped
+from export.artifacts.stage_files import write_item_ids, write_mapped
 from export.context import Catalogue
+from export.foreign.apart import ITEMS_FILE, STATES, part_input, stored, take_apart, write_states
 from export.foreign.inputs import Column, Input
 from export.foreign.onnx_model import IR_VERSION, Foreign, compare, load_model, model_inputs
+from export.foreign.split import ROWS, USER, Derived, NotSplit
 
 TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"
@@ -33,30 +35,61 @@ DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
 def write(
-    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path
+    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path, flat: bool = False
 ) -> tuple[dict[str, Any], list[parity.Parity]]:
-    """Write model.onnx, the item tables and stage.json, and prove that they rank as the file does
-    -> facts for release.json, and the parity. Raises ForeignError, ParityError."""
-    schema = foreign.schema
+    """Write model.onnx, what it reads of the items, and stage.json, and prove that they rank as the
+    file does -> facts for release.json, and the parity. Raises ForeignError, ParityError.
+
+    Args:
+        flat: do not take it apart.
+    """
     both_classes = foreign.has_both_classes(items)
-    for stale in (TORCH_FILE, WEIGHTS_FILE, f"{ITEM_STATE}.bin"):
+    name, why = foreign.path.name, ""
+    try:
+        if flat:
+            raise NotSplit("as --flat says")
+        derived = take_apart(foreign, items)
+        tables, parities = _write(foreign, stage, items, folder, both_classes, derived)
+        print(f"{name}: {derived.report()}")
+    except (NotSplit, parity.ParityError) as error:
+        why = f"{error}".splitlines()[-1]
+        print(f"{name} is served flat, all of it for every candidate: {why}")
+        tables, parities = _write(foreign, stage, items, folder, both_classes, None)
+    size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
+    return {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size}, parities
+
+
+def _write(
+    foreign: Foreign,
+    stage: Stage,
+    items: Catalogue,
+    folder: Path,
+    both_classes: bool,
+    derived: Derived | None,
+) -> tuple[dict[str, Mapped], list[parity.Parity]]:
+    """The same, derived or flat -> what it reads of the items, and the parity."""
+    states = (f"{state}.bin" for state in (*STATES, *TABLES.values()))
+    for stale in (TORCH_FILE, WEIGHTS_FILE, ITEMS_FILE, *states):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
-    tables = write_tables(foreign, items, folder)
+    if derived:
+        tables = write_states(derived, foreign, items, folder)
+        model = ir.from_proto(derived.pairs)
+    else:
+        tables = write_tables(foreign, items, folder)
+        model = load_model(foreign.path)
     mapped = tables
     if stage.outputs[-1].name == "scores":
         mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
-    model = load_model(foreign.path)
     _carry_weights(model, folder)
-    Wrapping(model, foreign, stage, mapped, folder).wrap(both_classes)
-    model.metadata_props.update(stage=stage.name, schema_hash=schema.hash)
+    Wrapping(model, foreign, stage, mapped, folder, derived).wrap(both_classes)
+    model.metadata_props.update(stage=stage.name, schema_hash=foreign.schema.hash)
     ir.save(model, folder / ONNX_FILE)
     onnx.checker.check_model(str(folder / ONNX_FILE))
     inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
-    Description(stage.name, schema.hash, inputs, outputs, mapped).save(folder)
+    Description(stage.name, foreign.schema.hash, inputs, outputs, mapped).save(folder)
     parities = compare(foreign, stage, items, folder)
     parity.report(parities)
-    size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
-    return {"ranker_onnx": foreign.path.name, "bytes_per_item": size}, parities
+    return tables, parities
 
 
 def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:
@@ -91,10 +124,12 @@ class Wrapping:
         stage: Stage,
         mapped: dict[str, Mapped],
         folder: Path,
+        derived: Derived | None,
     ) -> None:
-        self.model, self.foreign, self.stage = model, foreign, stage
+        self.model, self.foreign, self.stage, self.derived = model, foreign, stage, derived
         self.inputs = model_inputs(model)
-        self.score = next(v for v in model.graph.outputs if v.name == foreign.output)
+        output = derived.output if derived else foreign.output
+        self.score = next(v for v in model.graph.outputs if v.name == output)
         self._set_apart()
         widths: list[str | int] = [tensor.dims[0] for tensor in stage.inputs[:-1]]
         self.requests = [
@@ -109,9 +144,14 @@ class Wrapping:
         """Put the nodes before and after the graph; give it the stage's inputs and outputs."""
         graph = self.model.graph
         self._lay_grid()
-        for i in self.foreign.inputs:
-            value = self.inputs[i.name]
-            ir.convenience.replace_all_uses_with(value, self._feed(i), replace_graph_outputs=True)
+        fed = (
+            self._derived()
+            if self.derived
+            else {i.name: self._feed(i) for i in self.foreign.inputs}
+        )
+        for name, value in fed.items():
+            old = self.inputs[name]
+            ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         graph.insert_before(graph[0], self.tape.nodes)
         self.tape = ir.tape.Tape()
         outputs = self._best(both_classes)
@@ -168,6 +208,25 @@ class Wrapping:
         one, candidates = self._constant([1]), self._op("Gather", self.shape, self._constant([1]))
         self.repeat = self._op("Concat", one, candidates, one, axis=0)
 
+    def _derived(self) -> dict[str, ir.Value]:
+        """The inputs of the derived graph: the users' [B, ...], the items' states [B * K, ...]."""
+        assert self.derived
+        found = {ROWS: self.rows}
+        sides = (part_input(i, USER) for i in self.foreign.inputs)
+        found |= {name: self._feed(i) for name, i in sides if name in self.inputs}
+        for state in STATES:
+            parts, start = stored(self.derived.parts, state), 0
+            if parts:
+                rows = self._op("Gather", self.tables[state], self.flat, axis=0)
+            for part in parts:
+                ends = self._constant([start]), self._constant([start + part.size])
+                start += part.size
+                value = self._op("Slice", rows, *ends, self._constant([1]))
+                shape = self._constant([0, *part.shape])
+                cast = self._op("Cast", self._op("Reshape", value, shape), to=part.dtype)
+                found[part.name] = cast
+        return found
+
     def _feed(self, i: Input) -> ir.Value:
         """The values of an input of the foreign graph, [B * K, columns] or [B * K]."""
         parts = []
@@ -185,6 +244,8 @@ class Wrapping:
             return self._choose(self._op("Gather", table, self.flat, axis=0), table, positions)
         user = next(value for value in self.requests if value.name == source)
         chosen = self._choose(user, user, positions)  # [B, columns], before it is repeated
+        if self.derived:
+            return chosen
         single = self._op("Reshape", chosen, self._constant([0, 1, len(positions)]))
         repeated = self._op("Expand", single, self.repeat)  # [B, K, columns]
         return self._op("Reshape", repeated, self._constant([-1, len(positions)]))

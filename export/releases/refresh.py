@@ -43,7 +43,7 @@ from export.artifacts import filters
 from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEM_STATE, Variant, item_states
 from export.context import Catalogue
-from export.foreign import wrapper
+from export.foreign import apart, wrapper
 from export.releases.canary import Canary
 from export.releases.manifest import seal
 from export.releases.repository import write_configs
@@ -226,7 +226,11 @@ class Refresh:
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """The rows of new items in a mapped file, [n, V]."""
-        if name == ITEM_STATE:
+        graph = self._folder(stage) / apart.ITEMS_FILE
+        if name in apart.STATES and graph.exists():
+            nothing = np.zeros((0, *value.shape[1:]), value.dtype)
+            found = np.concatenate([nothing, *apart.ItemStates(graph).chunks(items, name)])
+        elif name == ITEM_STATE:
             facts, sizes = self.release["stages"][stage], self.release["sizes"]
             k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
             scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)

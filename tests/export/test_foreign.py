@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from export.context import Catalogue
 from export.foreign import flat, onnx_model, wrapper
 from export.foreign.inputs import ForeignError
 from export.foreign.onnx_model import NEWEST_OPSET, Foreign
+from export.releases.refresh import Refresh, change
 
 SIZES = Sizes(candidates=30, survivors=20, results=5)
 SERVING = Serving(threads=1)
@@ -155,16 +157,27 @@ def write_map(folder: Path, content: Any) -> Path:
     return path
 
 
-def wrap(
-    schema: Schema, model: Path, mapping: dict[str, Any], folder: Path, items: int = ITEMS
+def wrapped(
+    schema: Schema,
+    model: Path,
+    mapping: dict[str, Any],
+    folder: Path,
+    items: int = ITEMS,
+    flat: bool = False,
 ) -> tuple[Score, dict[str, Any]]:
     """Write a version folder, and serve it as the stage is served."""
     folder.mkdir(exist_ok=True)
     catalogue = make_items(schema, items)
     path = write_map(model.parent, mapping)
     foreign = Foreign(model, path, schema)
-    facts, parities = wrapper.write(foreign, ranking(schema), catalogue, folder)
+    facts, parities = wrapper.write(foreign, ranking(schema), catalogue, folder, flat)
+    assert bool(facts["flat"]) == flat
     return Score(folder, SERVING), {**facts, "parity": parities}
+
+
+@pytest.fixture(params=[False, True], ids=["taken apart", "flat"])
+def wrap(request: pytest.FixtureRequest) -> Callable[..., tuple[Score, dict[str, Any]]]:
+    return partial(wrapped, flat=request.param)
 
 
 def serve(model: Path, mapping: Path, folder: Path) -> None:
@@ -204,7 +217,9 @@ def linear(path: Path, rows: Any = "n", columns: Any = 3, **options: Any) -> onn
 
 
 @pytest.mark.parametrize("schema", [MIXED, IDS_ONLY, DENSE_USER], ids=lambda s: s.name)
-def test_flat_export_of_our_ranker_ranks_as_the_ranker(schema: Schema, tmp_path: Path) -> None:
+def test_flat_export_of_our_ranker_ranks_as_the_ranker(
+    schema: Schema, tmp_path: Path, wrap: Any
+) -> None:
     torch.manual_seed(3)
     scorer = build("dlrm", preset("dlrm", "tiny"), schema).eval()
     mapping = flat.flat_onnx(scorer, schema, tmp_path / "flat.onnx")
@@ -221,7 +236,7 @@ def test_flat_export_of_our_ranker_ranks_as_the_ranker(schema: Schema, tmp_path:
         check(stage(*requests), requests, items, probabilities)
 
 
-def test_flat_export_equals_the_split_export(tmp_path: Path) -> None:
+def test_flat_export_equals_the_split_export(tmp_path: Path, wrap: Any) -> None:
     torch.manual_seed(4)
     scorer = build("dlrm", preset("dlrm", "tiny"), MIXED).eval()
     mapping = flat.flat_onnx(scorer, MIXED, tmp_path / "flat.onnx")
@@ -242,11 +257,11 @@ def test_flat_export_equals_the_split_export(tmp_path: Path) -> None:
         assert (ids == split_ids)[apart].all()
 
 
-def test_mixed_columns_ranks_pads_and_facts(tmp_path: Path) -> None:
+def test_mixed_columns_ranks_pads_and_facts(tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx")
     folder = tmp_path / "rank"
     folder.mkdir()
-    for stale in ("model.pt", "item_state.bin", "weights.bin"):
+    for stale in ("model.pt", "item_state.bin", "item_ids_table.bin", "items.onnx", "weights.bin"):
         (folder / stale).write_bytes(b"of an earlier export")
     stage, facts = wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, folder)
     items = make_items(MIXED)
@@ -254,19 +269,17 @@ def test_mixed_columns_ranks_pads_and_facts(tmp_path: Path) -> None:
         requests = make_requests(MIXED, batch)
         check(stage(*requests), requests, items, linear_probabilities)
     assert facts["ranker_onnx"] == "m.onnx"
-    assert facts["bytes_per_item"] == 2 * 4 + 3 * 8
+    assert facts["bytes_per_item"] == (2 * 4 + 3 * 8 if facts["flat"] else 4)
     assert [p.batch for p in facts["parity"]] == [1, 3, 64]
     assert all(p.holds for p in facts["parity"])
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "catalogue_ids.bin",
-        "item_dense_table.bin",
-        "item_ids_table.bin",
-        "model.onnx",
-        "stage.json",
-    ]
+    apart, flat = ("item_state.bin", "items.onnx"), ("item_dense_table.bin", "item_ids_table.bin")
+    assert {path.name for path in folder.iterdir()} == {
+        *("catalogue_ids.bin", "model.onnx", "stage.json"),
+        *(flat if facts["flat"] else apart),
+    }
 
 
-def test_only_pads_no_users_and_a_small_catalogue(tmp_path: Path) -> None:
+def test_only_pads_no_users_and_a_small_catalogue(tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx")
     stage, _ = wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank", items=4)
     dense, ids, rows = make_requests(MIXED, 3, items=4)
@@ -278,7 +291,7 @@ def test_only_pads_no_users_and_a_small_catalogue(tmp_path: Path) -> None:
         assert output.shape == (0, SIZES.results)
 
 
-def test_the_graph_declares_the_stages_tensors(tmp_path: Path) -> None:
+def test_the_graph_declares_the_stages_tensors(tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx")
     wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank")
     model = onnx.load(tmp_path / "rank" / "model.onnx", load_external_data=False)
@@ -302,7 +315,9 @@ def test_the_graph_declares_the_stages_tensors(tmp_path: Path) -> None:
     assert {p.key: p.value for p in model.metadata_props}["schema_hash"] == MIXED.hash
 
 
-def test_classifier_with_double_and_int32_inputs_and_both_classes(tmp_path: Path) -> None:
+def test_classifier_with_double_and_int32_inputs_and_both_classes(
+    tmp_path: Path, wrap: Any
+) -> None:
     """As scikit-learn's are: a label beside the probabilities of both classes."""
     weights = np.random.default_rng(0).normal(size=(6, 2))
     nodes = [
@@ -342,7 +357,7 @@ def test_classifier_with_double_and_int32_inputs_and_both_classes(tmp_path: Path
     assert "ArgMax" not in {node.op_type for node in found.graph.node}  # the label is not computed
 
 
-def test_one_input_per_feature_and_a_probability_column(tmp_path: Path) -> None:
+def test_one_input_per_feature_and_a_probability_column(tmp_path: Path, wrap: Any) -> None:
     """Names that the stage uses too, a subgraph that reads an outer value, and a function."""
     function = helper.make_function(
         "home",
@@ -392,7 +407,7 @@ def test_one_input_per_feature_and_a_probability_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [11, 200_000], ids=["small", "large"])
-def test_weights_beside_the_file_are_carried_along(rows: int, tmp_path: Path) -> None:
+def test_weights_beside_the_file_are_carried_along(rows: int, tmp_path: Path, wrap: Any) -> None:
     source = tmp_path / "source"
     source.mkdir()
     model = linear(source / "m.onnx")
@@ -412,14 +427,14 @@ def test_weights_beside_the_file_are_carried_along(rows: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("opset", [11, 13, NEWEST_OPSET])
-def test_oldest_to_newest_opset(opset: int, tmp_path: Path) -> None:
+def test_oldest_to_newest_opset(opset: int, tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx", opset=opset, ir_version=7 if opset < 14 else 10)
     stage, _ = wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank")
     requests = make_requests(MIXED, 3)
     check(stage(*requests), requests, make_items(MIXED), linear_probabilities)
 
 
-def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
+def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path, wrap: Any) -> None:
     model = linear(tmp_path / "m.onnx", opset=11)
     model.ir_version = 3
     for weight in model.graph.initializer:
@@ -431,18 +446,19 @@ def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
     check(stage(*requests), requests, make_items(MIXED), linear_probabilities)
 
 
-def test_torchscript_cannot_serve_it(tmp_path: Path) -> None:
+def test_torchscript_cannot_serve_it(tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx")
     wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank")
     with pytest.raises(ArtifactError, match=r"model\.pt is missing"):
         load_graph(tmp_path / "rank", MIXED, Serving(runtime="torchscript", threads=1))
 
 
-def test_parity_notices_another_item_table(tmp_path: Path) -> None:
+def test_parity_notices_another_item_table(tmp_path: Path, wrap: Any) -> None:
     linear(tmp_path / "m.onnx")
-    wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank")
-    table = tmp_path / "rank" / "item_ids_table.bin"
-    np.roll(np.fromfile(table, np.int64), 3).tofile(table)
+    _, facts = wrap(MIXED, tmp_path / "m.onnx", LINEAR_MAP, tmp_path / "rank")
+    name, dtype = ("item_ids_table", np.int64) if facts["flat"] else ("item_state", np.float32)
+    table = tmp_path / "rank" / f"{name}.bin"
+    np.roll(np.fromfile(table, dtype), 3).tofile(table)
     foreign = Foreign(tmp_path / "m.onnx", tmp_path / "map.json", MIXED)
     found = onnx_model.compare(foreign, ranking(MIXED), make_items(MIXED), tmp_path / "rank")
     assert not any(p.holds for p in found)
@@ -604,6 +620,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def refreshed(repository: Path, checkpoints: Path) -> Pipeline:
+    """The next release: new items beside the old ones."""
+    before = Refresh(repository, 1, checkpoints)
+    added = make_items(MIXED, ITEMS + 9).take(np.arange(ITEMS, ITEMS + 9))
+    changed = change(before.item_ids, added, np.array([], np.int64))
+    target = repository.with_name(f"{repository.name} refreshed")
+    before.write(target, 2, changed)
+    return Pipeline.load(target, 2, SERVING)
+
+
 def test_the_commands_serve_the_flat_ranker_in_the_cascade(
     checkpoints: Path,
     tmp_path: Path,
@@ -622,10 +648,11 @@ def test_the_commands_serve_the_flat_ranker_in_the_cascade(
         dense = np.array([[20, np.nan], [3, 4]], np.float32)
         categorical = np.array([[b"city 1", b"1|2"], [b"", b"nowhere"]], object)
         answers.append(pipeline(dense, categorical))
-    (ids, scores), (split_ids, split_scores) = answers
-    np.testing.assert_allclose(scores, split_scores, atol=1e-4)
-    assert (ids >= 1000).all()
-    assert np.array_equal(np.sort(ids), np.sort(split_ids))
+        answers.append(refreshed(repository, checkpoints)(dense, categorical))
+    for (ids, scores), (own_ids, own_scores) in (answers[::2], answers[1::2]):
+        np.testing.assert_allclose(scores, own_scores, atol=1e-4)
+        assert (ids >= 1000).all()
+        assert np.array_equal(np.sort(ids), np.sort(own_ids))
     release = json.loads((tmp_path / "flat/recommend/1/release.json").read_text())
     assert release["stages"][RANK]["ranker_onnx"] == "flat.onnx"
     assert [p["batch"] for p in release["parity"] if p["stage"] == RANK] == [1, 3, 64]
