@@ -1,7 +1,8 @@
 """Raw values to tensors: the same code in training and in the server.
 
 A raw value is what a client sends: a number (NaN = missing) or bytes (empty = missing). A bag or
-sequence is one value whose members are joined by `|`. Ids 0 and 1 of every table are reserved.
+sequence is one value whose members are joined by `|`. Ids 0 and 1 of every table are reserved,
+unless the feature says otherwise: a model that was trained elsewhere has its own numbering.
 
     bag, length 3         a|b      ->  a b 0      a|b|c|d  ->  a b c
     sequence, length 3    a|b      ->  0 a b      a|b|c|d  ->  b c d
@@ -9,7 +10,6 @@ sequence is one value whose members are joined by `|`. Ids 0 and 1 of every tabl
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade.errors import CascadeError
-from cascade.schema import Feature, Schema, SchemaError, Side, vocabulary_digest
+from cascade.schema import REFUSED, Feature, Schema, SchemaError, Side, vocabulary_digest
+from cascade.transforms import HASHES, Numeric
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +43,7 @@ class Encoder:
         schema: a fitted schema.
         vocabularies: by feature, the values; position i has id `FIRST + i`.
         sides: whose values it is to encode; the server needs only the users'.
+        numbers: by feature, the ids int64 of its values, where they are numbered otherwise.
     """
 
     def __init__(
@@ -49,40 +51,57 @@ class Encoder:
         schema: Schema,
         vocabularies: Mapping[str, Sequence[bytes]],
         sides: Sequence[Side] = ("user", "item"),
+        numbers: Mapping[str, Ids] | None = None,
     ) -> None:
         self.schema = schema
+        self._numbers = {**(numbers or {})}
         self._lookup: dict[str, dict[bytes, int]] = {}
         for feature in _with_vocabulary(schema, sides):
             values = vocabularies.get(feature.name)
             if values is None:
                 raise SchemaError(f"feature {feature.name}: there is no vocabulary for it")
-            if vocabulary_digest(values) != feature.digest:
+            ids = self._numbers.get(feature.name)
+            if vocabulary_digest(values, ids) != feature.digest:
                 raise SchemaError(
                     f"feature {feature.name}: the vocabulary ({len(values)} values) is not the one "
                     f"that schema {schema.hash} was fitted to ({feature.cardinality - FIRST} "
                     "values). Prepare the data again, or restore the file."
                 )
-            self._lookup[feature.name] = {value: FIRST + i for i, value in enumerate(values)}
+            own = range(FIRST, FIRST + len(values)) if ids is None else ids.tolist()
+            self._lookup[feature.name] = dict(zip(values, own, strict=True))
         # What every request needs of the schema, looked up once.
         self._ids = {side: schema.ids(side) for side in _SIDES}
         self._width = {side: schema.ids_width(side) for side in _SIDES}
-        self._log1p = {
-            side: np.array([f.encoding == "log1p" for f in schema.dense(side)], bool)
-            for side in _SIDES
-        }
+        self._numeric = {side: Numeric(schema.dense(side)) for side in _SIDES}
 
     @classmethod
-    def fit(cls, schema: Schema, vocabularies: Mapping[str, Sequence[bytes]]) -> Encoder:
-        """Fill the schema's cardinalities and digests from the vocabularies, then encode by it."""
-        sizes = {f.name: (FIRST + f.buckets, "") for f in schema.features if f.encoding == "hash"}
-        for feature in _with_vocabulary(schema, _SIDES):
-            values = vocabularies[feature.name]
-            sizes[feature.name] = (FIRST + len(values), vocabulary_digest(values))
-        return cls(schema.fitted(sizes), vocabularies)
+    def fit(
+        cls,
+        schema: Schema,
+        vocabularies: Mapping[str, Sequence[bytes]],
+        numbers: Mapping[str, Ids] | None = None,
+    ) -> Encoder:
+        """Fill the schema's cardinalities and digests from the vocabularies, then encode by it. A
+        cardinality that the schema states stays."""
+        sizes = {}
+        for feature in schema.features:
+            if feature.encoding == "vocabulary":
+                values, ids = vocabularies[feature.name], (numbers or {}).get(feature.name)
+                last = FIRST + len(values) - 1 if ids is None else int(ids.max(initial=-1))
+                digest = vocabulary_digest(values, ids)
+            else:
+                last, digest = feature.offset + feature.buckets - 1, ""
+            rows = 1 + max(last, feature.missing_id, feature.unknown_id)
+            sizes[feature.name] = (feature.cardinality or rows, digest)
+        return cls(schema.fitted(sizes), vocabularies, numbers=numbers)
 
     def vocabulary(self, feature: Feature) -> list[bytes]:
         """The values of a feature, in the order of their ids."""
         return [*self._lookup[feature.name]]
+
+    def numbered(self, feature: Feature) -> bool:
+        """Whether the values of a feature have ids of their own, instead of 2, 3, ..."""
+        return feature.name in self._numbers
 
     def encode(
         self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
@@ -102,17 +121,12 @@ class Encoder:
         return self.encode_dense(side, dense), ids
 
     def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
-        """[B, F_dense] raw numbers -> float32: log1p as in the DLRM paper, missing as 0."""
+        """[B, F_dense] raw numbers -> float32, as each feature is encoded."""
         encoded: Floats = np.array(dense, np.float32)
-        encoded[np.isnan(encoded)] = 0
+        self._numeric[side].fill(encoded)
         if np.isinf(encoded).any():
             self._refuse_infinite(side, dense)
-        log1p = self._log1p[side]
-        if log1p.any():
-            width = len(log1p)  # a side without numbers has a column that no model reads
-            numbers = encoded[:, :width]
-            logs = np.log1p(np.maximum(numbers, 0))
-            encoded[:, :width] = logs if log1p.all() else np.where(log1p, logs, numbers)
+        self._numeric[side].transform(encoded)
         return encoded
 
     def _refuse_infinite(self, side: Side, dense: npt.NDArray[Any]) -> None:
@@ -126,35 +140,48 @@ class Encoder:
 
     def ids(self, feature: Feature, values: Sequence[bytes] | npt.NDArray[Any]) -> Ids:
         """[B] raw values of one feature -> ids [B, length]."""
-        ids = np.zeros((len(values), feature.length), np.int64)
+        if not feature.multivalued:
+            found = [self._single(feature, value) for value in values]
+            return np.array(found, np.int64).reshape(-1, 1)
+        ids = np.full((len(values), feature.length), feature.missing_id, np.int64)
         for row, value in enumerate(values):
-            if feature.multivalued and value:
+            kept = []
+            if value:
                 _check_length(feature, value)
                 members = [member for member in value.split(b"|") if member]
                 kept = [self._id(feature, member) for member in _kept(feature, members)]
-                if feature.kind == "sequence":  # the newest member is always in the last column
+                if feature.pads_left:
                     ids[row, feature.length - len(kept) :] = kept
                 else:
                     ids[row, : len(kept)] = kept
-            else:
-                ids[row, 0] = self._single(feature, value)
+            if feature.missing_id == REFUSED and len(kept) < feature.length:
+                _refuse_missing(feature)
         return ids
 
     def _single(self, feature: Feature, value: bytes) -> int:
         """The id of a whole value."""
         if not value:
-            return MISSING
+            if feature.missing_id == REFUSED:
+                _refuse_missing(feature)
+            return feature.missing_id
         _check_length(feature, value)
         return self._id(feature, value)
 
     def _id(self, feature: Feature, value: bytes) -> int:
-        if feature.encoding == "hash":
+        known: int | None
+        if feature.encoding == "vocabulary":
+            known = self._lookup[feature.name].get(value)
+        elif feature.encoding == "integer":
+            known = _integer(feature, value)
+        else:
             _check_utf8(feature, value)
-            return FIRST + zlib.crc32(value) % feature.buckets
-        known = self._lookup[feature.name].get(value)
+            bucket = HASHES[feature.hashing](value, feature.buckets)
+            known = None if bucket is None else feature.offset + bucket
         if known is None:
             _check_utf8(feature, value)  # what is in the vocabulary is valid
-            return UNKNOWN
+            if feature.unknown_id == REFUSED:
+                _refuse_unknown(feature, value)
+            return feature.unknown_id
         return known
 
     def encode_table(self, side: Side, table: pa.Table) -> tuple[Floats, Ids]:
@@ -166,8 +193,11 @@ class Encoder:
         blocks = []
         for feature in self.schema.ids(side):
             encoded = table[feature.name].combine_chunks().dictionary_encode()
-            values = [(v.as_py() or "").encode() for v in encoded.dictionary] + [b""]
-            codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+            values = [(v.as_py() or "").encode() for v in encoded.dictionary]
+            codes = encoded.indices
+            if codes.null_count:
+                codes, values = codes.fill_null(len(values)), [*values, b""]
+            codes = codes.to_numpy(zero_copy_only=False)
             blocks.append(self.ids(feature, values)[codes])
         ids = np.concatenate(blocks, axis=1) if blocks else np.zeros((table.num_rows, 1), np.int64)
         return self.encode_dense(side, dense), ids
@@ -178,6 +208,8 @@ class Encoder:
         (folder / "vocabulary").mkdir(exist_ok=True)
         for name, lookup in self._lookup.items():
             (folder / "vocabulary" / f"{name}.txt").write_bytes(b"\n".join(lookup))
+        for name, ids in self._numbers.items():
+            np.save(folder / "vocabulary" / f"{name}.npy", ids)
 
     @classmethod
     def load(cls, folder: Path, sides: Sequence[Side] = ("user", "item")) -> Encoder:
@@ -185,13 +217,16 @@ class Encoder:
         missing, damaged or of another schema."""
         schema = Schema.load(folder / "schema.json")
         vocabularies: dict[str, Sequence[bytes]] = {}
+        numbers: dict[str, Ids] = {}
         for feature in _with_vocabulary(schema, sides):
             path = folder / "vocabulary" / f"{feature.name}.txt"
             if not path.exists():
                 raise SchemaError(f"feature {feature.name}: its vocabulary {path} is missing")
             text = path.read_bytes()
             vocabularies[feature.name] = text.split(b"\n") if text else []
-        return cls(schema, vocabularies, sides)
+            if (own := path.with_suffix(".npy")).exists():
+                numbers[feature.name] = np.load(own)
+        return cls(schema, vocabularies, sides, numbers)
 
 
 def _kept(feature: Feature, members: list[bytes]) -> list[bytes]:
@@ -219,3 +254,27 @@ def _check_utf8(feature: Feature, value: bytes) -> None:
         raise InvalidInput(
             f"feature {feature.name}: {value[:20]!r} is not UTF-8; send text in UTF-8"
         ) from error
+
+
+def _integer(feature: Feature, value: bytes) -> int | None:
+    """The id of a value that is a number already; None if the table has no such row."""
+    try:
+        found = int(value) + feature.offset
+    except ValueError:
+        return None
+    return found if 0 <= found < feature.cardinality else None
+
+
+def _refuse_missing(feature: Feature) -> None:
+    wanted = f"{feature.length} members" if feature.multivalued else "a value"
+    raise InvalidInput(
+        f"feature {feature.name}: nothing came; expected {wanted}, because the model has no row "
+        "for what is missing (`missing:` of the feature names one)"
+    )
+
+
+def _refuse_unknown(feature: Feature, value: bytes) -> None:
+    raise InvalidInput(
+        f"feature {feature.name}: {value[:40].decode()!r} came, which is none of the values that "
+        "the model knows, and the model has no row for others (`unknown:` of the feature names one)"
+    )

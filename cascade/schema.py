@@ -13,20 +13,24 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cascade.errors import CascadeError
 
 Side = Literal["user", "item"]
 Kind = Literal["dense", "categorical", "bag", "sequence"]
-Encoding = Literal["log1p", "identity", "vocabulary", "hash"]
+Encoding = Literal["log1p", "identity", "buckets", "vocabulary", "hash", "integer"]
+Hashing = Literal["crc32", "md5", "murmur3", "modulo"]
+PadSide = Literal["", "left", "right"]
 
+_IDS = ("vocabulary", "hash", "integer")
 ENCODINGS: Mapping[str, tuple[str, ...]] = {
-    "dense": ("log1p", "identity"),
-    "categorical": ("vocabulary", "hash"),
-    "bag": ("vocabulary", "hash"),
-    "sequence": ("vocabulary", "hash"),
+    "dense": ("log1p", "identity", "buckets"),
+    "categorical": _IDS,
+    "bag": _IDS,
+    "sequence": _IDS,
 }
+REFUSED = -1  # in place of a reserved id: the model has no row for such a value
 
 
 class SchemaError(CascadeError, ValueError):
@@ -41,13 +45,23 @@ class Feature:
         name: unique in its schema; also the name a client uses.
         kind: `dense` is a number, `categorical` a string, `bag` a list of strings, `sequence` a
             list of strings whose order matters, oldest first.
-        encoding: `log1p` or `identity` for dense; `vocabulary` or `hash` for the others.
+        encoding: `log1p`, `identity` or `buckets` for dense; for the others `vocabulary`, `hash`,
+            or `integer`, a number that is an id already.
         length: ids a row takes: 1 for a categorical, the most members of a bag (the first ones are
             kept) or of a sequence (the newest, that is the last ones, are kept).
         min_count: a value seen less often in training shares the out-of-vocabulary id.
         buckets: number of hash buckets, for the encoding `hash`.
         cardinality: fitted: rows of the embedding table (two of them reserved).
         digest: fitted: identifies the vocabulary.
+        missing_id, unknown_id: the reserved rows: of a missing value and of the pads of a bag or
+            sequence, and of a value that the vocabulary does not know; -1 refuses such a value.
+        offset: id of hash bucket 0, or what is added to an integer.
+        hashing: how a value finds its bucket: `crc32` or `md5` (as a hexadecimal number) of its
+            UTF-8, `murmur3` (32 bits, seed 0, unsigned), or an integer `modulo` the buckets.
+        pad_side: where the pads of a list stand; "" = right of a bag, left of a sequence.
+        fill: of a dense value that is missing, before all else.
+        mean, std: (x - mean) / std is what a model sees of a dense value, after log1p.
+        boundaries: of `buckets`, ascending: the number of boundaries <= x is what a model sees.
     """
 
     name: str
@@ -59,6 +73,15 @@ class Feature:
     buckets: int = 0
     cardinality: int = 0
     digest: str = ""
+    missing_id: int = 0
+    unknown_id: int = 1
+    offset: int = 2
+    hashing: Hashing = "crc32"
+    pad_side: PadSide = ""
+    fill: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+    boundaries: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         wrong, known = "", ENCODINGS.get(self.kind, ())
@@ -72,6 +95,14 @@ class Feature:
             wrong = f"a {self.kind} cannot have length {self.length}"
         elif self.encoding == "hash" and self.buckets < 1:
             wrong = "hashing needs `buckets` of at least 1"
+        elif self.hashing not in get_args(Hashing):
+            wrong = f"hashing is {self.hashing!r}, not one of {get_args(Hashing)}"
+        elif not self.std > 0:
+            wrong = f"std is {self.std:g}; expected a positive number"
+        elif self.encoding == "buckets" and (
+            not self.boundaries or [*self.boundaries] != sorted(set(self.boundaries))
+        ):
+            wrong = "buckets need `boundaries`, each larger than the one before"
         if wrong:
             raise SchemaError(f"feature {self.name}: {wrong}")
 
@@ -80,6 +111,33 @@ class Feature:
         """Whether a value is a list of strings: a bag or a sequence."""
         return self.kind in ("bag", "sequence")
 
+    @property
+    def pads_left(self) -> bool:
+        """Whether the pads of a list stand before its members."""
+        return (self.pad_side or ("left" if self.kind == "sequence" else "right")) == "left"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What identifies a feature. Fields that came later are left out where they have their
+        default, so that schemas from before have the hash that they had."""
+        found = asdict(self)
+        for name in _LATER:
+            if found[name] == getattr(type(self), name):
+                del found[name]
+        return found
+
+
+_LATER = (
+    "missing_id",
+    "unknown_id",
+    "offset",
+    "hashing",
+    "pad_side",
+    "fill",
+    "mean",
+    "std",
+    "boundaries",
+)
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -87,6 +145,7 @@ class Schema:
 
     name: str
     features: tuple[Feature, ...]
+    string_ids: bool = False  # of the items: answers name them by strings instead of integers
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
@@ -135,7 +194,8 @@ class Schema:
     @property
     def layout_hash(self) -> str:
         """Identifies what a request looks like, whatever the vocabularies."""
-        return _digest([[f.name, f.side, f.kind, f.length] for f in self.features])
+        request: list[Any] = [[f.name, f.side, f.kind, f.length] for f in self.features]
+        return _digest([*request, "string ids"] if self.string_ids else request)
 
     def fitted(self, sizes: Mapping[str, tuple[int, str]]) -> Schema:
         """The same schema with the `(cardinality, digest)` of every id feature filled in."""
@@ -156,12 +216,18 @@ class Schema:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "features": [asdict(feature) for feature in self.features]}
+        found: dict[str, Any] = {"name": self.name}
+        found["features"] = [feature.to_dict() for feature in self.features]
+        return {**found, "string_ids": True} if self.string_ids else found
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Schema:
         try:
-            return cls(value["name"], tuple(Feature(**f) for f in value["features"]))
+            features = (
+                Feature(**{**f, "boundaries": tuple(f.get("boundaries", ()))})
+                for f in value["features"]
+            )
+            return cls(value["name"], tuple(features), bool(value.get("string_ids", False)))
         except (KeyError, TypeError) as error:
             raise SchemaError(f"not a schema: {error}") from error
 
@@ -180,9 +246,11 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def vocabulary_digest(values: Iterable[bytes]) -> str:
-    """Identifies a vocabulary by its values and their order."""
+def vocabulary_digest(values: Iterable[bytes], numbers: Any = None) -> str:
+    """Identifies a vocabulary by its values, their order, and their ids int64 if they have own."""
     sha = hashlib.sha256()
     for value in values:
         sha.update(value + b"\n")
+    if numbers is not None:
+        sha.update(numbers.astype("<i8").tobytes())
     return sha.hexdigest()[:16]

@@ -145,8 +145,8 @@ def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs
     """Pairs of encoded values, mapped back; item i is in row i. Raises Unknown."""
     first = encoder.schema.first_column(feature)
     ids = items.ids[:, first : first + feature.length]
-    if feature.encoding == "hash":
-        raise Unknown("the catalogue holds hashes of its values alone")
+    if feature.encoding != "vocabulary" or encoder.numbered(feature):
+        raise Unknown("the catalogue holds hashes of its values alone, or a team's own ids")
     if (ids == UNKNOWN).any():
         raise Unknown("some items have a value that the vocabulary does not know")
     if feature.multivalued and (ids != MISSING).all(axis=1).any():
