@@ -1,55 +1,71 @@
-"""`python -m clients.batch in.parquet out.parquet`: recommendations for every row of a file, in its
-order. A few requests are under way at any time, and only the rows around them are in memory."""
+"""`python -m clients.batch in.parquet out.csv`: recommendations for every row of a file, in its
+order. Both files are Parquet, CSV or JSON lines, each by its suffix. A few requests are under way
+at any time, and only the rows around them are in memory."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommendation
 from cascade.errors import need, run
-from cascade.layout import RequestLayout, User
-from cascade.values import unknown_name
+from cascade.layout import User
+from clients.answers import Outcome, answer_file
 from clients.options import UsageError, add_connection, connection, positive
-
-GROUP_ROWS = 16_384  # of the output, in memory before they are written as one row group
-RESULT_COLUMNS = ("item_ids", "scores", "error")
-
-Outcome = Recommendation | str
-"""What the server recommends for a row, or why it was rejected."""
-
-Write = Callable[[Any, Sequence[Outcome]], None]
-"""Appends rows: the kept columns, and an answer or the text of an error for each."""
+from clients.tables import arrow, is_parquet, open_users
 
 Ask = Callable[[Sequence[User]], Awaitable[list[Recommendation]]]
+
+
+@dataclass
+class Tally:
+    """The rows so far; `first` is the first that was refused: its number, from 1 on, and why."""
+
+    rows: int = 0
+    refused: int = 0
+    first: tuple[int, str] | None = None
+
+    def add(self, answers: Sequence[Outcome]) -> None:
+        for row, answer in enumerate(answers, self.rows + 1):
+            if isinstance(answer, str):
+                self.refused += 1
+                self.first = self.first or (row, answer)
+        self.rows += len(answers)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all rows answered (or --allow-errors), 1 not, 2 wrong usage, 130 stopped."""
     options = _parser().parse_args(arguments)
-    rows, refused = asyncio.run(_answer_file(options))
-    print(f"{options.output}: {rows} rows, {refused} refused", file=sys.stderr)
-    if refused and not options.allow_errors:
-        print("the column `error` says why; --allow-errors accepts this", file=sys.stderr)
-        return 1
-    return 0
+    tally = asyncio.run(_answer_file(options))
+    print(f"{options.output}: {tally.rows} rows, {tally.refused} refused", file=sys.stderr)
+    if tally.first is None:
+        return 0
+    row, why = tally.first
+    message = f"{options.input}, row {row}: {why} (the column `error` has the reason of every row"
+    if options.allow_errors:
+        print(f"{message})", file=sys.stderr)
+        return 0
+    print(f"error: {message}; --allow-errors accepts this)", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clients.batch",
-        description="Ask the cascade for the ten best items for every row of a Parquet file.",
+        description="Ask the cascade for the ten best items for every row of a file.",
+        epilog="Files end in .parquet, .csv or .jsonl (.ndjson); the two may differ. In CSV an "
+        "empty cell is a missing value, and lists are joined by |.",
     )
     add = parser.add_argument
-    add("input", type=Path, help="Parquet file, columns named by feature")
-    add("output", type=Path, help="Parquet file to write, or to replace")
+    add("input", type=Path, help="columns named by feature")
+    add("output", type=Path, help="file to write, or to replace")
     kept = "hand this column of the input through; may be repeated"
     add("--keep", action="append", default=[], metavar="COLUMN", help=kept)
     add("--concurrency", type=positive, default=8, help="requests under way (%(default)s)")
@@ -60,14 +76,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
-    """Returns the rows written and how many of them were refused."""
-    arrow()  # before anything is asked of the server
+async def _answer_file(options: argparse.Namespace) -> Tally:
+    # What is missing is told before anything is asked of the server.
+    if is_parquet(options.input) or is_parquet(options.output):
+        arrow()
     tqdm = need("tqdm", "clients.batch", "batch").tqdm
     _check_paths(options.input, options.output)
-    refused = 0
+    tally = Tally()
     async with AsyncRecommender(**connection(options)) as recommender:
-        users = UserFile(options.input, await recommender.layout(), options.keep)
+        users = open_users(options.input, await recommender.layout(), options.keep)
         if users.absent:
             print(f"no such column, sent as missing: {', '.join(users.absent)}", file=sys.stderr)
         found = in_order(
@@ -80,9 +97,9 @@ async def _answer_file(options: argparse.Namespace) -> tuple[int, int]:
             async with contextlib.aclosing(found):
                 async for kept, answers in found:
                     write(kept, answers)
-                    refused += sum(isinstance(answer, str) for answer in answers)
+                    tally.add(answers)
                     bar.update(len(answers))
-    return users.rows, refused
+    return tally
 
 
 def _check_paths(source: Path, target: Path) -> None:
@@ -132,77 +149,6 @@ async def settle(ask: Ask, users: Sequence[User]) -> list[Outcome]:
             return [str(error)]
     middle = len(users) // 2
     return [*await settle(ask, users[:middle]), *await settle(ask, users[middle:])]
-
-
-def arrow() -> tuple[Any, ...]:
-    """pyarrow and pyarrow.parquet. Raises MissingPackage: they are not installed."""
-    return tuple(need(name, "clients.batch", "batch") for name in ("pyarrow", "pyarrow.parquet"))
-
-
-class UserFile:
-    """A Parquet file with one user per row, columns named by feature, of which `keep` are handed
-    through. Raises InvalidInput, UsageError: not Parquet, no feature, or no such column."""
-
-    def __init__(self, path: Path, layout: RequestLayout, keep: Sequence[str]) -> None:
-        pyarrow, parquet = arrow()
-        try:
-            self._file = parquet.ParquetFile(path)
-        except pyarrow.ArrowInvalid as error:
-            raise UsageError(f"{path} is not a Parquet file: {error}") from error
-        schema = self._file.schema_arrow
-        self.features, self.absent = layout.of_columns(schema.names, str(path))
-        for name in keep:
-            if name not in schema.names:
-                raise UsageError(f"{path}: --keep: {unknown_name('column', name, schema.names)}")
-            if name in RESULT_COLUMNS:
-                raise UsageError(f"--keep {name}: the output has a column of this name; rename it")
-        self.kept = [schema.field(name) for name in dict.fromkeys(keep)]
-        self.rows: int = self._file.metadata.num_rows
-
-    def batches(self, size: int) -> Iterator[tuple[list[dict[str, Any]], Any]]:
-        """Up to `size` users at a time, and their kept columns as a table."""
-        kept = [field.name for field in self.kept]
-        columns = list(dict.fromkeys([*self.features, *kept]))
-        for batch in self._file.iter_batches(batch_size=size, columns=columns):
-            yield batch.select(self.features).to_pylist(), batch.select(kept)
-
-
-@contextlib.contextmanager
-def answer_file(path: Path, kept: Sequence[Any]) -> Iterator[Write]:
-    """The output: kept columns, `item_ids` list<int64>, `scores` list<float32> and `error`, which
-    is null where there is an answer. When the `with` block ends without an exception, the file
-    replaces its target, so that a reader never sees half a file."""
-    pyarrow, parquet = arrow()
-    numbers = pyarrow.list_(pyarrow.int64()), pyarrow.list_(pyarrow.float32())
-    types = dict(zip(RESULT_COLUMNS, (*numbers, pyarrow.string()), strict=True))
-    schema = pyarrow.schema([*kept, *types.items()])
-    waiting: list[Any] = []
-
-    def write(kept: Any, answers: Sequence[Outcome]) -> None:
-        found = [answer if isinstance(answer, Recommendation) else None for answer in answers]
-        values = {
-            "item_ids": [answer and answer.item_ids for answer in found],
-            "scores": [answer and answer.scores for answer in found],
-            "error": [answer if isinstance(answer, str) else None for answer in answers],
-        }
-        columns = [pyarrow.array(values[name], kind) for name, kind in types.items()]
-        waiting.append(pyarrow.RecordBatch.from_arrays([*kept.columns, *columns], schema=schema))
-        if sum(map(len, waiting)) >= GROUP_ROWS:
-            flush()
-
-    def flush() -> None:
-        file.write_table(pyarrow.Table.from_batches(waiting, schema).combine_chunks())
-        waiting.clear()
-
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with parquet.ParquetWriter(partial, schema) as file:
-            yield write
-            if waiting:
-                flush()
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

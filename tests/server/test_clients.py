@@ -607,7 +607,10 @@ def test_refused_rows_say_why_and_their_neighbours_are_answered(
     write_users(source, ["refuse" if row in bad else None for row in range(19)])
     arguments = [str(source), str(target), "--url", url, "--batch-size", "8", "--no-progress"]
     assert status(batch.main, arguments) == 1
-    assert "19 rows, 4 refused" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].endswith("19 rows, 4 refused")
+    assert said[-1].startswith(f"error: {source}, row 1: ")
+    assert "feature wish: refused" in said[-1]
     found = pq.read_table(target).to_pylist()
     for row, answer in enumerate(found):
         if row in bad:
@@ -617,6 +620,23 @@ def test_refused_rows_say_why_and_their_neighbours_are_answered(
             assert answer["item_ids"][0] == 100 * row
             assert answer["error"] is None
     assert status(batch.main, [*arguments, "--allow-errors"]) == 0
+
+
+def test_a_csv_file_is_answered_as_json_lines(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    key = 2**53 + 1
+    source.write_text(f"uid,base,tags\n{key},4,a|b\n{-key},old,\n,,\n")
+    arguments = [str(source), str(target), "--url", url, "--keep", "uid", "--no-progress"]
+    assert status(batch.main, arguments) == 1
+    said = capsys.readouterr().err
+    assert f"error: {source}, row 2: feature base: 'old' (str) came; expected a number" in said
+    found = [json.loads(line) for line in target.open()]
+    assert [row["uid"] for row in found] == [key, -key, None]
+    assert found[0]["item_ids"] == expected_ids({"base": 4, "tags": ["a", "b"]})
+    assert found[1]["item_ids"] is None
+    assert found[2]["item_ids"] == expected_ids({})
 
 
 def test_a_failing_server_leaves_no_output(

@@ -40,7 +40,8 @@ from cascade.encoding import Encoder
 from cascade.layout import IdFeature, RequestLayout
 from cascade.schema import Feature, Schema
 from clients import batch, recommend
-from clients.batch import UserFile, answer_file
+from clients.answers import answer_file
+from clients.tables import open_users
 from tests.programs import status
 
 ROOT = Path(__file__).parents[2]
@@ -612,7 +613,7 @@ def write_users(path: Path, rows: int, **more: Any) -> None:
 
 def test_users_stream_out_of_a_parquet_file(tmp_path: Path) -> None:
     write_users(tmp_path / "in.parquet", 20)
-    users = UserFile(tmp_path / "in.parquet", LAYOUT, ["uid", "uid", "age"])
+    users = open_users(tmp_path / "in.parquet", LAYOUT, ["uid", "uid", "age"])
     assert users.absent == ["visits", "country"]
     assert users.rows == 20
     batches = list(users.batches(6))
@@ -628,21 +629,21 @@ def test_faults_of_the_input_are_named(tmp_path: Path) -> None:
     path = tmp_path / "in.parquet"
     path.write_text("age,country\n")
     with pytest.raises(ValueError, match="not a Parquet file"):
-        UserFile(path, LAYOUT, [])
+        open_users(path, LAYOUT, [])
     pq.write_table(pa.table({"AGE": [1], "x": [2]}), path)
     with pytest.raises(ValueError, match=r"none of the features age, .* columns are AGE, x"):
-        UserFile(path, LAYOUT, [])
+        open_users(path, LAYOUT, [])
     write_users(path, 3, error=pa.array(["", "", ""]))
     with pytest.raises(ValueError, match="unknown column 'uit': did you mean 'uid'"):
-        UserFile(path, LAYOUT, ["uit"])
+        open_users(path, LAYOUT, ["uit"])
     with pytest.raises(ValueError, match="--keep error: the output has a column"):
-        UserFile(path, LAYOUT, ["error"])
+        open_users(path, LAYOUT, ["error"])
 
 
 def test_answers_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clients.batch.GROUP_ROWS", 4)
+    monkeypatch.setattr("clients.answers.GROUP_ROWS", 4)
     target = tmp_path / "out.parquet"
-    with answer_file(target, [pa.field("uid", pa.string())]) as write:
+    with answer_file(target, {"uid": pa.string()}) as write:
         for row in range(5):
             kept = pa.record_batch({"uid": [f"a{row}", f"b{row}"]})
             write(kept, [answer_of(row, row + 1), "refused"])
@@ -667,7 +668,7 @@ def test_a_failed_run_leaves_the_old_output(tmp_path: Path) -> None:
     target.write_text("old")
 
     def fail() -> None:
-        with answer_file(target, [pa.field("uid", pa.string())]) as write:
+        with answer_file(target, {"uid": pa.string()}) as write:
             write(pa.record_batch({"uid": ["a"]}), ["refused"])
             raise Unavailable("gone", 1, 0.0)
 
@@ -679,7 +680,7 @@ def test_a_failed_run_leaves_the_old_output(tmp_path: Path) -> None:
 
 def test_an_input_without_rows_makes_an_output_without_rows(tmp_path: Path) -> None:
     target = tmp_path / "out.parquet"
-    with answer_file(target, []):
+    with answer_file(target, {}):
         pass
     assert pq.read_table(target).num_rows == 0
     assert pq.read_table(target).column_names == ["item_ids", "scores", "error"]
