@@ -33,8 +33,9 @@ STORED: dict[int, str] = {
 }
 
 
-def take_apart(foreign: Foreign, items: Catalogue) -> Derived:
-    """Raises NotSplit: the model cannot be taken apart; says why."""
+def take_apart(foreign: Foreign, items: Catalogue, candidates: int) -> Derived:
+    """The model for so many candidates per user. Raises NotSplit: it cannot be taken apart; says
+    why."""
 
     def feeds(count: int) -> dict[str, Array]:
         random = np.random.default_rng(count)
@@ -45,7 +46,7 @@ def take_apart(foreign: Foreign, items: Catalogue) -> Derived:
     sides = {i.name: [side_of(c.source) for c in i.columns] for i in foreign.inputs}
     try:
         model = onnx.load(foreign.path)
-        found = derive(model, sides, feeds, foreign.output)
+        found = derive(model, sides, feeds, foreign.output, candidates)
     except (EncodeError, ValueError, *RUNTIME_ERRORS) as error:
         raise NotSplit(f"it cannot be looked into: {error}") from error
     for part in found.parts:

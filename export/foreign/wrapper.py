@@ -44,19 +44,21 @@ def write(
         flat: do not take it apart.
     """
     both_classes = foreign.has_both_classes(items)
-    name, why = foreign.path.name, ""
+    name, why, split = foreign.path.name, "", None
     try:
         if flat:
             raise NotSplit("as --flat says")
-        derived = take_apart(foreign, items)
+        derived = take_apart(foreign, items, stage.inputs[-1].dims[0])
         tables, parities = _write(foreign, stage, items, folder, both_classes, derived)
+        split = derived.facts()
         print(f"{name}: {derived.report()}")
     except (NotSplit, parity.ParityError) as error:
         why = f"{error}".splitlines()[-1]
         print(f"{name} is served flat, all of it for every candidate: {why}")
         tables, parities = _write(foreign, stage, items, folder, both_classes, None)
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
-    return {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size}, parities
+    facts = {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size, "split": split}
+    return facts, parities
 
 
 def _write(
@@ -219,12 +221,14 @@ class Wrapping:
             if parts:
                 rows = self._op("Gather", self.tables[state], self.flat, axis=0)
             for part in parts:
-                ends = self._constant([start]), self._constant([start + part.size])
-                start += part.size
-                value = self._op("Slice", rows, *ends, self._constant([1]))
-                shape = self._constant([0, *part.shape])
-                cast = self._op("Cast", self._op("Reshape", value, shape), to=part.dtype)
-                found[part.name] = cast
+                value = rows
+                if len(parts) > 1:
+                    ends = self._constant([start]), self._constant([start + part.size])
+                    start += part.size
+                    value = self._op("Slice", rows, *ends, self._constant([1]))
+                if len(part.shape) != 1:
+                    value = self._op("Reshape", value, self._constant([0, *part.shape]))
+                found[part.name] = self._op("Cast", value, to=part.dtype)
         return found
 
     def _feed(self, i: Input) -> ir.Value:

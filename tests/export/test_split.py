@@ -2,108 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.foreign.split import BOTH, ITEM, ROWS, USER, Derived, NotSplit, derive
+from export.foreign.split import BOTH, ITEM, USER, Cost, NotSplit
 from tests.export import split_models
-from tests.export.split_models import MODELS, draw
-
-REQUESTS = ((1, 1), (3, 7), (5, 4))  # users, candidates
-ITEMS = 20
-LARGEST_DIFFERENCE = 1e-5  # of the largest logit
-
-
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 3, 1
-    providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
-
-
-def exported(model: torch.nn.Module, dynamo: bool, opset: int = 18) -> onnx.ModelProto:
-    values, file = draw(4), io.BytesIO()
-    arguments, names = tuple(map(torch.from_numpy, values.values())), [*values]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one exporter is deprecated, and teams have its files
-        if dynamo:
-            rows = torch.export.Dim("rows", min=1)
-            program = torch.onnx.export(
-                model,
-                arguments,
-                dynamo=True,
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes=tuple({0: rows} for _ in arguments),
-                opset_version=opset,
-                verbose=False,
-            )
-            assert program is not None
-            return program.model_proto
-        torch.onnx.export(
-            model,
-            arguments,
-            file,
-            dynamo=False,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_axes={name: {0: "rows"} for name in (*names, "logits")},
-            opset_version=opset,
-        )
-    return onnx.load_from_string(file.getvalue())
-
-
-def side(name: str) -> Any:
-    return USER if name.startswith("user") else ITEM
-
-
-def taken_apart(flat: onnx.ModelProto) -> Derived:
-    widths = {name: value.shape[1] for name, value in draw(1).items()}
-    names = [value.name for value in flat.graph.input]
-
-    def feeds(count: int) -> dict[str, Any]:
-        return {name: value for name, value in draw(count).items() if name in names}
-
-    sides = {name: [side(name)] * widths[name] for name in names}
-    return derive(flat, sides, feeds, flat.graph.output[0].name)
-
-
-def check(flat: onnx.ModelProto, derived: Derived) -> None:
-    """All pairs of some users and items."""
-    onnx.checker.check_model(derived.pairs)
-    known, pairs = session(flat), session(derived.pairs)
-    items = draw(ITEMS, seed=2)
-    states: Sequence[Any] = []
-    if derived.items is not None:
-        graph = session(derived.items)
-        states = graph.run(None, {value.name: items[value.name] for value in graph.get_inputs()})
-    for users, candidates in REQUESTS:
-        asked = draw(users, seed=1)
-        rows = np.random.default_rng(users).integers(0, ITEMS, (users, candidates))
-        flat_feed = {
-            value.name: np.repeat(asked[value.name], candidates, 0)
-            if side(value.name) == USER
-            else items[value.name][rows.ravel()]
-            for value in known.get_inputs()
-        }
-        (expected,) = known.run(None, flat_feed)
-        feed = {p.name: s[rows.ravel()] for p, s in zip(derived.parts, states, strict=True)}
-        feed |= {**asked, ROWS: rows}
-        (found,) = pairs.run(None, {value.name: feed[value.name] for value in pairs.get_inputs()})
-        assert found.shape == expected.shape
-        scale = max(1.0, float(np.abs(expected).max()))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=LARGEST_DIFFERENCE * scale)
+from tests.export.split_checks import check, exported, taken_apart
+from tests.export.split_models import FIELDS, ITEM_IDS, MODELS, USER_IDS, WIDTH, draw
 
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
@@ -112,7 +24,8 @@ def test_a_textbook_model_is_taken_apart(kind: type[torch.nn.Module]) -> None:
     flat = exported(kind().eval(), dynamo=False)
     derived = taken_apart(flat)
     check(flat, derived)
-    assert derived.work[BOTH] <= (0.9 if kind is split_models.Transformer else 0.7) * derived.flat
+    most = (0.9 if kind is split_models.Transformer else 0.7) * derived.flat.multiply_adds
+    assert derived.costs[BOTH].multiply_adds <= most
     assert derived.parts
 
 
@@ -132,6 +45,68 @@ def test_older_opsets(opset: int) -> None:
     torch.manual_seed(0)
     flat = exported(split_models.DeepFm().eval(), dynamo=False, opset=opset)
     check(flat, taken_apart(flat))
+
+
+def test_work_is_counted_once_and_the_report_names_it() -> None:
+    """A bottom net of 3-16-8 and a top net of 74-64-32-1 over 12 vectors, 6 of each side."""
+    torch.manual_seed(0)
+    derived = taken_apart(exported(split_models.Dlrm().eval(), dynamo=False))
+    user, item, vectors = USER_IDS + 1, ITEM_IDS, FIELDS + 1
+    own = {side: n * (n - 1) // 2 for side, n in ((USER, user), (ITEM, item))}
+    after = 64 * 32 + 32
+    flat = 3 * 16 + 16 * WIDTH + vectors**2 * WIDTH + (WIDTH + 66) * 64 + after
+    assert derived.flat == Cost(flat, FIELDS * WIDTH * 4 + ITEM_IDS * 8)
+    assert derived.costs == {
+        USER: Cost(
+            3 * 16 + 16 * WIDTH + user**2 * WIDTH + (WIDTH + own[USER]) * 64,
+            USER_IDS * WIDTH * 4,
+        ),
+        ITEM: Cost(item**2 * WIDTH + own[ITEM] * 64, ITEM_IDS * WIDTH * 4),
+        BOTH: Cost(user * item * (WIDTH + 64) + after, (item * WIDTH + 64) * 4),
+    }
+    facts = derived.facts()
+    assert facts["multiply_adds"]["flat"] == flat
+    assert facts["bytes_read"]["candidate"] == 4 * facts["state_numbers"]
+    assert facts["kept"] == {"Relu of user and item and candidate (needs both)": 1}
+    assert f"flat {flat:,} per candidate" in derived.report()
+
+
+class Narrow(split_models.Dlrm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.top[0] = torch.nn.Linear(self.top[0].in_features, 8)
+        self.top[2] = torch.nn.Linear(8, 32)
+
+
+@pytest.mark.parametrize("candidates", [1, 100_000])
+def test_a_user_is_folded_into_a_narrow_layer_of_many_candidates(candidates: int) -> None:
+    torch.manual_seed(0)
+    flat = exported(Narrow().eval(), dynamo=False)
+    derived = taken_apart(flat, candidates)
+    check(flat, derived)
+    state = ITEM_IDS * WIDTH + 8
+    assert sum(part.size for part in derived.parts) == state
+    pairs = (USER_IDS + 1) * ITEM_IDS * (WIDTH + 8)
+    first = state * 8 if candidates > 1 else pairs
+    assert derived.costs[BOTH].multiply_adds == first + 8 * 32 + 32
+    assert len(derived.parts) == (1 if candidates > 1 else 2)
+
+
+class Unknown(split_models.Mlp):
+    """An operation that no rule knows, over what one side alone would do."""
+
+    def forward(self, un: Any, ui: Any, it: Any, ii: Any) -> Any:
+        logits = super().forward(un, ui, it, ii)
+        return logits + torch.cumsum(self.vectors(ui, ii).flatten(1), 1)[:, -1:]
+
+
+def test_what_no_rule_knows_is_named() -> None:
+    torch.manual_seed(0)
+    flat = exported(Unknown().eval(), dynamo=False)
+    derived = taken_apart(flat)
+    check(flat, derived)
+    assert derived.facts()["kept"]["CumSum of user and item (has no rule)"] == 1
+    assert "1x CumSum" in derived.report()
 
 
 def test_an_output_without_rows_is_refused() -> None:
@@ -277,4 +252,4 @@ def test_graphs_drawn_at_random(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 14))):
         drawn.layer()
     flat = drawn.model()
-    check(flat, taken_apart(flat))
+    check(flat, taken_apart(flat, data.draw(st.sampled_from([1, 100_000]))))

@@ -3,15 +3,19 @@ per request, what depends on the item alone once per release, and the rest per c
 
 from __future__ import annotations
 
-from export.foreign.split.derive import ROWS, Derived, NotSplit, column, derive
-from export.foreign.split.values import BOTH, ITEM, USER, Part, Side
+from export.foreign.split.assemble import ROWS
+from export.foreign.split.derive import NotSplit, column, derive
+from export.foreign.split.derived import Derived, Kept
+from export.foreign.split.values import BOTH, ITEM, USER, Cost, Part, Side
 
 __all__ = [
     "BOTH",
     "ITEM",
     "ROWS",
     "USER",
+    "Cost",
     "Derived",
+    "Kept",
     "NotSplit",
     "Part",
     "Side",

@@ -3,37 +3,42 @@ per release, and a graph of users and candidates, run per request.
 
 The flat graph is walked node by node. Rules (`moves`, `linear`, `elementwise`) say what a node does
 to each side; what no rule knows runs over pairs, as the flat graph does, and that is always right.
+
+Neither onnx-ir's passes nor onnxscript's rewriter does this. The passes tidy a graph up (unused
+nodes, equal nodes, names, shapes), and a rewriting rule matches a fixed pattern of neighbouring
+operations. Here it depends on the way from the inputs which columns of a value are the user's, and
+that is carried from node to node as a property of every element: an analysis of the data flow.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from cascade.artifact import Array
 from cascade.errors import CascadeError
 from export.foreign.split import elementwise, linear, moves
+from export.foreign.split.assemble import assembled_graphs, nodes_of
+from export.foreign.split.derived import NAMES, Derived, Kept
 from export.foreign.split.known import Known
 from export.foreign.split.observe import observe
 from export.foreign.split.values import (
     BOTH,
     ITEM,
-    USER,
+    SIDES,
+    Cost,
     Mosaic,
     Opaque,
     Part,
     Side,
     Value,
 )
-from export.foreign.split.writer import CANDIDATES, GRID, PREFIX
+from export.foreign.split.writer import PREFIX
 
-ROWS = f"{PREFIX}rows"  # int64 [B, K], the input of which the shape is read
-NAMES: dict[Side, str] = {USER: "user", ITEM: "item", BOTH: "candidate"}
+CANDIDATES = 200  # of a user, where nothing is said of them
 RULES = elementwise.RULES | moves.RULES | linear.RULES
 # Rules that do not mind where the rows stand.
 MOVES_ROWS = ("Flatten", "Gather", "GatherND", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -45,45 +50,12 @@ class NotSplit(CascadeError):
     """A graph that cannot be taken apart: the message names the operation."""
 
 
-@dataclass(frozen=True)
-class Derived:
-    """The two graphs.
-
-    Args:
-        items: from the items' inputs [N, ...] to `parts` [N, *shape]; None where the score depends
-            on no item.
-        pairs: from the users' inputs [B, ...], `parts` [B * K, *shape] and `ROWS` to the output
-            [B * K, ...].
-        parts: what pairs read of an item.
-        output: the output's name in `pairs`.
-        kept: how often each operation is computed over pairs and reads what only one side has.
-        work: multiply-adds of products per user, per item and per pair; flat: in the flat graph.
-    """
-
-    items: onnx.ModelProto | None
-    pairs: onnx.ModelProto
-    parts: tuple[Part, ...]
-    output: str
-    kept: Counter[str]
-    work: Counter[Side]
-    flat: int
-
-    def report(self) -> str:
-        """What was moved where, in a line."""
-        work = ", ".join(f"{self.work[side]:,} per {name}" for side, name in NAMES.items())
-        kept = ", ".join(f"{kind} {n}x" for kind, n in self.kept.most_common(4)) or "nothing"
-        size = sum(part.size for part in self.parts)
-        return (
-            f"multiply-adds {work}; flat {self.flat:,} per candidate. An item's state has {size:,} "
-            f"numbers. Computed per candidate for want of a rule, or because it needs both: {kept}"
-        )
-
-
 def derive(
     model: onnx.ModelProto,
     sides: Mapping[str, Sequence[Side]],
     feeds: Callable[[int], Mapping[str, Array]],
     output: str,
+    candidates: int = CANDIDATES,
 ) -> Derived:
     """Take a flat graph apart.
 
@@ -91,11 +63,14 @@ def derive(
         sides: for each input [rows, columns] or [rows] the side of every column.
         feeds: draws so many rows for every input, such that no two rows are equal.
         output: which output to derive.
+        candidates: of a user, as a rule: what costs least depends on it, what comes out does not.
 
     Raises:
         NotSplit: the output has no rows.
     """
-    return _Walk(model, sides, feeds, output).derived()
+    walk = _Walk(model, sides, feeds, output, candidates)
+    flat = sum(map(walk.cost, model.graph.node), Cost())
+    return assembled_graphs(model, walk.writer, walk.inputs, walk.output, walk.kept, flat)
 
 
 def column(name: str, side: Side) -> str:
@@ -110,10 +85,10 @@ class _Walk(Known):
         sides: Mapping[str, Sequence[Side]],
         feeds: Callable[[int], Mapping[str, Array]],
         output: str,
+        candidates: int,
     ) -> None:
-        super().__init__(model, observe(model, feeds))
-        self.model = model
-        self.kept: Counter[str] = Counter()
+        super().__init__(model, observe(model, feeds), candidates)
+        self.kept: Counter[Kept] = Counter()
         self.made: dict[str, onnx.NodeProto] = {}  # by original output, if computed as it is
         self.repeated: dict[str, str] = {}  # the same, over pairs
         self.shapes: set[str] = set()  # values that depend on shapes alone
@@ -196,8 +171,9 @@ class _Walk(Known):
         side = sides.pop() if len(sides) == 1 else BOTH
         one_sided = not all(value.sides == {BOTH} for value in values.values())
         if side == BOTH and one_sided and not self.shapes.issuperset(outputs):
-            self.kept[node.op_type] += 1
-        self.work[side] += self.multiply_adds(node)
+            read = frozenset().union(*(value.sides for value in values.values()))
+            names = tuple(NAMES[one] for one in SIDES if one in read)
+            self.kept[Kept(node.op_type, names, node.op_type in RULES)] += 1
         inputs = {name: self._laid(name, solid[name], side) for name in reads}
         self._copy(node, side, inputs, {})
         for name in outputs:
@@ -247,12 +223,13 @@ class _Walk(Known):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.name = ""
-        for inner in _nodes(copy):
+        for inner in nodes_of(copy):
             for place, name in enumerate(inner.input):
                 inner.input[place] = inputs.get(name, name)
         for place, name in enumerate(copy.output):
             copy.output[place] = outputs.get(name, name)
         self.writer.nodes[side].append(copy)
+        self.writer.costs[copy.output[0]] = self.cost(node)
 
     def _reads(self, node: onnx.NodeProto) -> list[str]:
         """The values that a node reads, those in its subgraphs included, without constants."""
@@ -261,73 +238,7 @@ class _Walk(Known):
 
     def _captured(self, node: onnx.NodeProto) -> list[str]:
         """What its subgraphs read from outside."""
-        inside = [*_nodes(node)][1:]
+        inside = [*nodes_of(node)][1:]
         made = {name for inner in inside for name in inner.output}
         read = dict.fromkeys(name for inner in inside for name in inner.input)
         return [n for n in read if n not in made and (n in self.values or self.is_constant(n))]
-
-    def derived(self) -> Derived:
-        """The graphs, without the nodes that nothing needs."""
-        writer = self.writer
-        output = writer.rows(self.output)
-        shapes = [
-            helper.make_node("Shape", [ROWS], [GRID]),
-            helper.make_node("Gather", [GRID, writer.ints(1)], [CANDIDATES], axis=0),
-        ]
-        nodes = [*shapes, *writer.nodes[USER], *writer.nodes[BOTH]]
-        nodes, needed = _needed(nodes, [output])
-        parts = [part for part in writer.item_parts.values() if part.name in needed]
-        rows = helper.make_tensor_value_info(ROWS, onnx.TensorProto.INT64, [None, None])
-        users = [part for part in self.inputs if part.side == USER and part.name in needed]
-        made = Part(BOTH, output, self.output.shape, self.output.dtype)
-        pairs = self._model(nodes, needed, [*map(_info, [*users, *parts]), rows], [made])
-        items = None
-        if parts:
-            nodes, needed = _needed(writer.nodes[ITEM], [part.name for part in parts])
-            raw = [part for part in self.inputs if part.side == ITEM and part.name in needed]
-            items = self._model(nodes, needed, [*map(_info, raw)], parts)
-        flat = sum(map(self.multiply_adds, self.model.graph.node))
-        return Derived(items, pairs, tuple(parts), output, self.kept, self.work, flat)
-
-    def _model(
-        self,
-        nodes: list[onnx.NodeProto],
-        needed: set[str],
-        inputs: list[onnx.ValueInfoProto],
-        outputs: Sequence[Part],
-    ) -> onnx.ModelProto:
-        constants = self.writer.constants
-        tensors = [
-            numpy_helper.from_array(np.asarray(constants[name], order="C"), name)
-            for name in sorted(needed)
-            if name in constants
-        ]
-        graph = helper.make_graph(nodes, "split", inputs, [*map(_info, outputs)], tensors)
-        model = self.model
-        how = {"opset_imports": model.opset_import, "functions": model.functions}
-        return helper.make_model(graph, ir_version=model.ir_version, **how)
-
-
-def _info(part: Part) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(part.name, part.dtype, [None, *part.shape])
-
-
-def _nodes(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-    """A node, and those of its subgraphs."""
-    yield node
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _nodes(inner)
-
-
-def _needed(
-    nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]
-) -> tuple[list[onnx.NodeProto], set[str]]:
-    """The nodes that the outputs depend on, and the names of all that these read."""
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            kept.append(node)
-            needed |= {name for inner in _nodes(node) for name in inner.input}
-    return kept[::-1], needed

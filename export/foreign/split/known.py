@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,18 +11,27 @@ from onnx import helper
 
 from cascade.artifact import Array
 from export.foreign.split.observe import Observed
-from export.foreign.split.values import Mosaic, Part, Side, Sum, Value, assembled
+from export.foreign.split.values import (
+    Cost,
+    Mosaic,
+    Part,
+    Side,
+    Sum,
+    Value,
+    assembled,
+    item_bytes,
+)
 from export.foreign.split.writer import Writer
 
 
 class Known:
     """The state of a walk; `values` has what earlier nodes gave, by name."""
 
-    def __init__(self, model: onnx.ModelProto, observed: Observed) -> None:
+    def __init__(self, model: onnx.ModelProto, observed: Observed, candidates: int) -> None:
         self.writer = Writer(model)
+        self.candidates = candidates  # of a user, as a rule
         self.observed = observed
         self.values: dict[str, Value] = {}
-        self.work: Counter[Side] = Counter()  # multiply-adds of products, for one row of the side
 
     def is_constant(self, name: str) -> bool:
         return name in self.writer.constants
@@ -66,16 +74,21 @@ class Known:
             return assembled(pieces, axis)
         return None
 
-    def multiply_adds(self, node: onnx.NodeProto) -> int:
-        """Of a product in the flat graph, for one row; 0 for any other operation."""
-        if node.op_type not in ("Gemm", "MatMul") or node.output[0] not in self.observed.row:
-            return 0
-        inner = (
-            self.observed.shapes[node.input[0]][0][-1]
-            if node.input[0] in self.observed.shapes
-            else self.constant(node.input[0]).shape[-1]
-        )
-        return product_of(self.row(node.output[0])) * inner
+    def cost(self, node: onnx.NodeProto) -> Cost:
+        """Of a node of the flat graph, for one row."""
+        if not node.output or node.output[0] not in self.observed.row:
+            return Cost()
+        row = self.row(node.output[0])
+        if node.op_type in ("Gemm", "MatMul"):
+            inner = (
+                self.observed.shapes[node.input[0]][0][-1]
+                if node.input[0] in self.observed.shapes
+                else self.constant(node.input[0]).shape[-1]
+            )
+            return Cost(product_of(row) * inner)
+        if node.op_type == "Gather" and self.is_constant(node.input[0]):
+            return Cost(0, product_of(row) * item_bytes(self.observed.dtype[node.output[0]]))
+        return Cost()
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:

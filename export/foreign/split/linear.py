@@ -9,11 +9,14 @@ import numpy as np
 import onnx
 
 from cascade.artifact import Array
+from export.foreign.split import fold
 from export.foreign.split.known import Known, attributes, product_of, tidy
 from export.foreign.split.values import (
     BOTH,
+    ITEM,
     SIDES,
     USER,
+    Cost,
     Mosaic,
     Part,
     Side,
@@ -62,10 +65,15 @@ def _layer(
 
     def times(part: Part, rows: Array, plus: str | None) -> Part:
         shape, matrix = (*part.shape[:-1], rows.shape[1]), writer.constant(rows)
-        known.work[part.side] += part.size * rows.shape[1]
+        cost = Cost(part.size * rows.shape[1])
         if plus and len(part.shape) == 1:
-            return writer.part(part.side, shape, dtype, "Gemm", part.name, matrix, plus)
+            made = writer.part(part.side, shape, dtype, "Gemm", part.name, matrix, plus)
+            writer.costs[made.name] = cost
+            if part.side == BOTH and value.sides == {BOTH}:
+                writer.layers.add(matrix)
+            return made
         made = writer.part(part.side, shape, dtype, "MatMul", part.name, matrix)
+        writer.costs[made.name] = cost
         if part.side == BOTH and len(part.shape) == 1:
             writer.products[made.name] = part.name, matrix
         return writer.part(made.side, shape, dtype, "Add", made.name, plus) if plus else made
@@ -87,6 +95,12 @@ def _layer(
         }
     terms: dict[Side, Part] = {}
     for side, (part, rows) in pieces.items():
+        if side == BOTH and isinstance(value, Mosaic) and len(value.shape) == 1 and terms:
+            dots = value.take(where[BOTH], 0)
+            if found := fold.folded(known, dots, rows, terms.get(ITEM)):
+                terms.pop(ITEM, None)
+                terms[BOTH] = found
+                break
         terms[side] = times(part, rows, None if terms else bias)
     return tidy(terms)
 
@@ -119,11 +133,13 @@ def _block(known: Known, left: Mosaic, right: Mosaic, dtype: int) -> Mosaic:
     writer = known.writer
     a, b = writer.solid(left), writer.solid(right.moved(np.transpose))  # [f, D], [g, D]
     shape = a.shape[0], b.shape[0]
-    known.work[a.side if a.side == b.side else BOTH] += a.size * b.shape[0]
+    cost = Cost(a.size * b.shape[0])
     if a.side == b.side or USER not in (a.side, b.side):
         side = a.side if a.side == b.side else BOTH
         turned = writer.op(side, "Transpose", writer.on(side, b), perm=[0, 2, 1])
-        return Mosaic.of(writer.part(side, shape, dtype, "MatMul", writer.on(side, a), turned))
+        made = writer.part(side, shape, dtype, "MatMul", writer.on(side, a), turned)
+        writer.costs[made.name] = cost
+        return Mosaic.of(made)
     user, other = (a, b) if a.side == USER else (b, a)
     vectors = writer.op(BOTH, "Mul", CANDIDATES, writer.ints(other.shape[0]))
     stacked = writer.op(
@@ -132,8 +148,12 @@ def _block(known: Known, left: Mosaic, right: Mosaic, dtype: int) -> Mosaic:
     rows = writer.op(BOTH, "Reshape", writer.rows(other), stacked)
     turned = writer.op(BOTH, "Transpose", user.name, perm=[0, 2, 1])
     product = writer.op(BOTH, "MatMul", rows, turned)
+    writer.costs[product] = cost
     shape = other.shape[0], user.shape[0]
-    found = Mosaic.of(Part(BOTH, writer.flat(product, shape), shape, dtype))
+    made = Part(BOTH, writer.flat(product, shape), shape, dtype)
+    if other.side == ITEM:
+        writer.dots[made.name] = user, other
+    found = Mosaic.of(made)
     return found.moved(np.transpose) if a.side == USER else found
 
 

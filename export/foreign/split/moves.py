@@ -10,7 +10,7 @@ import onnx
 
 from cascade.artifact import Array
 from export.foreign.split.known import Known, attributes, product_of
-from export.foreign.split.values import Mosaic, Part, Sum, Value, concatenated
+from export.foreign.split.values import Cost, Mosaic, Part, Sum, Value, concatenated
 
 FAR = 1 << 31  # a slice to the end ends beyond this
 
@@ -104,7 +104,9 @@ def gather(known: Known, node: onnx.NodeProto) -> Value | None:
 
     def looked_up(part: Part, where: Array) -> Part:
         shape = (*part.shape, *tail)
-        return known.writer.part(part.side, shape, dtype, "Gather", data, part.name, axis=0)
+        found = known.writer.part(part.side, shape, dtype, "Gather", data, part.name, axis=0)
+        known.writer.costs[found.name] = Cost(0, found.nbytes)
+        return found
 
     return known.by_side(node, mosaic, range(len(mosaic.shape)), looked_up)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from onnx import helper
 
 from cascade.artifact import Array
 
@@ -36,6 +37,22 @@ class Part:
     @property
     def size(self) -> int:
         return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * item_bytes(self.dtype)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation takes for one row of its side: multiply-adds of a product, and bytes of the
+    rows that a lookup reads of a table."""
+
+    multiply_adds: int = 0
+    table_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.multiply_adds + other.multiply_adds, self.table_bytes + other.table_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +163,11 @@ class Opaque:
 
 
 Value = Mosaic | Sum | Opaque
+
+
+def item_bytes(dtype: int) -> int:
+    """Of one element of a type of onnx.TensorProto."""
+    return int(helper.tensor_dtype_to_np_dtype(dtype).itemsize)
 
 
 def in_order(place: Array) -> bool:

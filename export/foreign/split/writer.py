@@ -20,6 +20,7 @@ from export.foreign.split.values import (
     ITEM,
     SIDES,
     USER,
+    Cost,
     Mosaic,
     Part,
     Side,
@@ -43,6 +44,10 @@ class Writer:
         self.constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         self.item_parts: dict[str, Part] = {}  # that pairs read
         self.products: dict[str, tuple[str, str]] = {}  # of pairs: the two factors by product
+        self.dots: dict[str, tuple[Part, Part]] = {}  # a user's and an item's vectors, by product
+        self.costs: dict[str, Cost] = {}  # by output
+        self.layers: set[str] = set()  # weights of whole layers over pairs
+        self._grids: dict[str, str] = {}  # what was made flat, by name
         self._known: dict[Any, str] = {id(a): name for name, a in self.constants.items()}
 
     def constant(self, value: Any, dtype: Any = None) -> str:
@@ -101,6 +106,8 @@ class Writer:
         if part.side == USER:
             return self.op(BOTH, "Reshape", part.name, self.ints(0, 1, *part.shape))
         rows = self.rows(part)
+        if rows in self._grids:
+            return self._grids[rows]
         shape = (
             self.op(BOTH, "Concat", GRID, self.ints(*part.shape), axis=0) if part.shape else GRID
         )
@@ -108,7 +115,9 @@ class Writer:
 
     def flat(self, name: str, shape: Sequence[int]) -> str:
         """[B, K, *shape] as [B * K, *shape]."""
-        return self.op(BOTH, "Reshape", name, self.ints(-1, *shape))
+        made = self.op(BOTH, "Reshape", name, self.ints(-1, *shape))
+        self._grids[made] = name
+        return made
 
     # Values as tensors.
 
@@ -145,7 +154,9 @@ class Writer:
         elif USER in terms:
             total = self.rows(terms[USER])
         if product:
+            cost = self.costs[terms[BOTH].name]
             total = self.op(BOTH, "Gemm", *product, total)
+            self.costs[total] = cost
         return Part(BOTH, total, shape, first.dtype)
 
     def _gathered(self, mosaic: Mosaic, side: Side) -> str:
