@@ -43,7 +43,7 @@ from export.artifacts import filters
 from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEM_STATE, Variant, item_states
 from export.context import Catalogue
-from export.foreign import apart, wrapper
+from export.foreign import apart, wrapping
 from export.releases.canary import Canary
 from export.releases.manifest import seal
 from export.releases.repository import write_configs
@@ -238,7 +238,7 @@ class Refresh:
         elif name == CATALOGUE_IDS:
             found = items.item_ids[:, None]
         else:
-            found = items.dense if name == wrapper.TABLES["item_dense"] else items.ids
+            found = items.dense if name == wrapping.TABLES["item_dense"] else items.ids
         return found.astype(value.dtype, copy=False)
 
 

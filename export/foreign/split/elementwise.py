@@ -143,7 +143,28 @@ def rowwise(known: Known, node: onnx.NodeProto) -> Value | None:
     return known.by_side(node, mosaic, range(axis % rank - 1))
 
 
+def batch_norm(known: Known, node: onnx.NodeProto) -> Value | None:
+    """What it is in inference: every channel times a constant plus a constant."""
+    source, *rest = node.input
+    if attributes(node).get("training_mode") or not all(map(known.is_constant, rest)):
+        return None
+    value = known.writer.mosaic(known.values[source])
+    scale_, bias, mean, variance = map(known.constant, rest)
+    slope = scale_ / np.sqrt(variance + scale_.dtype.type(attributes(node).get("epsilon", 1e-5)))
+    start = bias - mean * slope
+
+    def normalised(part: Part, where: Array) -> Part:
+        shape = (-1, *[1] * (len(part.shape) - 1))
+        writer = known.writer
+        by, plus = (writer.constant(v[where].reshape(shape), v.dtype) for v in (slope, start))
+        scaled = writer.part(part.side, part.shape, part.dtype, "Mul", part.name, by)
+        return writer.part(part.side, part.shape, part.dtype, "Add", scaled.name, plus)
+
+    return known.by_side(node, value, [0], normalised)
+
+
 RULES = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(ROWWISE, rowwise),
+    "BatchNormalization": batch_norm,
 }
