@@ -2,6 +2,7 @@
 PYTHON ?= python3
 FLAVOUR ?= $(if $(shell command -v nvidia-smi),gpu,cpu)
 DATA ?= synthetic
+SCHEMA ?=
 DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
@@ -16,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 demo: .venv/ready
 	@mkdir -p build/demo
-	$(BIN)/python -m perf.demo --data $(DATA) --out build/demo --device $(DEVICE) | tee build/demo/output.txt
+	$(BIN)/python -m perf.demo --data $(DATA) $(if $(SCHEMA),--schema $(SCHEMA)) --out build/demo --device $(DEVICE) | tee build/demo/output.txt
 
 # Each of pytest's processes has one core: more threads would wait for each other.
 test: .venv/ready

@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m perf.demo", description=__doc__)
     parser.add_argument("--data", default="synthetic")
+    parser.add_argument("--schema", type=Path, help="what the columns of --data table are")
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--evaluation-users", type=positive, default=100)
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     log.unlink(missing_ok=True)
     print(f"The steps write their output to {log}.")
     device = ("--device", args.device)
-    run("cascade.training", "--data", args.data, "--out", checkpoints, *device, log=log)
+    schema = ("--schema", args.schema) if args.schema else ()
+    run("cascade.training", "--data", args.data, *schema, "--out", checkpoints, *device, log=log)
     made = ("--checkpoints", checkpoints, "--repository", repository, *device)
     run("export", *made, "--also", "torchscript", log=log)
     judged = ("--data", checkpoints / "data", "--out", out, "--users", args.evaluation_users)

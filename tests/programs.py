@@ -18,3 +18,11 @@ def status(main: Callable[[Sequence[str]], Any], arguments: Sequence[str]) -> in
             return end.code or 0
         print(end.code, file=sys.stderr)
     return 1
+
+
+def last_error(printed: str) -> str:
+    """The one line `error: ...` that ends what a program printed, after its progress bars."""
+    lines = printed.splitlines()
+    errors = [line for line in lines if line.startswith(("error: ", "Traceback"))]
+    assert errors == lines[-1:], printed
+    return errors[0]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cascade.data.prepare import add_arguments, prepare_as
+from cascade.data.opening import add_arguments
+from cascade.data.prepare import prepare_as
 from cascade.data.source import SPLITS
 from cascade.errors import run
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,13 @@ class Dataset:
 
     def rows(self, split: Split) -> int:
         return int(self.source["rows"][split])
+
+    @cached_property
+    def has_negatives(self) -> bool:
+        """Whether a training row has the label 0; a log of what users chose has positives alone."""
+        if "positives" in self.source:
+            return int(self.source["positives"]["train"]) < self.rows("train")
+        return any((batch.label == 0).any() for batch in self.batches("train", 65_536))
 
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""

@@ -15,23 +15,29 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
-from cascade.data.criteo import Criteo
 from cascade.data.dataset import FORMAT, Dataset
 from cascade.data.distinct import DistinctItems, ListedItems, Vocabularies
-from cascade.data.movielens import MovieLens
+from cascade.data.opening import open_source
 from cascade.data.parts import fixed_size_list, regrouped, row_groups, write_file, write_parts
-from cascade.data.source import SPLITS, BadRows, DataError, Policy, Source, Split, typed
-from cascade.data.synthetic import Synthetic
+from cascade.data.source import (
+    SPLITS,
+    BadRows,
+    DataError,
+    Policy,
+    Source,
+    Split,
+    labels,
+    typed,
+)
 from cascade.encoding import Encoder
 from cascade.schema import Schema
-
-SPEC = "criteo:PATH, movielens:PATH or synthetic[:rows=…,items=…,seed=…]"
 
 
 def prepare(
@@ -40,23 +46,25 @@ def prepare(
     bad_rows: Policy = "error",
     min_count: int | None = None,
     buckets: int | None = None,
+    schema_file: Path | None = None,
 ) -> Dataset:
     """Prepare what `--data` names, or reuse the folder if it was made from just that.
 
     The folder appears under its name only when it is complete. One run at a time may write it.
 
     Args:
-        spec: as `SPEC` says.
+        spec: as `cascade.data.opening.SPEC` says.
         root: the folder to write. One that holds anything else is refused.
         bad_rows: `error` stops at the first malformed row, `skip` leaves such rows out and counts
             them.
         min_count: a value seen less often in training shares the out-of-vocabulary id; None: as
             the source's schema says.
         buckets: hash the values of every feature into so many ids, and keep no vocabulary.
+        schema_file: the YAML file that says what the columns of `table:` are.
     """
     root = Path(root)
     bad = BadRows(bad_rows)
-    source = open_source(spec, bad)
+    source = open_source(spec, bad, schema_file)
     schema = _chosen(source.schema, min_count, buckets)
     made_from = {
         "format": FORMAT,
@@ -71,36 +79,15 @@ def prepare(
     count, first = dataset.source["bad_row_count"], dataset.source["bad_row"]
     if count:
         print(f"{count:,} malformed rows were left out; the first: {first}", file=sys.stderr)
+    for note in dataset.source.get("notes", ()):
+        print(f"{root}: {note}", file=sys.stderr)
     return dataset
-
-
-def open_source(spec: str, bad: BadRows) -> Source:
-    """The reader that `spec` names; malformed rows go to `bad`."""
-    kind, _, rest = spec.partition(":")
-    if kind == "synthetic":
-        return Synthetic.parse(rest)
-    if kind == "criteo" and rest:
-        return Criteo(Path(rest), bad)
-    if kind == "movielens" and rest:
-        return MovieLens(Path(rest), bad)
-    raise DataError(f"--data {spec!r} is not understood; give {SPEC}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every program that prepares data."""
-    add = parser.add_argument
-    add("--data", required=True, metavar="SPEC", help=SPEC)
-    skip = "stop at the first malformed row, or leave such rows out and count them"
-    add("--bad-rows", choices=get_args(Policy), default="error", help=skip)
-    rare = "values seen less often in training share one id"
-    add("--min-count", type=int, metavar="N", help=rare)
-    hashed = "hash each category into N ids; no vocabularies"
-    add("--hash-buckets", type=int, metavar="N", help=hashed)
 
 
 def prepare_as(options: argparse.Namespace, root: Path) -> Dataset:
     """`prepare` by the options of `add_arguments`."""
-    return prepare(options.data, root, options.bad_rows, options.min_count, options.hash_buckets)
+    choices = (options.bad_rows, options.min_count, options.hash_buckets)
+    return prepare(options.data, root, *choices, options.schema)
 
 
 def _chosen(schema: Schema, min_count: int | None, buckets: int | None) -> Schema:
@@ -142,7 +129,8 @@ def _make(
                 f"{error}; {bad.count:,} malformed rows were left out, the first: {bad.first}"
             ) from error
         raise
-    description = {**made_from, **counts, "bad_row_count": bad.count, "bad_row": bad.first}
+    said = {"log": getattr(source, "log", None), "notes": getattr(source, "notes", [])}
+    description = {**made_from, **counts, **said, "bad_row_count": bad.count, "bad_row": bad.first}
     (partial / "source.json").write_text(json.dumps(description, indent=1) + "\n")
     if root.exists():
         root.rename(old)
@@ -152,14 +140,14 @@ def _make(
 
 def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
     """Write everything but source.json into an empty folder; -> what source.json has to say of it:
-    rows by split, items, whether probabilities are known. The schema is the source's, or the same
-    features with their categories encoded another way."""
+    rows and positives by split, items, whether probabilities are known. The schema is the source's,
+    or the same features with their categories encoded another way."""
     raw = folder / "raw"
     raw.mkdir()
     listed = source.catalogue()
     items = DistinctItems(schema, raw / "items") if listed is None else ListedItems(listed)
     of_rows = Vocabularies(schema, ("user", "item") if listed is None else ("user",))
-    rows = _spill(source, schema, items, of_rows, raw)
+    rows, positives = _spill(source, schema, items, of_rows, raw)
     fitted = of_rows.fitted()
     if listed is not None:
         of_items = Vocabularies(schema, ("item",))
@@ -177,7 +165,12 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in tables))
     probability = "probability" in row_groups(raw / "train")[0].physical_schema.names
     shutil.rmtree(raw)
-    return {"rows": rows, "items": items.count, "probability": probability}
+    return {
+        "rows": rows,
+        "positives": positives,
+        "items": items.count,
+        "probability": probability,
+    }
 
 
 def _spill(
@@ -186,14 +179,19 @@ def _spill(
     items: DistinctItems | ListedItems,
     vocabularies: Vocabularies,
     folder: Path,
-) -> dict[Split, int]:
-    """The first pass: rows as they came, with a row of the catalogue in place of the item."""
+) -> tuple[dict[Split, int], dict[Split, int]]:
+    """The first pass: rows as they came, with a row of the catalogue in place of the item. -> how
+    many rows there are, and how many of them are positives, by split."""
+    positives: dict[Split, int] = dict.fromkeys(SPLITS, 0)
 
     def spilled(split: Split) -> Iterator[pa.Table]:
+        start = 0
         for chunk in source.chunks(split):
             if split == "train":
                 vocabularies.add(chunk)
-            columns = {"label": chunk["label"].cast(pa.float32()), "item": items.rows(chunk)}
+            columns = {"label": labels(chunk, split, start), "item": items.rows(chunk)}
+            positives[split] += int(pc.sum(columns["label"]).as_py() or 0)
+            start += chunk.num_rows
             if "probability" in chunk.column_names:
                 columns["probability"] = chunk["probability"].cast(pa.float32())
             users = typed(schema.side("user"), chunk)
@@ -211,7 +209,7 @@ def _spill(
                     f"({', '.join(f'{n} in {s}' for s, n in rows.items()) or 'none was read'})"
                 )
             rows[split] = found
-    return rows
+    return rows, positives
 
 
 def _encoded_rows(encoder: Encoder, table: pa.Table, keep_raw: bool) -> pa.Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cascade.errors import CascadeError
 from cascade.schema import Feature, Schema
@@ -15,6 +16,9 @@ from cascade.schema import Feature, Schema
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 Policy = Literal["error", "skip"]
+# How the items of the rows were chosen: the system showed them, or the user took them.
+Log = Literal["impressions", "choices"]
+LOGS: tuple[Log, ...] = get_args(Log)
 
 
 class DataError(CascadeError, ValueError):
@@ -22,8 +26,9 @@ class DataError(CascadeError, ValueError):
 
 
 class Source(Protocol):
-    """Raw rows in chunks that fit in memory. An optional attribute `total_rows`, of all splits,
-    serves the progress bar. The smallest source, and what is made of it:
+    """Raw rows in chunks that fit in memory. Optional attributes: `total_rows`, of all splits, for
+    the progress bar; `log`, how the items of the rows were chosen (`Log`); `notes`, sentences that
+    whoever prepares the data should read. The smallest source, and what is made of it:
 
     >>> city = Feature("city", "user", "categorical", "vocabulary")
     >>> price = Feature("price", "item", "dense", "log1p")
@@ -36,7 +41,8 @@ class Source(Protocol):
     ...         yield pa.table({"label": [1, 0], "city": ["Oslo", None], "price": [9.5, 20]})
     >>> from cascade.data.prepare import write
     >>> write(Visits(), Visits.schema, folder)  # an empty folder; `prepare` adds source.json
-    {'rows': {'train': 2, 'validation': 2, 'test': 2}, 'items': 2, 'probability': False}
+    {'rows': {'train': 2, 'validation': 2, 'test': 2}, 'positives': {'train': 1, 'validation': 1, \
+'test': 1}, 'items': 2, 'probability': False}
     """
 
     @property
@@ -52,8 +58,9 @@ class Source(Protocol):
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows in their order, read once: `label` 0 or 1, every feature by its name (a number
         for dense, a string for the others, null = missing, several members joined by `|`).
-        Optional: `probability`, the true chance of a click. With a `catalogue`, `item_id` int64
-        takes the place of the item features.
+        Optional: `probability`, the true chance of a click; `@user`, who it was, and `@time`, for
+        `python -m cascade.data describe` alone. With a `catalogue`, `item_id` int64 takes the place
+        of the item features.
         """
         ...
 
@@ -72,13 +79,35 @@ class BadRows:
     count: int = 0
     first: str = ""
 
-    def add(self, path: Path, line: int, what: str) -> None:
-        """Count a row, or refuse it by a `DataError`. Lines are counted from 1."""
-        message = f"{path}:{line}: {what}"
+    def add(self, path: Path, line: int | str, what: str) -> None:
+        """Count a row, or refuse it by a `DataError`. Lines are counted from 1; a table without
+        lines gives `row N`."""
+        place = f"{path}:{line}" if isinstance(line, int) else f"{path}, {line}"
+        message = f"{place}: {what}"
         if self.policy == "error":
             raise DataError(f"{message}. Mend the row, or pass --bad-rows skip to leave it out.")
         self.first = self.first or message
         self.count += 1
+
+
+def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
+    """The labels of a chunk as float32; `start` rows of the split came before it. One that is
+    neither 0 nor 1 is a `DataError`."""
+    if "label" not in chunk.column_names:
+        raise DataError(f"the source gives no column label; it gives {chunk.column_names}")
+    column = chunk["label"]
+    try:
+        found = column.cast(pa.float32())
+    except pa.ArrowException as error:
+        raise DataError(f"the labels are {column.type}, and have to be numbers: {error}") from error
+    wrong = pc.invert(pc.fill_null(pc.is_in(found, value_set=pa.array([0, 1], found.type)), False))
+    place = pc.index(wrong, True).as_py()
+    if place >= 0:
+        raise DataError(
+            f"row {start + place + 1} of the {split} split has the label {column[place]}; a label "
+            "is 0 or 1: leave the row out, or say what it means"
+        )
+    return found
 
 
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
@@ -89,7 +118,14 @@ def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
         raise DataError(
             f"the source gives no column for the features {missing}; it gives {table.column_names}"
         )
-    return pa.table({name: table[name].cast(type_) for name, type_ in types.items()})
+    columns = {}
+    for name, type_ in types.items():
+        try:
+            columns[name] = table[name].cast(type_)
+        except pa.ArrowException as error:
+            came = f"feature {name}: {table[name].type} came, and {type_} was expected"
+            raise DataError(f"{came}: {error}") from error
+    return pa.table(columns)
 
 
 def file_identity(path: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cascade.data.prepare import add_arguments, prepare_as
+from cascade.data.opening import add_arguments
+from cascade.data.prepare import prepare_as
 from cascade.errors import run
 from cascade.models.registry import Recipe
 from cascade.training.loop import Hyperparameters

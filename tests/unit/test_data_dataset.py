@@ -191,6 +191,7 @@ def test_a_side_may_lack_a_kind(tmp_path):
     counts = write(Sideless(), Sideless.schema, tmp_path)
     assert counts == {
         "rows": {"train": 2, "validation": 2, "test": 2},
+        "positives": {"train": 1, "validation": 1, "test": 1},
         "items": 2,
         "probability": False,
     }
@@ -257,9 +258,9 @@ def test_opening_what_is_no_data_set(dataset, tmp_path):
         Dataset.open(copy)
 
 
-@pytest.mark.parametrize("spec", ["criteo", "criteo:", "netflix:x", "movielens", ""])
+@pytest.mark.parametrize("spec", ["criteo", "criteo:", "netflix", "movielens", ""])
 def test_spec_that_is_not_understood(tmp_path, spec):
-    with pytest.raises(DataError, match="give criteo:PATH, movielens:PATH or synthetic"):
+    with pytest.raises(DataError, match="is not understood; give criteo:PATH, movielens:PATH, syn"):
         prepare(spec, tmp_path / "out")
 
 

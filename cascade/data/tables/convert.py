@@ -1,0 +1,254 @@
+"""Columns as they come in a table -> the types of the prepared form, and which rows are wrong.
+
+A converter takes one column and returns it converted, with the rows [B] whose value cannot be
+used, or None where all can. A column of a type that can never be used is a `WrongType`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cascade.encoding import MAX_VALUE_BYTES
+from cascade.schema import Feature
+
+Flags = npt.NDArray[np.bool_]
+Converted = tuple[pa.Array, Flags | None]
+Convert = Callable[[pa.Array], Converted]
+
+LARGEST = float(np.finfo(np.float32).max)
+_PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
+
+
+class WrongType(Exception):
+    """A column whose type cannot be used; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A column to read: what to call it, how to convert it, and what a good value is."""
+
+    name: str
+    convert: Convert
+    expected: str
+
+
+def label(column: pa.Array) -> Converted:
+    """-> float32, 0 or 1."""
+    numbers, wrong = _numbers(column, "a label, 0 or 1")
+    values = numbers.to_numpy(zero_copy_only=False)
+    bad = _or(wrong, ~np.isin(values, (0, 1)))
+    return pc.cast(numbers, pa.float32()), bad
+
+
+def item_id(known: pa.Array | None) -> Convert:
+    """-> int64 from 0 on; where `known` ids are given, one of those."""
+
+    def convert(column: pa.Array) -> Converted:
+        ids, wrong = _integers(column)
+        bad = _or(wrong, _flags(pc.is_null(ids)), _flags(pc.less(ids, 0)))
+        if known is not None:
+            bad = _or(bad, ~_flags(pc.is_in(ids, value_set=known)))
+        return ids, bad
+
+    return convert
+
+
+def user_id(required: bool) -> Convert:
+    """-> string, so that 7 in one table and '7' in another are one user."""
+
+    def convert(column: pa.Array) -> Converted:
+        ids = _text(column, "user ids: strings or integers")
+        ids = pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
+        return ids, _flags(pc.is_null(ids)) if required else None
+
+    return convert
+
+
+def time(column: pa.Array) -> Converted:
+    """-> int64 or float64 as it is, timestamps as int64 microseconds since 1970 in UTC; text is
+    read as a number or as ISO 8601."""
+    expected = "times: numbers, timestamps or text such as 2026-01-31 12:00:00"
+    if _is_text(column):
+        texts = _decoded(column)
+        for kind in (pa.int64(), pa.float64(), pa.timestamp("us", "UTC"), pa.timestamp("us")):
+            try:
+                return time(pc.cast(texts, kind))
+            except pa.ArrowInvalid:
+                continue
+        moments, wrong = _one_by_one(texts, pa.timestamp("us"))
+        return pc.cast(moments, pa.int64()), _or(wrong, _flags(pc.is_null(moments)))
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        zone = getattr(column.type, "tz", None)
+        moments = pc.cast(pc.cast(column, pa.timestamp("us", zone), safe=False), pa.int64())
+        return moments, _flags(pc.is_null(moments))
+    if pa.types.is_integer(column.type):
+        return pc.cast(column, pa.int64()), _flags(pc.is_null(column))
+    if pa.types.is_floating(column.type):
+        numbers = pc.cast(column, pa.float64())
+        return numbers, ~np.isfinite(numbers.to_numpy(zero_copy_only=False))
+    raise WrongType(expected)
+
+
+def title(column: pa.Array) -> Converted:
+    """-> string."""
+    return _text(column, "titles: strings"), None
+
+
+def feature(described: Feature) -> Wanted:
+    """How the column of a feature is read."""
+    if described.kind == "dense":
+        return Wanted(described.name, _dense, "a finite number, or nothing where it is missing")
+    if described.multivalued:
+        expected = "a list, or text joined by |, whose members hold no | and no line feed"
+        return Wanted(described.name, lambda column: _members(column, described), expected)
+    expected = f"a string or an integer of at most {MAX_VALUE_BYTES} bytes without a line feed"
+    return Wanted(described.name, _category, expected)
+
+
+def _dense(column: pa.Array) -> Converted:
+    numbers, wrong = _numbers(column, "numbers")
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
+    too_large = pc.fill_null(pc.greater(pc.abs(numbers), LARGEST), False)
+    bad = _or(wrong, _flags(too_large))
+    if bad is not None and bad.any():  # float32 could not hold them
+        numbers = pc.if_else(pa.array(bad), pa.scalar(None, pa.float64()), numbers)
+    return pc.cast(numbers, pa.float32(), safe=False), bad
+
+
+def _category(column: pa.Array) -> Converted:
+    texts = _text(column, "strings or integers")
+    return texts, _or(
+        _too_long(texts), _flags(pc.fill_null(pc.match_substring(texts, "\n"), False))
+    )
+
+
+def _members(column: pa.Array, described: Feature) -> Converted:
+    bad: Flags | None = None
+    column = _decoded(column)
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        lists = pc.cast(column, pa.list_(column.type.value_type))
+        members = _text(lists.flatten(), "lists of strings or integers")
+        rows = pc.list_parent_indices(lists)
+        there = pc.and_(pc.is_valid(members), pc.not_equal(members, ""))
+        members, rows = members.filter(there), rows.filter(there)
+        split = _flags(pc.match_substring(members, "|"))
+        bad = np.zeros(len(column), np.bool_)
+        bad[rows.to_numpy()[split]] = True
+        counts = np.bincount(rows.to_numpy(), minlength=len(column))
+        offsets = pa.array(np.concatenate(([0], np.cumsum(counts))), pa.int32())
+        texts = pc.binary_join(pa.ListArray.from_arrays(offsets, members), "|")
+    else:
+        texts = _text(column, "lists, or strings joined by |")
+    long = _too_long(texts)
+    if long.any():
+        texts = _shortened(texts, np.flatnonzero(long), described)
+    feeds = _flags(pc.fill_null(pc.match_substring(texts, "\n"), False))
+    return texts, _or(bad, _too_long(texts), feeds)
+
+
+def _shortened(texts: pa.Array, rows: npt.NDArray[Any], described: Feature) -> pa.Array:
+    """A model sees `length` members alone, so that a longer history is no mistake."""
+    values = texts.to_pylist()
+    for row in rows:
+        members = [member for member in values[row].split("|") if member]
+        newest = described.kind == "sequence"
+        kept = members[-described.length :] if newest else members[: described.length]
+        values[row] = "|".join(kept)
+    return pa.array(values, pa.string())
+
+
+def _text(column: pa.Array, expected: str) -> pa.Array:
+    """Strings, and integers and dates as strings. A float is refused: 3.0 is not what a client
+    sends for 3."""
+    column = _decoded(column)
+    kind = column.type
+    if pa.types.is_null(kind) or _is_text(column):
+        return pc.cast(column, pa.string())
+    if pa.types.is_integer(kind) or pa.types.is_date(kind):
+        return pc.cast(column, pa.string())
+    raise WrongType(expected)
+
+
+def _numbers(column: pa.Array, expected: str) -> Converted:
+    """-> float64; the rows with text that is no number, or with one that is infinite."""
+    column = _decoded(column)
+    kind = column.type
+    if _is_text(column):
+        try:
+            numbers, wrong = pc.cast(column, pa.float64()), None
+        except pa.ArrowInvalid:
+            numbers, wrong = _one_by_one(column, pa.float64())
+    elif pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        numbers, wrong = pc.cast(pc.cast(column, pa.int8()), pa.float64()), None
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        numbers, wrong = pc.cast(column, pa.float64(), safe=False), None
+    else:
+        raise WrongType(expected)
+    return numbers, _or(wrong, np.isinf(numbers.to_numpy(zero_copy_only=False)))
+
+
+def _integers(column: pa.Array) -> Converted:
+    """-> int64, exact; the rows that hold something else."""
+    column = _decoded(column)
+    kind = column.type
+    if pa.types.is_integer(kind):
+        try:
+            return pc.cast(column, pa.int64()), None
+        except pa.ArrowInvalid:  # of 64 bits without a sign
+            return _one_by_one(pc.cast(column, pa.string()), pa.int64())
+    if _is_text(column):
+        plain = _flags(pc.fill_null(pc.match_substring_regex(column, _PLAIN_INTEGER), True))
+        if plain.all():
+            try:
+                return pc.cast(column, pa.int64()), None
+            except pa.ArrowInvalid:  # beyond 64 bits
+                return _one_by_one(column, pa.int64())
+        if plain.mean() < 0.5:
+            raise WrongType("item ids: integers of 64 bits; number the items, and keep your ids")
+        good = pc.if_else(pa.array(plain), column, pa.scalar(None, pa.string()))
+        ids, wrong = _one_by_one(good, pa.int64())
+        return ids, _or(wrong, ~plain)
+    raise WrongType("item ids: integers of 64 bits")
+
+
+def _one_by_one(texts: pa.Array, kind: pa.DataType) -> Converted:
+    """Cast each value alone; those that cannot be are missing, and marked."""
+    wrong = np.zeros(len(texts), np.bool_)
+    values = []
+    for row, text in enumerate(texts):
+        try:
+            values.append(text.cast(kind))
+        except pa.ArrowInvalid:
+            wrong[row] = True
+            values.append(pa.scalar(None, kind))
+    return pa.array([value.as_py() for value in values], kind), wrong
+
+
+def _too_long(texts: pa.Array) -> Flags:
+    return _flags(pc.fill_null(pc.greater(pc.binary_length(texts), MAX_VALUE_BYTES), False))
+
+
+def _is_text(column: pa.Array) -> bool:
+    kind = column.type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _flags(mask: pa.Array) -> Flags:
+    return np.asarray(pc.fill_null(mask, False).to_numpy(zero_copy_only=False), np.bool_)
+
+
+def _or(*masks: Flags | None) -> Flags | None:
+    given = [mask for mask in masks if mask is not None]
+    return np.logical_or.reduce(given) if given else None
