@@ -1,15 +1,19 @@
 """The filters of a request on the wire: `encode_*` in the client, `decode_*` in the server.
 
-    exclude    item ids that a user is not to get          packed little-endian int64
+    exclude    item ids that a user is not to get          packed little-endian int64; or JSON, [7]
     allow      values by item feature, of which an item    JSON, {"genre": ["Comedy", "Drama"]}
                needs one for every feature named
 
 Each is one element of bytes, because requests of unequal shape would not batch; empty = no filter.
+Plain JSON over HTTP has no form for packed ids. The two forms of `exclude` are told apart by their
+bytes: packed ids that read as a JSON list would end with one above 6.7e18 of nothing but digits,
+commas and the like.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 
@@ -30,6 +34,7 @@ no feature = every item."""
 MOST_EXCLUDED = 1000  # ids; what a user has seen longer ago may come again
 MOST_VALUES = 1000  # of all features together
 ID_BYTES = 8
+_JSON_IDS = re.compile(rb"\[[-0-9,.\"\s]*\]")
 
 
 def encode_exclude(ids: Exclude) -> bytes:
@@ -53,13 +58,28 @@ def encode_exclude(ids: Exclude) -> bytes:
 
 def decode_exclude(value: bytes) -> npt.NDArray[np.int64]:
     """Ids [n], as they came. Raises InvalidInput as `encode_exclude`."""
+    if value.startswith(b"[") and _JSON_IDS.fullmatch(value):
+        return _ids_of_json(value)
     if len(value) % ID_BYTES:
         raise InvalidInput(
             f"{EXCLUDE}: {len(value)} bytes came; ids are packed as little-endian int64, "
-            f"{ID_BYTES} bytes each"
+            f"{ID_BYTES} bytes each, or a JSON list of integers, as [7, 9]"
         )
     _check_excluded(len(value) // ID_BYTES)
     return np.frombuffer(value, "<i8").astype(np.int64, copy=False)
+
+
+def _ids_of_json(value: bytes) -> npt.NDArray[np.int64]:
+    """Integers, or their texts: some languages have no integers of 64 bits."""
+    try:
+        ids = [int(item) if isinstance(item, str) else _id(item) for item in json.loads(value)]
+        found: npt.NDArray[np.int64] = np.array(ids, np.int64)
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"{EXCLUDE}: {value[:40]!r} is no JSON list of integers of 64 bits: {error}"
+        ) from error
+    _check_excluded(len(found))
+    return found
 
 
 def encode_allow(allow: Allow, known: Collection[str]) -> bytes:

@@ -137,6 +137,12 @@ class RequestLayout:
         """F_cat, likewise at least 1."""
         return max(1, len(self.categorical))
 
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """Those of the two tensors that hold features of a user."""
+        held = {"dense": self.dense, "categorical": self.categorical}
+        return tuple(name for name, features in held.items() if features)
+
     def of_columns(self, columns: Sequence[str], table: str) -> tuple[list[str], list[str]]:
         """The features that a table has as columns, and those that it lacks. Raises InvalidInput
         if it has none of them."""

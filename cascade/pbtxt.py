@@ -81,7 +81,7 @@ def ensemble_config(
         step.output_map.update({tensor.name: tensor.name for tensor in outputs})
         made |= {*step.input_map, *step.output_map}
     for tensor in config.input:
-        if tensor.name in (*spec.FEATURES, spec.USER_ID):
+        if tensor.name == spec.USER_ID:
             tensor.ClearField("optional")  # optional for the member alone
     return config
 
@@ -103,7 +103,7 @@ def configs(
         found[model] = process_config(model, schema, sizes, own, product, process)
     members = [*found.values()]
     if ENSEMBLE not in found:
-        by_id = (spec.USER_ID, spec.CONTEXT, spec.COLD_START)
+        by_id = (spec.USER_ID, spec.COLD_START)
         found[ENSEMBLE] = ensemble_config(ENSEMBLE, serving, version, members, by_id)
     if product.store:
         found[RECOMMEND_USER] = ensemble_config(

@@ -5,7 +5,7 @@ signatures, the in-process pipeline and the clients are all derived from `stages
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
@@ -125,13 +125,18 @@ class Sizes:
 
 
 def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
-    """The three stages in order, each output feeding the input of the same name."""
+    """The three stages in order, each output feeding the input of the same name.
+
+    A request says who the user is by `dense` and `categorical`, by `context` (a JSON object of raw
+    feature values by name), or by both: the context lies over the tensors.
+    """
     request = (
-        Tensor("dense", "FP32", (schema.dense_width("user"),)),
-        Tensor("categorical", "BYTES", (schema.wire_width("user"),)),
+        Tensor("dense", "FP32", (schema.dense_width("user"),), optional=True),
+        Tensor("categorical", "BYTES", (schema.wire_width("user"),), optional=True),
     )
     # One element each, whatever its content: requests of unequal shape would not batch.
-    filters = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in (EXCLUDE, ALLOW))
+    others = (CONTEXT, EXCLUDE, ALLOW)
+    texts = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in others)
     user = (
         Tensor("user_dense", "FP32", (schema.dense_width("user"),)),
         Tensor("user_ids", "INT64", (schema.ids_width("user"),)),
@@ -143,7 +148,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Tensor("scores", "FP32", (sizes.results,)),
     )
     return (
-        Stage(RETRIEVE, (*request, *filters), (*user, candidates)),
+        Stage(RETRIEVE, (*request, *texts), (*user, candidates)),
         Stage(PRERANK, (*user, candidates), (survivors,)),
         Stage(RANK, (*user, survivors), results),
     )
@@ -151,12 +156,10 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
 
 def by_id(process: Stage) -> Stage:
     """The first process, for users by id: it looks up their features, and says for which users it
-    found none. A request has either `dense` and `categorical`, or `user_id` and optionally
-    `context`: a JSON object of raw feature values by name."""
-    asked = (Tensor(USER_ID, "BYTES", (1,)), Tensor(CONTEXT, "BYTES", (1,)))
+    found none."""
     return Stage(
         process.name,
-        tuple(replace(tensor, optional=True) for tensor in (*process.inputs, *asked)),
+        (*process.inputs, Tensor(USER_ID, "BYTES", (1,), optional=True)),
         (*process.outputs, Tensor(COLD_START, "BOOL", (1,))),
     )
 

@@ -31,10 +31,12 @@ from cascade.stages.scoring import Score
 
 class LoadedStage(Protocol):
     """One step: input arrays, batch first, to a tuple of output arrays. After its `inputs` come
-    those that are `optional`: None, or missing, where no request of the batch has them. All but a
-    `Chain` have `counts()` and `levels()`, too (`cascade.triton.metrics`)."""
+    those that are `optional`: None, or missing, where no request of the batch has them. Of its
+    `inputs`, a request leaves out those that are `needed` only where it has the user's id or
+    context. All but a `Chain` have `counts()` and `levels()`, too (`cascade.triton.metrics`)."""
 
     inputs: tuple[str, ...]
+    needed: tuple[str, ...]
     optional: tuple[str, ...]
     outputs: tuple[str, ...]
     schema_hash: str
@@ -45,13 +47,16 @@ class LoadedStage(Protocol):
 
 class Chain:
     """Consecutive stages in one process: each finds its inputs by name among the outputs of those
-    before it and the inputs of the chain, whose outputs are by default those of the last stage."""
+    before it and the inputs of the chain, whose outputs are by default those of the last stage. A
+    stage's input that is optional for a later one is for that stage alone."""
 
     def __init__(
         self, stages: Sequence[LoadedStage], outputs: tuple[str, ...] | None = None
     ) -> None:
         self.inputs = from_outside((stage.inputs, stage.outputs) for stage in stages)
-        self.optional = tuple(name for stage in stages for name in stage.optional)
+        self.needed = stages[0].needed
+        names = (name for stage in stages for name in stage.optional)
+        self.optional = tuple(name for name in names if name not in self.inputs)
         self.outputs = outputs or stages[-1].outputs
         self.schema_hash = stages[-1].schema_hash
         self.stages = tuple(stages)
@@ -59,7 +64,9 @@ class Chain:
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
         values = dict(zip((*self.inputs, *self.optional), inputs, strict=False))
         for stage in self.stages:
-            optional = (values.get(name) for name in stage.optional)
+            optional = (
+                None if name in self.inputs else values.get(name) for name in stage.optional
+            )
             made = stage(*(values[name] for name in stage.inputs), *optional)
             values.update(zip(stage.outputs, made, strict=True))
         return tuple(values[name] for name in self.outputs)

@@ -8,7 +8,6 @@ as a cold start; the request does not fail.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -17,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.runtime import spans
 from cascade.spec import COLD_START, CONTEXT, FEATURES, LOOKUP, USER_ID
+from cascade.stages.context import Contexts
 from cascade.store import Backend, StoredUsers, StoreError, UserStore, check_layout
 
 LOG_PERIOD_S = 60.0
-MAX_CONTEXT_BYTES = 65_536
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +81,8 @@ class Lookup:
         breaker: CircuitBreaker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.layout = layout
+        self.layout, self._contexts = layout, Contexts(layout)
+        self.needed = layout.needed
         self.schema_hash = layout.layout_hash  # raw features depend on the layout alone
         self._counts = {"users_found": 0, "cold_starts": 0, "store_failures": 0}
         self._backend = backend
@@ -99,8 +98,7 @@ class Lookup:
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
         dense, categorical, user_id, context = inputs
         # Before anything is counted: after a bad request the server runs the batch one by one.
-        texts = enumerate(context[:, 0].tolist())
-        overrides = [(row, self._features(text)) for row, text in texts if text]
+        overrides = self._contexts.read(context)
         ids = user_id[:, 0].tolist()
         rows = [row for row, user in enumerate(ids) if user]
         known = np.zeros(len(ids), np.bool_)
@@ -113,8 +111,7 @@ class Lookup:
                 dense, categorical = users.dense, users.categorical
             else:
                 dense[rows], categorical[rows] = users.dense, users.categorical
-        for row, features in overrides:
-            self.layout.fill(features, dense[row], categorical[row])
+        self._contexts.lay(overrides, dense, categorical)
         spans.end(LOOKUP)
         return dense, categorical, ~known[:, None]
 
@@ -149,31 +146,6 @@ class Lookup:
 
     def _nobody(self, users: int) -> StoredUsers:
         return StoredUsers(*self.layout.empty(users), np.zeros(users, np.bool_), 0)
-
-    def _features(self, context: bytes) -> dict[str, Any]:
-        """The features that a request itself contains, checked.
-
-        InvalidInput: no JSON object, an unknown feature, or an unreadable value.
-        """
-        if len(context) > MAX_CONTEXT_BYTES:
-            raise InvalidInput(
-                f"context: {len(context)} bytes came; at most {MAX_CONTEXT_BYTES} are read"
-            )
-        try:
-            features = json.loads(context)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"context: {context[:40]!r} is not JSON: {error}") from error
-        if not isinstance(features, dict):
-            raise InvalidInput(
-                f"context: a JSON {type(features).__name__} came; expected an object of feature "
-                "values by name"
-            )
-        dense, categorical = self.layout.empty()
-        try:
-            self.layout.fill(features, dense[0], categorical[0])
-        except InvalidInput as error:
-            raise InvalidInput(f"context: {error}") from error.__cause__
-        return features
 
     def _tell(self, problem: str) -> None:
         """Log a problem, at most once in `LOG_PERIOD_S`: there may be thousands a second."""

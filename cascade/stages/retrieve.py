@@ -12,9 +12,11 @@ from cascade.artifact import Array
 from cascade.config import Serving
 from cascade.encoding import Encoder
 from cascade.index.files import open_index
+from cascade.layout import RequestLayout
 from cascade.runtime import spans
 from cascade.runtime.load import load_graph
-from cascade.spec import ALLOW, EXCLUDE
+from cascade.spec import ALLOW, CONTEXT, EXCLUDE, FEATURES
+from cascade.stages.context import Contexts
 from cascade.stages.filters.deny import DenyList
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.filters.search import Filtered
@@ -28,8 +30,8 @@ class Retrieve:
     no user may get.
     """
 
-    inputs: tuple[str, ...] = ("dense", "categorical")
-    optional: tuple[str, ...] = (EXCLUDE, ALLOW)
+    inputs: tuple[str, ...] = FEATURES
+    optional: tuple[str, ...] = (EXCLUDE, ALLOW, CONTEXT)
     outputs: tuple[str, ...] = ("user_dense", "user_ids", "candidates")
 
     def __init__(
@@ -38,6 +40,8 @@ class Retrieve:
         self.candidates = candidates
         self.encoder = Encoder.load(folder, sides=("user",))
         self.schema_hash = self.encoder.schema.hash
+        layout = RequestLayout.of(self.encoder.schema)
+        self.needed, self._contexts = layout.needed, Contexts(layout)
         _, tower = load_graph(folder, self.encoder.schema, serving)
         tower = spans.traced("tower", tower)
         self.index = open_index(folder, self.encoder.schema.hash, serving)
@@ -47,12 +51,14 @@ class Retrieve:
         self._kept = 0
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:
-        dense, categorical, *wanted = inputs
+        dense, categorical, exclude, allow, context = (*inputs, None, None, None)[:5]
+        if context is not None:
+            dense, categorical = self._contexts.over(context, dense, categorical)
         user_dense, user_ids = self.encoder.encode("user", dense, categorical)
         spans.end("encode")
         if not len(user_ids):
             return user_dense, user_ids, np.empty((0, self.candidates), np.int64)
-        rows = self._search(user_dense, user_ids, *wanted)
+        rows = self._search(user_dense, user_ids, exclude, allow)
         spans.end("search")
         self._kept += int(np.count_nonzero(rows >= 0))
         return user_dense, user_ids, rows

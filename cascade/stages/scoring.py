@@ -27,6 +27,7 @@ class Score:
     scores [B, K'].
     """
 
+    needed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, serving: Serving) -> None:

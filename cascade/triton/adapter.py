@@ -9,7 +9,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cascade.artifact import Array
 from cascade.config import ProcessConfig
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
-from cascade.spec import DEADLINE, RELEASE
+from cascade.spec import CONTEXT, DEADLINE, RELEASE, USER_ID
 from cascade.stages.load import deny_list_of, load_stages
 from cascade.triton import request_log
 from cascade.triton.admission import AGAIN, Admission
@@ -61,6 +61,7 @@ class TritonPythonModel:
             for tensor in config["input"]
             if tensor.get("optional")
         }
+        self.needed = frozenset(self.stage.needed)
         self.users_per_run = process.serving.users_per_run
         self.admission = Admission.of(config, release, process.serving.max_queue_size)
         tagged = any(output["name"] == RELEASE.name for output in config["output"])
@@ -106,17 +107,15 @@ class TritonPythonModel:
     def _compute(self, requests: Sequence[Any]) -> list[Any]:
         spans.end(spans.START)
         start = time.perf_counter()
-        inputs = [self._read(request) for request in requests]
         try:
-            answers = self._answer(inputs)
+            inputs = [self._read(request) for request in requests]
+            answers, users = self._answer(inputs), [len(arrays[0]) for arrays in inputs]
         except Exception:
             # One of the requests is invalid, or the stage fails: run each request alone, so that
             # only the invalid one gets an error.
-            answers = [
-                self._answer_one(arrays, request.request_id())
-                for arrays, request in zip(inputs, requests, strict=True)
-            ]
-        seconds, users = time.perf_counter() - start, [len(arrays[0]) for arrays in inputs]
+            answers = [self._answer_one(request) for request in requests]
+            users = [request.inputs()[0].shape()[0] for request in requests]
+        seconds = time.perf_counter() - start
         self.metrics.batch(sum(users), seconds)
         if self.log.every_request:
             ids = (request.request_id() for request in requests)
@@ -127,6 +126,8 @@ class TritonPythonModel:
     def _read(self, request: Any) -> Arrays:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         users = tensors[next(iter(tensors))].shape()[0]
+        if not self.needed <= tensors.keys():
+            self._check(tensors)
         optional = (tensors.get(name) for name in self.stage.optional)
         return (
             *(
@@ -136,14 +137,24 @@ class TritonPythonModel:
             *(None if tensor is None else tensor.as_numpy() for tensor in optional),
         )
 
+    def _check(self, given: Collection[str]) -> None:
+        """Raises InvalidInput for a request that says nothing of some of its user's features."""
+        missing = [name for name in self.stage.needed if name not in given]
+        if missing and not {USER_ID, CONTEXT} & {*given}:
+            raise InvalidInput(
+                f"input {' and '.join(missing)} is missing: send it, or the user's raw values by "
+                f"feature name as a JSON object in the input {CONTEXT}"
+            )
+
     def _blank(self, name: str, users: int) -> Array:
         """Stands in for an input of the stage that the request left out: NaN, or empty texts."""
         dims, dtype = self.absent[name]
         return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
 
-    def _answer_one(self, arrays: Arrays, request_id: str) -> Any:
+    def _answer_one(self, request: Any) -> Any:
+        request_id = request.request_id()
         try:
-            return self._answer([arrays])[0]
+            return self._answer([self._read(request)])[0]
         except InvalidInput as error:
             self.metrics.error("input")
             self.log.problem(request_id, "warning", str(error))

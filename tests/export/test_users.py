@@ -50,16 +50,16 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
     pbtxt.write(tmp_path, CRITEO, Sizes(), serving, version=4, product=STORED)
     found = {p.parent.name: pbtxt.read(p) for p in tmp_path.glob("*/config.pbtxt")}
     assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, RECOMMEND_USER}
-    asked = {RECOMMEND_USER: {"user_id": False, "context": True}}
+    asked = {RECOMMEND_USER: {"user_id": False}}
     if topology != "fused":
-        asked[ENSEMBLE] = {"dense": False, "categorical": False}
+        asked[ENSEMBLE] = {"dense": True, "categorical": True}
     for name, wanted in asked.items():
         ensemble = found[name]
         steps = ensemble.ensemble_scheduling.step
         pinned = [(step.model_name, step.model_version) for step in steps]
         assert pinned == [(model, 4) for model in TOPOLOGIES[topology]]
         optional = {t.name: t.optional for t in ensemble.input}
-        assert optional.items() >= wanted.items()
+        assert optional.items() >= {**wanted, "context": True, "exclude": True}.items()
         assert not any(
             name in optional for other in asked.values() for name in other - wanted.keys()
         )

@@ -7,6 +7,7 @@ the statistics of the first stage say so.
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import struct
 import time
@@ -301,10 +302,6 @@ MALFORMED: dict[str, tuple[Callable[[Any, Any], Inputs], tuple[str, ...]]] = {
         lambda d, c: request(d[:2], c[:1]),
         ("'dense' batch size does not match",),
     ),
-    "no strings": (
-        lambda d, c: request(d[:1], c[:1])[:1],
-        ("number of inputs between 2 and 4 but got 1", "missing required input(s) ['categorical']"),
-    ),
     "an unknown tensor": (
         lambda d, c: [*request(d[:1], c[:1]), tensor("user_id", d[:1], "FP32")],
         ("unexpected inference input 'user_id'",),
@@ -327,6 +324,73 @@ def test_a_malformed_request_never_reaches_a_stage(
     make, words = MALFORMED[name]
     bad = make(seven.dense, seven.categorical)
     refused(among_good(bad, reaches_the_stage=False), *words)
+
+
+def named(*values: Any) -> grpc.InferInput:
+    """The input `context`: raw values by name, an object for each user."""
+    texts = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
+    return tensor("context", np.array(texts, object).reshape(-1, 1), "BYTES")
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ([0], ("input categorical is missing", "in the input context")),
+        ([1], ("input dense is missing", "in the input context")),
+        ([], ("input dense and categorical is missing",)),
+    ],
+)
+def test_a_user_of_whom_half_is_missing(
+    seven: Any, traffic: Traffic, left: list[int], words: tuple[str, ...]
+) -> None:
+    users = request(seven.dense[:1], seven.categorical[:1])
+    exclude = tensor("exclude", np.array([[b"[]"]], object), "BYTES")
+    (outcome,) = traffic.send([[*(users[i] for i in left), exclude]])
+    refused(outcome, *words)
+
+
+@pytest.mark.parametrize("left", [(), (0,), (1,), (0, 1)])
+def test_values_by_name_lie_over_the_tensors(
+    seven: Any,
+    pipeline: Any,
+    traffic: Traffic,
+    assert_same_answers: Callable[..., None],
+    left: tuple[int, ...],
+) -> None:
+    dense, categorical = changed((seven.dense, seven.categorical))
+    values = {"age": None, "city": "city-3", "history": ["history-1", "history-2"]}
+    inputs = [request(dense, categorical)[i] for i in left]
+    (answer,) = traffic.send([[*inputs, named(values)]])
+    assert not isinstance(answer, InferenceServerException)
+    if 0 not in left:
+        dense[:] = np.nan
+    if 1 not in left:
+        categorical[:] = b""
+    expected = changed(
+        (dense.repeat(4, 0), categorical.repeat(4, 0)),
+        age=np.nan,
+        city=b"city-3",
+        history=b"history-1|history-2",
+    )
+    got = answer.as_numpy("item_ids"), answer.as_numpy("scores")
+    assert_same_answers(got, pipeline(*expected))
+
+
+@pytest.mark.parametrize(
+    ("contexts", "words"),
+    [
+        ([b"{"], ("context: b'{' is not JSON",)),
+        ([{}, {"cty": "x"}], ("user 1: context: unknown feature 'cty': did you mean 'city'?",)),
+        ([{"age": "old"}], ("context: feature age: 'old'", "expected a number")),
+    ],
+)
+def test_values_by_name_that_nobody_can_read(
+    seven: Any, traffic: Traffic, contexts: list[Any], words: tuple[str, ...]
+) -> None:
+    good = request(seven.dense[:2], seven.categorical[:2])
+    answer, outcome = traffic.send([good, [named(*contexts)]])
+    refused(outcome, *words)
+    assert not isinstance(answer, InferenceServerException)
 
 
 def test_a_string_longer_than_its_tensor(seven: Any, traffic: Traffic) -> None:

@@ -25,7 +25,7 @@ from cascade.client.split import place
 from cascade.config import Product, Serving
 from cascade.layout import RequestLayout
 from cascade.server.launcher import Server, ServerError
-from cascade.spec import RECOMMEND_USER, RETRIEVE
+from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE
 from cascade.store import UserStore
 from clients import recommend as command
 from export.releases.control import Control
@@ -158,6 +158,25 @@ def test_a_context_overrides_what_is_stored(people: Any, served: Served) -> None
     mixed = served.client.recommend_users([0, 1], [None, context])
     same(mixed[0], served.client.recommend(people.users[0]))
     same(mixed[1], served.client.recommend({**people.users[1], **context}))
+
+
+def test_values_by_name_need_no_store(people: Any, served: Served) -> None:
+    """`recommend` takes them, too; of other users in the same request they change nothing."""
+    contexts = [json.dumps(people.users[0]).encode(), b"", b'{"age": null}']
+    inputs = [
+        grpc.InferInput("context", [3, 1], "BYTES"),
+        grpc.InferInput("dense", [3, people.dense.shape[1]], "FP32"),
+    ]
+    inputs[0].set_data_from_numpy(np.array(contexts, object).reshape(3, 1))
+    inputs[1].set_data_from_numpy(np.full_like(people.dense[:3], 5))
+    with grpc.InferenceServerClient(served.server.url) as client:
+        answer = client.infer(ENSEMBLE, inputs, client_timeout=30)
+        with pytest.raises(InferenceServerException, match="input categorical is missing"):
+            client.infer(ENSEMBLE, inputs[1:], client_timeout=30)
+    numbers = dict.fromkeys(("age", "visits"), 5)
+    users = [{**numbers, **people.users[0]}, numbers, {"visits": 5}]
+    for row, expected in enumerate(served.client.recommend_many(users)):
+        assert answer.as_numpy("item_ids")[row].tolist() == expected.item_ids.tolist()
 
 
 def test_an_unknown_user_is_a_cold_start(served: Served) -> None:

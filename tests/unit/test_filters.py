@@ -251,6 +251,29 @@ def test_ids_are_unpacked() -> None:
         decode_exclude(bytes(13))
 
 
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        (b"[]", []),
+        (b"[5]", [5]),
+        (b"[5, 123]", [5, 123]),  # as many bytes as a packed id
+        (b'[-1,\n "9223372036854775807"]', [-1, 2**63 - 1]),
+    ],
+)
+def test_ids_are_read_from_json(text: bytes, ids: list[int]) -> None:
+    assert decode_exclude(text).tolist() == ids
+
+
+@pytest.mark.parametrize(
+    "text", [b"[1.5]", b"[1,]", b'["a"]', b'["1.5", 7]', b"[9223372036854775808]", b"[--12345]"]
+)
+def test_ids_that_are_no_integers_are_refused(text: bytes) -> None:
+    with pytest.raises(InvalidInput, match="list of integers"):
+        decode_exclude(text)
+    with pytest.raises(InvalidInput, match="1001 ids came; at most 1000"):
+        decode_exclude(str([*range(1001)]).encode())
+
+
 def test_values_are_read() -> None:
     assert decode_allow(b"") == decode_allow(b"{}") == {}
     assert decode_allow('{"a": ["é", 5], "b": []}'.encode()) == {
