@@ -140,6 +140,7 @@ def test_the_stages_answer_alone_and_say_what_they_take(criteo: Any, criteo_serv
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [
         ("dense", "FP32", [-1, 13]),
         ("categorical", "BYTES", [-1, 6]),
+        ("context", "BYTES", [-1, 1]),
         ("exclude", "BYTES", [-1, 1]),
         ("allow", "BYTES", [-1, 1]),
     ]
