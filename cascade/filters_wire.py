@@ -1,13 +1,17 @@
 """The filters of a request on the wire: `encode_*` in the client, `decode_*` in the server.
 
-    exclude    item ids that a user is not to get          packed little-endian int64; or JSON, [7]
+    exclude    item ids that a user is not to get          packed little-endian int64; or JSON, as
+                                                           [17, 4] or ["sku-17", "sku-4"]
     allow      values by item feature, of which an item    JSON, {"genre": ["Comedy", "Drama"]}
                needs one for every feature named
 
 Each is one element of bytes, because requests of unequal shape would not batch; empty = no filter.
-Plain JSON over HTTP has no form for packed ids. The two forms of `exclude` are told apart by their
-bytes: packed ids that read as a JSON list would end with one above 6.7e18 of nothing but digits,
-commas and the like.
+Plain JSON over HTTP has no form for packed ids. String ids are packed as their keys
+(`cascade.item_keys`).
+
+The two forms of `exclude` are told apart by their bytes. Packed ids may spell a JSON list, as the
+eight bytes [123456] do: behind such ids, a packer puts -1, which is no item and not UTF-8. Without
+it, only ids above 6.7e18 can spell one, and few of them do.
 """
 
 from __future__ import annotations
@@ -16,16 +20,19 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade.encoding import InvalidInput
+from cascade.item_keys import PAD, keys_of
 from cascade.spec import ALLOW, EXCLUDE
 from cascade.values import text, unexpected, unknown_name
 
-Exclude = Iterable[int] | None
-"""Item ids, in any order. None, or none of them = nothing is excluded."""
+Exclude = Iterable[int] | Iterable[str] | None
+"""Item ids, in any order; strings where the catalogue names its items by strings. None, or none of
+them = nothing is excluded."""
 
 Allow = Mapping[str, Iterable[str | int]] | None
 """Values by item feature: an item needs one of the values of every feature that is named. None, or
@@ -34,52 +41,82 @@ no feature = every item."""
 MOST_EXCLUDED = 1000  # ids; what a user has seen longer ago may come again
 MOST_VALUES = 1000  # of all features together
 ID_BYTES = 8
-_JSON_IDS = re.compile(rb"\[[-0-9,.\"\s]*\]")
+NO_JSON = np.array([PAD], "<i8").tobytes()
+_SPACE = b" \t\r\n"
+_NUMBERS = re.compile(rb"\[[-0-9,.\"\s]*\]")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 
-def encode_exclude(ids: Exclude) -> bytes:
-    """Pack ids; an id that comes twice is sent once. Raises InvalidInput for what are no ids of 64
-    bits, or more than `MOST_EXCLUDED`."""
+def encode_exclude(ids: Exclude, string_ids: bool = False) -> bytes:
+    """Pack ids, or the keys of string ids; one that comes twice is sent once. Raises InvalidInput
+    for what are no ids of 64 bits, or no strings, or more than `MOST_EXCLUDED`."""
     if ids is None:
         return b""
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise unexpected(EXCLUDE, ids, "a list of item ids")
-    ids = list(ids)
-    if set(map(type, ids)) - {int}:
-        ids = [_id(item) for item in ids]
-    try:
-        distinct = np.unique(np.array(ids, "<i8"))
-    except OverflowError as error:
-        raise unexpected(EXCLUDE, ids, "ids of 64 bits") from error
+    distinct = np.unique(_keys(list(ids), string_ids)).astype("<i8")
     _check_excluded(len(distinct))
     packed: bytes = distinct.tobytes()
-    return packed
+    return packed + NO_JSON if _is_json(packed) else packed
 
 
-def decode_exclude(value: bytes) -> npt.NDArray[np.int64]:
-    """Ids [n], as they came. Raises InvalidInput as `encode_exclude`."""
-    if value.startswith(b"[") and _JSON_IDS.fullmatch(value):
-        return _ids_of_json(value)
+def decode_exclude(value: bytes, string_ids: bool = False) -> npt.NDArray[np.int64]:
+    """Ids [n], or the keys of string ids, as they came. Raises InvalidInput as `encode_exclude`."""
+    if _is_json(value):
+        return _ids_of_json(value, string_ids)
     if len(value) % ID_BYTES:
         raise InvalidInput(
             f"{EXCLUDE}: {len(value)} bytes came; ids are packed as little-endian int64, "
-            f"{ID_BYTES} bytes each, or a JSON list of integers, as [7, 9]"
+            f"{ID_BYTES} bytes each, or a JSON {_expected(string_ids)}"
         )
-    _check_excluded(len(value) // ID_BYTES)
+    _check_excluded((len(value) - value.endswith(NO_JSON)) // ID_BYTES)
     return np.frombuffer(value, "<i8").astype(np.int64, copy=False)
 
 
-def _ids_of_json(value: bytes) -> npt.NDArray[np.int64]:
-    """Integers, or their texts: some languages have no integers of 64 bits."""
+def _expected(string_ids: bool) -> str:
+    kind = '["sku-17", "sku-4"]' if string_ids else "[7, 9]"
+    return f"list of {'strings' if string_ids else 'integers'} of items, as {kind}"
+
+
+def _is_json(value: bytes) -> bool:
+    """Whether bytes are read as JSON: a list, or what a list of numbers may have been meant by."""
+    text = value.strip(_SPACE)
+    if not (text.startswith(b"[") and text.endswith(b"]")):
+        return False
     try:
-        ids = [int(item) if isinstance(item, str) else _id(item) for item in json.loads(value)]
-        found: npt.NDArray[np.int64] = np.array(ids, np.int64)
-    except (ValueError, OverflowError) as error:
+        json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return _NUMBERS.fullmatch(text) is not None
+    return True
+
+
+def _ids_of_json(value: bytes, string_ids: bool) -> npt.NDArray[np.int64]:
+    """Integers may be texts: some languages have no integers of 64 bits."""
+    try:
+        ids = json.loads(value)
+    except ValueError as error:
         raise InvalidInput(
-            f"{EXCLUDE}: {value[:40]!r} is no JSON list of integers of 64 bits: {error}"
+            f"{EXCLUDE}: {value[:40]!r} is no JSON {_expected(string_ids)}: {error}"
         ) from error
-    _check_excluded(len(found))
-    return found
+    _check_excluded(len(ids))
+    if not string_ids:
+        ids = [int(i) if isinstance(i, str) and _INTEGER.fullmatch(i) else i for i in ids]
+    return _keys(ids, string_ids)
+
+
+def _keys(ids: list[Any], string_ids: bool) -> npt.NDArray[np.int64]:
+    if string_ids:
+        for item in ids:
+            if not isinstance(item, str):
+                raise unexpected(EXCLUDE, item, f"a {_expected(string_ids)}")
+        # Half a character: no item has it.
+        return keys_of((item.encode(errors="surrogatepass") for item in ids), len(ids))
+    if set(map(type, ids)) - {int}:
+        ids = [_id(item) for item in ids]
+    try:
+        return np.array(ids, np.int64)
+    except OverflowError as error:
+        raise unexpected(EXCLUDE, ids, "ids of 64 bits, a list of integers") from error
 
 
 def encode_allow(allow: Allow, known: Collection[str]) -> bytes:
@@ -140,7 +177,7 @@ def _check_values(count: int) -> None:
 
 def _id(value: object) -> int:
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-        raise unexpected(EXCLUDE, value, "ints, the ids of items")
+        raise unexpected(EXCLUDE, value, "ints, a list of integers, the ids of items")
     return int(value)
 
 

@@ -67,12 +67,14 @@ class RequestLayout:
         layout_hash: as of the schema (`Schema.layout_hash`).
         items: features of the items by whose values a user may ask for items (`allow`). They are
             no part of the tensors, so they do not count when layouts are compared.
+        string_ids: items are named by strings instead of integers, in answers and in `exclude`.
     """
 
     dense: tuple[str, ...]
     categorical: tuple[IdFeature, ...]
     layout_hash: str
     items: tuple[str, ...] = field(default=(), compare=False)
+    string_ids: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, schema: Schema) -> RequestLayout:
@@ -82,6 +84,7 @@ class RequestLayout:
             tuple(IdFeature(f.name, f.kind, f.length) for f in schema.ids("user")),
             schema.layout_hash,
             tuple(feature.name for feature in schema.ids("item")),
+            schema.string_ids,
         )
 
     def to_json(self) -> str:
@@ -91,12 +94,13 @@ class RequestLayout:
             | ({"sequence": True} if f.kind == "sequence" else {})
             for f in self.categorical
         ]
-        return json.dumps({"dense": self.dense, "categorical": categorical, "items": self.items})
+        content = {"dense": self.dense, "categorical": categorical, "items": self.items}
+        return json.dumps(content | ({"string_ids": True} if self.string_ids else {}))
 
     @classmethod
     def from_json(cls, features: str, layout_hash: str) -> RequestLayout:
-        """Read back `to_json`, also of an export that did not write `items` or `sequence` yet.
-        Raises LayoutError if the text is no such JSON."""
+        """Read back `to_json`, also of an export that did not write `items`, `sequence` or
+        `string_ids` yet. Raises LayoutError if the text is no such JSON."""
         try:
             content = json.loads(features)
             categorical = [
@@ -104,7 +108,9 @@ class RequestLayout:
                 for f in content["categorical"]
             ]
             items = tuple(content.get("items", ()))
-            return RequestLayout(tuple(content["dense"]), tuple(categorical), layout_hash, items)
+            string_ids = bool(content.get("string_ids", False))
+            dense = tuple(content["dense"])
+            return RequestLayout(dense, tuple(categorical), layout_hash, items, string_ids)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LayoutError(
                 f"{features[:40]!r} does not list the features of a user: {error!r}"

@@ -42,7 +42,7 @@ def process_config(
         stage, held = spec.by_id(stage), (spec.LOOKUP, *held)
         outputs = stage.outputs
     if spec.RANK in held:
-        outputs = (*outputs, spec.RELEASE)
+        outputs = (*spec.answered(outputs, schema), spec.RELEASE)
         if product.explored:
             outputs = (*outputs, Tensor(spec.PROPENSITIES, "FP32", (sizes.results,)))
     size = serving.max_batch_size

@@ -5,7 +5,7 @@ signatures, the in-process pipeline and the clients are all derived from `stages
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
@@ -28,11 +28,13 @@ DENY_LIST = "deny.txt"  # in the root of a repository: items that no user may ge
 LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
 USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
 FEATURES = ("dense", "categorical")
+ITEM_IDS = "item_ids"
 # A parameter of a request: microseconds since 1970 after which its client no longer waits.
 DEADLINE = "deadline_us"
 CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, read by clients
 CATALOGUE_IDS = "catalogue_ids"  # the external id of every catalogue row, with the ranker
 RERANK = "rerank.json"  # with the ranker, if the list is chosen from a pool
+ITEM_NAMES = "item_names.json"  # with the ranker, if the ids of items are strings
 SCORE = "score"  # prerank and rank in one process
 
 
@@ -144,7 +146,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
     candidates = Tensor("candidates", "INT64", (sizes.candidates,))
     survivors = Tensor("survivors", "INT64", (sizes.survivors,))
     results = (
-        Tensor("item_ids", "INT64", (sizes.results,)),
+        Tensor(ITEM_IDS, "INT64", (sizes.results,)),
         Tensor("scores", "FP32", (sizes.results,)),
     )
     return (
@@ -152,6 +154,13 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Stage(PRERANK, (*user, candidates), (survivors,)),
         Stage(RANK, (*user, survivors), results),
     )
+
+
+def answered(outputs: Iterable[Tensor], schema: Schema) -> tuple[Tensor, ...]:
+    """The outputs of the process that ranks: the graph knows items by int64 keys, the answer by
+    their ids, which may be strings."""
+    strings = {ITEM_IDS} if schema.string_ids else {}
+    return tuple(replace(t, dtype="BYTES") if t.name in strings else t for t in outputs)
 
 
 def by_id(process: Stage) -> Stage:

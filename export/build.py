@@ -22,7 +22,7 @@ from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
 from cascade.stages import rerank
 from cascade.training import checkpoint
-from export.artifacts import batching, filters, parity, retrieval, variants
+from export.artifacts import batching, filters, names, parity, retrieval, variants
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
     ITEM_STATE,
@@ -73,6 +73,7 @@ def write_release(build: Build) -> None:
         model = foreign.get(stage.name) or chosen.get(stage.name, Variant())
         written[stage.name] = _write_scoring(build, source, stage, model)
     _write_reranking(build, source)
+    names.write(build.folder(RANK), source.items, schema.hash)
 
     parities = [p for stage in written.values() for p in stage.parities]
     print(parity.report(parities))

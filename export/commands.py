@@ -85,7 +85,8 @@ def catalogue(argv: Sequence[str]) -> None:
         assert live is not None
         refresh = Refresh(repository.root, live, args.checkpoints)
         added = read_items(args.add, refresh.encoder)
-        changed = change(refresh.item_ids, added, read_ids(args.remove))
+        removed = read_ids(args.remove, refresh.schema.string_ids)
+        changed = change(refresh.item_ids, added, removed)
         say(f"{(~changed.keep).sum():,} items leave, {len(added):,} come")
         refresh.write(target, number, changed)
 

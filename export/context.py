@@ -22,6 +22,7 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import PRERANK, Precision, Sizes, Weights, stage_path
 from cascade.training import checkpoint
+from export.item_ids import check_kind, read_item_ids
 
 REQUIRED = ("schema.json", "catalogue.parquet", "users.parquet")
 Auto = Literal["auto"]
@@ -100,12 +101,14 @@ class Build:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Encoded items: dense [N, F_dense], ids [N, C], item_ids [N]; raw features if at hand."""
+    """Encoded items: dense [N, F_dense], ids [N, C], item_ids int64 [N]; raw features if at hand.
+    Where ids are strings, item_ids are their keys and names are the ids, large_string [N]."""
 
     dense: Array
     ids: Array
     item_ids: Array
     raw: pa.Table | None = None
+    names: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,7 +116,8 @@ class Catalogue:
     def take(self, rows: Array) -> Catalogue:
         """These rows, in this order."""
         raw = None if self.raw is None else self.raw.take(rows)
-        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows], raw)
+        names = None if self.names is None else self.names.take(pa.array(rows))
+        return Catalogue(self.dense[rows], self.ids[rows], self.item_ids[rows], raw, names)
 
 
 @dataclass(frozen=True)
@@ -128,14 +132,16 @@ class Source:
     @classmethod
     def load(cls, folder: Path) -> Source:
         """Read the encoder, and the catalogue in its own order. Raises ArtifactError: no folder of
-        checkpoints; SchemaError: the vocabularies are not those of the schema."""
+        checkpoints, or the catalogue has no valid ids; SchemaError: the vocabularies are not those
+        of the schema."""
         if missing := [name for name in REQUIRED if not (folder / name).is_file()]:
             raise ArtifactError(
                 f"{folder} is not a folder of checkpoints, {', '.join(missing)} missing: give the "
                 "folder that python -m cascade.training wrote"
             )
-        items = read_catalogue(folder)
-        return cls(folder, Encoder.load(folder), items, np.arange(len(items)))
+        items, encoder = read_catalogue(folder), Encoder.load(folder)
+        check_kind(items.names, encoder.schema, folder / "catalogue.parquet")
+        return cls(folder, encoder, items, np.arange(len(items)))
 
     @property
     def schema(self) -> Schema:
@@ -169,10 +175,13 @@ class Source:
 
 
 def read_catalogue(checkpoints: Path) -> Catalogue:
-    """The encoded items of a folder of checkpoints."""
-    table = pq.read_table(checkpoints / "catalogue.parquet", columns=["item_id", "dense", "ids"])
+    """The encoded items of a folder of checkpoints. Raises ArtifactError for invalid item ids."""
+    path = checkpoints / "catalogue.parquet"
+    table = pq.read_table(path, columns=["item_id", "dense", "ids"])
+    keys, names = read_item_ids(table["item_id"], path)
     return Catalogue(
         matrix(table["dense"]).copy(),  # Arrow's memory is read-only, and torch warns of that
         matrix(table["ids"]).astype(np.int64),
-        table["item_id"].to_numpy(),
+        keys,
+        names=names,
     )

@@ -131,6 +131,11 @@ def table_of(schema: Schema, side: Side, dense: Any, categorical: Any) -> pa.Tab
     return pa.table(columns)
 
 
+def string_id(item: int) -> str:
+    """The id of an item where ids are strings, by the integer that it otherwise has."""
+    return f"Größe-{item}"
+
+
 def spread(scorer: torch.nn.Module) -> None:
     """Draw the embeddings wide enough that scores differ; a fresh table is nearly zero."""
     for module in scorer.modules():
@@ -148,7 +153,9 @@ def write_checkpoints(plan: Plan, folder: Path) -> tuple[Any, Any]:
     encoder.save(folder)
     items = table_of(schema, "item", *raw_rows(schema, "item", plan.items, random))
     dense, ids = encoder.encode_table("item", items)
-    item_ids = FIRST_ITEM_ID + ITEM_ID_STEP * np.arange(plan.items)
+    item_ids: Any = FIRST_ITEM_ID + ITEM_ID_STEP * np.arange(plan.items)
+    if schema.string_ids:
+        item_ids = [string_id(item) for item in item_ids]
     lists = {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
     raw = {n: items[n] for n in items.column_names} if plan.raw else {}
     pq.write_table(pa.table({"item_id": item_ids, **raw, **lists}), folder / "catalogue.parquet")

@@ -21,6 +21,7 @@ from cascade.client.layout import Layout
 from cascade.client.split import Key
 from cascade.encoding import InvalidInput
 from cascade.filters_wire import Allow, Exclude, encode_allow, encode_exclude
+from cascade.item_keys import PAD
 from cascade.layout import Categorical, User, of_user
 from cascade.spec import ALLOW, CONTEXT, EXCLUDE, FEATURES, RECOMMEND_USER, USER_ID
 
@@ -28,7 +29,6 @@ UserId = str | int | bytes
 """By which the server knows a user; an integer is its decimal text."""
 
 Tensors = dict[str, npt.NDArray[Any]]
-PAD = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,8 @@ class Call:
 class Answer:
     """What the server sent for B users, by output; None for what it did not send."""
 
-    item_ids: npt.NDArray[np.int64] | None  # [B, 10], as scores and propensities
+    # [B, 10], as scores and propensities; int64, or object of UTF-8 where ids are strings
+    item_ids: npt.NDArray[Any] | None
     scores: npt.NDArray[np.float32] | None
     release: npt.NDArray[np.int64] | None = None  # [B, 1], as cold_start
     cold_start: npt.NDArray[np.bool_] | None = None
@@ -83,7 +84,8 @@ class Recommendation:
     """The best items for one user, best first.
 
     Args:
-        item_ids: int64 [<= 10]; fewer where fewer items are left.
+        item_ids: int64 [<= 10], or object [<= 10] of str where the catalogue names its items by
+            strings; fewer where fewer items are left.
         scores: float32 of the same length, predicted click probabilities.
         release: number of the release that answered, where the server says so.
         short: the list is not full: no other item is in the catalogue, or none passes the filters.
@@ -92,7 +94,7 @@ class Recommendation:
             their places; where the server explores (`export --explored`).
     """
 
-    item_ids: npt.NDArray[np.int64]
+    item_ids: npt.NDArray[Any]
     scores: npt.NDArray[np.float32]
     release: int | None = None
     short: bool = False
@@ -142,11 +144,12 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
         raise RecommendError(
             f"the server answered item_ids and scores of shapes {shapes} to {users} users"
         )
-    found = []
-    for user, keep in enumerate(item_ids != PAD):
+    found, strings = [], item_ids.dtype == np.object_
+    for user, keep in enumerate(item_ids != (b"" if strings else PAD)):
+        items = item_ids[user, keep]
         found.append(
             Recommendation(
-                item_ids[user, keep],
+                np.array([item.decode() for item in items], np.object_) if strings else items,
                 scores[user, keep],
                 None if answer.release is None else int(answer.release[user, 0]),
                 not keep.all(),
@@ -162,7 +165,8 @@ def filter_tensors(
 ) -> Tensors:
     """The filters of so many users by input name, [B, 1] each, without those that no user has.
     Raises InvalidInput for not one per user, and for one that cannot be read, with the user."""
-    excluded = _column(EXCLUDE, exclude, users, encode_exclude)
+    encode = partial(encode_exclude, string_ids=layout.string_ids)
+    excluded = _column(EXCLUDE, exclude, users, encode)
     allowed = _column(ALLOW, allow, users, partial(encode_allow, known=layout.items))
     columns = {EXCLUDE: excluded, ALLOW: allowed}
     found: Tensors = {name: column for name, column in columns.items() if column[:, 0].any()}

@@ -68,10 +68,11 @@ def check(result: grpc.InferResult) -> None:
 
 
 def _check_ranking(model: str, item_ids: Any, scores: Any) -> None:
-    """Every item once and with a finite score, in any order: a release may rerank. Padding, -1,
-    does not count."""
+    """Every item once and with a finite score, in any order: a release may rerank. Padding, -1 or
+    an empty string, does not count."""
     for ids, values in zip(item_ids, scores, strict=True):
-        kept, ranked = ids[ids >= 0], values[ids >= 0]
+        real = ids != b"" if ids.dtype == np.object_ else ids >= 0
+        kept, ranked = ids[real], values[real]
         if len(np.unique(kept)) < len(kept) or not np.isfinite(ranked).all():
             raise ProbeError(
                 f"model {model!r} answers with item_ids {ids.tolist()} and scores "

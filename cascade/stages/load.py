@@ -18,6 +18,7 @@ from cascade.layout import RequestLayout
 from cascade.schema import Schema
 from cascade.spec import (
     COLD_START,
+    ITEM_NAMES,
     LOOKUP,
     PRERANK,
     RANK,
@@ -26,6 +27,7 @@ from cascade.spec import (
     ConfigError,
     from_outside,
 )
+from cascade.stages.names import Named
 from cascade.stages.scoring import Score
 
 
@@ -86,13 +88,21 @@ def load_stage(
         from cascade.stages.retrieve import Retrieve
 
         return Retrieve(folder, serving, candidates, deny_list)
-    if name == RANK and (folder / RERANK).exists():
-        from cascade.stages.rerank import Reranked
-
-        return Reranked(folder, serving)
-    if name in (PRERANK, RANK):
+    if name == RANK:
+        return _load_ranker(folder, serving)
+    if name == PRERANK:
         return Score(folder, serving)
     raise ConfigError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
+
+
+def _load_ranker(folder: Path, serving: Serving) -> LoadedStage:
+    if (folder / RERANK).exists():
+        from cascade.stages.rerank import Reranked
+
+        ranker: Score = Reranked(folder, serving)
+    else:
+        ranker = Score(folder, serving)
+    return Named(ranker, folder) if (folder / ITEM_NAMES).exists() else ranker
 
 
 def load_stages(

@@ -10,6 +10,7 @@ from cascade.config import Serving, of_release
 from cascade.release import newest_version, read_release
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, sizes_from, stage_path
 from cascade.stages.load import deny_list_of, load_stage
+from cascade.stages.names import Named
 from cascade.stages.retrieve import Retrieve
 from cascade.stages.scoring import Score
 
@@ -17,7 +18,7 @@ from cascade.stages.scoring import Score
 class Pipeline:
     """The stages that the server runs, called one after the other."""
 
-    def __init__(self, retrieve: Retrieve, prerank: Score, rank: Score) -> None:
+    def __init__(self, retrieve: Retrieve, prerank: Score, rank: Score | Named) -> None:
         expected = retrieve.encoder.schema.hash
         for name, stage in ((PRERANK, prerank), (RANK, rank)):
             if stage.schema_hash != expected:
@@ -47,7 +48,8 @@ class Pipeline:
 
     @property
     def item_ids(self) -> Array:
-        """int64 [N]: the outside world's id of every catalogue row that `retrieve` may name."""
+        """int64 [N]: the outside world's id of every catalogue row that `retrieve` may name, or its
+        key where ids are strings (`cascade.item_keys`)."""
         assert self._rank.item_ids is not None
         return self._rank.item_ids
 
@@ -68,7 +70,7 @@ class Pipeline:
         return self._prerank(user_dense, user_ids, candidates)[0]
 
     def rank(self, user_dense: Array, user_ids: Array, survivors: Array) -> tuple[Array, Array]:
-        """-> item_ids [B, 10], scores [B, 10]."""
+        """-> item_ids [B, 10], int64 or, where ids are strings, object of UTF-8; scores [B, 10]."""
         item_ids, scores, *_ = self._rank(user_dense, user_ids, survivors)
         return item_ids, scores
 

@@ -46,8 +46,9 @@ class Retrieve:
         tower = spans.traced("tower", tower)
         self.index = open_index(folder, self.encoder.schema.hash, serving)
         items = FilterItems(folder, self.encoder.schema.hash)
-        deny = DenyList(deny_list, items) if deny_list else None
-        self._search = Filtered(tower, self.index, items, deny, candidates)
+        strings = self.encoder.schema.string_ids
+        deny = DenyList(deny_list, items, string_ids=strings) if deny_list else None
+        self._search = Filtered(tower, self.index, items, deny, candidates, strings)
         self._kept = 0
 
     def __call__(self, *inputs: Any) -> tuple[Array, ...]:

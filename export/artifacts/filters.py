@@ -196,7 +196,7 @@ class _Writer:
         # By value and row at once; a member that a bag names twice counts once.
         both = np.unique(rank[pairs.codes] * items + pairs.rows)
         counts = np.bincount(both // items, minlength=len(values))
-        starts, text = _text(values)
+        starts, text = text_of(values)
         first = self._counts["text_starts"]
         self._append("text_starts", self._counts["text"] + starts[:-1])
         self._append("row_starts", self._counts["rows"] + np.cumsum(counts) - counts)
@@ -212,8 +212,9 @@ class _Writer:
         self._counts[name] += len(array)
 
 
-def _text(values: pa.Array) -> tuple[Array, Array]:
-    """large_binary [V] -> where each value begins and the last ends, int64 [V + 1]; their bytes."""
+def text_of(values: pa.Array) -> tuple[Array, Array]:
+    """large_binary or large_string [V] -> where each value begins and the last ends, int64 [V + 1];
+    their bytes."""
     _, starts, content = values.buffers()
     found = np.frombuffer(starts, np.int64)[values.offset : values.offset + len(values) + 1]
     text = np.frombuffer(content, np.uint8) if content else np.empty(0, np.uint8)

@@ -33,7 +33,7 @@ class Canary:
 
     dense: Array  # [B, F_dense]
     categorical: Array  # [B, F_cat]
-    item_ids: Array  # [B, R]
+    item_ids: Array  # [B, R], int64, or object of UTF-8
     scores: Array  # [B, R]
 
     @classmethod
@@ -55,17 +55,21 @@ class Canary:
         return {
             "dense": [[None if np.isnan(x) else x for x in row] for row in self.dense.tolist()],
             "categorical": [[x.decode("utf-8", BYTES) for x in row] for row in self.categorical],
-            "item_ids": self.item_ids.tolist(),
+            "item_ids": [[x.decode() for x in row] for row in self.item_ids]
+            if self.item_ids.dtype == np.object_
+            else self.item_ids.tolist(),
             "scores": _finite(self.scores).tolist(),
         }
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Canary:
         texts = [[text.encode("utf-8", BYTES) for text in row] for row in value["categorical"]]
+        items = np.array(value["item_ids"], object)
+        strings = any(isinstance(item, str) for item in items.flat)
         return cls(
             np.array(value["dense"], np.float32),  # NumPy reads None as NaN
             np.array(texts, object),
-            np.array(value["item_ids"], np.int64),
+            np.vectorize(str.encode, otypes=[object])(items) if strings else items.astype(np.int64),
             np.array(value["scores"], np.float32),
         )
 

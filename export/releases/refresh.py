@@ -23,6 +23,7 @@ from cascade.config import of_release
 from cascade.encoding import Encoder
 from cascade.files import content, link, write_json
 from cascade.index import exact
+from cascade.item_keys import as_keys, ids_in
 from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE, read_release
 from cascade.spec import (
@@ -39,11 +40,12 @@ from cascade.spec import (
 from cascade.stages import rerank
 from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
-from export.artifacts import filters
+from export.artifacts import filters, names
 from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEM_STATE, Variant, item_states
 from export.context import Catalogue
 from export.foreign import apart, wrapping
+from export.item_ids import check_kind, read_item_ids
 from export.releases.canary import Canary
 from export.releases.manifest import seal
 from export.releases.repository import write_configs
@@ -58,31 +60,34 @@ def read_items(path: Path | None, encoder: Encoder) -> Catalogue:
     if path is None:
         dense = np.zeros((0, schema.dense_width("item")), np.float32)
         codes = np.zeros((0, schema.ids_width("item")), np.int64)
-        return Catalogue(dense, codes, np.zeros(0, np.int64))
+        names = pa.array([], pa.large_string()) if schema.string_ids else None
+        return Catalogue(dense, codes, np.zeros(0, np.int64), names=names)
     _check_file(path)
-    names = [feature.name for feature in schema.side("item")]
+    features = [feature.name for feature in schema.side("item")]
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ArtifactError(f"{path} is not Parquet: {error}") from error
-    if missing := [name for name in ("item_id", *names) if name not in table.column_names]:
+    if missing := [name for name in ("item_id", *features) if name not in table.column_names]:
         raise ArtifactError(
-            f"{path} lacks the columns {missing}; items have item_id and {', '.join(names)}"
+            f"{path} lacks the columns {missing}; items have item_id and {', '.join(features)}"
         )
-    ids = table["item_id"]
-    if not pa.types.is_integer(ids.type) or ids.null_count:
-        raise ArtifactError(f"{path}: item_id is {ids.type} with {ids.null_count} nulls, not int64")
-    if len(table) and int(np.min(ids.to_numpy())) < 0:
+    keys, named = read_item_ids(table["item_id"], path)
+    check_kind(named, schema, path)
+    if len(table) and int(keys.min()) < 0:
         raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
     dense, codes = encoder.encode_table("item", table)
-    return Catalogue(dense, codes, ids.to_numpy().astype(np.int64), table.select(names))
+    return Catalogue(dense, codes, keys, table.select(features), named)
 
 
-def read_ids(path: Path | None) -> Array:
-    """int64 [n] from a text file; none without a file. Raises ArtifactError: a line is no id."""
+def read_ids(path: Path | None, string_ids: bool = False) -> Array:
+    """Item ids [n] from a text file, int64 or object of str; none without a file. Raises
+    ArtifactError, ItemIdError: a line is no id."""
     if path is None:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, object if string_ids else np.int64)
     _check_file(path)
+    if string_ids:
+        return np.array(ids_in(path.read_bytes(), path), object)
     lines = [line.strip() for line in path.read_text().split("\n")]
     for number, line in enumerate(lines, 1):
         if line and not line.isdecimal():
@@ -110,15 +115,19 @@ class Change:
 
 def change(item_ids: Array, added: Catalogue, removed: Array) -> Change:
     """The change that removes and adds items; an added item replaces one with the same id. Raises
-    ArtifactError: an item to be removed is not there, or one is added twice."""
-    unknown = np.setdiff1d(removed, item_ids)
+    ArtifactError: an item to be removed is not there, or one is added twice.
+
+    `item_ids`: int64, or keys where ids are strings; `removed`: as `read_ids` gives them.
+    """
+    keys = as_keys(removed)
+    unknown = np.unique(removed[~np.isin(keys, item_ids)])
     if len(unknown):
         raise ArtifactError(
             f"{len(unknown)} items to be removed are not in the catalogue: {unknown[:5].tolist()}"
         )
     if len(np.unique(added.item_ids)) != len(added):
         raise ArtifactError("an item is added twice: each item_id may come once")
-    changed = Change(~np.isin(item_ids, np.concatenate((removed, added.item_ids))), added)
+    changed = Change(~np.isin(item_ids, np.concatenate((keys, added.item_ids))), added)
     if not changed.items:
         raise ArtifactError("nothing would be left of the catalogue")
     return changed
@@ -200,7 +209,10 @@ class Refresh:
         source = self._folder(stage)
         description = Description.load(source)
         own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
-        _link_others(source, target, {*own, *rerank.FILES})
+        _link_others(source, target, {*own, *rerank.FILES, *names.FILES})
+        if stage == RANK and self.schema.string_ids:
+            items = self.item_ids, changed.keep, changed.added
+            names.refresh(source, target, self.schema.hash, *items)
         if stage == RANK and (source / RERANK).exists():
             vectors = rerank.vectors(source)[changed.keep], self._vectors(changed)
             results, (_, product) = self.release["sizes"]["results"], of_release(self.release)

@@ -1,8 +1,9 @@
 """The deny list: a file of item ids that no user may get, watched while requests are answered.
 
-One id per line; a `#` begins a comment. Every process checks the file's time and size while it
-answers a request, at most twice a second, so a change is in force within a second and needs no
-release. Replace the file by a rename, so that no process reads half of it.
+One id per line; a `#` begins a comment, with string ids at the beginning or behind space. Every
+process checks the file's time and size while it answers a request, at most twice a second, so a
+change is in force within a second and needs no release. Replace the file by a rename, so that no
+process reads half of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from cascade.errors import CascadeError
 from cascade.index import Ids, Mask
+from cascade.item_keys import ids_in, keys_of
 from cascade.stages.filters.items import FilterItems
 
 CHECK_S = 0.5
@@ -49,9 +51,14 @@ class DenyList:
     """The items that a file denies at present; a missing file denies nothing."""
 
     def __init__(
-        self, path: Path, items: FilterItems, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        items: FilterItems,
+        clock: Callable[[], float] = time.monotonic,
+        string_ids: bool = False,
     ) -> None:
         self._path, self._items, self._clock = path, items, clock
+        self._string_ids = string_ids
         self._denied = Denied.of(np.empty(0, np.int64), items)
         self._stamp: Stamp = None
         self._complaint = ""
@@ -73,16 +80,19 @@ class DenyList:
                 return
             text = self._path.read_bytes() if stamp else b""
             self._stamp = stamp  # also of an unreadable file: it is not read again
-            self._denied = Denied.of(parse(text, self._path), self._items)
+            self._denied = Denied.of(self._parse(text), self._items)
             self._complaint = ""
         except (OSError, ValueError) as error:
             if str(error) != self._complaint:
                 LOG.error("deny list: %s; the last good one stays in force", error)
             self._complaint = str(error)
 
+    def _parse(self, text: bytes) -> Ids:
+        return keys_of(ids_in(text, self._path)) if self._string_ids else parse(text, self._path)
+
 
 def parse(text: bytes, path: Path) -> Ids:
-    """The ids of a deny list, in its order. DenyListError names a line that is not an id."""
+    """The integer ids of a deny list, in its order. DenyListError names a line that is no id."""
     ids = []
     for number, line in enumerate(text.splitlines(), 1):
         if content := line.partition(b"#")[0].strip():

@@ -38,7 +38,7 @@ class UserFilter:
 
 class Filtered:
     """Encoded users and their filters -> K candidates int64 [B, K], -1 pads. Without a deny list,
-    `deny` is None."""
+    `deny` is None. `string_ids` is the schema's."""
 
     def __init__(
         self,
@@ -47,7 +47,9 @@ class Filtered:
         items: FilterItems,
         deny: DenyList | None,
         candidates: int,
+        string_ids: bool = False,
     ) -> None:
+        self._string_ids = string_ids
         self._search = _unfiltered(tower, index, candidates)
         self._tower, self._index = tower, index
         self._items, self._deny, self._candidates = items, deny, candidates
@@ -83,7 +85,7 @@ class Filtered:
     def _decoded(self, exclude: bytes, allow: bytes) -> UserFilter:
         values = decode_allow(allow)
         allowed = self._items.having(values) if values else None
-        return UserFilter(decode_exclude(exclude), allowed)
+        return UserFilter(decode_exclude(exclude, self._string_ids), allowed)
 
     def _filtered(self, queries: Floats, filters: Sequence[UserFilter], denied: Denied) -> Ids:
         found = np.full((len(filters), self._candidates), -1, np.int64)
