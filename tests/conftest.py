@@ -232,6 +232,14 @@ BAGS = Schema(
         Feature("shop", "item", "categorical", "vocabulary"),
     ),
 )
+PLAIN = Schema(
+    "categories alone",
+    (
+        Feature("city", "user", "categorical", "vocabulary"),
+        Feature("history", "user", "bag", "vocabulary", length=4),
+        *(Feature(f"property {i}", "item", "categorical", "vocabulary") for i in range(5)),
+    ),
+)
 
 
 @pytest.fixture(scope="session")

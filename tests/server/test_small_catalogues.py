@@ -11,20 +11,11 @@ import torch
 from tritonclient import grpc
 
 from cascade.client import Recommender
-from cascade.schema import Feature, Schema
 from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
 from cascade.training import checkpoint
 from export.context import read_catalogue
-
-PLAIN = Schema(
-    "categories alone",
-    (
-        Feature("city", "user", "categorical", "vocabulary"),
-        Feature("history", "user", "bag", "vocabulary", length=4),
-        *(Feature(f"property {i}", "item", "categorical", "vocabulary") for i in range(5)),
-    ),
-)
+from tests.conftest import PLAIN
 
 
 def exact(cascade: Any, model: str, keep: int) -> list[list[tuple[int, float]]]:
