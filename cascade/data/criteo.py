@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cascade.data.rows import RowFormat, is_integer, line_count, read_rows, shown
-from cascade.data.source import BadRows, DataError, Source, Split, file_identity, found_in
+from cascade.data.source import BadRows, DataError, Log, Source, Split, file_identity, found_in
 from cascade.schema import Feature, Schema
 
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
@@ -52,6 +52,7 @@ class Criteo(Source):
     """One file, a folder with train.txt, or a folder of days; each file plain or gzip."""
 
     schema = SCHEMA
+    log: Log = "impressions"
 
     def __init__(self, path: Path, bad: BadRows) -> None:
         self._files, self._bad = _files(path), bad

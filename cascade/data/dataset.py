@@ -102,11 +102,16 @@ class Dataset:
         return int(self.source["rows"][split])
 
     @cached_property
+    def positives(self) -> int:
+        """Training rows with the label 1."""
+        if "positives" in self.source:
+            return int(self.source["positives"]["train"])
+        return sum(int(batch.label.sum()) for batch in self.batches("train", 65_536))
+
+    @property
     def has_negatives(self) -> bool:
         """Whether a training row has the label 0; a log of what users chose has positives alone."""
-        if "positives" in self.source:
-            return int(self.source["positives"]["train"]) < self.rows("train")
-        return any((batch.label == 0).any() for batch in self.batches("train", 65_536))
+        return self.positives < self.rows("train")
 
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""

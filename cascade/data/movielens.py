@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from cascade.data.movielens_files import DEMOGRAPHICS, Files
 from cascade.data.parts import ROW_GROUP
-from cascade.data.source import BadRows, Source, Split, file_identity
+from cascade.data.source import BadRows, Log, Source, Split, file_identity
 from cascade.schema import Feature, Schema
 
 HISTORY = 50
@@ -64,6 +64,8 @@ class Events:
 
 class MovieLens(Source):
     """An unpacked MovieLens folder."""
+
+    log: Log = "choices"  # users look for what they rate
 
     def __init__(self, path: Path, bad: BadRows) -> None:
         self._files, self._bad = Files.find(path), bad

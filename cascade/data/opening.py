@@ -63,11 +63,17 @@ def open_source(spec: str, bad: BadRows, schema: Path | None = None) -> Source:
     raise DataError(f"--data {spec!r} is not understood; give {SPEC}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every program that prepares data."""
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a source."""
     add = parser.add_argument
     add("--data", required=True, metavar="SPEC", help=SPEC)
     add("--schema", type=Path, metavar="FILE", help="YAML: what the columns of --data table are")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every program that prepares data."""
+    add_source_arguments(parser)
+    add = parser.add_argument
     skip = "stop at the first malformed row, or leave such rows out and count them"
     add("--bad-rows", choices=get_args(Policy), default="error", help=skip)
     rare = "values seen less often in training share one id"

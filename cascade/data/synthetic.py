@@ -54,6 +54,7 @@ class Synthetic:
     seed: int = 0
 
     schema = SCHEMA
+    log = "impressions"
 
     @classmethod
     def parse(cls, options: str) -> Synthetic:

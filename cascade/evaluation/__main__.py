@@ -18,6 +18,7 @@ from cascade.evaluation import report
 from cascade.evaluation.stagewise import COMPARED, evaluate
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
+from cascade.training.negatives import Sampling
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     dataset, trained = Dataset.open(options.data), options.checkpoints
     there = [name for name in COMPARED if (trained / name / "checkpoint.json").is_file()]
+    drawn = checkpoint.describe(trained / "rank").get("negatives")
     found = evaluate(
         dataset,
         {
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         positives=options.positives,
         rows=options.rows,
         device=options.device,
+        sampling=Sampling(**drawn) if drawn else None,
     )
     print(f"\n{report.write(found, options.out)}\nwritten to {options.out}")
 

@@ -44,11 +44,22 @@ def write(found: Metrics, folder: Path) -> str:
 def tables(found: Metrics) -> str:
     """Markdown whose columns also line up as plain text."""
     return (
-        f"Click prediction on {found['test_rows']:,} test rows\n\n{_models(found)}\n\n"
+        f"Click prediction on {_rows(found)}\n\n{_models(found)}\n\n"
         f"The cascade over {found['items']:,} items: the ranker's top {TOP} for {found['users']:,} "
         f"users, and {found['positives']:,} held-out positives\n\n{_stages(found)}\n\n"
         f"Prerankers, on the same retrieved candidates\n\n{_prerankers(found)}\n"
     )
+
+
+def _rows(found: Metrics) -> str:
+    """What the models of the first table were tested on."""
+    rows, sampled = f"{found['test_rows']:,} test rows", found.get("test_negatives_sampled")
+    if sampled is not None:
+        positives = "the log has positives only, and these figures depend on how they were drawn"
+        return f"{rows}, of which {sampled:,} are sampled negatives: {positives}"
+    if found["test_rate"] in (0, 1):
+        return f"{rows}, all of one label: what needs both labels is left open"
+    return rows
 
 
 def _models(found: Metrics) -> str:

@@ -31,6 +31,8 @@ from cascade.evaluation.metrics import Metrics
 from cascade.index.topk import share_kept
 from cascade.models.scorer import Scorer
 from cascade.stages.pipeline import Pipeline
+from cascade.training.negatives import Negatives, Sampling
+from cascade.training.negatives import held_out as negatives_beside
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -224,6 +226,7 @@ def evaluate(
     positives: int,
     rows: int | None = None,
     device: str = "cpu",
+    sampling: Sampling | None = None,
 ) -> Metrics:
     """All metrics, by name.
 
@@ -233,6 +236,7 @@ def evaluate(
         positives: how many held-out positives are looked for in the lists.
         rows: of the test split that the click metrics see, rounded up to whole batches; all if
             None.
+        sampling: how negatives are drawn beside the test rows of a log of positives only.
     """
     items = Encoded(*dataset.items())
     queries = held_out(dataset, max(users, positives))
@@ -241,7 +245,12 @@ def evaluate(
         scorers["_baseline"] = models["baseline"]
     limit = None if rows is None else -(-rows // BATCH)
     found: Metrics = {"items": len(items)}
-    found |= click_metrics(scorers, islice(dataset.batches("test", BATCH), limit), items, device)
+    negatives = None if dataset.has_negatives else Negatives(dataset, sampling or Sampling())
+    tested = negatives_beside(islice(dataset.batches("test", BATCH), limit), negatives)
+    found |= click_metrics(scorers, tested, items, device)
+    if negatives is not None:
+        each = negatives.sampling.per_positive
+        found["test_negatives_sampled"] = found["test_rows"] * each // (1 + each)
     popular = popularity(dataset.batches("train", BATCH), len(items), CURVE[-1])
     lists = ask(cascade, queries, dataset.item_ids())
     found |= list_metrics(lists, queries.positives, popular)

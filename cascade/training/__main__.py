@@ -20,6 +20,7 @@ from cascade.data.prepare import prepare_as
 from cascade.errors import run
 from cascade.models.registry import Recipe
 from cascade.training.loop import Hyperparameters
+from cascade.training.negatives import BYS, Sampling
 from cascade.training.tasks import OBJECTIVES
 from cascade.training.trainer import TRAININGS, Trainer
 
@@ -36,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in TRAININGS:
             shutil.rmtree(options.out / name, ignore_errors=True)
     device = torch.device(options.device)
-    Trainer(dataset, options.out, device, recipe, changes, options.log).run()
+    asked = {"per_positive": options.negatives, "by": options.negatives_by}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    sampling = Sampling(**asked) if asked else None
+    Trainer(dataset, options.out, device, recipe, changes, options.log, sampling).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--model", metavar="MODEL", help="short for --recipe rank=MODEL")
     add("--log", choices=OBJECTIVES, help="how the items of the rows were chosen [by the source]")
+    drawn = "items drawn beside each row of a log of positives only [4]"
+    add("--negatives", type=int, metavar="N", help=drawn)
+    add("--negatives-by", choices=BYS, help="how often an item is drawn [uniform]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--restart", action="store_true", help="forget what was trained before")
     group = parser.add_argument_group("hyperparameters", "for every model, in place of its own")

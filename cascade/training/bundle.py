@@ -16,6 +16,7 @@ from cascade.data.parts import fixed_size_list
 from cascade.data.source import Split
 from cascade.files import link
 from cascade.schema import Schema
+from cascade.training.negatives import Negatives, validation
 
 USERS = 4096
 HELD_OUT_FILE = "held_out.parquet"
@@ -23,8 +24,9 @@ HELD_OUT_ROWS = 50_000
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 
 
-def write(dataset: Dataset, folder: Path) -> None:
-    """Write the shared files of a folder of checkpoints.
+def write(dataset: Dataset, folder: Path, negatives: Negatives | None = None) -> None:
+    """Write the shared files of a folder of checkpoints. `negatives` stand beside the held-out rows
+    where those are positives only.
 
     schema.json, vocabulary/   the encoder
     catalogue.parquet          the items
@@ -43,7 +45,7 @@ def write(dataset: Dataset, folder: Path) -> None:
     with (folder / "users.jsonl").open("w") as file:
         for user in as_sent(dataset.schema, users):
             file.write(json.dumps(user) + "\n")
-    rows = dataset.read("validation", HELD_OUT_ROWS)
+    rows = validation(dataset, HELD_OUT_ROWS, negatives)
     write_held_out(folder, rows.user_dense, rows.user_ids, rows.item, rows.label)
     titles = dataset.titles()
     if titles is not None:

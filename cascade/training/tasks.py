@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
+from cascade.training.negatives import Negatives, validation
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
@@ -45,20 +46,29 @@ def labelled(batch: Batch, device: torch.device) -> TensorDataset:
 
 
 class RowTask:
-    """A training on (user, item, label) rows."""
+    """A training on (user, item, label) rows; `negatives` are drawn beside each of them."""
 
     def __init__(
-        self, scorer: Scorer, dataset: Dataset, hyper: Hyperparameters, device: torch.device
+        self,
+        scorer: Scorer,
+        dataset: Dataset,
+        hyper: Hyperparameters,
+        device: torch.device,
+        negatives: Negatives | None = None,
     ):
         self.scorer, self.dataset, self.hyper, self.device = scorer, dataset, hyper, device
         self.module: nn.Module = scorer
         self.items = catalogue(dataset, device)
         self.steps_per_epoch = -(-dataset.rows("train") // hyper.batch_size)
-        self.validation = dataset.read("validation", VALIDATION_ROWS)
+        self.negatives = negatives
+        self.validation = validation(dataset, VALIDATION_ROWS, negatives)
 
     def batches(self, epoch: int, skip: int) -> Iterator[Rows]:
         size, seed = self.hyper.batch_size, self.hyper.seed
-        for batch in self.dataset.batches("train", size, seed, epoch, skip):
+        read = self.dataset.batches("train", size, seed, epoch, skip)
+        for step, batch in enumerate(read, skip):
+            if self.negatives is not None:
+                batch = self.negatives.beside(batch, np.random.default_rng((seed, epoch, step)))
             yield labelled(batch, self.device)[:]
 
 
@@ -78,8 +88,10 @@ class RankTask(RowTask):
         probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
         label = self.validation.label
         loss = float(log_loss(label, probability, labels=[0, 1]))
-        auc = float(roc_auc_score(label, probability)) if 0 < label.mean() < 1 else float("nan")
-        return {"objective": loss, "validation_log_loss": loss, "validation_auc": auc}
+        found = {"objective": loss, "validation_log_loss": loss}
+        if 0 < label.mean() < 1:  # one class alone has no AUC
+            found["validation_auc"] = float(roc_auc_score(label, probability))
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,8 @@ class RetrievalTask(RowTask):
     ):
         super().__init__(scorer, dataset, hyper, device)
         self.module = self.towers = Towers(scorer).to(device)
+        # Where all labels are 1, they teach nothing; the other items of a batch are the negatives.
+        self.click_weight = objective.click_weight if dataset.has_negatives else 0.0
         self.objective = objective
         counts = np.zeros(dataset.item_count)
         for batch in dataset.batches("train", 65_536):
@@ -155,7 +169,7 @@ class RetrievalTask(RowTask):
         item = self.scorer.item(*self.items[shown])
         logit = (user * item).sum(1) + self.towers.bias
         click = functional.binary_cross_entropy_with_logits(logit, label)
-        loss = self.objective.click_weight * click
+        loss = self.click_weight * click
         positive = label > 0
         if positive.any():
             loss = loss + sampled_softmax(user, item, shown, positive, self.log_q[shown])

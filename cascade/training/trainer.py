@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from cascade.data.dataset import Dataset
+from cascade.data.source import DataError, Log
 from cascade.models import build, contract, preset
 from cascade.models.registry import Recipe
 from cascade.models.scorer import Scorer
@@ -20,6 +21,7 @@ from cascade.spec import RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
 from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Hyperparameters, Task, fit
+from cascade.training.negatives import Negatives, Sampling
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
 
 # What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
@@ -28,7 +30,7 @@ ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
 DISTILL_USERS = 8_192
 TEACHERS = ("retrieve", "rank")
-LOGS = {"movielens": "choices"}  # of the sources that are no impression logs
+KNOWN_LOGS: dict[str, Log] = {"movielens": "choices"}  # of sources that do not say it themselves
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Trainer:
     Args:
         out: a folder for each model is made in it.
         changes: fields of `Hyperparameters` that replace those of the table, for every model.
-        log: how the items of the rows were chosen, a key of `OBJECTIVES`; by default, as the
-            source is known for.
+        log: how the items of the rows were chosen, a key of `OBJECTIVES`; by default as `log_of`
+            tells.
+        sampling: how negatives are drawn for a log of positives only.
     """
 
     def __init__(
@@ -69,16 +72,35 @@ class Trainer:
         device: torch.device,
         recipe: Recipe,
         changes: Mapping[str, Any],
-        log: str | None = None,
+        log: Log | None = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.dataset, self.out, self.device = dataset, out, device
         self.recipe, self.changes = recipe, changes
-        known_for = LOGS.get(dataset.source["fingerprint"]["source"], "impressions")
-        self.objective = OBJECTIVES[log or known_for]
+        self.log, self._why = log_of(dataset, log)
+        if sampling is not None and dataset.has_negatives:
+            raise DataError(
+                f"negatives are drawn for logs of positives only, and {dataset.root} has "
+                f"{dataset.rows('train') - dataset.positives:,} training rows of label 0; leave "
+                "--negatives away"
+            )
+        self.sampling = None if dataset.has_negatives else sampling or Sampling()
         self.models: dict[str, Scorer] = {}
 
+    @cached_property
+    def negatives(self) -> Negatives | None:
+        """What draws negatives, where the log has none."""
+        return None if self.sampling is None else Negatives(self.dataset, self.sampling)
+
     def run(self) -> None:
-        bundle.write(self.dataset, self.out)
+        print(f"log: {self.log}, {self._why}")
+        if self.sampling is not None:
+            print(
+                f"all {self.dataset.positives:,} training rows are positives: rankers are trained "
+                f"and judged beside {self.sampling}, so that a score orders items and is no chance "
+                "of a click"
+            )
+        bundle.write(self.dataset, self.out, self.negatives)
         for name in TRAININGS:
             self.models[name] = self._trained(name)
 
@@ -105,6 +127,7 @@ class Trainer:
             "config": config,
             "schema_hash": schema.hash,
             "taught_by": {other: checkpoint.digest(self.out / other) for other in teachers},
+            **self._made_of_rows(name),
         }
         wanted = json.loads(json.dumps({**made_from, "recipe": hyper.identity()}))
         if (folder / "checkpoint.json").exists():
@@ -121,21 +144,67 @@ class Trainer:
         _draw(folder / "curves.png", name, history)
         return scorer.eval()
 
+    def _made_of_rows(self, name: str) -> dict[str, Any]:
+        """What else the weights depend on, where it is not as it always was."""
+        if name == RETRIEVE:
+            usual = KNOWN_LOGS.get(_source(self.dataset), "impressions")
+            return {} if self.log == usual else {"log": self.log}
+        if TRAININGS[name].taught or self.sampling is None:
+            return {}
+        return {"negatives": self.sampling.identity()}
+
     def _task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
         if name == RETRIEVE:
             contract.check_retriever(scorer)
-            return RetrievalTask(scorer, self.dataset, hyper, self.device, self.objective)
+            objective = OBJECTIVES[self.log]
+            return RetrievalTask(scorer, self.dataset, hyper, self.device, objective)
         contract.check(scorer)
         if TRAININGS[name].taught:
             teacher, keep = self.models["rank"], Sizes().survivors
-            return DistillTask(scorer, teacher, self._candidates, hyper, keep)
-        return RankTask(scorer, self.dataset, hyper, self.device)
+            task = DistillTask(scorer, teacher, self._candidates, hyper, keep)
+            if self.sampling is not None:
+                task.label_weight = 0  # all labels are 1
+            return task
+        return RankTask(scorer, self.dataset, hyper, self.device, self.negatives)
 
     @cached_property
     def _candidates(self) -> Candidates:
         """What the retriever returns: one search for all that are taught."""
         retriever = self.models["retrieve"]
         return Candidates(retriever, self.dataset, self.device, DISTILL_USERS, Sizes().candidates)
+
+
+def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
+    """How the items of the rows were chosen, and why that is thought: as `log` says, as the source
+    says, as it is known for, or by whether there are rows of label 0. Raises a DataError where a
+    training row is no positive, and where a log of impressions has no negative."""
+    if not dataset.positives:
+        raise DataError(
+            f"{dataset.root}: none of the {dataset.rows('train'):,} training rows has the label 1, "
+            "so there is nothing to learn; give rows that users clicked or liked"
+        )
+    source = _source(dataset)
+    if log is not None:
+        found, why = log, "as --log says"
+    elif dataset.source.get("log"):
+        found, why = dataset.source["log"], "as the source says"
+    elif source in KNOWN_LOGS:
+        found, why = KNOWN_LOGS[source], f"as {source} is known for"
+    elif dataset.has_negatives:
+        found = "impressions"
+        why = "because there are rows of label 0; pass --log choices where users found the items"
+    else:
+        found, why = "choices", "because every row is a positive"
+    if found == "impressions" and not dataset.has_negatives:
+        raise DataError(
+            f"{dataset.root}: a log of impressions ({why}) has rows of label 0, and every training "
+            "row here is a positive; pass --log choices"
+        )
+    return found, why
+
+
+def _source(dataset: Dataset) -> str:
+    return str(dataset.source["fingerprint"].get("source", ""))
 
 
 def _draw(path: Path, name: str, history: list[dict[str, float]]) -> None:

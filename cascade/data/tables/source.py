@@ -67,6 +67,11 @@ class TableSource(Source):
         return self._layout.log
 
     @property
+    def split(self) -> str:
+        """How rows come to their split."""
+        return "by time" if "time" in self._layout.named else "at random"
+
+    @property
     def notes(self) -> list[str]:
         """What is not obvious of how the rows are read."""
         notes = []
