@@ -25,15 +25,16 @@ Write = Callable[[Any, Sequence[Outcome]], None]
 
 
 @contextmanager
-def answer_file(path: Path, kept: Mapping[str, Any]) -> Iterator[Write]:
-    """The output: kept columns, of types as `UserTable.kept`; `item_ids`, 64-bit integers;
-    `scores`, float32; `error`, missing where there is an answer. In CSV lists are joined by `|`.
+def answer_file(path: Path, kept: Mapping[str, Any], string_ids: bool = False) -> Iterator[Write]:
+    """The output: kept columns, of types as `UserTable.kept`; `item_ids`, 64-bit integers or, as
+    the layout says, strings; `scores`, float32; `error`, missing where there is an answer. In CSV
+    lists are joined by `|`.
     When the `with` block ends without an exception, the file replaces its target, so that a reader
     never sees half a file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if is_parquet(path):
-            with _parquet(partial, kept) as write:
+            with _parquet(partial, kept, string_ids) as write:
                 yield write
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
@@ -44,10 +45,11 @@ def answer_file(path: Path, kept: Mapping[str, Any]) -> Iterator[Write]:
 
 
 @contextmanager
-def _parquet(path: Path, kept: Mapping[str, Any]) -> Iterator[Write]:
+def _parquet(path: Path, kept: Mapping[str, Any], string_ids: bool) -> Iterator[Write]:
     pyarrow, parquet = arrow()
-    numbers = pyarrow.list_(pyarrow.int64()), pyarrow.list_(pyarrow.float32())
-    results = dict(zip(RESULT_COLUMNS, (*numbers, pyarrow.string()), strict=True))
+    ids = pyarrow.string() if string_ids else pyarrow.int64()
+    kinds = pyarrow.list_(ids), pyarrow.list_(pyarrow.float32()), pyarrow.string()
+    results = dict(zip(RESULT_COLUMNS, kinds, strict=True))
     known = {
         name: pyarrow.type_for_alias(kind) if isinstance(kind, str) else kind
         for name, kind in kept.items()

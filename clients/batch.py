@@ -84,7 +84,8 @@ async def _answer_file(options: argparse.Namespace) -> Tally:
     _check_paths(options.input, options.output)
     tally = Tally()
     async with AsyncRecommender(**connection(options)) as recommender:
-        users = open_users(options.input, await recommender.layout(), options.keep)
+        layout = await recommender.layout()
+        users = open_users(options.input, layout, options.keep)
         if users.absent:
             print(f"no such column, sent as missing: {', '.join(users.absent)}", file=sys.stderr)
         found = in_order(
@@ -92,7 +93,7 @@ async def _answer_file(options: argparse.Namespace) -> Tally:
         )
         with (
             tqdm(total=users.rows, unit=" rows", disable=options.no_progress) as bar,
-            answer_file(options.output, users.kept) as write,
+            answer_file(options.output, users.kept, layout.string_ids) as write,
         ):
             async with contextlib.aclosing(found):
                 async for kept, answers in found:

@@ -28,10 +28,13 @@ BAG_MEMBERS = 5
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = _parser().parse_args(arguments)
-    titles = read_titles(options.titles) if options.titles else None
+    titles = None
     with Recommender(**connection(options)) as recommender:
         try:
-            users, answers = _ask(options, recommender)
+            strings = recommender.layout().string_ids
+            titles = read_titles(options.titles, strings) if options.titles else None
+            exclude = item_ids(options.exclude, strings)
+            users, answers = _ask(options, recommender, exclude)
         except RecommendError as error:
             request = f" (request {error.request_id})" if error.request_id else ""
             raise CascadeError(f"{error}{request}") from error
@@ -55,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--context", metavar="JSON", help="values that override the stored ones (with --user-id)")
     add("--users", type=Path, metavar="JSONL", help="draw them from this file of JSON lines")
     add("--seed", type=int, help="draw the same users again")
-    add("--exclude", type=_ids, default=[], metavar="ID,…", help="items that are not wanted")
+    add("--exclude", default="", metavar="ID,…", help="items that are not wanted")
     allowed = 'want only items with these values, as {"genre": ["Comedy", "Drama"]}'
     add("--allow", metavar="JSON", help=allowed)
     add("--titles", type=Path, metavar="CSV", help="file with the columns item_id and title")
@@ -64,21 +67,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _ids(text: str) -> list[int]:
-    """An argparse type: ids separated by commas."""
+def item_ids(text: str, string_ids: bool) -> list[Any]:
+    """The ids of a line of CSV, ints or strings. Raises UsageError: one is no int."""
+    words = [word for row in csv.reader([text], skipinitialspace=True) for word in row if word]
+    if string_ids:
+        return words
     try:
-        return [int(word) for word in text.split(",") if word.strip()]
+        return [int(word) for word in words if word.strip()]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected ids as 12,345; got {text!r}") from error
+        raise UsageError(f"--exclude: expected ids as 12,345; got {text!r}") from error
 
 
 def _ask(
-    options: argparse.Namespace, recommender: Recommender
+    options: argparse.Namespace, recommender: Recommender, exclude: list[Any]
 ) -> tuple[list[dict[str, Any]], list[Recommendation]]:
     """The users as asked for, and the answers."""
     count = options.random or len(options.user_id or options.user)
     allow = parse(options.allow, "--allow") if options.allow else None
-    filters: dict[str, Any] = {"exclude": [options.exclude] * count, "allow": [allow] * count}
+    filters: dict[str, Any] = {"exclude": [exclude] * count, "allow": [allow] * count}
     if options.user_id:
         context = parse(options.context, "--context") if options.context else {}
         answers = recommender.recommend_users(options.user_id, [context] * count, **filters)
@@ -135,9 +141,10 @@ def parse(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def read_titles(path: Path) -> dict[int, str]:
-    """Item id to title, from a CSV file. Raises UsageError: no such column, or no such id."""
-    titles: dict[int, str] = {}
+def read_titles(path: Path, string_ids: bool = False) -> dict[Any, str]:
+    """Item id, an int or a string, to title, from a CSV file. Raises UsageError: no such column,
+    or no such id."""
+    titles: dict[Any, str] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not {"item_id", "title"} <= set(reader.fieldnames or ()):
@@ -146,7 +153,8 @@ def read_titles(path: Path) -> dict[int, str]:
             )
         for row in reader:
             try:
-                titles[int(row["item_id"])] = row["title"] or ""
+                item: int | str = row["item_id"] if string_ids else int(row["item_id"])
+                titles[item] = row["title"] or ""
             except (TypeError, ValueError) as error:
                 raise UsageError(
                     f"{path}, line {reader.line_num}: item_id {row['item_id']!r} is not an integer"
@@ -155,12 +163,12 @@ def read_titles(path: Path) -> dict[int, str]:
 
 
 def table(
-    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[int, str] | None, width: int
+    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[Any, str] | None, width: int
 ) -> list[str]:
     """Lines of at most `width` characters: the user, a header, one line per item."""
     ids = [str(item) for item in answer.item_ids]
     id_width = max(len(text) for text in ("item id", *ids))
-    names = [(titles or {}).get(int(item), "") for item in answer.item_ids]
+    names = [(titles or {}).get(item, "") for item in answer.item_ids.tolist()]
     room = max(8, width - len("rank  ") - id_width - 2 - len("  score "))
     title_width = min(room, max(len(text) for text in ("title", *names)))
 
@@ -184,7 +192,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def as_json(
-    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[int, str] | None
+    user: Mapping[str, Any], answer: Recommendation, titles: Mapping[Any, str] | None
 ) -> str:
     """The user and the answer as one line of JSON; an item without a title has null."""
     value: dict[str, Any] = {

@@ -85,8 +85,9 @@ class Dataset:
         dense, ids = (matrix(column) for column in self._catalogue("dense", "ids").columns)
         return dense, ids.astype(np.int64)
 
-    def item_ids(self) -> Ids:
-        """int64 [N]: what the world calls the item in each row of the catalogue."""
+    def item_ids(self) -> npt.NDArray[Any]:
+        """What the world calls the item in each row of the catalogue: int64 [N], or object [N] of
+        str where the schema says that ids are strings."""
         return np.asarray(self._catalogue("item_id")["item_id"])
 
     def titles(self) -> list[str] | None:

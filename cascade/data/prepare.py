@@ -226,7 +226,8 @@ def _encoded_items(encoder: Encoder, table: pa.Table) -> pa.Table:
     """Raw items with their `item_id` -> rows of catalogue.parquet."""
     features = typed(encoder.schema.side("item"), table)
     dense, ids = encoder.encode_table("item", features)
-    columns = {"item_id": table["item_id"].cast(pa.int64())}
+    kind = pa.string() if encoder.schema.string_ids else pa.int64()
+    columns = {"item_id": table["item_id"].cast(kind)}
     if "title" in table.column_names:
         columns["title"] = table["title"].cast(pa.string())
     columns |= zip(features.column_names, features.columns, strict=True)

@@ -29,6 +29,7 @@ from cascade.evaluation.brute_force import (
 )
 from cascade.evaluation.metrics import Metrics
 from cascade.index.topk import share_kept
+from cascade.item_keys import as_keys
 from cascade.models.scorer import Scorer
 from cascade.stages.pipeline import Pipeline
 from cascade.training.negatives import Negatives, Sampling
@@ -117,9 +118,10 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> Queries:
     return Queries(dense[chosen], categorical[chosen], item[chosen, None])
 
 
-def ask(cascade: Pipeline, queries: Queries, item_ids: Ids) -> Lists:
+def ask(cascade: Pipeline, queries: Queries, item_ids: npt.NDArray[Any]) -> Lists:
     """Send every query through the stages one by one. `item_ids` [N] are those of the data set's
-    rows: the cascade counts rows in its release's order."""
+    rows, integers or strings: the cascade counts rows in its release's order."""
+    item_ids = as_keys(item_ids)
     answers = []
     row_of_served = np.append(rows_of(cascade.item_ids, item_ids), -1)  # a pad, -1, stays -1
     starts = range(0, len(queries.positives), REQUEST_USERS)
@@ -128,14 +130,15 @@ def ask(cascade: Pipeline, queries: Queries, item_ids: Ids) -> Lists:
         dense, ids, candidates = cascade.retrieve(queries.dense[some], queries.categorical[some])
         survivors = cascade.prerank(dense, ids, candidates)
         results, _ = cascade.rank(dense, ids, survivors)
-        rows = (row_of_served[candidates], row_of_served[survivors], rows_of(results, item_ids))
+        answered = rows_of(as_keys(results), item_ids)
+        rows = (row_of_served[candidates], row_of_served[survivors], answered)
         answers.append((dense, ids, *rows))
     dense, ids, *lists = map(np.concatenate, zip(*answers, strict=True))
     return Lists(Encoded(dense, ids), *lists)
 
 
 def rows_of(ids: Ids, item_ids: Ids) -> Ids:
-    """Item ids -> rows of the data set, in any shape; -1 stays -1."""
+    """Item ids, or the keys of strings -> rows of the data set, in any shape; -1 stays -1."""
     order = np.argsort(item_ids)
     place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
     rows = order[place]

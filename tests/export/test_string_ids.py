@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from cascade import item_keys, pbtxt
@@ -20,7 +19,7 @@ from cascade.config import Product, Serving
 from cascade.files import write_json
 from cascade.item_keys import as_keys
 from cascade.release import read_release
-from cascade.spec import DENY_LIST, ENSEMBLE, RANK, Sizes
+from cascade.spec import DENY_LIST, ENSEMBLE, RANK
 from cascade.stages.names import Named
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
@@ -33,25 +32,17 @@ from export.releases.canary import Canary
 from export.releases.manifest import verify
 from export.releases.refresh import Refresh, change, read_ids, read_items
 from export.releases.rewire import rewire, serving_of
-from tests.conftest import BAGS, Cascade, raw_rows, string_id, table_of
+from tests.conftest import Cascade, string_id
 from tests.filter_cases import column
+from tests.string_ids import Twins, make_twins, named, new_items
 
-WORLD: dict[str, Any] = {"items": 300, "users": 40, "sizes": Sizes(100, 40, 10), "index": "flat"}
-STRINGS = replace(BAGS, string_ids=True)
 USERS = 20
-Twins = tuple[Cascade, Cascade]
 
 
 @pytest.fixture(scope="module")
 def twins(make_cascade: Callable[..., Cascade]) -> Twins:
     """The same world with integers and with strings."""
-    integers, strings = (make_cascade(schema=schema, **WORLD) for schema in (BAGS, STRINGS))
-    return integers, strings
-
-
-def named(ids: Any) -> list[list[bytes]]:
-    """Integer ids [B, R] as the twin with strings answers them."""
-    return [[b"" if i < 0 else string_id(i).encode() for i in row] for row in ids.tolist()]
+    return make_twins(make_cascade)
 
 
 def check_same(integers: tuple[Any, Any], strings: tuple[Any, Any]) -> None:
@@ -108,8 +99,7 @@ def test_filters_and_the_deny_list_take_strings(twins: Twins, tmp_path: Path) ->
 
 
 def test_a_list_from_a_pool_has_strings(make_cascade: Callable[..., Cascade]) -> None:
-    product = Product(pool=30, diversity=0.5)
-    pair = [make_cascade(schema=s, product=product, **WORLD) for s in (BAGS, STRINGS)]
+    pair = make_twins(make_cascade, product=Product(pool=30, diversity=0.5))
     check_same(*(cascade.ask(cascade.pipeline(), 0, USERS) for cascade in pair))
 
 
@@ -151,14 +141,6 @@ def test_the_canary_and_the_manifest_know_strings(twins: Twins, tmp_path: Path) 
     assert len([*canary.differences(wrong, answer.scores)]) == 1
     integers = read_release(twins[0].repository, 1)["canary"]
     assert Canary.from_dict(integers).item_ids.dtype == np.int64
-
-
-def new_items(cascade: Cascade, path: Path, ids: pa.Array) -> Path:
-    """A Parquet file of raw items."""
-    rows = raw_rows(cascade.schema, "item", len(ids), np.random.default_rng(7))
-    table = table_of(cascade.schema, "item", *rows)
-    pq.write_table(table.append_column("item_id", ids), path)
-    return path
 
 
 @pytest.mark.parametrize("encoded", [False, True])

@@ -177,8 +177,8 @@ def test_the_command_line_filters(server: Server, capsys: pytest.CaptureFixture[
     assert "no more than 0 are left" in capsys.readouterr().out
     assert status(command.main, [*arguments, "--allow", '{"I1": [3]}']) == 1
     assert "unknown item feature 'I1'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        command.main([*arguments, "--exclude", "one"])
+    assert status(command.main, [*arguments, "--exclude", "one"]) == 1
+    assert "expected ids as 12,345; got 'one'" in capsys.readouterr().err
 
 
 def test_a_deny_list_takes_effect_while_the_server_runs(

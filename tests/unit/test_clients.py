@@ -79,6 +79,8 @@ def config_of(schema: Schema, max_batch_size: int = 3) -> Any:
 
 def test_the_layout_is_read_off_the_configuration() -> None:
     assert Layout.from_config(config_of(SCHEMA)) == LAYOUT
+    assert not Layout.from_config(config_of(SCHEMA)).string_ids
+    assert Layout.from_config(config_of(replace(SCHEMA, string_ids=True))).string_ids
     assert LAYOUT.names == ("age", "visits", "country", "history")
 
 
@@ -208,6 +210,14 @@ def test_pads_are_cut_off_each_list() -> None:
     assert [one.item_ids.tolist() for one in found] == [[5, 3], [8], [], [1, 2, 3]]
     assert [one.scores.tolist() for one in found] == [[0.5, 0.25], [0.125], [], [3, 2, 1]]
     assert [one.release for one in found] == [7, 7, 7, 7]
+
+
+def test_strings_are_decoded() -> None:
+    ids = np.array([["ö".encode(), b"2"], [b"2", b""], [b"", b""]], object)
+    found = recommendations(Answer(ids, np.zeros((3, 2), np.float32)), 3)
+    assert [one.item_ids.tolist() for one in found] == [["ö", "2"], ["2"], []]
+    assert [one.short for one in found] == [False, True, True]
+    assert {one.item_ids.dtype for one in found} == {np.dtype(object)}
 
 
 def test_an_answer_to_other_users_is_refused() -> None:
@@ -492,6 +502,7 @@ def test_titles_are_read_and_their_faults_named(tmp_path: Path) -> None:
     path.write_text('year,item_id,title\n1977,260,"Star Wars, Episode IV"\n1995,1,Toy Story\n')
     assert recommend.read_titles(path) == {260: "Star Wars, Episode IV", 1: "Toy Story"}
     path.write_text("item_id,title\n1,Toy\nx,Heat\n")
+    assert recommend.read_titles(path, string_ids=True) == {"1": "Toy", "x": "Heat"}
     with pytest.raises(ValueError, match=r"line 3: item_id 'x' is not an integer"):
         recommend.read_titles(path)
     path.write_text("movieId,title\n1,Toy\n")
