@@ -26,6 +26,7 @@ from export.artifacts import batching, filters, names, parity, retrieval, varian
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
     ITEM_STATE,
+    PLAIN,
     Variant,
     item_states,
     write_scoring,
@@ -33,8 +34,9 @@ from export.artifacts.stage_files import (
 )
 from export.artifacts.variants import GUARD_USERS
 from export.context import Build, Source
-from export.foreign import wrapper
+from export.foreign import own, wrapper
 from export.foreign.onnx_model import Foreign
+from export.foreign.own import Own
 from export.releases.manifest import seal
 from export.users import raw_users
 
@@ -62,16 +64,19 @@ def write_release(build: Build) -> None:
     write_configs(build, schema)
 
     retrieved, source, candidates = _write_retrieval(build, source)
-    verdicts = [] if foreign else variants.choose(build, source, candidates)
+    # The ranker keeps a whole pool where the list is chosen from one.
+    pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
+    scoring = stages(schema, pooled)[1:]
+    apart = own.taken_apart(build, source, scoring)
+    verdicts = [] if foreign else variants.choose(build, source, candidates, apart)
     if verdicts:
         print(variants.report(verdicts))
     chosen = {v.stage: v.variant for v in verdicts if v.chosen}
     written = {RETRIEVE: retrieved}
-    # The ranker keeps a whole pool where the list is chosen from one.
-    pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
-    for stage in stages(schema, pooled)[1:]:
-        model = foreign.get(stage.name) or chosen.get(stage.name, Variant())
-        written[stage.name] = _write_scoring(build, source, stage, model)
+    for stage in scoring:
+        model = foreign.get(stage.name) or chosen.get(stage.name, PLAIN)
+        taken = apart.get(stage.name)
+        written[stage.name] = _write_scoring(build, source, stage, model, taken)
     _write_reranking(build, source)
     names.write(build.folder(RANK), source.items, schema.hash)
 
@@ -136,19 +141,22 @@ def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Arr
 
 
 def _write_scoring(
-    build: Build, source: Source, stage: Stage, variant: Variant | Foreign
+    build: Build, source: Source, stage: Stage, variant: Variant | Foreign, taken: Own | None
 ) -> Written:
     folder, name = build.folder(stage.name), build.checkpoint(stage.name)
     if isinstance(variant, Foreign):
         return Written(*wrapper.write(variant, stage, source.items, folder, build.flat))
-    scorer = source.scorer(name)
-    module = write_scoring(scorer, stage, source.schema, source.items, folder, variant, build.forms)
-    facts = {
-        **source.facts(name),
-        "variant": vars(variant),
-        "bytes_per_item": _bytes_per_item(folder / f"{ITEM_STATE}.bin", source),
-    }
-    quantised = variant.weights != "float32"
+    facts = {**source.facts(name), "variant": vars(variant)}
+    if taken:
+        states = taken.write(source.items, folder, variant)
+        size = sum(mapped.nbytes for mapped in states.values()) / max(1, len(source.items))
+        facts |= {"bytes_per_item": size, "split": taken.derived.facts()}
+        module, quantised = taken.eager(source.items), variant != PLAIN
+    else:
+        where = (stage, source.schema, source.items, folder)
+        module = write_scoring(source.scorer(name), *where, variant, build.forms)
+        facts["bytes_per_item"] = _bytes_per_item(folder / f"{ITEM_STATE}.bin", source)
+        quantised = variant.weights != "float32"
     width = stage.inputs[-1].dims[0]
     return Written(facts, _compare(build, source, stage.name, module, width, quantised))
 

@@ -30,7 +30,7 @@ import torch
 from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from cascade import pbtxt
-from cascade.config import Product, Serving
+from cascade.config import Product, Runtime, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.data.parts import fixed_size_list
 from cascade.encoding import Encoder
@@ -100,6 +100,7 @@ class Plan:
     index: Any = "ivf"
     state: Any = "float32"
     weights: Any = "float32"
+    also: tuple[Runtime, ...] = ("torchscript",)
     filter_features: tuple[str, ...] | None = None
     raw: bool = True  # whether the catalogue holds the items as they came
 
@@ -202,7 +203,7 @@ def export_cascade(plan: Plan, folder: Path) -> Cascade:
         state=plan.state,
         weights=plan.weights,
         filter_features=plan.filter_features,
-        also=("torchscript",),
+        also=plan.also,
         measure_batching=False,
     )
     write_release(build)

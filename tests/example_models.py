@@ -50,6 +50,29 @@ class TwoTasks(Textbook):
     tasks = ("click", "buy")
 
 
+class Deep(Textbook):
+    """The same with a layer more."""
+
+    def __init__(self, schema: Schema, config: Config) -> None:
+        super().__init__(schema, config)
+        self.last = nn.Sequential(
+            nn.Linear(config.hidden, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
+        )
+
+
+class UserOnly(Textbook):
+    """A model that gives all items one score."""
+
+    def forward(
+        self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
+    ) -> Tensor:
+        vectors = self.person(user_ids).flatten(1)
+        width = self.first.in_features - vectors.shape[1]
+        rest = vectors.new_zeros(vectors.shape[0], width)
+        logits: Tensor = self.last(torch.relu(self.first(torch.cat((vectors, rest), 1))))
+        return logits.squeeze(1)
+
+
 class AnyNames(Scorer):
     """A model whose parts do not say by their names which side they belong to."""
 

@@ -60,8 +60,8 @@ class Scorer(nn.Module):
 
     With `forward` alone, a model is the textbook's: one function of (user, item) rows, as the first
     of docs/add-a-model.md. It works everywhere. Its states are the packed features, and `cross`
-    calls `forward` on every pair of a user and a candidate, so serving computes the user's part for
-    each candidate anew.
+    calls `forward` on every pair of a user and a candidate, so the user's part is computed for each
+    candidate anew. An export to ONNX derives the split from the graph of `forward` instead.
 
     A model of several tasks names them in `tasks` and gives one logit for each. The first task is
     the one that labels train and that the cascade orders items by.

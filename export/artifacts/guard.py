@@ -8,16 +8,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from cascade.artifact import Array, Description
+from cascade.artifact import Array, Description, Mapped
 from cascade.config import Serving
 from cascade.data.parts import matrix
 from cascade.index.topk import reaches
@@ -27,7 +28,7 @@ from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
-from export.artifacts.stage_files import ITEM_STATE, Variant, example_users, write_item_state
+from export.artifacts.stage_files import ITEM_STATE, PLAIN, Variant, example_users, write_item_state
 from export.context import Catalogue
 
 LARGEST_AUC_LOSS = 1e-4
@@ -35,7 +36,6 @@ LEAST_OVERLAP = 0.99
 HELD_OUT_ROWS = 20_000
 ROWS_AT_ONCE = 2_000
 TIMED_ROUNDS, TIMED_USERS = 40, 4
-PLAIN = Variant()
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,20 @@ class HeldOut:
         return cls(users, places[table["item"].to_numpy()], table["label"].to_numpy())
 
 
+class Apart(Protocol):
+    """A model of which the graph is not traced, but derived."""
+
+    def write(
+        self, items: Catalogue, folder: Path, variant: Variant, logits: bool
+    ) -> dict[str, Mapped]:
+        """Write a version folder, whose graph gives the logits [B, K] of all candidates -> the item
+        states in it."""
+
+
 class Guard:
     """Judges variants of the preranker and of the ranker of one release, for encoded users [U, ...]
-    and the rows [U, K] of the catalogue `items` that retrieval found for them."""
+    and the rows [U, K] of the catalogue `items` that retrieval found for them; `apart` has the
+    stages whose models were taken apart."""
 
     def __init__(
         self,
@@ -87,7 +98,9 @@ class Guard:
         held_out: HeldOut,
         users: tuple[Array, Array],
         candidates: Array,
+        apart: Mapping[str, Apart],
     ) -> None:
+        self.apart = apart
         self.schema, self.sizes, self.scorers, self.users = schema, sizes, scorers, users
         used = np.concatenate((candidates.ravel(), held_out.items))
         rows, places = np.unique(used, return_inverse=True)
@@ -126,9 +139,20 @@ class Guard:
 
     def _export(self, stage: str, variant: Variant) -> tuple[Graph, int]:
         """-> the graph and the bytes of an item's state. int8 begins with the trace of float32."""
+        folder = Path(self._folder.name) / f"{stage}, {variant}"
+        if stage in self.apart:
+            folder.mkdir()
+            states = self.apart[stage].write(self.items, folder, variant, logits=True)
+            size = sum(mapped.nbytes for mapped in states.values())
+        else:
+            size = self._trace(stage, variant, folder)
+        graph = load_graph(folder, self.schema, Serving(threads=1))[1]
+        return graph, size // max(1, len(self.items))
+
+    def _trace(self, stage: str, variant: Variant, folder: Path) -> int:
+        """Write a variant of a model that gives its own states -> the bytes of all of these."""
         traced = replace(variant, weights="float32") if variant.weights == "int8" else variant
         trace = Path(self._folder.name) / f"{stage}, {traced}, traced"
-        folder = Path(self._folder.name) / f"{stage}, {variant}"
         width = self._rows(stage).shape[1]
         scorer = variant.applied(self.scorers[stage], width)
         module = CandidateLogits(scorer, variant.state)
@@ -143,8 +167,7 @@ class Guard:
         description = replace(description, mapped={ITEM_STATE: mapped})
         onnx_file.finish(module, description, folder, variant.weights)
         description.save(folder)
-        graph = load_graph(folder, self.schema, Serving(threads=1))[1]
-        return graph, mapped.nbytes // max(1, mapped.shape[0])
+        return mapped.nbytes
 
     def _rows(self, stage: str) -> Array:
         """The candidates of the stage, [U, K] or [U, S] rows of the small catalogue."""

@@ -67,7 +67,7 @@ def finish(module: nn.Module, description: Description, folder: Path, weights: W
     """The second half of `export`, in place."""
     path = folder / ONNX_FILE
     if weights == "int8":
-        _quantise(path, _worth_8_bits(module))
+        quantise(path, _worth_8_bits(module))
     model = onnx.load(str(path), load_external_data=False)
     for name, value in description.mapped.items():
         point_at(model, name, value)
@@ -112,8 +112,9 @@ def trace(
         external.unlink()
 
 
-def _quantise(path: Path, layers: set[str]) -> None:
-    """Dynamic quantisation in place, of the products with the weights named in `layers`."""
+def quantise(path: Path, layers: set[str]) -> None:
+    """Dynamic quantisation in place, of the products with the weights named in `layers`. Every node
+    needs a name."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load(str(path))

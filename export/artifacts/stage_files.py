@@ -23,6 +23,7 @@ from export.context import Catalogue, Forms
 
 CHUNK = 16_384  # items at a time
 ITEM_STATE = "item_state"
+ITEMS_FILE = "items.onnx"  # computes the states of items, of a model that was taken apart
 ONNX_ONLY = Forms()
 
 
@@ -41,10 +42,13 @@ class Variant:
         """Whether each user runs alone: dynamic quantisation takes one scale for a whole batch."""
         return self.weights == "int8"
 
-    def fits(self, scorer: Scorer) -> bool:
-        """Whether it can hold the states of the model: ids need float32."""
-        plain = self.state == "float32" and self.weights not in device.HALVES
-        return plain or not scorer.exact_states
+    def fits(self, scorer: Scorer, apart: bool = False) -> bool:
+        """Whether it can hold the states of the model: ids need float32. A model that was taken
+        apart has other states, but its graph does not compute in half precision."""
+        narrow = self.weights in device.HALVES
+        if self.state == "float32" and not narrow:
+            return True
+        return not narrow if apart else not scorer.exact_states
 
     def applied(self, scorer: Scorer, candidates: int) -> Scorer:
         """The model as it is served, for so many candidates, in half precision where `weights` says
@@ -57,6 +61,9 @@ class Variant:
     def __str__(self) -> str:
         text = f"state {self.state}, weights {self.weights}"
         return f"{text}, recomputed" if self.recompute else text
+
+
+PLAIN = Variant()
 
 
 def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
@@ -112,12 +119,13 @@ def write_scoring(
     schema: Schema,
     items: Catalogue,
     folder: Path,
-    variant: Variant = Variant(),
+    variant: Variant = PLAIN,
     forms: Forms = ONNX_ONLY,
 ) -> TopCandidates:
     """Write the graphs, item state and ids of a stage; returns the eager module over them."""
     keep, width = stage.outputs[0].dims[0], stage.inputs[-1].dims[0]
     with_ids = stage.outputs[-1].name == "scores"
+    (folder / ITEMS_FILE).unlink(missing_ok=True)  # of an earlier export into the same folder
     scorer = variant.applied(scorer, width)
     module = TopCandidates(scorer, keep, with_ids, variant.state)
     mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}

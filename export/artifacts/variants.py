@@ -3,6 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ from cascade.artifact import Array
 from cascade.errors import CascadeError
 from cascade.spec import PRERANK, RANK, Precision, Weights
 from cascade.training.bundle import HELD_OUT_FILE
-from export.artifacts.guard import Guard, HeldOut, Verdict
+from export.artifacts.guard import Apart, Guard, HeldOut, Verdict
 from export.artifacts.stage_files import Variant
 from export.context import Build, Source
 
@@ -26,10 +27,13 @@ class GuardError(CascadeError, ValueError):
     """A variant that was asked for loses too much, or cannot be judged."""
 
 
-def choose(build: Build, source: Source, candidates: Array) -> list[Verdict]:
+def choose(
+    build: Build, source: Source, candidates: Array, apart: Mapping[str, Apart]
+) -> list[Verdict]:
     """Judge the variants that `build` allows, on the rows [U, K] that retrieval found for the first
-    users -> all verdicts, the chosen ones marked; none where there is nothing to choose or to judge
-    by. Raises GuardError: what was asked for loses too much, or cannot be judged."""
+    users; `apart` has the models that were taken apart -> all verdicts, the chosen marked; none
+    where there is nothing to choose or to judge by. Raises GuardError: what was asked for loses too
+    much, or cannot be judged."""
     asked: Any = Variant(build.state, build.weights)  # type: ignore[arg-type]
     auto = AUTO in (asked.state, asked.weights)
     if asked == Variant():
@@ -43,13 +47,15 @@ def choose(build: Build, source: Source, candidates: Array) -> list[Verdict]:
     scorers = {stage: source.scorer(build.checkpoint(stage)) for stage in (PRERANK, RANK)}
     rows = HeldOut.load(held_out, source.places)
     dense, ids = (values[:GUARD_USERS] for values in source.users)
-    guard = Guard(source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates)
+    guard = Guard(
+        source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates, apart
+    )
     found: list[Verdict] = []
     for stage in (PRERANK, RANK):
         variants = _variants(asked, build.serving.device == "cuda")
-        variants = [v for v in variants if v.fits(scorers[stage])]
+        variants = [v for v in variants if v.fits(scorers[stage], stage in apart)]
         if not (variants or auto):
-            raise GuardError(f"{stage}: its states hold ids, which {asked} cannot store")
+            raise GuardError(f"{stage}: {asked} cannot store its states, or compute it")
         verdicts = guard.judge(stage, variants)
         chosen = best(verdicts) if auto else verdicts[-1]
         if auto and scorers[stage].recomputes:

@@ -15,13 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from cascade.artifact import Array, Mapped
-from export.artifacts.stage_files import CHUNK, ITEM_STATE, write_mapped
+from cascade.spec import Precision
+from export.artifacts.stage_files import CHUNK, ITEM_STATE, ITEMS_FILE, write_mapped
 from export.context import Catalogue
 from export.foreign.inputs import Input
 from export.foreign.onnx_model import RUNTIME_ERRORS, Foreign, draw_users, flat_rows
 from export.foreign.split import ITEM, USER, Derived, NotSplit, Part, Side, column, derive
 
-ITEMS_FILE = "items.onnx"
 STATE_IDS = "item_state_ids"
 STATES = {ITEM_STATE: "float32", STATE_IDS: "int64"}
 CATALOGUE = "catalogue/"  # before the names of the encoded tensors that the items' graph takes
@@ -137,14 +137,19 @@ class ItemStates:
 
 
 def write_states(
-    derived: Derived, foreign: Foreign, items: Catalogue, folder: Path
+    derived: Derived,
+    foreign: Foreign,
+    items: Catalogue,
+    folder: Path,
+    precision: Precision = "float32",
 ) -> dict[str, Mapped]:
-    """Write the items' graph, and the state of every item in mapped files."""
+    """Write the items' graph, and the state of every item in mapped files; numbers that are no ids
+    in that precision."""
     assert derived.items is not None
     model = over_catalogue(derived.items, foreign.inputs)
     onnx.save(model, folder / ITEMS_FILE)
     graph, found = ItemStates(model), {}
-    for state, dtype in STATES.items():
+    for state, dtype in {**STATES, ITEM_STATE: precision}.items():
         if width := sum(part.size for part in stored(derived.parts, state)):
             chunks = graph.chunks(items, state)
             found[state] = write_mapped(folder, state, chunks, dtype, (len(items), width))

@@ -19,12 +19,12 @@ from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
 from cascade.spec import CATALOGUE_IDS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.artifacts.stage_files import write_item_ids, write_mapped
+from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_item_ids, write_mapped
 from export.context import Catalogue
-from export.foreign.apart import ITEMS_FILE, STATES, take_apart, write_states
+from export.foreign.apart import STATES, take_apart, write_states
 from export.foreign.onnx_model import Foreign, compare, load_model
 from export.foreign.split import Derived, NotSplit
-from export.foreign.wrapping import TABLES, Wrapping
+from export.foreign.wrapping import LOGITS, TABLES, Wrapping
 
 
 def write(
@@ -42,49 +42,69 @@ def write(
         if flat:
             raise NotSplit("as --flat says")
         derived = take_apart(foreign, items, stage.inputs[-1].dims[0])
-        tables, parities = _write(foreign, stage, items, folder, both_classes, derived)
+        tables = write_files(foreign, stage, items, folder, derived, both_classes)
+        parities = _proved(foreign, stage, items, folder)
         split = derived.facts()
         print(f"{name}: {derived.report()}")
     except (NotSplit, parity.ParityError) as error:
         why = f"{error}".splitlines()[-1]
         print(f"{name} is served flat, all of it for every candidate: {why}")
-        tables, parities = _write(foreign, stage, items, folder, both_classes, None)
+        tables = write_files(foreign, stage, items, folder, None, both_classes)
+        parities = _proved(foreign, stage, items, folder)
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
     facts = {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size, "split": split}
     return facts, parities
 
 
-def _write(
+def write_files(
     foreign: Foreign,
     stage: Stage,
     items: Catalogue,
     folder: Path,
-    both_classes: bool,
     derived: Derived | None,
-) -> tuple[dict[str, Mapped], list[parity.Parity]]:
-    """The same, derived or flat -> what it reads of the items, and the parity."""
+    both_classes: bool = False,
+    variant: Variant = PLAIN,
+    logits: bool = False,
+) -> dict[str, Mapped]:
+    """Write model.onnx, what it reads of the items, and stage.json -> what it reads of the items.
+
+    Args:
+        derived: what the file was taken apart into; None to serve it flat.
+        both_classes: the file's output has two columns, of which the last is meant.
+        variant: how the item states are stored; int8 is in `derived` already.
+        logits: the graph gives those of all candidates instead of the best items.
+    """
     states = (f"{state}.bin" for state in (*STATES, *TABLES.values()))
     for stale in (TORCH_FILE, WEIGHTS_FILE, ITEMS_FILE, *states):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
     if derived:
-        tables = write_states(derived, foreign, items, folder)
-        model = ir.from_proto(derived.pairs)
+        tables = write_states(derived, foreign, items, folder, variant.state)
+        pairs = onnx.ModelProto()
+        pairs.CopyFrom(derived.pairs)  # new names of its tensors would be those of the original
+        model = ir.from_proto(pairs)
     else:
         tables = write_tables(foreign, items, folder)
         model = load_model(foreign.path)
     mapped = tables
-    if stage.outputs[-1].name == "scores":
+    if stage.outputs[-1].name == "scores" and not logits:
         mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
     _carry_weights(model, folder)
-    Wrapping(model, foreign, stage, mapped, folder, derived).wrap(both_classes)
+    Wrapping(model, foreign, stage, mapped, folder, derived).wrap(both_classes, logits)
     model.metadata_props.update(stage=stage.name, schema_hash=foreign.schema.hash)
     ir.save(model, folder / ONNX_FILE)
     onnx.checker.check_model(str(folder / ONNX_FILE))
-    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
-    Description(stage.name, foreign.schema.hash, inputs, outputs, mapped).save(folder)
+    widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
+    outputs = (LOGITS,) if logits else tuple(tensor.name for tensor in stage.outputs)
+    tensors, alone = (tuple(widths), outputs), variant.one_by_one
+    Description(stage.name, foreign.schema.hash, *tensors, mapped, widths, alone).save(folder)
+    return tables
+
+
+def _proved(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[parity.Parity]:
+    """The parity with the file. Raises ParityError."""
     parities = compare(foreign, stage, items, folder)
     parity.report(parities)
-    return tables, parities
+    return parities
 
 
 def write_tables(foreign: Foreign, items: Catalogue, folder: Path) -> dict[str, Mapped]:

@@ -20,6 +20,7 @@ from export.foreign.split import ROWS, USER, Derived
 
 TABLES = {"item_dense": "item_dense_table", "item_ids": "item_ids_table"}  # mapped, by source
 PREFIX = "ranker/"
+LOGITS = "logits"  # the only output of a graph that chooses no items
 DTYPES = {"FP32": ir.DataType.FLOAT, "INT64": ir.DataType.INT64}
 
 
@@ -51,8 +52,9 @@ class Wrapping:
         self.tables = {name: self._table(name, value, folder) for name, value in mapped.items()}
         self.tape = ir.tape.Tape()
 
-    def wrap(self, both_classes: bool) -> None:
-        """Put the nodes before and after the graph; give it the stage's inputs and outputs."""
+    def wrap(self, both_classes: bool, logits: bool = False) -> None:
+        """Put the nodes before and after the graph; give it the stage's inputs and outputs, or the
+        scores of all candidates as its only output."""
         graph = self.model.graph
         self._lay_grid()
         fed = (
@@ -65,7 +67,8 @@ class Wrapping:
             ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         graph.insert_before(graph[0], self.tape.nodes)
         self.tape = ir.tape.Tape()
-        outputs = self._best(both_classes)
+        scores = self._scores(both_classes)
+        outputs = [scores] if logits else self._best(scores)
         graph.extend(self.tape.nodes)
         graph.inputs.clear()
         graph.inputs.extend(self.requests)
@@ -170,14 +173,20 @@ class Wrapping:
             return value
         return self._op("Gather", value, self._constant(positions), axis=1)
 
-    def _best(self, both_classes: bool) -> list[ir.Value]:
-        """Foreign output, [B * K] or [B * K, 1 or 2] -> the outputs of the stage, [B, K'] each."""
-        keep = self.stage.outputs[0].dims[0]
+    def _scores(self, both_classes: bool) -> ir.Value:
+        """Foreign output, [B * K] or [B * K, 1 or 2] -> [B, K], -inf for a pad."""
         score = self.score
         if both_classes:
             score = self._op("Gather", score, self._constant(-1), axis=1)
         grid = self._op("Reshape", self._op("Cast", score, to=int(ir.DataType.FLOAT)), self.shape)
         masked = self._op("Where", self.pads, self._constant(-np.inf, np.float32), grid)
+        masked.name, masked.dtype = LOGITS, ir.DataType.FLOAT
+        masked.shape = ir.Shape(["stage_users", "stage_rows"])
+        return masked
+
+    def _best(self, masked: ir.Value) -> list[ir.Value]:
+        """Scores [B, K] -> the outputs of the stage, [B, K'] each."""
+        keep = self.stage.outputs[0].dims[0]
         best, places = self.tape.op_multi_out(
             "TopK", [masked, self._constant([keep])], {"axis": 1}, num_outputs=2
         )

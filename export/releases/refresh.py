@@ -42,7 +42,7 @@ from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters, names
 from export.artifacts.onnx_file import point_at
-from export.artifacts.stage_files import ITEM_STATE, Variant, item_states
+from export.artifacts.stage_files import ITEM_STATE, ITEMS_FILE, Variant, item_states
 from export.context import Catalogue
 from export.foreign import apart, wrapping
 from export.item_ids import check_kind, read_item_ids
@@ -238,7 +238,7 @@ class Refresh:
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """The rows of new items in a mapped file, [n, V]."""
-        graph = self._folder(stage) / apart.ITEMS_FILE
+        graph = self._folder(stage) / ITEMS_FILE
         if name in apart.STATES and graph.exists():
             nothing = np.zeros((0, *value.shape[1:]), value.dtype)
             found = np.concatenate([nothing, *apart.ItemStates(graph).chunks(items, name)])

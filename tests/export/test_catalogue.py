@@ -38,6 +38,17 @@ def small(make_cascade: Callable[..., Cascade]) -> Cascade:
     return make_cascade(items=ITEMS, state="float16")
 
 
+@pytest.fixture(scope="module")
+def textbook(make_cascade: Callable[..., Cascade]) -> Cascade:
+    """The same, of models that were taken apart."""
+    models = {
+        "retrieve": ("two_tower", "tiny"),
+        "prerank": ("tests.example_models:Textbook", "default"),
+        "rank": ("tests.example_models:Deep", "wide"),
+    }
+    return make_cascade(items=ITEMS, models=models, state="float16", also=())
+
+
 def new_items(cascade: Cascade, path: Path) -> Path:
     """A Parquet file of raw items, one of which is there already."""
     random = np.random.default_rng(7)
@@ -78,9 +89,14 @@ def best_of_all(cascade: Cascade, items: Catalogue, users: int) -> Any:
     return items.item_ids[rows], 1 / (1 + np.exp(-np.take_along_axis(scores, order, 1)))
 
 
+@pytest.mark.parametrize("models", ["small", "textbook"])
 def test_a_refreshed_release_knows_the_new_items_and_forgets_the_old(
-    small: Cascade, tmp_path: Path, assert_same_answers: Callable[..., None]
+    models: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    assert_same_answers: Callable[..., None],
 ) -> None:
+    small: Cascade = request.getfixturevalue(models)
     started, change_ = changed(small, tmp_path)
     assert (change_.items, (~change_.keep).sum()) == (ITEMS - 51 + NEW, 51)
     started.write(tmp_path / "next", 2, change_)
@@ -101,7 +117,8 @@ def test_a_refreshed_release_knows_the_new_items_and_forgets_the_old(
     assert set(change_.added.item_ids) & set(answer[0].ravel().tolist())
     # What does not know of items is not copied.
     twins = [folder / "rank" for folder in (small.repository, tmp_path / "next")]
-    assert (twins[0] / "1" / "model.pt").samefile(twins[1] / "2" / "model.pt")
+    file = "model.pt" if models == "small" else "items.onnx"
+    assert (twins[0] / "1" / file).samefile(twins[1] / "2" / file)
 
 
 @pytest.mark.parametrize("raw", [True, False])

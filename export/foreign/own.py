@@ -1,0 +1,137 @@
+"""Takes a model of ours that defines `forward` alone apart, as a third party's file is: its flat
+graph is traced, and the user's, the item's and the pair's parts are derived from that."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+from cascade.artifact import ONNX_FILE, Mapped
+from cascade.config import Serving
+from cascade.files import write_json
+from cascade.models import registry
+from cascade.models.scorer import Scorer
+from cascade.runtime.load import load_graph
+from cascade.spec import Stage
+from cascade.training import checkpoint
+from export.artifacts import onnx_file, parity
+from export.artifacts.graphs import TopCandidates
+from export.artifacts.stage_files import PLAIN, Variant, item_states
+from export.context import Build, Catalogue, Source
+from export.foreign import wrapper
+from export.foreign.apart import take_apart
+from export.foreign.flat import flat_onnx
+from export.foreign.inputs import ForeignError
+from export.foreign.onnx_model import Foreign, draw_users
+from export.foreign.split import Derived, NotSplit
+
+RUNTIMES = {"onnx", "tensorrt"}  # those that run model.onnx
+PROVED_USERS, PROVED_ITEMS = 3, 256
+
+
+class Own:
+    """One model, taken apart for one stage. Raises NotSplit: it cannot be, or what was derived does
+    not give the model's logits; says why."""
+
+    def __init__(self, scorer: Scorer, stage: Stage, items: Catalogue) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="flat-")
+        path = Path(self._folder.name) / ONNX_FILE
+        mapping = path.with_suffix(".json")
+        self.scorer, self.stage = scorer, stage
+        write_json(mapping, flat_onnx(scorer, scorer.schema, path))
+        try:
+            self.foreign = Foreign(path, mapping, scorer.schema)
+        except ForeignError as error:
+            raise NotSplit(f"{error}") from error
+        self.derived = take_apart(self.foreign, items, stage.inputs[-1].dims[0])
+        self._prove(items)
+
+    def write(
+        self, items: Catalogue, folder: Path, variant: Variant = PLAIN, logits: bool = False
+    ) -> dict[str, Mapped]:
+        """Write a version folder -> the item states in it.
+
+        Args:
+            logits: the graph gives those of all candidates instead of the best items.
+        """
+        derived = self.derived
+        if variant.weights == "int8":
+            derived = replace(derived, pairs=_in_8_bits(derived, Path(self._folder.name)))
+        return wrapper.write_files(
+            self.foreign, self.stage, items, folder, derived, variant=variant, logits=logits
+        )
+
+    def eager(self, items: Catalogue) -> TopCandidates:
+        """The trained model over a catalogue, with which the graph is compared."""
+        ids = self.stage.outputs[-1].name == "scores"
+        module = TopCandidates(self.scorer, self.stage.outputs[0].dims[0], ids)
+        states = [*item_states(self.scorer, items, self.stage.name)]
+        module.item_state = torch.from_numpy(np.concatenate(states))
+        if ids:
+            module.catalogue_ids = torch.from_numpy(items.item_ids[:, None].astype(np.int64))
+        return module
+
+    def _prove(self, items: Catalogue) -> None:
+        """Compare float32 logits, which no variant has rounded, on drawn users and items."""
+        random = np.random.default_rng(0)
+        some = items.take(random.permutation(len(items))[:PROVED_ITEMS])
+        schema = self.scorer.schema
+        dense, ids = draw_users(schema, PROVED_USERS, random)
+        users = dense if schema.dense("user") else np.zeros_like(dense), ids
+        rows = np.tile(np.arange(len(some)), (PROVED_USERS, 1))
+        with tempfile.TemporaryDirectory(prefix="proof-") as folder:
+            self.write(some, Path(folder), logits=True)
+            graph = load_graph(Path(folder), schema, Serving(threads=1))[1]
+            found = graph(*users, rows)[0]
+        with torch.inference_mode():
+            user = self.scorer.user(*map(torch.from_numpy, users))
+            item = self.scorer.item(*map(torch.from_numpy, (some.dense, some.ids)))
+            expected = self.scorer.score(user, item.expand(len(user), -1, -1)).numpy()
+        difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+        if not difference <= parity.LARGEST_DIFFERENCE:
+            raise NotSplit(f"what was derived differs from the model by {difference:.1e}")
+
+
+def taken_apart(build: Build, source: Source, scoring: Sequence[Stage]) -> dict[str, Own]:
+    """The models of these stages that define `forward` alone, as far as they can be taken apart and
+    nothing but model.onnx is asked for."""
+    found: dict[str, Own] = {}
+    if build.flat or not RUNTIMES.issuperset(build.forms.also):
+        return found
+    for stage in scoring:
+        if stage.name in build.foreign:
+            continue
+        checkpoint_ = build.checkpoint(stage.name)
+        model = registry.find(checkpoint.describe(source.folder / checkpoint_)["model"]).model
+        if model.item is not Scorer.item:
+            continue
+        name = f"{stage.name}, {model.__name__}"
+        try:
+            found[stage.name] = Own(source.scorer(checkpoint_), stage, source.items)
+        except NotSplit as error:
+            print(f"{name} is served flat, all of it for every candidate: {error}")
+        else:
+            print(f"{name}: {found[stage.name].derived.report()}")
+    return found
+
+
+def _in_8_bits(derived: Derived, folder: Path) -> onnx.ModelProto:
+    """The pairs' graph with dynamically quantised layers: those that see every candidate and give
+    more than one number. The first layer after a product of both sides is cut out of a larger one,
+    and does not bear one scale for all of its inputs: it is not among them."""
+    weights = {tensor.name: tensor.dims for tensor in derived.pairs.graph.initializer}
+    layers = {name for name in derived.layers if weights[name][-1] > 1}
+    model = onnx.ModelProto()
+    model.CopyFrom(derived.pairs)
+    for node in model.graph.node:
+        node.name = node.output[0]  # the quantiser leaves out by name
+    path = folder / "pairs.onnx"
+    onnx.save(model, path)
+    onnx_file.quantise(path, layers)
+    return onnx.load(path)
