@@ -17,6 +17,7 @@ from cascade import pbtxt
 from cascade.artifact import ArtifactError
 from cascade.client.layout import Layout
 from cascade.errors import run
+from cascade.item_keys import PAD
 from cascade.layout import RequestLayout
 from cascade.release import newest_version, read_release
 from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
@@ -24,7 +25,6 @@ from cascade.values import SEPARATOR
 from clients import examples_go
 
 User = Mapping[str, Any]
-FIRST_ID = 1000  # of the items of a repository without a release
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Example:
 
     layout: RequestLayout
     users: tuple[User, User]
-    items: tuple[int, ...]
+    items: tuple[int | str, ...]
     allow: Mapping[str, Sequence[str]]
     by_id: bool
 
@@ -70,7 +70,8 @@ def example(repository: Path) -> Example:
     except ArtifactError:
         invented = {name: _invented(layout, name, place) for place, name in enumerate(layout.names)}
         allow = {name: ["a"] for name in layout.items[:1]}
-        return Example(layout, _two(layout, invented), (FIRST_ID, FIRST_ID + 1), allow, by_id)
+        items: tuple[int | str, ...] = ("item-1",) if layout.string_ids else (1000, 1001)
+        return Example(layout, _two(layout, invented), items, allow, by_id)
     release = read_release(repository, version)
     canary = release.get("canary") or {"dense": [[]], "categorical": [[]], "item_ids": [[]]}
     known = zip(layout.dense, canary["dense"][0], strict=False)
@@ -78,7 +79,7 @@ def example(repository: Path) -> Example:
     user = {name: _plain(value) for name, value in known}
     for feature, text in texts:
         user[feature.name] = text.split(SEPARATOR) if text and feature.multivalued else text or None
-    items = tuple(item for item in canary["item_ids"][0][:2] if item >= 0)
+    items = tuple(item for item in canary["item_ids"][0][:2] if item not in (PAD, ""))
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
     return Example(layout, _two(layout, user), items, _allow(folder, release), by_id)
 
@@ -226,7 +227,7 @@ _GRPCURL = """\
 #!/usr/bin/env bash
 # Asks the cascade over gRPC. The server describes itself to nobody, so that grpcurl needs the file
 # that `python -m clients.examples --repository DIR --format protoset > kserve.protoset` writes.
-# Bytes are base64; numbers come as little-endian bytes:
+# Bytes are base64; integers come as little-endian bytes:
 #   bash grpcurl.sh | jq -r .rawOutputContents[0] | base64 -d | od -An -t d8
 set -euo pipefail
 URL=${URL:-127.0.0.1:8001}
@@ -270,7 +271,9 @@ def protoset(_: Example) -> bytes:
 
 def go(found: Example) -> str:
     """A Go program that needs the standard library alone."""
-    return examples_go.program(found.users, found.items, found.allow)
+    return examples_go.program(
+        found.users, found.items, found.allow, "string" if found.layout.string_ids else "int64"
+    )
 
 
 FORMATS: dict[str, Callable[[Example], str | bytes]] = {

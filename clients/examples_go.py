@@ -44,8 +44,8 @@ func texts(name string, values []any) (tensor, error) {
 	return tensor{name, []int{len(values), 1}, "BYTES", data}, err
 }
 
-// recommend gives the items and scores of each user, best first; an id of -1 fills a short list.
-func recommend(inputs map[string][]any) (ids [][]int64, scores [][]float32, err error) {
+// recommend gives the items and scores of each user, best first; @PAD@ fills a short list.
+func recommend(inputs map[string][]any) (ids [][]@ID@, scores [][]float32, err error) {
 	var request struct {
 		Inputs []tensor `json:"inputs"`
 	}
@@ -78,7 +78,7 @@ func recommend(inputs map[string][]any) (ids [][]int64, scores [][]float32, err 
 	for _, output := range found.Outputs {
 		switch output.Name {
 		case "item_ids":
-			ids, err = rows[int64](output)
+			ids, err = rows[@ID@](output)
 		case "scores":
 			scores, err = rows[float32](output)
 		}
@@ -111,7 +111,7 @@ func main() {
 @SECOND@
 	inputs := map[string][]any{"context": {first, second}}
 	// Filters, one for each user; an empty one takes nothing away.
-	inputs["exclude"] = []any{@EXCLUDE@, []int64{}}
+	inputs["exclude"] = []any{@EXCLUDE@, []@ID@{}}
 @ALLOW@	ids, scores, err := recommend(inputs)
 	if err != nil {
 		log.Fatal(err)
@@ -124,18 +124,23 @@ func main() {
 
 
 def program(
-    users: Sequence[Mapping[str, Any]], items: Sequence[int], allow: Mapping[str, Sequence[str]]
+    users: Sequence[Mapping[str, Any]],
+    items: Sequence[int | str],
+    allow: Mapping[str, Sequence[str]],
+    id_type: str,
 ) -> str:
-    """main.go for two users, ids to exclude and values to allow."""
+    """main.go for two users, ids to exclude, values to allow; `id_type` is that of an item's id."""
     first, second = map(_assignments, users, ("first", "second"))
-    excluded = f"[]int64{{{', '.join(map(str, items))}}}"
+    excluded = f"[]{id_type}{{{', '.join(map(_literal, items))}}}"
+    pad = "an empty id" if id_type == "string" else "an id of -1"
     made = _PROGRAM.replace("@FIRST@\n", first).replace("@SECOND@\n", second)
     allowed = ""
     if allow:
         ((name, values),) = allow.items()
         wanted = f"map[string][]string{{{_literal(name)}: {{{', '.join(map(_literal, values))}}}}}"
         allowed = f'\tinputs["allow"] = []any{{{wanted}, map[string]any{{}}}}\n'
-    return made.replace("@EXCLUDE@", excluded).replace("@ALLOW@", allowed)
+    made = made.replace("@EXCLUDE@", excluded).replace("@ALLOW@", allowed)
+    return made.replace("@ID@", id_type).replace("@PAD@", pad)
 
 
 def _assignments(user: Mapping[str, Any], variable: str) -> str:

@@ -22,6 +22,7 @@ import pytest
 from google.protobuf import descriptor_pool, json_format
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
 
 from cascade import pbtxt
 from cascade.client import Recommender
@@ -52,7 +53,7 @@ class Site:
     def example(self) -> examples.Example:
         return examples.example(self.repository)
 
-    def expected(self, tensors: bool) -> list[list[list[int]]]:
+    def expected(self, tensors: bool) -> list[list[list[Any]]]:
         """The item ids of every request of a script, in their order."""
         found, ask = self.example, self.client
         first, second = found.users
@@ -68,18 +69,20 @@ class Site:
         return [[answer.item_ids.tolist() for answer in some] for some in answers]
 
 
-@pytest.fixture(scope="module", params=["every kind of feature, and a store", "no numbers"])
+@pytest.fixture(
+    scope="module", params=["every kind of feature, and a store", "no numbers, string ids"]
+)
 def site(
     request: pytest.FixtureRequest,
     make_cascade: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    repository, stored = folder / "repository", request.param != "no numbers"
+    repository, stored = folder / "repository", "store" in request.param
     if stored:
         made = make_cascade(schema=BAGS, items=300, serving=Serving(max_batch_size=8))
     else:
-        made = make_cascade(schema=PLAIN, items=150, users=40)
+        made = make_cascade(schema=replace(PLAIN, string_ids=True), items=150, users=40)
     store = f"lmdb:{folder / 'users'}" if stored else ""
     serving = replace(serving_of(made.repository), topology="paired" if stored else "fused")
     rewire(made.repository, repository, serving, Product(store=store))
@@ -92,8 +95,8 @@ def site(
         yield Site(repository, server, client)
 
 
-def trimmed(rows: list[list[int]]) -> list[list[int]]:
-    return [[item for item in row if item >= 0] for row in rows]
+def trimmed(rows: list[list[Any]]) -> list[list[Any]]:
+    return [[item for item in row if item not in (-1, "")] for row in rows]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
@@ -114,7 +117,7 @@ def test_curl_gets_what_the_client_gets(site: Site) -> None:
         outputs = {output["name"]: output for output in json.loads(answer)["outputs"]}
         assert outputs.keys() == {"item_ids", "scores"}
         ids = outputs["item_ids"]
-        assert ids["datatype"] == "INT64"
+        assert ids["datatype"] == ("BYTES" if site.example.layout.string_ids else "INT64")
         found.append(trimmed(np.reshape(ids["data"], ids["shape"]).tolist()))
     assert found == site.expected(tensors=True)
     assert ("dense" in examples.curl(site.example)) == bool(site.example.layout.dense)
@@ -129,8 +132,12 @@ def test_grpcurl_asks_what_the_client_asks(site: Site) -> None:
             request = json_format.Parse(text, service_pb2.ModelInferRequest())
             answer = stub.ModelInfer(request, timeout=30)
             (output,) = answer.outputs
-            ids = np.frombuffer(answer.raw_output_contents[0], "<i8").reshape(*output.shape)
-            found.append(trimmed(ids.tolist()))
+            (content,) = answer.raw_output_contents
+            if site.example.layout.string_ids:
+                ids = [text.decode() for text in deserialize_bytes_tensor(content)]
+            else:
+                ids = np.frombuffer(content, "<i8")
+            found.append(trimmed(np.reshape(ids, tuple(output.shape)).tolist()))
     assert found == site.expected(tensors=False)
 
 
@@ -154,7 +161,7 @@ def test_the_go_program_is_formatted(site: Site, tmp_path: Path) -> None:
     ("inputs", "code", "words"),
     [
         ({"context": ('{"cty": 3}',)}, 400, "unknown feature 'cty': did you mean 'city'?"),
-        ({"context": ("{}",), "exclude": ("[1.5]",)}, 400, "no JSON list of integers"),
+        ({"context": ("{}",), "exclude": ("[1.5]",)}, 400, "exclude: 1.5 (float) came; expected"),
         ({"exclude": ("[]",)}, 400, "categorical is missing: send it, or the user's raw values"),
     ],
 )

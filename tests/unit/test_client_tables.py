@@ -171,3 +171,17 @@ def test_cells_that_are_no_numbers_are_left_to_the_client(tmp_path: Path) -> Non
     assert [user.get("age") for user in users] == [3.0, "1_0", -1000.0]
     assert [str(user.get("visits")) for user in users] == ["nan", "much", "None"]
     assert kept == [{}, {}, {}]
+
+
+@pytest.mark.parametrize("written", FORMATS)
+def test_items_may_be_named_by_strings(tmp_path: Path, written: str) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / f"out.{written}"
+    write_rows(source)
+    users = open_users(source, LAYOUT, [])
+    found = Recommendation(np.array(["sku-1", "2"], object), np.array([0.5, 0.25], np.float32))
+    with answer_file(target, users.kept, string_ids=True) as write:
+        write([{}], [found])
+    if written == "csv":
+        assert target.read_text() == "item_ids,scores,error\nsku-1|2,0.5|0.25,\n"
+    else:
+        assert [row["item_ids"] for row in read_rows(target)] == [["sku-1", "2"]]
