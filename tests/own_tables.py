@@ -38,6 +38,9 @@ features:
 """
 
 
+STRING_SCHEMA = SCHEMA.replace("item: item_id\n", "item: item_id\nitem_ids: strings\n")
+
+
 def shop(rows: int = ROWS, seed: int = 0) -> dict[str, dict[str, list[Any]]]:
     """-> `clicks`, `users` and `items`, by column. Users of a city like the items of a tag."""
     random = np.random.default_rng(seed)
@@ -76,6 +79,12 @@ def shop(rows: int = ROWS, seed: int = 0) -> dict[str, dict[str, list[Any]]]:
             "tags": [f"{tag}|t{number % 5}" for number, tag in enumerate(tags)],
         },
     }
+
+
+def with_string_ids(tables: dict[str, dict[str, list[Any]]]) -> None:
+    """Name the items of a shop by strings."""
+    for table in ("clicks", "items"):
+        tables[table]["item_id"] = [f"sku-{item}" for item in tables[table]["item_id"]]
 
 
 def write_csv(path: Path, columns: dict[str, Sequence[Any]]) -> None:

@@ -173,23 +173,28 @@ class OwnSource(Source):
             yield self._checked(f"chunks({split!r})", chunk, listed)
 
     def _checked(self, what: str, table: Any, listed: bool) -> pa.Table:
-        """A table, whose `item_id` is int64 where it has one."""
+        """A table, whose `item_id` is int64, or string as the schema says, where it has one."""
         if not isinstance(table, pa.Table):
             raise self._wrong(f"{what} gave {type(table).__name__}; expected a pyarrow.Table")
         if not listed:
             return table
         if "item_id" not in table.column_names:
             raise self._wrong(f"{what} has no column item_id; it has {table.column_names}")
-        ids = table["item_id"]
-        if not pa.types.is_integer(ids.type) or ids.null_count:
+        ids, place = table["item_id"], table.column_names.index("item_id")
+        strings = self.schema.string_ids
+        fits = pa.types.is_string if strings else pa.types.is_integer
+        if not fits(ids.type) or ids.null_count:
             came = f"{ids.type}{' with missing ones' if ids.null_count else ''}"
-            raise self._wrong(
-                f"{what} has item ids of type {came}; expected int64: number the items"
-            )
-        if len(table) and pc.min(ids).as_py() < 0:
-            raise self._wrong(f"{what} has the item id {pc.min(ids)}; -1 stands for no item")
-        place = table.column_names.index("item_id")
-        return table.set_column(place, "item_id", ids.cast(pa.int64()))
+            expected = "string" if strings else "int64: number the items"
+            if pa.types.is_string(ids.type) and not strings:
+                expected += ", or give its schema string_ids=True"
+            raise self._wrong(f"{what} has item ids of type {came}; expected {expected}")
+        none = pc.equal(ids, "") if strings else pc.less(ids, 0)
+        if pc.any(none).as_py():
+            item = ids.filter(none)[0].as_py()
+            stands = "an empty string" if strings else "-1"
+            raise self._wrong(f"{what} has the item id {item!r}; {stands} stands for no item")
+        return table if strings else table.set_column(place, "item_id", ids.cast(pa.int64()))
 
 
 def _classes(module: Any) -> list[str]:

@@ -59,14 +59,14 @@ class Source(Protocol):
         """Rows in their order, read once: `label` 0 or 1, every feature by its name (a number
         for dense, a string for the others, null = missing, several members joined by `|`).
         Optional: `probability`, the true chance of a click; `@user`, who it was, and `@time`, for
-        `python -m cascade.data describe` alone. With a `catalogue`, `item_id` int64 takes the place
-        of the item features.
+        `python -m cascade.data describe` alone. With a `catalogue`, `item_id` takes the place of
+        the item features: int64, or string where the schema has `string_ids`.
         """
         ...
 
     def catalogue(self) -> pa.Table | None:
-        """The source's own list of items: `item_id` int64, `title` string where there is one, raw
-        item features by name. None: the items are the distinct item sides of all rows.
+        """The source's own list of items: `item_id` as in the rows, `title` string where there is
+        one, raw item features by name. None: the items are the distinct item sides of all rows.
         """
         ...
 

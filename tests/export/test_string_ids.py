@@ -12,17 +12,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from cascade import item_keys, pbtxt
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
+from cascade.data import prepare
+from cascade.evaluation import stagewise
 from cascade.files import write_json
 from cascade.item_keys import as_keys
+from cascade.models.registry import Recipe
 from cascade.release import read_release
 from cascade.spec import DENY_LIST, ENSEMBLE, RANK
 from cascade.stages.names import Named
 from cascade.stages.pipeline import Pipeline
-from cascade.training import checkpoint
+from cascade.training import checkpoint, trainer
+from export import __main__ as export_command
 from export.artifacts import names
 from export.build import write_release
 from export.context import Build, Source, read_catalogue
@@ -34,6 +39,7 @@ from export.releases.refresh import Refresh, change, read_ids, read_items
 from export.releases.rewire import rewire, serving_of
 from tests.conftest import Cascade, string_id
 from tests.filter_cases import column
+from tests.own_tables import FIRST_ITEM, STRING_SCHEMA, with_string_ids, write_shop
 from tests.string_ids import Twins, make_twins, named, new_items
 
 USERS = 20
@@ -249,3 +255,29 @@ def test_integers_leave_no_names(twins: Twins, tmp_path: Path) -> None:
     names.write(folder, read_catalogue(twins[0].checkpoints), twins[0].schema.hash)
     assert not [*folder.iterdir()]
     assert not isinstance(twins[0].pipeline()._rank, Named)
+
+
+def test_a_shops_strings_from_its_tables_to_its_lists(tmp_path: Path) -> None:
+    """Prepared, trained for a few steps, exported and evaluated."""
+    schema = write_shop(tmp_path, STRING_SCHEMA, with_string_ids)
+    dataset = prepare("table", tmp_path / "data", schema_file=schema)
+    recipe = Recipe("two_tower:tiny", "dlrm:tiny", "dlrm:tiny")
+    out, changes = tmp_path / "checkpoints", {"epochs": 0.5, "batch_size": 50}
+    trainer.Trainer(dataset, out, torch.device("cpu"), recipe, changes).run()
+    title = (out / "titles.csv").read_text().splitlines()[1]
+    assert title == f'sku-{FIRST_ITEM},"thing ""0"", nice"'
+    where = ("--checkpoints", out, "--repository", tmp_path / "repository")
+    sizes = ("--candidates", "40", "--survivors", "20")
+    export_command.main(["build", *map(str, where), *sizes, "--index", "flat", "--untuned"])
+    assert (tmp_path / "repository" / ENSEMBLE / "1" / "titles.csv").exists()
+    pipeline = Pipeline.load(tmp_path / "repository", serving=Serving(threads=1))
+    queries = stagewise.held_out(dataset, 10)
+    ids = dataset.item_ids()
+    lists = stagewise.ask(pipeline, queries, ids)
+    answers, _ = pipeline(queries.dense, queries.categorical)
+    assert [[ids[row] for row in rows] for rows in lists.rank] == [
+        [item.decode() for item in row] for row in answers
+    ]
+    assert sorted(lists.retrieve[0].tolist()) == [*range(40)]
+    with pytest.raises(stagewise.EvaluationError, match="which is not in the catalogue"):
+        stagewise.ask(pipeline, queries, np.array([*ids[:39], "another"], object))

@@ -129,7 +129,11 @@ SCHEMA_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
         line("item: item_id", "item: name"),
         "line 4: item: the column 'name' of {folder}/items.csv holds string, as 'thing \"0\""
         ", nice'; "
-        "expected item ids: integers of 64 bits",
+        "expected item ids: integers of 64 bits, or write `item_ids: strings`",
+    ),
+    "kind of ids": (
+        line("item: item_id", "item: item_id\nitem_ids: string"),
+        "line 5: item_ids: unknown item_ids 'string': did you mean 'strings'?",
     ),
     "syntax": (
         line("label: clicked", "label: clicked: x"),

@@ -19,8 +19,10 @@ from tests.own_tables import (
     ITEMS,
     ROWS,
     SCHEMA,
+    STRING_SCHEMA,
     raw,
     shop,
+    with_string_ids,
     write_csv,
     write_parquet,
     write_shop,
@@ -53,6 +55,32 @@ def test_a_shop_is_prepared(tmp_path: Path) -> None:
         "product": ITEMS,
         "tags": 7,
     }
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_items_are_named_by_strings(listed: bool, tmp_path: Path) -> None:
+    """The same rows of the same items; without a table of items, too."""
+    found = []
+    for name, schema, change in (
+        ("integers", SCHEMA, lambda tables: None),
+        ("strings", STRING_SCHEMA, with_string_ids),
+    ):
+        (tmp_path / name).mkdir()
+        if not listed:
+            schema = schema.replace("items: items.csv\n", "").replace("title: name\n", "")
+            schema = "".join(
+                x for x in schema.splitlines(True) if "price" not in x and "tags" not in x
+            )
+        file = write_shop(tmp_path / name, schema, change)
+        found.append(prepare("table", tmp_path / name / "out", schema_file=file))
+    integers, strings = found
+    assert strings.schema.string_ids
+    ids = strings.item_ids()
+    names = [f"sku-{item}" for item in integers.item_ids().tolist()]
+    assert sorted(ids) == sorted(names)
+    for split in SPLITS:
+        items = [integers.read(split).item, strings.read(split).item]
+        assert [names[row] for row in items[0]] == [ids[row] for row in items[1]]
 
 
 def test_parquet_and_csv_say_the_same(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cascade.data.__main__ import main
 from tests.programs import last_error, status
 
 OWN = """
+from dataclasses import replace
 import pyarrow as pa
 from cascade.schema import Feature, Schema
 
@@ -74,6 +75,27 @@ class TextItem(Visits):
         return pa.table({"item_id": ["a"], "price": [9.5]})
 
 
+class Named(Visits):
+    schema = replace(Visits.schema, string_ids=True)
+
+    def catalogue(self):
+        return pa.table({"item_id": ["b", "a"], "price": [9.5, 20]})
+
+    def chunks(self, split):
+        for chunk in super().chunks(split):
+            names = ["a" if item == 5 else "b" for item in chunk["item_id"].to_pylist()]
+            yield chunk.set_column(1, "item_id", pa.array(names))
+
+
+class Unnamed(Named):
+    def catalogue(self):
+        return pa.table({"item_id": ["", "a"], "price": [9.5, 20]})
+
+
+class Numbered(Named):
+    catalogue = Visits.catalogue
+
+
 class Negative(Visits):
     def catalogue(self):
         return pa.table({"item_id": [-1], "price": [9.5]})
@@ -117,6 +139,8 @@ OWN_FAULTS = {
     "own_source:WrongLabel": "row 4 of the train split has the label 4; a label is 0 or 1",
     "own_source:TextLabel": "the labels are string, and have to be numbers",
     "own_source:NoItem": "item 6 is shown, but the item list does not have it",
+    "own_source:Unnamed": "catalogue() has the item id ''; an empty string stands for no item",
+    "own_source:Numbered": "catalogue() has item ids of type int64; expected string",
     "own_source:TextItem": "catalogue() has item ids of type string; expected int64: number the",
     "own_source:Negative": "catalogue() has the item id -1; -1 stands for no item",
     "own_source:NoFeature": "the source gives no column for the features ['city']",
@@ -138,6 +162,7 @@ def test_a_class_of_ones_own(own: Path) -> None:
     assert dataset.source["rows"] == {"train": 8, "validation": 8, "test": 8}
     assert dataset.source["log"] == "impressions"
     assert dataset.item_ids().tolist() == [2**60 + 1, 5]
+    assert prepare("own_source:Named:4", own.with_name("named")).item_ids().tolist() == ["b", "a"]
     assert prepare("own_source:Visits", own).source["rows"]["train"] == 6
 
 

@@ -60,6 +60,19 @@ def item_id(known: pa.Array | None) -> Convert:
     return convert
 
 
+def item_name(known: pa.Array | None) -> Convert:
+    """-> string, not empty; where `known` ids are given, one of those."""
+
+    def convert(column: pa.Array) -> Converted:
+        ids = _text(column, "item ids: strings or integers")
+        bad = _flags(pc.fill_null(pc.equal(ids, ""), True))
+        if known is not None:
+            bad = bad | ~_flags(pc.is_in(ids, value_set=known))
+        return ids, bad
+
+    return convert
+
+
 def user_id(required: bool) -> Convert:
     """-> string, so that 7 in one table and '7' in another are one user."""
 
@@ -212,7 +225,7 @@ def _integers(column: pa.Array) -> Converted:
             except pa.ArrowInvalid:  # beyond 64 bits
                 return _one_by_one(column, pa.int64())
         if plain.mean() < 0.5:
-            raise WrongType("item ids: integers of 64 bits; number the items, and keep your ids")
+            raise WrongType("item ids: integers of 64 bits, or write `item_ids: strings`")
         good = pc.if_else(pa.array(plain), column, pa.scalar(None, pa.string()))
         ids, wrong = _one_by_one(good, pa.int64())
         return ids, _or(wrong, ~plain)

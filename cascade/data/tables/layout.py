@@ -4,6 +4,7 @@
     users: users.csv                 # optional, one row per user, joined by the column `user`
     items: items.csv                 # optional, one row per item, joined by the column `item`
     item: item_id
+    item_ids: integers               # optional: integers of 64 bits, or strings
     user: user_id                    # optional
     label: clicked                   # optional; without it every row is a positive
     time: clicked_at                 # optional; without it the split is random
@@ -30,6 +31,7 @@ from cascade.schema import ENCODINGS, Feature, Schema, SchemaError
 Table = Literal["interactions", "users", "items"]
 TABLES: tuple[Table, ...] = ("interactions", "users", "items")
 COLUMNS = ("item", "user", "label", "time", "title")
+ITEM_IDS = ("integers", "strings")
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _FEATURE = (
     *("name", "side", "kind", "encoding", "length", "min_count", "buckets"),
@@ -80,7 +82,7 @@ def read(schema: Path, where: str = "") -> Layout:
     of the tables are looked up, or the files of the interactions, separated by commas. Raises a
     CascadeError that names the line."""
     root = load(schema)
-    root.only("name", *TABLES, *COLUMNS, "log", "features")
+    root.only("name", *TABLES, *COLUMNS, "item_ids", "log", "features")
     features: list[Feature] = []
     columns: dict[str, Column] = {}
     for node in root.take("features", Node.members):
@@ -90,8 +92,10 @@ def read(schema: Path, where: str = "") -> Layout:
             raise node.error(f"a feature is called {feature.name!r} already, in line {first}")
         features.append(feature)
         columns[feature.name] = column
+    kind = root.take("item_ids", lambda node: node.choice("item_ids", ITEM_IDS), ITEM_IDS[0])
+    name = root.take("name", Node.text, schema.stem)
     try:
-        found = Schema(root.take("name", Node.text, schema.stem), tuple(features))
+        found = Schema(name, tuple(features), string_ids=kind == "strings")
     except SchemaError as error:
         raise root.mapping()["features"].error(f"{error}; add one") from error
     root.take("item", Node.text)

@@ -155,6 +155,16 @@ class TableSource(Source):
         node = self._layout.named[role]
         return node, node.text(), wanted
 
+    def _item(self, known: pa.Array | None) -> Wanted:
+        """How the ids of items are read; where `known` ids are given, one of those."""
+        strings = self.schema.string_ids
+        if known is not None:
+            expected = "an item that the items list"
+        else:
+            expected = "a string, not an empty one" if strings else _LISTED
+        read_as = convert.item_name if strings else convert.item_id
+        return Wanted("item_id", read_as(known), expected)
+
     def _features(self, side: str, table: Table) -> list[Asked]:
         columns = self._layout.columns
         return [
@@ -167,7 +177,7 @@ class TableSource(Source):
         """The table of items, each id once."""
         if "items" not in self._files:
             return None
-        asked = [self._asked("item", Wanted("item_id", convert.item_id(None), _LISTED))]
+        asked = [self._asked("item", self._item(None))]
         if "title" in self._layout.named:
             asked.append(self._asked("title", Wanted("title", convert.title, "text")))
         table = read(self._files["items"], asked + self._features("item", "items"), self._bad)
@@ -201,8 +211,7 @@ class TableSource(Source):
     def _events(self) -> pa.Table:
         """All interactions in the order of the splits."""
         known = None if self._listed is None else self._listed["item_id"].combine_chunks()
-        expected = _LISTED if known is None else "an item that the items list"
-        asked = [self._asked("item", Wanted("item_id", convert.item_id(known), expected))]
+        asked = [self._asked("item", self._item(known))]
         named = self._layout.named
         if "user" in named:
             asked.append(self._asked("user", Wanted("@user", convert.user_id(False), _ID)))
