@@ -69,6 +69,7 @@ class Encoder:
                 )
             own = range(FIRST, FIRST + len(values)) if ids is None else ids.tolist()
             self._lookup[feature.name] = dict(zip(values, own, strict=True))
+        self.unknown_seen = 0  # values so far that no vocabulary had
         # What every request needs of the schema, looked up once.
         self._ids = {side: schema.ids(side) for side in _SIDES}
         self._width = {side: schema.ids_width(side) for side in _SIDES}
@@ -104,21 +105,39 @@ class Encoder:
         return feature.name in self._numbers
 
     def encode(
-        self, side: Side, dense: npt.NDArray[Any], categorical: npt.NDArray[Any]
+        self,
+        side: Side,
+        dense: npt.NDArray[Any],
+        categorical: npt.NDArray[Any],
+        unknown: Ids | None = None,
     ) -> tuple[Floats, Ids]:
         """Encode what came over the wire: dense, float [B, F_dense] with NaN = missing, and
         categorical, object [B, F_cat] of bytes with empty = missing -> float32 [B, F_dense] and
         int64 [B, sum of lengths]. The InvalidInput names the feature, what came and what to send.
+
+        `unknown`, zeros [B, F_cat], gets how many of the values are not in the vocabulary.
         """
         ids = np.zeros((len(categorical), self._width[side]), np.int64)
         column = 0
-        for feature, values in zip(self._ids[side], categorical.T.tolist(), strict=False):
+        columns = zip(self._ids[side], categorical.T.tolist(), strict=False)
+        for place, (feature, values) in enumerate(columns):
+            before = self.unknown_seen
             if feature.multivalued:
                 ids[:, column : column + feature.length] = self.ids(feature, values)
             else:
                 ids[:, column] = [self._single(feature, value) for value in values]
+            if self.unknown_seen != before and unknown is not None:
+                unknown[:, place] = [self._count_unknown(feature, value) for value in values]
             column += feature.length
         return self.encode_dense(side, dense), ids
+
+    def _count_unknown(self, feature: Feature, value: bytes) -> int:
+        before, members = self.unknown_seen, [value] if value else []
+        if feature.multivalued:
+            members = _kept(feature, [member for member in value.split(b"|") if member])
+        for member in members:
+            self._id(feature, member)
+        return self.unknown_seen - before
 
     def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
         """[B, F_dense] raw numbers -> float32, as each feature is encoded."""
@@ -181,6 +200,7 @@ class Encoder:
             _check_utf8(feature, value)  # what is in the vocabulary is valid
             if feature.unknown_id == REFUSED:
                 _refuse_unknown(feature, value)
+            self.unknown_seen += 1
             return feature.unknown_id
         return known
 

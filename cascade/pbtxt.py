@@ -35,12 +35,13 @@ def process_config(
     """A process of the Python backend."""
     held = process.stages
     stage = spec.chain([s for s in spec.stages(schema, sizes) if s.name in held], model)
-    outputs = stage.outputs
     if RETRIEVE not in held:
         product = replace(product, deny_list="", store="")  # the first process reads both
     elif product.store:
         stage, held = spec.by_id(stage), (spec.LOOKUP, *held)
-        outputs = stage.outputs
+    outputs = stage.outputs
+    if RETRIEVE in held:
+        outputs = (*outputs, spec.UNKNOWN_VALUES)
     if spec.RANK in held:
         outputs = (*spec.answered(outputs, schema), spec.RELEASE)
         if product.explored:
@@ -69,7 +70,11 @@ def ensemble_config(
     """The cascade: every step pinned to one release, every tensor under its own name; `without`
     are tensors of the members that are no part of these requests and answers."""
     config = pb.ModelConfig(name=name, platform="ensemble", max_batch_size=serving.max_batch_size)
-    returned = {spec.COLD_START, *(tensor.name for tensor in members[-1].output)}
+    returned = {
+        spec.COLD_START,
+        spec.UNKNOWN_VALUES.name,
+        *(tensor.name for tensor in members[-1].output),
+    }
     made: set[str] = set()
     for member in members:
         step = config.ensemble_scheduling.step.add(model_name=member.name, model_version=version)

@@ -74,6 +74,8 @@ class Tensor:
 
 # The number of the release that answered: an output of the process that ranks.
 RELEASE = Tensor("release", "INT64", (1,))
+# How many values of the user no vocabulary has: an output of the process that retrieves.
+UNKNOWN_VALUES = Tensor("unknown_values", "INT64", (1,))
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,8 @@ def table(
     kind = "unknown user" if answer.cold_start else "user"
     heading = _cut(f"{kind} {json.dumps(user, ensure_ascii=False)}", width)
     note = [f"      no more than {len(rows)} are left"] if answer.short else []
+    if answer.unknown_values:
+        note.append(f"      {answer.unknown_values} of the user's values are in no vocabulary")
     return [heading, line("rank", "item id", "title", "score"), *rows, *note, ""]
 
 
@@ -202,6 +204,8 @@ def as_json(
         "release": answer.release,
         "short": answer.short,
     }
+    if answer.unknown_values is not None:
+        value["unknown_values"] = answer.unknown_values
     if "user_id" in user:
         value["cold_start"] = answer.cold_start
     if titles is not None:

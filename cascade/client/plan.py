@@ -77,6 +77,7 @@ class Answer:
     release: npt.NDArray[np.int64] | None = None  # [B, 1], as cold_start
     cold_start: npt.NDArray[np.bool_] | None = None
     propensities: npt.NDArray[np.float32] | None = None
+    unknown_values: npt.NDArray[np.int64] | None = None  # [B, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,8 @@ class Recommendation:
         cold_start: the store knows nothing of the user (`recommend_user`).
         propensities: float32 of the same length, the probabilities with which the items came into
             their places; where the server explores (`export --explored`).
+        unknown_values: how many of the user's values are not in the vocabularies of the features,
+            because they are new, rare or misspelt; where the server says so.
     """
 
     item_ids: npt.NDArray[Any]
@@ -100,6 +103,7 @@ class Recommendation:
     short: bool = False
     cold_start: bool = False
     propensities: npt.NDArray[np.float32] | None = None
+    unknown_values: int | None = None
 
 
 def plan(request: Request, layout: Layout) -> list[Call]:
@@ -155,6 +159,7 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
                 not keep.all(),
                 answer.cold_start is not None and bool(answer.cold_start[user, 0]),
                 None if answer.propensities is None else answer.propensities[user, keep],
+                None if answer.unknown_values is None else int(answer.unknown_values[user, 0]),
             )
         )
     return found

@@ -24,6 +24,7 @@ from cascade.spec import (
     RANK,
     RERANK,
     RETRIEVE,
+    UNKNOWN_VALUES,
     ConfigError,
     from_outside,
 )
@@ -128,14 +129,17 @@ def load_stages(
     hashes = {name: stage.schema_hash for name, stage in zip(held, stages, strict=True)}
     if len(set(hashes.values())) > 1:
         raise ArtifactError(f"{folder} holds stages of different schemas: {hashes}. Export again.")
+    outputs = dict.fromkeys(stages[-1].outputs)
+    if RETRIEVE in held:
+        outputs[UNKNOWN_VALUES.name] = None
     if LOOKUP in names:
         from cascade.stages.lookup import Lookup
         from cascade.store import open_backend
 
         layout = RequestLayout.of(Schema.load(folders[0] / "schema.json"))
         lookup = Lookup(layout, open_backend(store))
-        return Chain([lookup, *stages], (*stages[-1].outputs, COLD_START))
-    return stages[0] if len(stages) == 1 else Chain(stages)
+        return Chain([lookup, *stages], (*outputs, COLD_START))
+    return stages[0] if len(stages) == 1 else Chain(stages, (*outputs,))
 
 
 def deny_list_of(repository: Path, product: Product) -> Path | None:

@@ -62,7 +62,8 @@ class Pipeline:
     ) -> tuple[Array, Array, Array]:
         """Raw users and their filters, as they come over the wire, object [B, 1] of bytes ->
         user_dense, user_ids, candidates [B, 1000]."""
-        user_dense, user_ids, candidates = self._retrieve(dense, categorical, exclude, allow)
+        found = self._retrieve(dense, categorical, exclude, allow)
+        user_dense, user_ids, candidates, _ = found
         return user_dense, user_ids, candidates
 
     def prerank(self, user_dense: Array, user_ids: Array, candidates: Array) -> Array:

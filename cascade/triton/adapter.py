@@ -64,8 +64,10 @@ class TritonPythonModel:
         self.needed = frozenset(self.stage.needed)
         self.users_per_run = process.serving.users_per_run
         self.admission = Admission.of(config, release, process.serving.max_queue_size)
-        tagged = any(output["name"] == RELEASE.name for output in config["output"])
-        self.release = release if tagged else None
+        self.declared = {
+            output["name"] for output in config["output"]
+        }  # all, or of earlier releases
+        self.release = release if RELEASE.name in self.declared else None
         self.log = RequestLog(self.name, release, request_log.wanted(parameters))
         held = getattr(self.stage, "stages", (self.stage,))
         stages = dict(zip(process.stages, held, strict=True))
@@ -176,6 +178,7 @@ class TritonPythonModel:
             tensors = [
                 pb_utils.Tensor(name, output[start:stop])
                 for name, output in zip(self.stage.outputs, outputs, strict=True)
+                if name in self.declared
             ]
             if self.release is not None:
                 releases = np.full((stop - start, 1), self.release, np.int64)

@@ -8,6 +8,7 @@ Every family has the labels `model` and `release`; those of a stage have the lab
 | cascade_batch_users_total | | users in those batches |
 | cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
 | cascade_<count>_total | stage | of `counts()`: candidates or results `kept`, `cold_starts`, ... |
+| cascade_unknown_values_total | stage, feature | values of users that are not in the vocabulary |
 | cascade_<level> | stage | of `levels()`, such as `items` |
 | cascade_release | | the release that the model serves |
 
@@ -36,7 +37,8 @@ class Metrics:
 
     Args:
         backend: the module triton_python_backend_utils, which only the adapter may import.
-        stages: by name. `counts()` of a stage are totals since it was loaded, which only grow;
+        stages: by name. `counts()` of a stage are totals since it was loaded, which only grow, or
+            such totals by feature;
             `levels()` are present values. Both are called once a second, from another thread than
             the stage's own; the names in them become those of the families.
     """
@@ -79,7 +81,12 @@ class Metrics:
             self._raise("errors_total", count, {"kind": kind})
         for name, stage in self._stages.items():
             for count_name, count in stage.counts().items():
-                self._raise(f"{count_name}_total", count, {"stage": name})
+                if not isinstance(count, Mapping):
+                    self._raise(f"{count_name}_total", count, {"stage": name})
+                    continue
+                for feature, number in count.items():
+                    labels = {"stage": name, "feature": feature}
+                    self._raise(f"{count_name}_total", number, labels)
             for level_name, level in stage.levels().items():
                 gauge = self._metric(level_name, {"stage": name}, self._backend.MetricFamily.GAUGE)
                 gauge.set(level)

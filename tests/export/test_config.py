@@ -16,7 +16,18 @@ from cascade.client.layout import Layout
 from cascade.config import PARAMETER, QUEUE, ProcessConfig, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
-from cascade.spec import ENSEMBLE, RANK, RELEASE, STAGES, ConfigError, Sizes, sizes_from, stages
+from cascade.spec import (
+    ENSEMBLE,
+    RANK,
+    RELEASE,
+    RETRIEVE,
+    STAGES,
+    UNKNOWN_VALUES,
+    ConfigError,
+    Sizes,
+    sizes_from,
+    stages,
+)
 
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 BAGS = Schema(
@@ -110,7 +121,8 @@ def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs
 def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
     found = pbtxt.configs(schema, SMALL, Serving(), 1)
     for stage in stages(schema, SMALL):
-        outputs = (*stage.outputs, RELEASE) if stage.name == RANK else stage.outputs
+        added = {RANK: (RELEASE,), RETRIEVE: (UNKNOWN_VALUES,)}.get(stage.name, ())
+        outputs = (*stage.outputs, *added)
         for declared, messages in (
             (stage.inputs, found[stage.name].input),
             (outputs, found[stage.name].output),
@@ -128,6 +140,7 @@ def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
         "item_ids": ("TYPE_INT64", (7,)),
         "scores": ("TYPE_FP32", (7,)),
         "release": ("TYPE_INT64", (1,)),
+        "unknown_values": ("TYPE_INT64", (1,)),
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cascade import pbtxt
+from cascade.client import Recommender
 from cascade.config import Serving
 from cascade.release import RELEASE_FILE, read_release
 from cascade.server.launcher import Server
@@ -65,8 +66,9 @@ def test_an_old_release_gives_the_answers_recorded_with_it(topology: str) -> Non
 def test_an_old_repository_is_served_as_it_is(topology: str, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(OLD / topology, repository)
-    with Server(repository) as server:
+    with Server(repository) as server, Recommender(server.url, deadline_s=30) as client:
         assert not differences(repository, 1, over_grpc(server.url))
+        assert client.recommend({}).unknown_values is None  # it does not say
 
 
 def test_an_old_release_is_published_over_and_rolled_back_to(

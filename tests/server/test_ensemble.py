@@ -148,6 +148,7 @@ def test_the_stages_answer_alone_and_say_what_they_take(criteo: Any, criteo_serv
         "item_ids": ("INT64", [-1, 10]),
         "scores": ("FP32", [-1, 10]),
         "release": ("INT64", [-1, 1]),
+        "unknown_values": ("INT64", [-1, 1]),
     }
 
 

@@ -61,7 +61,14 @@ def server(criteo: Any, collector: Collector) -> Iterator[Server]:
         running.start()
     try:
         with Recommender(running.url, deadline_s=30) as recommender:
-            recommender.recommend(criteo.users[0], request_id=GOOD)
+            unknown = {"C1": "misspelt", "C2": "Misspelt"}
+            user = {**criteo.users[0], **unknown, "C3": "C3-1"}
+            found = recommender.recommend(user, request_id=GOOD)
+            assert found.unknown_values == 2 + sum(
+                value.endswith("-20")
+                for name, value in user.items()
+                if isinstance(value, str) and name not in unknown
+            )
             with pytest.raises(InvalidInput) as refused:
                 recommender.recommend({"C1": "x" * 9000}, request_id=BAD)
         assert refused.value.request_id == BAD
@@ -126,6 +133,11 @@ def test_the_metrics_count(server: Server) -> None:
         assert batches == found[key("batch_seconds_bucket", stage, le="+Inf")]
         assert found[key("batch_seconds_sum", stage)] > 0
     assert found[key("errors_total", "retrieve", kind="input")] == 1
+    unknown = [
+        found[key("unknown_values_total", "retrieve", stage="retrieve", feature=name)]
+        for name in ("C1", "C2", "C3")
+    ]
+    assert unknown == [1, 1, 0]
     # The probe at the start, and the good request.
     for stage, size in zip(STAGES, (1000, 200, 10), strict=True):
         assert found[key("kept_total", stage, stage=stage)] == 2 * size

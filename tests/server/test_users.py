@@ -160,6 +160,16 @@ def test_a_context_overrides_what_is_stored(people: Any, served: Served) -> None
     same(mixed[1], served.client.recommend({**people.users[1], **context}))
 
 
+def test_values_that_no_vocabulary_has_are_counted(people: Any, served: Served) -> None:
+    """With features and by id; of a bag, the members that are read."""
+    user = {"city": "misspelt", "agent": "hashed", "history": ["history-1", "a", "b", "c", "d"]}
+    known = {"city": "city-1", "history": ["history-2"]}
+    found = served.client.recommend_many([user, known, {}])
+    assert [one.unknown_values for one in found] == [4, 0, 0]
+    by_id = served.client.recommend_users([0, 0, "nobody"], [user, known, None])
+    assert [one.unknown_values for one in by_id] == [4, 0, 0]
+
+
 def test_values_by_name_need_no_store(people: Any, served: Served) -> None:
     """`recommend` takes them, too; of other users in the same request they change nothing."""
     contexts = [json.dumps(people.users[0]).encode(), b"", b'{"age": null}']

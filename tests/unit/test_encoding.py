@@ -75,6 +75,26 @@ def test_null_number_is_missing_like_nan():
     np.testing.assert_array_equal(ids, np.full((1, 10), MISSING))
 
 
+def test_unknown_values_are_counted_by_user_and_feature():
+    """Of those that are read; hashed values are all known."""
+    schema = ENCODER.schema
+    names = [feature.name for feature in schema.ids("user")]
+    rows = [
+        [b"Roma", b"a|zz|b|a", b"x", b"p", b"a|b|c|d"],
+        [b"nowhere", b"zz|yy|", b"", b"", b"zz|a|b|c"],
+        [b"", b"", b"", b"", b"xx|yy|zz"],
+    ]
+    unknown = np.zeros((3, len(names)), np.int64)
+    dense = np.zeros((3, schema.dense_width("user")))
+    _, ids = ENCODER.encode("user", dense, np.array(rows, object), unknown)
+    column = 0
+    for place, feature in enumerate(schema.ids("user")):
+        block = ids[:, column : column + feature.length]
+        np.testing.assert_array_equal(unknown[:, place], (block == UNKNOWN).sum(1))
+        column += feature.length
+    assert unknown.sum() > 4
+
+
 def test_known_answers():
     dense = np.array([[np.e - 1, -2.5], [np.nan, np.nan], [-3, 1]])
     categorical = np.array(
