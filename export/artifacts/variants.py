@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 from tabulate import tabulate
 
 from cascade.artifact import Array
@@ -39,13 +40,14 @@ def choose(
     if asked == Variant():
         return []
     held_out = source.folder / HELD_OUT_FILE
-    if not held_out.exists():
+    rows = HeldOut.load(held_out, source.places) if held_out.exists() else None
+    if rows is None or len(np.unique(rows.labels)) < 2:
+        fault = "is missing" if rows is None else "has rows of one label only"
         if auto:
-            print(f"{held_out} is missing, so nothing cheaper than float32 can be judged")
+            print(f"{held_out} {fault}, so nothing cheaper than float32 can be judged")
             return []
-        raise GuardError(f"{asked} has to be judged by {held_out}, which is missing: train again")
+        raise GuardError(f"{asked} has to be judged by {held_out}, which {fault}: train again")
     scorers = {stage: source.scorer(build.checkpoint(stage)) for stage in (PRERANK, RANK)}
-    rows = HeldOut.load(held_out, source.places)
     dense, ids = (values[:GUARD_USERS] for values in source.users)
     guard = Guard(
         source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates, apart

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from cascade.artifact import Description
 from cascade.release import read_release
 from cascade.spec import PRERANK, RANK, RETRIEVE
+from cascade.training.bundle import HELD_OUT_FILE
 from export.artifacts import batching, guard
 from export.artifacts.guard import Verdict
 from export.artifacts.stage_files import Variant
-from export.artifacts.variants import GuardError, best
+from export.artifacts.variants import GuardError, best, choose
+from export.context import Build, Source
 from tests.conftest import Cascade
 
 SMALL = {"items": 300, "users": 60}
@@ -90,6 +96,25 @@ def test_what_was_asked_for_is_refused_when_it_loses(
     monkeypatch.setattr(guard, "LEAST_OVERLAP", 1.01)
     with pytest.raises(GuardError, match=r"prerank with state float16.* loses too much"):
         make_cascade(fresh=True, **SMALL, state="float16")
+
+
+@pytest.mark.parametrize("fault", ["is missing", "has rows of one label only"])
+def test_without_rows_of_both_labels_nothing_cheaper_is_judged(
+    plain: Cascade, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    folder = shutil.copytree(plain.checkpoints, tmp_path / "checkpoints")
+    path = folder / HELD_OUT_FILE
+    table = pq.read_table(path)
+    path.unlink()
+    if fault != "is missing":
+        pq.write_table(table.filter(pc.field("label") == 1), path)
+    source, users = Source.load(folder), np.zeros((0, 0), np.int64)
+    assert choose(Build(folder, tmp_path / "new"), source, users, {}) == []
+    said = f"{path} {fault}, so nothing cheaper than float32 can be judged"
+    assert said in capsys.readouterr().out
+    asked = Build(folder, tmp_path / "new", state="float16", weights="float32")
+    with pytest.raises(GuardError, match=f"has to be judged by .*, which {fault}: train again"):
+        choose(asked, source, users, {})
 
 
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_smallest() -> None:

@@ -211,6 +211,17 @@ def test_a_class_of_ones_own(
     assert "3 rows cannot be used; the first: the source, row 3 of train: the label is '3'" in said
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_items_named_by_strings(describe: Describe, listed: bool) -> None:
+    schema = SCHEMA.replace("item: item_id\n", "item: item_id\nitem_ids: strings\n")
+    if not listed:  # an item is what its latest row says
+        schema = schema.replace("items: items.csv\n", "").replace("title: name\n", "")
+        schema = "".join(x for x in schema.splitlines(True) if "price" not in x and "tags" not in x)
+    found, _ = describe(schema)
+    assert found["warnings"] == []
+    assert found["items_met"] == len(set(shop()["clicks"]["item_id"]))
+
+
 def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(main, ["describe", "--data", "table"]) == 1
     assert "needs --schema FILE" in last_error(capsys.readouterr().err)
