@@ -110,6 +110,15 @@ class DeepFm(WideDeep):
         return super().forward(un, ui, it, ii) + 0.5 * pairs.sum(1, keepdim=True)
 
 
+class Fm(Tables):
+    """A factorisation machine: sums, and dots of all pairs by the square of a sum."""
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        vectors = self.vectors(ui, ii)
+        pairs = vectors.sum(1).pow(2) - vectors.pow(2).sum(1)
+        return self.first_order(ui, ii) + 0.5 * pairs.sum(1, keepdim=True)
+
+
 class CrossNet(Tables):
     """DCN: x0 * (w . x) + b + x; with matrices DCN-v2."""
 
@@ -182,6 +191,36 @@ class Bags(nn.Module):
         return self.deep(torch.cat((un, it, self.mean(ui), self.mean(ii)), 1))
 
 
+class BagTables(nn.Module):
+    """Bags by `nn.EmbeddingBag`, a mean of the user's and a sum of the item's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.user = nn.EmbeddingBag(ROWS, WIDTH, mode="mean")
+        self.item = nn.EmbeddingBag(ROWS, WIDTH, mode="sum")
+        self.deep = nn.Sequential(*layers(NUMBERS + 2 * WIDTH, 64), nn.Linear(64, 1))
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        return self.deep(torch.cat((self.user(ui), un, self.item(ii), it), 1))
+
+
+class OneMatrix(Tables):
+    """Ids and numbers beside each other in one matrix of floats, taken apart again by column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.out = layers(FLAT, 64), nn.Linear(64, 1)
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        whole = torch.cat((ii.float(), un, ui.float(), it), 1)
+        items, numbers, users, others = whole.split(
+            [ITEM_IDS, USER_NUMBERS, USER_IDS, ITEM_NUMBERS], 1
+        )
+        ids = users.long(), items.long()
+        vectors = self.vectors(*ids).flatten(1)
+        return self.out(self.deep(torch.cat((numbers, vectors, others), 1)))
+
+
 class Tasks(Tables):
     """Three heads over one trunk."""
 
@@ -229,6 +268,6 @@ class AutoInt(Tables):
 
 
 MODELS: tuple[type[nn.Module], ...] = (
-    *(Logistic, Mlp, MlpBatchNorm, NeuMf, WideDeep, DeepFm, CrossNet, CrossNetV2, Dlrm),
-    *(SharedTable, Bags, Tasks, Transformer, AutoInt),
+    *(Logistic, Mlp, MlpBatchNorm, NeuMf, WideDeep, Fm, DeepFm, CrossNet, CrossNetV2, Dlrm),
+    *(SharedTable, Bags, BagTables, OneMatrix, Tasks, Transformer, AutoInt),
 )

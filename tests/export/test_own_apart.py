@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Serving
+from cascade.models.dlrm import PRESETS
 from cascade.release import read_release
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
-from cascade.spec import PRERANK, RANK, stages
+from cascade.spec import PRERANK, RANK, Sizes, stages
 from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_scoring
 from export.foreign.own import Own
-from export.foreign.split import NotSplit
+from export.foreign.split import BOTH, USER, NotSplit
 from tests.conftest import CRITEO as RAW_CRITEO
 from tests.conftest import Cascade
 from tests.export.exported import (
@@ -62,6 +65,22 @@ def test_the_best_are_those_of_the_trained_model(
     for users in (1, 3, 33):
         rows = drawn_rows(users, written.width)
         written.check(written.load("onnx"), drawn_users(schema, users), rows)
+
+
+@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("name", [PRERANK, RANK])
+def test_a_derived_dlrm_takes_the_work_of_the_split_by_hand(size: str, name: str) -> None:
+    """All presets, as preranker of 1000 and as ranker of 200, the folded ones among them."""
+    stage = next(stage for stage in stages(CRITEO, Sizes()) if stage.name == name)
+    scorer, width = drawn_scorer("dlrm", size, CRITEO), stage.inputs[-1].dims[0]
+    derived = Own(scorer, stage, drawn_items(CRITEO)).derived
+    scorer = scorer.arranged(width)
+    users = [torch.from_numpy(values) for values in drawn_users(CRITEO, 1)]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        scorer.cross(scorer.user(*users), torch.zeros(1, width, scorer.item_width))
+    work = {side: cost.multiply_adds for side, cost in derived.costs.items()}
+    assert work[USER] + width * work[BOTH] == counter.get_total_flops() // 2
+    assert sum(part.size for part in derived.parts) == scorer.item_width
 
 
 def logits(own: Own, folder: Path, variant: Variant = PLAIN) -> Any:

@@ -31,7 +31,10 @@ def test_a_textbook_model_is_taken_apart(kind: type[torch.nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [split_models.Dlrm, split_models.CrossNetV2, split_models.Bags],
+    [
+        *(split_models.Dlrm, split_models.CrossNetV2, split_models.Bags),
+        *(split_models.BagTables, split_models.OneMatrix),
+    ],
     ids=lambda kind: kind.__name__,
 )
 def test_what_the_newer_exporter_writes(kind: type[torch.nn.Module]) -> None:
@@ -105,7 +108,7 @@ def test_what_no_rule_knows_is_named() -> None:
     flat = exported(Unknown().eval(), dynamo=False)
     derived = taken_apart(flat)
     check(flat, derived)
-    assert derived.facts()["kept"]["CumSum of user and item (has no rule)"] == 1
+    assert derived.facts()["kept"]["CumSum of user and item (no rule)"] == 1
     assert "1x CumSum" in derived.report()
 
 

@@ -173,12 +173,14 @@ class _Walk(Known):
         if side == BOTH and one_sided and not self.shapes.issuperset(outputs):
             read = frozenset().union(*(value.sides for value in values.values()))
             names = tuple(NAMES[one] for one in SIDES if one in read)
-            self.kept[Kept(node.op_type, names, node.op_type in RULES)] += 1
+            self.kept[Kept(node.op_type, names, _why(node.op_type))] += 1
         inputs = {name: self._laid(name, solid[name], side) for name in reads}
         self._copy(node, side, inputs, {})
         for name in outputs:
             self.made[name] = node
-            if name not in self.observed.axis:
+            # What counts the rows, as a Range does, is another row for a pair than for its user.
+            counts = name in self.shapes and name not in self.observed.alike
+            if name not in self.observed.axis or counts:
                 self.values[name] = Opaque(side, name)
                 continue
             row, tensor = self.row(name), name
@@ -242,3 +244,10 @@ class _Walk(Known):
         made = {name for inner in inside for name in inner.output}
         read = dict.fromkeys(name for inner in inside for name in inner.input)
         return [n for n in read if n not in made and (n in self.values or self.is_constant(n))]
+
+
+def _why(kind: str) -> str:
+    """What keeps an operation over pairs that reads something of one side alone."""
+    if kind not in RULES:
+        return "no rule"
+    return "needs both" if kind in elementwise.ELEMENTWISE else "its rule does not apply"

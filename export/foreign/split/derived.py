@@ -21,16 +21,15 @@ class Kept:
     Args:
         operation: its ONNX type.
         reads: the sides of what it reads: user, item, candidate.
-        known: whether there is a rule for it; then every element that it gives needs both sides.
+        why: what keeps it from being split.
     """
 
     operation: str
     reads: tuple[str, ...]
-    known: bool
+    why: str
 
     def __str__(self) -> str:
-        why = "needs both" if self.known else "has no rule"
-        return f"{self.operation} of {' and '.join(self.reads)} ({why})"
+        return f"{self.operation} of {' and '.join(self.reads)} ({self.why})"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Observed:
     Args:
         row: the shape of a row, of values that have rows.
         axis: where their rows stand.
+        alike: values that have rows, all of which came equal.
         fixed: values that are the same whatever comes.
         dtype: of onnx.TensorProto.
         shapes: as they came in both runs.
@@ -29,6 +30,7 @@ class Observed:
 
     row: dict[str, tuple[int, ...]] = field(default_factory=dict)
     axis: dict[str, int] = field(default_factory=dict)
+    alike: set[str] = field(default_factory=set)
     fixed: dict[str, Array] = field(default_factory=dict)
     dtype: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
@@ -50,6 +52,9 @@ def observe(
         if len(differ) == 1 and (few.shape[differ[0]], many.shape[differ[0]]) == ROWS:
             found.axis[name] = differ[0]
             found.row[name] = few.shape[: differ[0]] + few.shape[differ[0] + 1 :]
+            rows = np.concatenate((few, many), differ[0])
+            if (rows == rows.take([0], differ[0])).all():
+                found.alike.add(name)
         elif not differ and np.array_equal(few, many):
             found.fixed[name] = few
     return found
