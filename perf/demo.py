@@ -19,6 +19,7 @@ from cascade.client import Recommender
 from cascade.errors import CascadeError
 from cascade.errors import run as run_main
 from cascade.files import write_json
+from cascade.item_keys import as_keys
 from cascade.release import newest_version, read_release
 from cascade.server.launcher import Server
 from cascade.spec import STAGES
@@ -131,7 +132,8 @@ def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
                 answers = recommender.recommend_many(asked)
             item_ids, scores = pipeline(*layout.arrays(asked))
             for answer, ids, score in zip(answers, item_ids, scores, strict=True):
-                expected = ids[ids >= 0], score[ids >= 0]
+                real = as_keys(ids) >= 0
+                expected = ids[real], score[real]
                 wrong = difference((answer.item_ids, answer.scores), expected, SCORE_TOLERANCE)
                 differing += wrong is not None
                 if len(answer.scores) == len(expected[1]):

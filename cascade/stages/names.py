@@ -87,9 +87,8 @@ class Named:
         places = np.searchsorted(self._keys, flat[real]).clip(max=len(self._keys) - 1)
         if len(unknown := flat[real][self._keys[places] != flat[real]]):
             raise ArtifactError(f"{self._folder}: no id has the key {unknown[0]}: export again")
-        for at, first, end in zip(
-            real, self._starts[places], self._starts[places + 1], strict=True
-        ):
+        ends = (self._starts[places].tolist(), self._starts[places + 1].tolist())
+        for at, first, end in zip(real.tolist(), *ends, strict=True):
             found[at] = bytes(self._text[first:end])
         return found.reshape(keys.shape)
 

@@ -58,7 +58,9 @@ async def recommend(request: Request) -> Response:
         item_ids, scores = app.state.pipeline(dense, categorical)
     except (InvalidInput, OverflowError, UnicodeEncodeError) as error:
         raise HTTPException(422, str(error)) from error
-    answer = {"item_ids": item_ids[0], "scores": scores[0]}
+    strings = item_ids.dtype == np.object_
+    items = [item.decode() for item in item_ids[0]] if strings else item_ids[0]
+    answer = {"item_ids": items, "scores": scores[0]}
     body = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(body, media_type="application/json")
 

@@ -27,6 +27,7 @@ from tritonclient.http import InferenceServerClient, InferInput
 from tritonclient.utils import np_to_triton_dtype
 
 from cascade.errors import CascadeError
+from cascade.item_keys import as_keys
 from cascade.server import process
 from cascade.server.launcher import Ports, Server
 from cascade.server.threads import cores
@@ -100,7 +101,9 @@ def _json_request(dense: Any, categorical: Any) -> bytes:
 
 def _json_answer(headers: dict[str, str], body: bytes) -> Answer:
     answer = orjson.loads(body)
-    return np.array(answer["item_ids"], np.int64), np.array(answer["scores"], np.float32)
+    strings = any(isinstance(item, str) for item in answer["item_ids"])
+    ids = np.array(answer["item_ids"], object if strings else np.int64)
+    return ids, np.array(answer["scores"], np.float32)
 
 
 TRITON = Wire(
@@ -169,6 +172,7 @@ def difference(got: Answer, expected: Answer, slack: float = SLACK) -> str | Non
     """What distinguishes two answers to one user, None if nothing does. Items of equal score may
     change places, and at the end of the list stand in for one another."""
     (got_ids, got_scores), (ids, scores) = got, expected
+    got_ids, ids = as_keys(got_ids), as_keys(ids)
     if len(got_ids) != len(ids) or len(got_scores) != len(scores):
         return f"{len(got_ids)} items came, {len(ids)} were expected"
     if not np.array_equal(got_ids >= 0, ids >= 0):

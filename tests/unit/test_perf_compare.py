@@ -124,6 +124,10 @@ def test_a_web_framework_is_sent_json() -> None:
     assert json.loads(body) == {"dense": [1.5, None], "categorical": ["a", "ö|b"]}
     ids, scores = JSON.answer({}, b'{"item_ids":[7],"scores":[0.5]}')
     assert (ids.tolist(), scores.tolist()) == ([7], [0.5])
+    named = JSON.answer({}, b'{"item_ids":["a",""],"scores":[0.5,0]}')
+    assert difference(named, (np.array([b"a", b""], object), named[1])) is None
+    assert difference(named, (np.array([b"b", b""], object), named[1])) is None  # an equal
+    assert difference(named, (np.array([b"b", b"a"], object), named[1])) is not None
 
 
 def test_triton_is_sent_tensors_as_bytes() -> None:
