@@ -119,7 +119,7 @@ class OwnSource(Source):
             raise self._wrong(
                 f"it lacks {', '.join(missing)}, which cascade.data.source.Source describes"
             )
-        self._argument = argument
+        self._argument, self._listed = argument, False
         self._code = getattr(found, "__file__", None)
 
     def _wrong(self, what: str) -> DataError:
@@ -161,6 +161,7 @@ class OwnSource(Source):
 
     def catalogue(self) -> pa.Table | None:
         found = self._made.catalogue()
+        self._listed = found is not None
         if found is None:
             return None
         checked = self._checked("catalogue()", found, listed=True)
@@ -169,8 +170,7 @@ class OwnSource(Source):
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         for chunk in self._made.chunks(split):
-            listed = isinstance(chunk, pa.Table) and "item_id" in chunk.column_names
-            yield self._checked(f"chunks({split!r})", chunk, listed)
+            yield self._checked(f"chunks({split!r})", chunk, self._listed)
 
     def _checked(self, what: str, table: Any, listed: bool) -> pa.Table:
         """A table, whose `item_id` is int64, or string as the schema says, where it has one."""
@@ -182,19 +182,24 @@ class OwnSource(Source):
             raise self._wrong(f"{what} has no column item_id; it has {table.column_names}")
         ids, place = table["item_id"], table.column_names.index("item_id")
         strings = self.schema.string_ids
-        fits = pa.types.is_string if strings else pa.types.is_integer
-        if not fits(ids.type) or ids.null_count:
+        is_text = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
+        fits = is_text if strings else pa.types.is_integer(ids.type)
+        if not fits or ids.null_count:
             came = f"{ids.type}{' with missing ones' if ids.null_count else ''}"
             expected = "string" if strings else "int64: number the items"
-            if pa.types.is_string(ids.type) and not strings:
+            if is_text and not strings:
                 expected += ", or give its schema string_ids=True"
             raise self._wrong(f"{what} has item ids of type {came}; expected {expected}")
+        try:
+            ids = ids.cast(pa.string() if strings else pa.int64())
+        except pa.ArrowInvalid as error:
+            raise self._wrong(f"{what} has an item id beyond int64: {error}") from error
         none = pc.equal(ids, "") if strings else pc.less(ids, 0)
         if pc.any(none).as_py():
             item = ids.filter(none)[0].as_py()
             stands = "an empty string" if strings else "-1"
             raise self._wrong(f"{what} has the item id {item!r}; {stands} stands for no item")
-        return table if strings else table.set_column(place, "item_id", ids.cast(pa.int64()))
+        return table.set_column(place, "item_id", ids)
 
 
 def _classes(module: Any) -> list[str]:

@@ -90,22 +90,32 @@ class BadRows:
         self.count += 1
 
 
-def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
-    """The labels of a chunk as float32; `start` rows of the split came before it. One that is
-    neither 0 nor 1 is a `DataError`."""
+def label_column(chunk: pa.Table) -> pa.ChunkedArray:
+    """The labels of a chunk as float32, whatever their values. A `DataError` where there are none,
+    or where they are no numbers."""
     if "label" not in chunk.column_names:
         raise DataError(f"the source gives no column label; it gives {chunk.column_names}")
     column = chunk["label"]
     try:
-        found = column.cast(pa.float32())
+        return column.cast(pa.float32())
     except pa.ArrowException as error:
         raise DataError(f"the labels are {column.type}, and have to be numbers: {error}") from error
-    wrong = pc.invert(pc.fill_null(pc.is_in(found, value_set=pa.array([0, 1], found.type)), False))
-    place = pc.index(wrong, True).as_py()
+
+
+def is_label(labels: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Where labels are 0 or 1."""
+    return pc.fill_null(pc.is_in(labels, value_set=pa.array([0, 1], labels.type)), False)
+
+
+def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
+    """The labels of a chunk as float32; `start` rows of the split came before it. One that is
+    neither 0 nor 1 is a `DataError`."""
+    found = label_column(chunk)
+    place = pc.index(is_label(found), False).as_py()
     if place >= 0:
         raise DataError(
-            f"row {start + place + 1} of the {split} split has the label {column[place]}; a label "
-            "is 0 or 1: leave the row out, or say what it means"
+            f"row {start + place + 1} of the {split} split has the label {chunk['label'][place]}; "
+            "a label is 0 or 1: leave the row out, or say what it means"
         )
     return found
 

@@ -51,6 +51,10 @@ ROW_FAULTS: dict[str, tuple[Change, str]] = {
     "user twice": (wrong("user_id", "u1", 5, "users"), "the users list u1 more than once"),
     "user without id": (wrong("user_id", "", 5, "users"), "users.csv:7: user_id is missing"),
     "time": (wrong("at", "noon"), "clicks.csv:6: at is 'noon'; expected a time"),
+    "number as time": (
+        lambda tables: tables["clicks"].update(at=[*range(4), "noon", *range(5, 600)]),
+        "clicks.csv:6: at is 'noon'; expected a time",
+    ),
     "no time": (wrong("at", None), "clicks.csv:6: at is missing; expected a time"),
     "long category": (
         wrong("device", "x" * 9000),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gzip
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from tests.own_tables import (
     write_parquet,
     write_shop,
 )
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
 
 
 def test_a_shop_is_prepared(tmp_path: Path) -> None:
@@ -103,6 +106,49 @@ def test_parquet_and_csv_say_the_same(tmp_path: Path) -> None:
     for name in found.column_names:
         there = [value or None for value in found[name].to_pylist()]
         assert there == [value or None for value in expected[name].to_pylist()], name
+
+
+def test_columns_of_other_types(tmp_path: Path) -> None:
+    """As other programs write them: dates, decimals, lists of one size, codes of text."""
+    tables: dict[str, dict[str, Any]] = shop()
+    write_shop(tmp_path)
+    clicks, items = tables["clicks"], tables["items"]
+    clicks["at"] = [date(2026, 1, 1 + row % 28) for row in range(ROWS)]
+    clicks["clicked"] = [Decimal(label) for label in clicks["clicked"]]
+    clicks["seen"] = pa.array([[1, row] for row in range(ROWS)], pa.list_(pa.int32(), 2))
+    clicks["user_id"] = pa.array(clicks["user_id"], pa.large_string())
+    clicks["item_id"] = pa.array(clicks["item_id"], pa.uint64())
+    items["tags"] = pa.array([["a", None, ""]] * ITEMS, pa.large_list(pa.large_string()))
+    items["price"] = pa.array(items["price"], pa.float64()).dictionary_encode()
+    for name in ("clicks", "items"):
+        write_parquet(tmp_path / f"{name}.parquet", tables[name])
+    schema = SCHEMA.replace("clicks.csv", "clicks.parquet").replace("items.csv", "items.parquet")
+    (tmp_path / "schema.yaml").write_text(schema)
+    found = raw(tmp_path)
+    assert found["seen"].to_pylist()[0] == "1|0"
+    assert sum(found["label"].to_pylist()) == sum(clicks["clicked"])
+    dataset = prepare("table", tmp_path / "out", schema_file=tmp_path / "schema.yaml")
+    assert dataset.encoder.vocabulary(dataset.schema.ids("item")[1]) == [b"a"]
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real ratings are not here")
+def test_real_ratings_as_a_log_of_choices(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(
+        "interactions: ratings.csv\nitems: movies.csv\nitem: movieId\nuser: userId\n"
+        "time: timestamp\ntitle: title\nfeatures:\n"
+        "- {name: user, side: user, kind: categorical, column: userId}\n"
+        "- {name: movie, side: item, kind: categorical, column: movieId}\n"
+        "- {name: genres, side: item, kind: bag, length: 8}\n"
+    )
+    schema = tmp_path / "schema.yaml"
+    dataset = prepare(f"table:{REAL}", tmp_path / "out", schema_file=schema)
+    expected = prepare(f"movielens:{REAL}", tmp_path / "expected")
+    assert dataset.source["rows"] == expected.source["rows"]
+    assert dataset.item_ids().tolist() == expected.item_ids().tolist()
+    assert [*map(str.strip, dataset.titles() or [])] == expected.titles()
+    for split in SPLITS:
+        assert dataset.read(split).item.tolist() == expected.read(split).item.tolist()
+    assert not dataset.has_negatives
 
 
 def test_rows_are_sorted_by_time_and_one_time_is_not_split(tmp_path: Path) -> None:

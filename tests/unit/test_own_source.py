@@ -111,6 +111,16 @@ class TextPrice(Visits):
         return pa.table({"item_id": [5, 2**60 + 1], "price": ["cheap", "dear"]})
 
 
+class NoItemId(Visits):
+    def chunks(self, split):
+        yield pa.table({"label": [1], "price": [6], "city": ["Oslo"]})
+
+
+class LargeItem(Visits):
+    def catalogue(self):
+        return pa.table({"item_id": pa.array([2**63], pa.uint64()), "price": [9.5]})
+
+
 class NoLog(Visits):
     log = "clicks"
 
@@ -145,6 +155,8 @@ OWN_FAULTS = {
     "own_source:Negative": "catalogue() has the item id -1; -1 stands for no item",
     "own_source:NoFeature": "the source gives no column for the features ['city']",
     "own_source:TextPrice": "feature price: string came, and float was expected",
+    "own_source:NoItemId": "chunks('train') has no column item_id; it has ['label', 'price'",
+    "own_source:LargeItem": "catalogue() has an item id beyond int64: Integer",
     "own_source:NoLog": "its log is 'clicks'; expected impressions or choices",
     "own_source:NoJson": "its fingerprint is no JSON: Object of type object",
 }
@@ -170,3 +182,5 @@ def test_a_class_of_ones_own(own: Path) -> None:
 def test_a_wrong_class_is_told(own: Path, capsys: pytest.CaptureFixture[str], spec: str) -> None:
     assert status(main, ["--data", spec, "--out", str(own)]) == 1
     assert OWN_FAULTS[spec] in last_error(capsys.readouterr().err)
+    if status(main, ["describe", "--data", spec]):  # else it is a warning, or not looked at
+        assert OWN_FAULTS[spec] in last_error(capsys.readouterr().err)

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cascade.data.describe.columns import Column, Distinct, spread
+from cascade.data.describe.columns import COMPACT_AT, Column, Distinct, spread
 from cascade.data.describe.leaks import leak
-from cascade.data.source import SPLITS, BadRows, Source, Split
+from cascade.data.source import SPLITS, BadRows, Source, Split, is_label, label_column
 
 SAMPLED = 200_000  # training rows that are looked at for leaks
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\S*\d\S*")
@@ -93,8 +93,8 @@ class Survey:
 
     def _labelled(self, chunk: pa.Table, split: Split, start: int) -> pa.Table:
         """The rows whose label is 0 or 1, as float32."""
-        label = chunk["label"].cast(pa.float32())
-        good = pc.fill_null(pc.is_in(label, value_set=pa.array([0, 1], pa.float32())), False)
+        label = label_column(chunk)
+        good = is_label(label)
         for row in np.flatnonzero(~good.to_numpy()):
             what = f"the label is {str(chunk['label'][int(row)])!r}; expected 0 or 1"
             self.bad.add(Path("the source"), f"row {start + row + 1} of {split}", what)
@@ -117,6 +117,8 @@ class Survey:
             self._users.add(chunk["@user"])
             counted = pc.value_counts(chunk["@user"].combine_chunks())
             self._events.append(pa.table(counted.flatten(), ["user", "count"]))
+            if sum(map(len, self._events[1:])) > max(COMPACT_AT, len(self._events[0])):
+                self._events[:] = [self._by_user()]
         if "@time" in chunk.column_names and len(chunk):
             bounds = pc.min_max(chunk["@time"])
             self._times += [bounds["min"].as_py(), bounds["max"].as_py()]
@@ -126,9 +128,14 @@ class Survey:
     def _per_user(self) -> dict[str, int] | None:
         if not self._events:
             return None
-        counts = pa.concat_tables(self._events).group_by("user").aggregate([("count", "sum")])
+        counts = self._by_user()
         known = counts.filter(pc.is_valid(counts["user"]))
-        return spread(np.bincount(known["count_sum"].to_numpy())) if len(known) else None
+        return spread(np.bincount(known["count"].to_numpy())) if len(known) else None
+
+    def _by_user(self) -> pa.Table:
+        """How many rows a user has, each user once."""
+        added = pa.concat_tables(self._events).group_by("user").aggregate([("count", "sum")])
+        return added.rename_columns(["user", "count"])
 
     def _range(self) -> list[Any] | None:
         return [min(self._times), max(self._times)] if self._times else None

@@ -87,16 +87,19 @@ def user_id(required: bool) -> Convert:
 def time(column: pa.Array) -> Converted:
     """-> int64 or float64 as it is, timestamps as int64 microseconds since 1970 in UTC; text is
     read as a number or as ISO 8601."""
-    expected = "times: numbers, timestamps or text such as 2026-01-31 12:00:00"
+    column = _decoded(column)
     if _is_text(column):
-        texts = _decoded(column)
-        for kind in (pa.int64(), pa.float64(), pa.timestamp("us", "UTC"), pa.timestamp("us")):
+        kinds = (pa.int64(), pa.float64(), pa.timestamp("us", "UTC"), pa.timestamp("us"))
+        for kind in kinds:
             try:
-                return time(pc.cast(texts, kind))
+                return time(pc.cast(column, kind))
             except pa.ArrowInvalid:
                 continue
-        moments, wrong = _one_by_one(texts, pa.timestamp("us"))
-        return pc.cast(moments, pa.int64()), _or(wrong, _flags(pc.is_null(moments)))
+        # Some rows are no times: the others are of the kind that most are of.
+        read = [(kind, *_one_by_one(column, kind)) for kind in kinds]
+        kind, moments, wrong = min(read, key=lambda found: int(found[2].sum()))
+        number = pa.float64() if kind == pa.float64() else pa.int64()
+        return pc.cast(moments, number), _or(wrong, _flags(pc.is_null(moments)))
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         zone = getattr(column.type, "tz", None)
         moments = pc.cast(pc.cast(column, pa.timestamp("us", zone), safe=False), pa.int64())
@@ -106,7 +109,7 @@ def time(column: pa.Array) -> Converted:
     if pa.types.is_floating(column.type):
         numbers = pc.cast(column, pa.float64())
         return numbers, ~np.isfinite(numbers.to_numpy(zero_copy_only=False))
-    raise WrongType(expected)
+    raise WrongType("times: numbers, timestamps or text such as 2026-01-31 12:00:00")
 
 
 def title(column: pa.Array) -> Converted:
@@ -232,7 +235,7 @@ def _integers(column: pa.Array) -> Converted:
     raise WrongType("item ids: integers of 64 bits")
 
 
-def _one_by_one(texts: pa.Array, kind: pa.DataType) -> Converted:
+def _one_by_one(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Flags]:
     """Cast each value alone; those that cannot be are missing, and marked."""
     wrong = np.zeros(len(texts), np.bool_)
     values = []

@@ -30,7 +30,7 @@ from cascade.schema import Feature, Schema
 
 Rows = npt.NDArray[np.int64]
 
-TRAIN, VALIDATION = 0.8, 0.9  # where the shares of the splits end
+ENDS = (8, 9)  # tenths of the rows that are before the end of train, and of validation
 SEED = 0  # of the split where there is no time
 _ID = "a user id, a string or an integer"
 _LISTED = "an integer from 0 to 2^63 - 1"
@@ -238,7 +238,7 @@ class TableSource(Source):
     def _bounds(self) -> list[tuple[int, int]]:
         """First row and last row + 1 of each split."""
         count = len(self._events)
-        cuts = [round(count * share) for share in (TRAIN, VALIDATION)]
+        cuts = [count * tenths // 10 for tenths in ENDS]
         if "@time" in self._names:
             times = self._events["@time"].to_numpy()
             cuts = [int(np.searchsorted(times, times[max(0, cut - 1)], "right")) for cut in cuts]
