@@ -230,11 +230,17 @@ def test_where_the_files_are(tmp_path: Path) -> None:
     parts[0].write_text(header + "".join(lines[:200]))
     with gzip.open(parts[1], "wt") as file:
         file.write(header + "".join(lines[200:]))
-    for key in ("interactions: 2026-*.csv*\n", "interactions: [2026-1.csv, 2026-2.csv.gz]\n", ""):
+    everywhere = f"interactions: {other}/**/2026-?.csv*\n"
+    for key in (
+        everywhere,
+        "interactions: 2026-*.csv*\n",
+        "interactions: [2026-1.csv, 2026-2.csv.gz]\n",
+        "",
+    ):
         schema = SCHEMA.replace("interactions: clicks.csv\n", key)
         (tmp_path / "schema.yaml").write_text(schema)
         assert raw(tmp_path, f"table:{other}").equals(expected)
-    below = schema.replace(": users.csv", ": other/users.csv").replace(": it", ": other/it", 1)
+    below = SCHEMA.replace(": users.csv", ": other/users.csv").replace(": it", ": other/it", 1)
     (tmp_path / "schema.yaml").write_text(below)
     assert raw(tmp_path, f"table:{parts[0]},{parts[1]}").equals(expected)
 

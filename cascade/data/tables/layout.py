@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -145,10 +146,13 @@ def _files(root: Node, where: str) -> dict[Table, list[Path]]:
     given = [Path(part) for part in where.split(",") if part]
     folder = given[0] if len(given) == 1 and given[0].is_dir() else None
     base = folder or root.file.parent
+    named_here = folder is None and bool(given)  # then the file need not have its interactions
     files = {
-        table: _expanded(root.mapping()[table], base) for table in TABLES if table in root.mapping()
+        table: _expanded(root.mapping()[table], base)
+        for table in TABLES
+        if table in root.mapping() and not (named_here and table == "interactions")
     }
-    if folder is None and given:
+    if named_here:
         for path in given:
             if not path.is_file():
                 raise DataError(f"--data table:{where}: there is no file {path}")
@@ -178,7 +182,7 @@ def _expanded(node: Node, base: Path) -> list[Path]:
         elif path.is_file():
             here = [path]
         else:
-            here = sorted(base.glob(name.text())) if "*" in path.name else []
+            here = sorted(Path(file) for file in glob(str(path), recursive=True))
         if not here:
             raise name.error(f"there is no file {path}; paths are relative to {base}")
         for file in here:
