@@ -103,6 +103,17 @@ class Unknown(split_models.Mlp):
         return logits + torch.cumsum(self.vectors(ui, ii).flatten(1), 1)[:, -1:]
 
 
+def test_a_side_counts_its_own_rows() -> None:
+    """The newer exporter writes EmbeddingBag as a loop over rows, of both sides counted by one
+    input of the user."""
+    torch.manual_seed(0)
+    flat = exported(split_models.BagTables().eval(), dynamo=True)
+    assert [node.op_type for node in flat.graph.node].count("Loop") == 2
+    derived = taken_apart(flat)
+    assert derived.facts()["kept"] == {"Relu of user and item (needs both)": 1}
+    assert derived.costs[BOTH].multiply_adds == 64
+
+
 def test_what_no_rule_knows_is_named() -> None:
     torch.manual_seed(0)
     flat = exported(Unknown().eval(), dynamo=False)

@@ -23,12 +23,13 @@ from cascade.errors import CascadeError
 from export.foreign.split import elementwise, linear, moves
 from export.foreign.split.assemble import assembled_graphs, nodes_of
 from export.foreign.split.derived import NAMES, Derived, Kept
-from export.foreign.split.known import Known
+from export.foreign.split.known import Known, attributes
 from export.foreign.split.observe import observe
 from export.foreign.split.values import (
     BOTH,
     ITEM,
     SIDES,
+    USER,
     Cost,
     Mosaic,
     Opaque,
@@ -36,9 +37,9 @@ from export.foreign.split.values import (
     Side,
     Value,
 )
-from export.foreign.split.writer import PREFIX
+from export.foreign.split.writer import CANDIDATES, GRID, PREFIX
 
-CANDIDATES = 200  # of a user, where nothing is said of them
+USUAL = 200  # candidates of a user, where nothing is said of them
 RULES = elementwise.RULES | moves.RULES | linear.RULES
 # Rules that do not mind where the rows stand.
 MOVES_ROWS = ("Flatten", "Gather", "GatherND", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -55,7 +56,7 @@ def derive(
     sides: Mapping[str, Sequence[Side]],
     feeds: Callable[[int], Mapping[str, Array]],
     output: str,
-    candidates: int = CANDIDATES,
+    candidates: int = USUAL,
 ) -> Derived:
     """Take a flat graph apart.
 
@@ -90,8 +91,9 @@ class _Walk(Known):
         super().__init__(model, observe(model, feeds), candidates)
         self.kept: Counter[Kept] = Counter()
         self.made: dict[str, onnx.NodeProto] = {}  # by original output, if computed as it is
-        self.repeated: dict[str, str] = {}  # the same, over pairs
+        self.repeated: dict[tuple[Side, str], str] = {}  # the same, on another side
         self.shapes: set[str] = set()  # values that depend on shapes alone
+        self.counts: set[str] = set()  # of these, what depends on the number of rows alone
         self.inputs: list[Part] = []
         for name, of_columns in sides.items():
             self.values[name] = self._input(name, of_columns)
@@ -128,6 +130,8 @@ class _Walk(Known):
         known = all(self.is_constant(name) or name in self.shapes for name in reads)
         if known or node.op_type == "Shape":
             self.shapes |= {*outputs}
+            if self._counts_rows(node, reads):
+                self.counts |= {*outputs}
             fixed = {n: v for n, v in self.observed.fixed.items() if n in outputs}
             self.writer.constants |= fixed
             if len(fixed) == len(outputs):
@@ -140,6 +144,12 @@ class _Walk(Known):
             assert not isinstance(value, Opaque)
             assert value.shape == self.row(name), (node.op_type, value.shape, self.row(name))
             self.values[name] = value
+
+    def _counts_rows(self, node: onnx.NodeProto, reads: Sequence[str]) -> bool:
+        """Whether outputs of this node, which depend on shapes alone, can be had on any side."""
+        if node.op_type == "Shape" and node.input[0] in self.observed.axis:
+            return True
+        return all(self.is_constant(name) or name in self.counts for name in reads)
 
     def _by_rule(self, node: onnx.NodeProto, outputs: list[str]) -> list[Value] | None:
         """What a rule makes of the node; None where none applies."""
@@ -167,7 +177,8 @@ class _Walk(Known):
         reads = self._reads(node)
         values = {name: self.values[name] for name in reads}
         solid = {n: v if isinstance(v, Opaque) else self.writer.solid(v) for n, v in values.items()}
-        sides = {value.side for value in solid.values()}
+        bound = {n: value.side for n, value in solid.items() if n not in self.counts}
+        sides = {*bound.values()} or {value.side for value in solid.values()}
         side = sides.pop() if len(sides) == 1 else BOTH
         one_sided = not all(value.sides == {BOTH} for value in values.values())
         if side == BOTH and one_sided and not self.shapes.issuperset(outputs):
@@ -193,7 +204,9 @@ class _Walk(Known):
         """The tensor of an original value on a side, its rows where the original nodes expect
         them."""
         if isinstance(value, Opaque):
-            return value.name if value.side == side else self._again(name)
+            return value.name if value.side == side else self._again(name, side)
+        if name in self.counts and side != BOTH and value.side != side:
+            return self._again(name, side)
         tensor, rows = self.writer.on(side, value), self.observed.axis[name]
         if not rows:
             return tensor
@@ -201,19 +214,37 @@ class _Walk(Known):
         order.insert(rows, 0)
         return self.writer.op(side, "Transpose", tensor, perm=order)
 
-    def _again(self, name: str) -> str:
-        """An original value, computed once more over pairs."""
-        if name not in self.repeated:
-            node = self.made[name]
-            solid = {n: self.values[n] for n in self._reads(node)}
-            inputs = {
-                n: self._laid(n, v if isinstance(v, Opaque) else self.writer.solid(v), BOTH)
-                for n, v in solid.items()
-            }
-            outputs = {output: f"{PREFIX}pairs/{output}" for output in node.output if output}
-            self._copy(node, BOTH, inputs, outputs)
-            self.repeated |= outputs
-        return self.repeated[name]
+    def _again(self, name: str, side: Side) -> str:
+        """An original value, computed once more: over pairs, or on any side if it counts rows."""
+        if (side, name) in self.repeated:
+            return self.repeated[side, name]
+        node = self.made[name]
+        if node.op_type == "Shape" and name in self.counts:
+            shape = [self.writer.ints(n) for n in self.row(node.input[0])]
+            shape.insert(self.observed.axis[node.input[0]], self._count(side))
+            options = attributes(node)
+            shape = shape[options.get("start", 0) : options.get("end", len(shape))]
+            self.repeated[side, name] = self.writer.op(side, "Concat", *shape, axis=0)
+            return self.repeated[side, name]
+        solid = {n: self.values[n] for n in self._reads(node)}
+        inputs = {
+            n: self._laid(n, v if isinstance(v, Opaque) else self.writer.solid(v), side)
+            for n, v in solid.items()
+        }
+        outputs = {output: f"{PREFIX}{side}/{output}" for output in node.output if output}
+        self._copy(node, side, inputs, outputs)
+        self.repeated |= {(side, old): new for old, new in outputs.items()}
+        return self.repeated[side, name]
+
+    def _count(self, side: Side) -> str:
+        """How many rows a side has, [1]."""
+        writer = self.writer
+        if side == ITEM:
+            some = next(part for part in self.inputs if part.side == ITEM)
+            shape = writer.op(ITEM, "Shape", some.name)
+            return writer.op(ITEM, "Gather", shape, writer.ints(0), axis=0)
+        users = writer.op(USER, "Gather", GRID, writer.ints(0), axis=0)
+        return users if side == USER else writer.op(BOTH, "Mul", users, CANDIDATES)
 
     def _copy(
         self,
