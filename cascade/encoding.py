@@ -28,6 +28,7 @@ MISSING, UNKNOWN, FIRST = 0, 1, 2
 MAX_VALUE_BYTES = 8192
 _SIDES: tuple[Side, Side] = ("user", "item")
 
+Raw = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
@@ -105,11 +106,7 @@ class Encoder:
         return feature.name in self._numbers
 
     def encode(
-        self,
-        side: Side,
-        dense: npt.NDArray[Any],
-        categorical: npt.NDArray[Any],
-        unknown: Ids | None = None,
+        self, side: Side, dense: Raw, categorical: Raw, unknown: Ids | None = None
     ) -> tuple[Floats, Ids]:
         """Encode what came over the wire: dense, float [B, F_dense] with NaN = missing, and
         categorical, object [B, F_cat] of bytes with empty = missing -> float32 [B, F_dense] and
@@ -121,23 +118,26 @@ class Encoder:
         column = 0
         columns = zip(self._ids[side], categorical.T.tolist(), strict=False)
         for place, (feature, values) in enumerate(columns):
-            before = self.unknown_seen
+            before, block = self.unknown_seen, ids[:, column : column + feature.length]
             if feature.multivalued:
-                ids[:, column : column + feature.length] = self.ids(feature, values)
+                block[:] = self.ids(feature, values)
             else:
-                ids[:, column] = [self._single(feature, value) for value in values]
+                block[:, 0] = [self._single(feature, value) for value in values]
             if self.unknown_seen != before and unknown is not None:
-                unknown[:, place] = [self._count_unknown(feature, value) for value in values]
+                unknown[:, place] = self._count_unknown(feature, values, block)
             column += feature.length
         return self.encode_dense(side, dense), ids
 
-    def _count_unknown(self, feature: Feature, value: bytes) -> int:
-        before, members = self.unknown_seen, [value] if value else []
-        if feature.multivalued:
-            members = _kept(feature, [member for member in value.split(b"|") if member])
-        for member in members:
-            self._id(feature, member)
-        return self.unknown_seen - before
+    def _count_unknown(self, feature: Feature, values: Sequence[bytes], ids: Ids) -> list[int]:
+        """How many members of [B] values that became ids [B, length] are unknown."""
+        counts = []
+        for value, found in zip(values, ids.tolist(), strict=True):
+            before = self.unknown_seen
+            if value and feature.unknown_id in found:
+                for member in _members(feature, value) if feature.multivalued else [value]:
+                    self._id(feature, member)
+            counts.append(self.unknown_seen - before)
+        return counts
 
     def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
         """[B, F_dense] raw numbers -> float32, as each feature is encoded."""
@@ -167,8 +167,7 @@ class Encoder:
             kept = []
             if value:
                 _check_length(feature, value)
-                members = [member for member in value.split(b"|") if member]
-                kept = [self._id(feature, member) for member in _kept(feature, members)]
+                kept = [self._id(feature, member) for member in _members(feature, value)]
                 if feature.pads_left:
                     ids[row, feature.length - len(kept) :] = kept
                 else:
@@ -249,10 +248,11 @@ class Encoder:
         return cls(schema, vocabularies, sides, numbers)
 
 
-def _kept(feature: Feature, members: list[bytes]) -> list[bytes]:
+def _members(feature: Feature, value: bytes) -> list[bytes]:
     """The members that a row has room for: the first of a bag, the newest of a sequence."""
-    sequence = feature.kind == "sequence"
-    return members[-feature.length :] if sequence else members[: feature.length]
+    members = [member for member in value.split(b"|") if member]
+    newest = feature.kind == "sequence"
+    return members[-feature.length :] if newest else members[: feature.length]
 
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:
