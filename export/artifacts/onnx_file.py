@@ -89,18 +89,23 @@ def trace(
     """Write a module as an ONNX file, and its tensors above `EXTERNAL_BYTES` into `weights_file`
     beside it; `dynamic` names the free dimensions by argument. The source lines that the exporter
     notes at each node are left out: they name folders of this machine."""
+    # What torch.export wrote is in its mode for good, and knows its arguments by their order.
+    exported = isinstance(module, torch.fx.GraphModule)
     # The exporter warns at every export that torchvision is missing, which nothing here needs.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    for name in ("onnxscript", "onnx_ir"):  # each constant that they could not fold
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes of the exporter about its own libraries
         program = torch.onnx.export(
-            module.eval(),
-            kwargs=example,
+            module if exported else module.eval(),
+            args=tuple(example.values()) if exported else (),
+            kwargs=None if exported else example,
             dynamo=True,
             opset_version=OPSET,
             input_names=inputs,
             output_names=outputs,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=tuple(dynamic.values()) if exported else dynamic,
             verbose=False,
         )
     assert program is not None

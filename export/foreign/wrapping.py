@@ -85,13 +85,17 @@ class Wrapping:
         graph = self.model.graph
         values = [*graph.inputs, *graph.initializers.values()]
         values += [value for node in graph.all_nodes() for value in node.outputs]
-        for inner in graph.subgraphs():
-            values += [*inner.inputs, *inner.initializers.values()]
-        for value in dict.fromkeys(values):
+        inner = [value for g in graph.subgraphs() for value in g.inputs]
+        values += [value for g in graph.subgraphs() for value in g.initializers.values()]
+        for value in dict.fromkeys([*values, *inner]):
             if value.name:
                 value.name = PREFIX + value.name
+        for value in values:
             if value.const_value is None:
                 value.shape = None
+        for value in inner:  # a Loop wants to know that its counter is one number
+            if value.shape is not None:
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
 
     def _op(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self.tape.op(kind, inputs, attributes)
