@@ -10,7 +10,7 @@ from cascade.index.choice import Candidate, auto, save_frontier
 from cascade.index.files import FACTS, FILE, FRONTIER, load, save
 from cascade.index.kinds import KINDS, IndexKindError, build
 from cascade.index.rows import RefreshError, order, refresh, renumber
-from cascade.index.search import Floats, Ids, Index, Kind, Mask
+from cascade.index.search import Floats, Ids, Index, Kind, Mask, adopt
 from cascade.index.tuning import recall_at, timing, tune
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "Mask",
     "RefreshError",
+    "adopt",
     "auto",
     "build",
     "load",

@@ -130,6 +130,25 @@ def _selecting(
     return raw, found
 
 
+def adopt(raw: Any, vectors: Floats, queries: Floats, k: int) -> Index:
+    """A FAISS index that was built elsewhere over vectors [N, D], with the search effort that it
+    came with; its recall at k is measured on queries [B, D], by its own metric."""
+    inner, parameters = base(raw), {}
+    if hasattr(inner, "nprobe"):
+        parameters = {"lists": inner.nlist, "nprobe": inner.nprobe}
+    elif hasattr(inner, "hnsw"):
+        parameters = {"efSearch": inner.hnsw.efSearch}
+    if hasattr(raw, "k_factor"):
+        parameters["refine_percent"] = round(100 * raw.k_factor)
+    _, best = faiss.knn(queries, vectors, k, metric=raw.metric_type)
+    _, found = raw.search(queries, k)
+    pairs = zip(found.tolist(), best.tolist(), strict=True)
+    recall = float(np.mean([len({*own} & {*wanted}) / k for own, wanted in pairs]))
+    kind = f"own {type(faiss.downcast_index(raw)).__name__}"
+    facts = IndexFacts(kind, raw.ntotal, raw.d, parameters, recall, k, "built elsewhere")
+    return Index(raw, facts)
+
+
 def fetched(k: int, extra: int) -> int:
     """How many items to ask for so that k remain, where FAISS takes no parameters or a search was
     recorded for a fixed number: k plus a power of two, so that few different numbers occur."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 from matplotlib.figure import Figure
 
 from cascade import index
 from cascade.artifact import Array, ArtifactError, Description
 from cascade.index import exact
-from cascade.models.scorer import Scorer
 from cascade.release import newest_version, read_release
 from cascade.spec import CATALOGUE_IDS, RANK, RETRIEVE, stage_path
-from export.artifacts.stage_files import item_states
 from export.context import Build, Source
 
 PLOT = "frontier.png"
@@ -43,19 +43,34 @@ class Retrieval:
         return f"{facts['kind']} {facts['parameters']}: {reached}"
 
 
-def write(build: Build, source: Source, retriever: Scorer, queries: Array) -> Retrieval:
+def write(
+    build: Build,
+    source: Source,
+    vectors: Iterable[Array],
+    queries: Array,
+    own_index: Path | None = None,
+) -> Retrieval:
     """Build the index that `build.index` names, tuned to user vectors [B, D] that no model was
-    trained on, or take that of `build.retrieve_from`. Raises ArtifactError: it does not fit."""
+    trained on, or take that of `build.retrieve_from`, or FAISS's file `own_index` over the vectors.
+    Raises ArtifactError: it does not fit.
+
+    Args:
+        vectors: of the items, float32 [n, D] each; read only where an index is built.
+    """
     folder, schema, items = build.folder(RETRIEVE), source.schema, source.items
     exact.remove(folder)
     if build.retrieve_from:
         return _take(build.retrieve_from, source, folder)
-    vectors = np.concatenate(list(item_states(retriever, items, RETRIEVE)))
-    order = np.arange(len(items))
+    order, k = np.arange(len(items)), min(build.sizes.candidates, len(items))
+    if own_index:
+        raw = faiss.read_index(str(own_index))
+        built = index.adopt(raw, np.concatenate([*vectors]), queries, k)
+        index.save(built, folder, schema.hash)
+        return Retrieval(order, built)
+    vectors = np.concatenate([*vectors])
     if build.index == "exact":
         exact.save(vectors, folder, schema.hash)
         return Retrieval(order, exact.load(folder, schema.hash, build.serving))
-    k = min(build.sizes.candidates, len(items))
     tried: list[index.Candidate] = []
     if build.index == "auto":
         built, tried = index.auto(vectors, queries, k, build.recall)
