@@ -101,6 +101,11 @@ class Encoder:
         """The values of a feature, in the order of their ids."""
         return [*self._lookup[feature.name]]
 
+    def mapping(self, feature: Feature) -> tuple[list[bytes], list[int]]:
+        """The values of a feature with a vocabulary, and the id of each."""
+        lookup = self._lookup[feature.name]
+        return [*lookup], [*lookup.values()]
+
     def numbered(self, feature: Feature) -> bool:
         """Whether the values of a feature have ids of their own, instead of 2, 3, ..."""
         return feature.name in self._numbers

@@ -13,14 +13,16 @@ from cascade.server.threads import default_instances
 from cascade.spec import PRERANK, RANK, TOPOLOGIES, Precision, Sizes, Weights
 from cascade.store import absolute_url
 from export.context import Build, BuildError
+from export.described.file import Described
+from export.described.file import write as write_described
 
 BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
 SIZES = Sizes()
 RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Also:
 --ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON, --flat
-(third-party models, not taken apart); --row-order index|catalogue; --retrieve-from DIR;
---candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
-[{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
+(third-party models, not taken apart); --preranker NAME [{PRERANK}]; --row-order index|catalogue;
+--retrieve-from DIR; --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}],
+--results N [{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
 --max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
 --users-per-run N [measured]; --threads N; --cuda-graphs; --half; --temperature X [1.0; of draws]"""
 
@@ -39,7 +41,7 @@ def _flag(name: str, help: str | None = None, **options: Any) -> tuple[str, dict
 
 FLAGS = {
     "models": [
-        _flag("--preranker", "checkpoint to prerank [%(default)s]", metavar="NAME"),
+        _flag("--preranker"),
         *(_flag(f"--{name}ranker-onnx", type=Path) for name in ("", "pre")),
         *(_flag(f"--{name}inputs", type=Path) for name in ("", "preranker-")),
         _flag("--flat", action="store_true"),
@@ -106,6 +108,9 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
         if getattr(args, name) in (None, "auto"):
             setattr(args, name, UNTUNED[name])
     default_batch = 0 if on_gpu else BATCH_USERS
+    described = _described(args)
+    if described and not described.preranks and args.survivors == SIZES.survivors:
+        args.survivors = args.candidates
     given = {
         **_named(args, Build),
         "repository": repository,
@@ -120,7 +125,8 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
         "index": args.index or ("exact" if on_gpu else "ivf" if args.untuned else "auto"),
         "also": tuple(args.also),
         "measure_batching": args.users_per_run is None,
-        "foreign": _foreign(args),
+        "foreign": described.foreign if described else _foreign(args),
+        "preranks": not described or described.preranks,
     }
     return Build(**given)
 
@@ -128,6 +134,29 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
 def _named(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
     """The flags that are called like fields of `kind`."""
     return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where the models come from, and where the release goes."""
+    add = parser.add_argument_group("where").add_argument
+    add("--checkpoints", type=Path, metavar="DIR", help="what training wrote")
+    add("--cascade", type=Path, metavar="FILE", help="or a cascade.yaml: docs/your-models.md")
+    add("--repository", type=Path, metavar="DIR", required=True, help="model repository to write")
+    add("--version", type=int, default=1, metavar="N", help="number of the release [%(default)s]")
+
+
+def _described(args: argparse.Namespace) -> Described | None:
+    """What --cascade names, written as a folder of checkpoints, which `args` then name."""
+    if not args.cascade:
+        if not args.checkpoints:
+            raise BuildError("--checkpoints DIR or --cascade FILE is needed")
+        return None
+    folder = args.checkpoints or args.repository.with_name(f"{args.repository.name}-checkpoints")
+    described = write_described(args.cascade, folder)
+    args.checkpoints = folder
+    for note in described.notes:
+        print(note)
+    return described
 
 
 def _foreign(args: argparse.Namespace) -> dict[str, tuple[Path, Path]]:

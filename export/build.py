@@ -17,9 +17,10 @@ from cascade import index, pbtxt
 from cascade.artifact import Array
 from cascade.files import write_json
 from cascade.index import exact
+from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
+from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
 from cascade.stages import rerank
 from cascade.training import checkpoint
 from export.artifacts import batching, filters, names, parity, retrieval, variants
@@ -28,13 +29,12 @@ from export.artifacts.stage_files import (
     ITEM_STATE,
     PLAIN,
     Variant,
-    item_states,
     write_scoring,
     write_tower,
 )
 from export.artifacts.variants import GUARD_USERS
 from export.context import Build, Source
-from export.foreign import own, wrapper
+from export.foreign import own, towers, wrapper
 from export.foreign.onnx_model import Foreign
 from export.foreign.own import Own
 from export.releases.manifest import seal
@@ -57,7 +57,7 @@ def write_release(build: Build) -> None:
     schema = source.schema
     foreign = {stage: Foreign(*files, schema) for stage, files in build.foreign.items()}
     for name in STAGES:  # before anything is written or measured
-        if name not in foreign:
+        if build.trained(name):
             checkpoint.describe(source.folder / build.checkpoint(name))
     front = build.repository / ENSEMBLE / str(build.version)
     (front / RELEASE_FILE).unlink(missing_ok=True)  # until parity holds, there is no such release
@@ -67,7 +67,7 @@ def write_release(build: Build) -> None:
     # The ranker keeps a whole pool where the list is chosen from one.
     pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
     scoring = stages(schema, pooled)[1:]
-    apart = own.taken_apart(build, source, scoring)
+    apart = own.taken_apart(build, source, [s for s in scoring if build.trained(s.name)])
     verdicts = [] if foreign else variants.choose(build, source, candidates, apart)
     if verdicts:
         print(variants.report(verdicts))
@@ -116,14 +116,21 @@ def write_configs(build: Build, schema: Schema, runs: Mapping[str, int] | None =
 def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Array]:
     """User tower, index and filters -> what was written, the source in the order of the release's
     rows, and the candidates [U, K] of the first users."""
-    folder, retriever = build.folder(RETRIEVE), source.scorer(RETRIEVE)
-    tower = write_tower(retriever, source.schema, folder, build.forms)
+    folder, retriever = build.folder(RETRIEVE), _retriever(source)
+    own_index: Path | None = None
+    tower: nn.Module
+    if isinstance(retriever, towers.ForeignRetriever):
+        tower, own_index, made_of = retriever.write(folder), retriever.own_index, retriever.facts
+    else:
+        tower = write_tower(retriever, source.schema, folder, build.forms)
+        made_of = source.facts(RETRIEVE)
     source.encoder.save(folder)
     parities = _compare(build, source, RETRIEVE, tower)
     dense, ids = (torch.from_numpy(values[:TUNING_USERS]) for values in source.users)
     with torch.inference_mode():
         queries = retriever.user(dense, ids).numpy()
-    found = retrieval.write(build, source, retriever, queries)
+    vectors = towers.item_vectors(retriever, source.items)
+    found = retrieval.write(build, source, vectors, queries, own_index)
     print(f"index {found}")
     source = source.ordered(found.order)
     filtered = filters.write(source, folder, build.filter_features)
@@ -131,7 +138,7 @@ def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Arr
         print(f"no filter by {feature}: {reason}")
     file = exact.FILE if exact.present(folder) else index.FILE
     facts = {
-        **source.facts(RETRIEVE),
+        **made_of,
         "index": found.facts,
         "filters": {"features": [*filtered.features], "left_out": filtered.left_out},
         "bytes_per_item": _bytes_per_item(folder / file, source),
@@ -140,10 +147,19 @@ def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Arr
     return Written(facts, parities), source, candidates
 
 
+def _retriever(source: Source) -> Scorer:
+    folder = source.folder / RETRIEVE
+    if towers.is_foreign(folder):
+        return towers.ForeignRetriever(folder, source.schema)
+    return source.scorer(RETRIEVE)
+
+
 def _write_scoring(
     build: Build, source: Source, stage: Stage, variant: Variant | Foreign, taken: Own | None
 ) -> Written:
     folder, name = build.folder(stage.name), build.checkpoint(stage.name)
+    if stage.name == PRERANK and not build.preranks:
+        return Written(*wrapper.pass_all(stage, source.schema.hash, folder))
     if isinstance(variant, Foreign):
         return Written(*wrapper.write(variant, stage, source.items, folder, build.flat))
     facts = {**source.facts(name), "variant": vars(variant)}
@@ -166,7 +182,7 @@ def _write_reranking(build: Build, source: Source) -> None:
     folder = build.folder(RANK)
     rerank.remove(folder)
     if build.product.pool:
-        vectors = item_states(source.scorer(RETRIEVE), source.items, RETRIEVE)
+        vectors = towers.item_vectors(_retriever(source), source.items)
         item_ids, results = source.items.item_ids, build.sizes.results
         rerank.save(folder, vectors, item_ids, results, build.product)
 

@@ -24,11 +24,9 @@ from export.releases.rewire import from_export
 
 def build(argv: Sequence[str]) -> None:
     """Write one release: checkpoints in, a version of every model of the repository out."""
-    options = parser("build", "--checkpoints DIR --repository DIR", build.__doc__)
-    where = options.add_argument_group("where").add_argument
-    where("--checkpoints", type=Path, metavar="DIR", required=True, help="what training wrote")
-    where("--repository", type=Path, metavar="DIR", required=True, help="model repository to write")
-    where("--version", type=int, default=1, metavar="N", help="number of the release [%(default)s]")
+    required = "--repository DIR (--checkpoints DIR | --cascade FILE)"
+    options = parser("build", required, build.__doc__)
+    arguments.add_places(options)
     arguments.add(options)
     args = options.parse_args(argv)
     write_release(arguments.build_of(args, args.repository, args.version))
@@ -42,11 +40,12 @@ def publish(argv: Sequence[str]) -> None:
     runs under explicit model control, as python -m cascade.server starts it. Without --url only the
     repository changes, for a server that is started later.
     """
-    required = "--repository DIR (--checkpoints DIR | --release DIR)"
+    required = "--repository DIR (--checkpoints DIR | --cascade F | --release DIR)"
     options = parser("publish", required, publish.__doc__)
     add_server(options)
     origin = options.add_mutually_exclusive_group(required=True)
     origin.add_argument("--checkpoints", type=Path, metavar="DIR", help="export these")
+    origin.add_argument("--cascade", type=Path, metavar="FILE", help="export what it describes")
     origin.add_argument("--release", type=Path, metavar="DIR", help="copy this repository's newest")
     options.add_argument("--share", type=float, help="of the users that get it [all]")
     arguments.add(options, hidden=True)

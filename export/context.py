@@ -20,12 +20,13 @@ from cascade.errors import CascadeError
 from cascade.index import Kind
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.spec import PRERANK, Precision, Sizes, Weights, stage_path
+from cascade.spec import PRERANK, RETRIEVE, Precision, Sizes, Weights, stage_path
 from cascade.training import checkpoint
 from export.item_ids import check_kind, read_item_ids
 
 REQUIRED = ("schema.json", "catalogue.parquet", "users.parquet")
 Auto = Literal["auto"]
+FOREIGN_RETRIEVER = "retriever.json"  # in the folder of a retriever that was trained elsewhere
 
 
 class BuildError(CascadeError, ValueError):
@@ -66,9 +67,15 @@ class Build:
     # By stage, an ONNX file and the JSON of its inputs in place of a checkpoint.
     foreign: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
     flat: bool = False  # serve these as they are: all of it for every candidate
+    preranks: bool = True  # False: the ranker scores all candidates
 
     def __post_init__(self) -> None:
         product, sizes = self.product, self.sizes
+        if not self.preranks and sizes.survivors != sizes.candidates:
+            raise BuildError(
+                f"without a preranker the ranker scores all candidates: {sizes.candidates} "
+                f"candidates and {sizes.survivors} survivors came; leave --survivors out"
+            )
         if self.foreign and self.serving.runtime not in ("onnx", "tensorrt"):
             raise BuildError("a third-party ONNX file is served by --runtime onnx or tensorrt")
         if not product.pool and (product.diversity or product.explored):
@@ -88,6 +95,12 @@ class Build:
         folder = self.repository / stage_path(self.serving.topology, stage, self.version)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def trained(self, stage: str) -> bool:
+        """Whether a stage has a checkpoint of training, instead of a model from elsewhere."""
+        if stage == RETRIEVE:
+            return not (self.checkpoints / RETRIEVE / FOREIGN_RETRIEVER).exists()
+        return stage not in self.foreign and (self.preranks or stage != PRERANK)
 
     def checkpoint(self, stage: str) -> str:
         """The subfolder of `checkpoints` that holds the model of a stage."""

@@ -4,6 +4,7 @@ graph that computes it, so that a refreshed catalogue can be computed, too."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -25,7 +26,11 @@ from export.foreign.split import ITEM, USER, Derived, NotSplit, Part, Side, colu
 STATE_IDS = "item_state_ids"
 STATES = {ITEM_STATE: "float32", STATE_IDS: "int64"}
 CATALOGUE = "catalogue/"  # before the names of the encoded tensors that the items' graph takes
-SOURCES = {"item_dense": TensorProto.FLOAT, "item_ids": TensorProto.INT64}
+SOURCES = {
+    f"{side}_{kind}": dtype
+    for side in ("user", "item")
+    for kind, dtype in (("dense", TensorProto.FLOAT), ("ids", TensorProto.INT64))
+}
 # A float64 is rounded to a float32; the parity of the stage judges that, too.
 STORED: dict[int, str] = {
     **dict.fromkeys((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE), ITEM_STATE),
@@ -77,10 +82,16 @@ def stored(parts: tuple[Part, ...], state: str) -> list[Part]:
 
 def over_catalogue(graph: onnx.ModelProto, inputs: list[Input]) -> onnx.ModelProto:
     """The items' graph with the encoded tensors of a catalogue as its inputs."""
+    own = [replace(one, name=name) for name, one in (part_input(i, ITEM) for i in inputs)]
+    return over_encoded(graph, own, CATALOGUE)
+
+
+def over_encoded(graph: onnx.ModelProto, inputs: list[Input], prefix: str) -> onnx.ModelProto:
+    """A graph with encoded tensors as its inputs, whose names get the prefix."""
     asked = {value.name for value in graph.graph.input}
     nodes, tensors, sources = [], [], set()
-    for name, i in (part_input(i, ITEM) for i in inputs):
-        if name not in asked:
+    for i in inputs:
+        if (name := i.name) not in asked:
             continue
         parts: list[str] = []
         for source, columns in groupby(i.columns, key=lambda column: column.source):
@@ -88,7 +99,7 @@ def over_catalogue(graph: onnx.ModelProto, inputs: list[Input]) -> onnx.ModelPro
             positions = np.array([column.position for column in columns])
             tensors.append(numpy_helper.from_array(positions, places))
             chosen, part = f"{places}/chosen", f"{places}/cast"
-            nodes.append(helper.make_node("Gather", [CATALOGUE + source, places], [chosen], axis=1))
+            nodes.append(helper.make_node("Gather", [prefix + source, places], [chosen], axis=1))
             nodes.append(helper.make_node("Cast", [chosen], [part], to=int(i.dtype)))
             parts.append(part)
             sources.add(source)
@@ -103,7 +114,7 @@ def over_catalogue(graph: onnx.ModelProto, inputs: list[Input]) -> onnx.ModelPro
     found.graph.node.extend([*nodes, *graph.graph.node])
     found.graph.initializer.extend(tensors)
     found.graph.input.extend(
-        helper.make_tensor_value_info(CATALOGUE + source, SOURCES[source], [None, None])
+        helper.make_tensor_value_info(prefix + source, SOURCES[source], [None, None])
         for source in sorted(sources)
     )
     return found

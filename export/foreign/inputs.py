@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx_ir as ir
 
 from cascade.artifact import Array
 from cascade.errors import CascadeError
+from cascade.files import write_json
 from cascade.schema import Schema, Side
 from cascade.values import unknown_name
 
@@ -21,8 +22,9 @@ Rows = Mapping[str, Array]  # encoded rows [n, F], by source
 
 FORM = (
     '{"inputs": {INPUT: [FEATURE, ...], ...}, "output": OUTPUT, '
-    '"output_is": "logit" or "probability"}'
+    '"output_is": "logit", "probability" or "value"}'
 )
+Meaning = Literal["logit", "probability", "value"]
 DTYPES = tuple(ir.DataType[name] for name in ("FLOAT16", "FLOAT", "DOUBLE", "INT32", "INT64"))
 
 
@@ -56,12 +58,22 @@ class Input:
 
 @dataclass(frozen=True)
 class InputMap:
-    """The JSON: features by input, the output and its meaning."""
+    """The JSON: features by input, the output and its meaning; a `value` is any finite number.
+
+    Args:
+        side: of which a model needs a feature.
+    """
 
     path: Path
     features: dict[str, list[str]]
     output: str | None
-    is_logit: bool
+    meaning: Meaning
+    side: Side = "item"
+
+    @property
+    def is_logit(self) -> bool:
+        """Whether a sigmoid makes it the probability of a click."""
+        return self.meaning == "logit"
 
     @classmethod
     def load(cls, path: Path) -> InputMap:
@@ -78,10 +90,15 @@ class InputMap:
             for names in features.values()
         ):
             raise ForeignError(f"{path}: inputs is {features!r:.200}; expected {FORM}")
-        meaning = content.get("output_is")
-        if meaning not in ("logit", "probability"):
+        meaning: Any = content.get("output_is")
+        if meaning not in get_args(Meaning):
             raise ForeignError(f"{path}: output_is is {meaning!r}; expected {FORM}")
-        return cls(path, features, content.get("output"), meaning == "logit")
+        return cls(path, features, content.get("output"), meaning)
+
+    def save(self, path: Path) -> None:
+        """Write the file that `load` reads."""
+        content = {"inputs": self.features, "output": self.output, "output_is": self.meaning}
+        write_json(path, content)
 
     def inputs(self, values: Mapping[str, ir.Value], schema: Schema, name: str) -> list[Input]:
         """The inputs of the graph `values` of the model `name`, each with its columns. Raises
@@ -97,6 +114,8 @@ class InputMap:
         inputs = [
             self._input(f"input {key!r} of {name}", value, known) for key, value in values.items()
         ]
+        if self.side == "user":
+            return inputs
         if not any(c.source.startswith("item") for i in inputs for c in i.columns):
             raise ForeignError(
                 f"{self.path} feeds {name} no item feature, so that every item would get the same "

@@ -38,8 +38,9 @@ class Foreign:
     """The file, the mapping of its inputs, and a session that runs it unchanged, with which the
     wrapped graph is compared. Raises ForeignError: they cannot be served; says why."""
 
-    def __init__(self, path: Path, mapping: Path, schema: Schema) -> None:
-        self.path, self.mapping, self.schema = path, InputMap.load(mapping), schema
+    def __init__(self, path: Path, mapping: Path | InputMap, schema: Schema) -> None:
+        self.path, self.schema = path, schema
+        self.mapping = InputMap.load(mapping) if isinstance(mapping, Path) else mapping
         model = load_model(path)
         self.inputs = self.mapping.inputs(model_inputs(model), schema, path.name)
         self.output = self._output([str(value.name) for value in model.graph.outputs])
@@ -75,6 +76,8 @@ class Foreign:
         if self.mapping.is_logit:
             sigmoid: Array = (1 + np.tanh(values / 2)) / 2  # of this form it cannot overflow
             return sigmoid
+        if self.mapping.meaning == "value":
+            return values
         if values.min() < -1e-5 or values.max() > 1 + 1e-5:
             raise ForeignError(
                 f"{self.mapping.path}: output_is says probability, but {self.path} gives values "

@@ -105,8 +105,6 @@ def taken_apart(build: Build, source: Source, scoring: Sequence[Stage]) -> dict[
     if build.flat or not RUNTIMES.issuperset(build.forms.also):
         return found
     for stage in scoring:
-        if stage.name in build.foreign:
-            continue
         checkpoint_ = build.checkpoint(stage.name)
         model = registry.find(checkpoint.describe(source.folder / checkpoint_)["model"]).model
         if model.item is not Scorer.item:

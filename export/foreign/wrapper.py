@@ -22,9 +22,9 @@ from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
 from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_item_ids, write_mapped
 from export.context import Catalogue
 from export.foreign.apart import STATES, take_apart, write_states
-from export.foreign.onnx_model import Foreign, compare, load_model
+from export.foreign.onnx_model import IR_VERSION, Foreign, compare, load_model
 from export.foreign.split import Derived, NotSplit
-from export.foreign.wrapping import LOGITS, TABLES, Wrapping
+from export.foreign.wrapping import DTYPES, LOGITS, TABLES, Wrapping
 
 
 def write(
@@ -54,6 +54,26 @@ def write(
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
     facts = {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size, "split": split}
     return facts, parities
+
+
+def pass_all(
+    stage: Stage, schema_hash: str, folder: Path
+) -> tuple[dict[str, Any], list[parity.Parity]]:
+    """Write a stage without a model: it hands all candidates on."""
+    users = [
+        ir.val(tensor.name, DTYPES[tensor.dtype], ["stage_users", tensor.dims[0]])
+        for tensor in stage.inputs
+    ]
+    tape = ir.tape.Tape()
+    rows = tape.op("Identity", [users[-1]], output=ir.val(stage.outputs[0].name))
+    rows.dtype, rows.shape = ir.DataType.INT64, users[-1].shape
+    graph = ir.Graph(users, [rows], nodes=tape.nodes, opset_imports={"": 18}, name=stage.name)
+    model = ir.Model(graph, ir_version=IR_VERSION)
+    model.metadata_props.update(stage=stage.name, schema_hash=schema_hash)
+    ir.save(model, folder / ONNX_FILE)
+    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
+    Description(stage.name, schema_hash, inputs, outputs, {}).save(folder)
+    return {"checkpoint": None, "passes": "all candidates"}, []
 
 
 def write_files(

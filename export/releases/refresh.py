@@ -44,7 +44,7 @@ from export.artifacts import filters, names
 from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEM_STATE, ITEMS_FILE, Variant, item_states
 from export.context import Catalogue
-from export.foreign import apart, wrapping
+from export.foreign import apart, towers, wrapping
 from export.item_ids import check_kind, read_item_ids
 from export.releases.canary import Canary
 from export.releases.manifest import seal
@@ -233,8 +233,12 @@ class Refresh:
 
     def _vectors(self, changed: Change) -> Array:
         """Of the new items, by the retriever, [n, D]."""
-        retriever = checkpoint.load(self.checkpoints / RETRIEVE, self.schema)
-        return _computed(retriever, changed.added, RETRIEVE)
+        folder = self.checkpoints / RETRIEVE
+        if towers.is_foreign(folder):
+            retriever = towers.ForeignRetriever(folder, self.schema)
+            nothing = np.zeros((0, retriever.item_width), np.float32)
+            return np.concatenate([nothing, *retriever.item_vectors(changed.added)])
+        return _computed(checkpoint.load(folder, self.schema), changed.added, RETRIEVE)
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """The rows of new items in a mapped file, [n, V]."""

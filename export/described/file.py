@@ -1,0 +1,246 @@
+"""`cascade.yaml`: reads a cascade of models that were trained elsewhere, and writes the folder of
+checkpoints that `export.build` reads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from cascade.artifact import Array
+from cascade.data.parts import fixed_size_list
+from cascade.encoding import InvalidInput
+from cascade.located import Node, load
+from cascade.spec import PRERANK, RANK, RETRIEVE
+from export.context import Catalogue, read_catalogue
+from export.described import features as feature_lists
+from export.described import golden, models, people, tables, vectors
+from export.described.forms import Form
+from export.foreign import towers
+from export.foreign.inputs import ForeignError, InputMap
+from export.foreign.onnx_model import Foreign, flat_rows
+
+KEYS = ("name", "features", "items", "users", "retrieve", "prerank", "rank", "golden")
+PROBE_ROWS = 64
+MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
+
+
+@dataclass
+class Described:
+    """What was written: the ONNX file and the JSON of each scoring stage, whether there is a
+    preranker, and what the export should say aloud."""
+
+    folder: Path
+    foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
+    preranks: bool = True
+    notes: list[str] = field(default_factory=list)
+
+
+def write(path: Path, folder: Path) -> Described:
+    """Read the file, prove its models and write the folder, anew. Raises LocatedError: names the
+    line, what came, what was expected."""
+    return _Writer(load(path), folder).write()
+
+
+class _Writer:
+    def __init__(self, root: Node, folder: Path) -> None:
+        root.only(*KEYS)
+        self.root, self.folder = root, folder
+        self.made = Described(folder)
+
+    def write(self) -> Described:
+        if self.folder.exists():
+            if any(self.folder.iterdir()) and not (self.folder / MARK).exists():
+                raise self.root.error(
+                    f"{self.folder} holds other files; name a new folder by --checkpoints"
+                )
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        (self.folder / MARK).write_text(self.root.file.read_text())
+        node = self.root.take("items", lambda n: n)
+        node.only("file", "id", "title")
+        table, ids = self._items(node)
+        self.features = feature_lists.read(
+            self.root.take("features", lambda n: n),
+            self.root.take("name", Node.text, "cascade"),
+            pa.types.is_large_string(ids.type),
+        )
+        self.catalogue = self._encoded(node, table, ids)
+        self._users()
+        rows = self._probe()
+        self._retrieve(self.root.take("retrieve", lambda n: n), ids)
+        stages = {name: self.root.take(name, lambda n: n, None) for name in (PRERANK, RANK)}
+        given = {n: one for n, one in stages.items() if one is not None and one.value != "none"}
+        if not given:
+            raise self.root.error("neither `prerank` nor `rank` came; expected a model that ranks")
+        self.made.preranks = len(given) == 2
+        found = [(name, self._score(node, name, rows)) for name, node in given.items()]
+        ranker = found[-1][1]  # a preranker alone ranks
+        if self.made.preranks:
+            self._place(PRERANK, found[0][1])
+        self._place(RANK, ranker)
+        self._golden(ranker, ids)
+        for name in self.features.refusing:
+            self.made.notes.append(
+                f"feature {name} has no row for every value: a request with another value, or "
+                "without one, is refused (`unknown:`, `missing:`)"
+            )
+        return self.made
+
+    def _place(self, stage: str, foreign: Foreign) -> None:
+        self.made.foreign[stage] = (foreign.path, foreign.path.with_suffix(".json"))
+
+    def _items(self, node: Node) -> tuple[pa.Table, pa.Array]:
+        file, name = node.take("file", lambda n: n), node.take("id", Node.text, "item_id")
+        listed = [n for n in self.root.take("features", Node.members) if "name" in n.mapping()]
+        texts = {n.take("column", Node.text, n.take("name", Node.text)) for n in listed
+                 if n.take("kind", Node.text, "dense") != "dense"}  # fmt: skip
+        table = tables.read(file, texts)
+        return table, tables.item_ids(file, name, tables.column(file, table, name))
+
+    def _encoded(self, node: Node, table: pa.Table, ids: pa.Array) -> Catalogue:
+        raw = tables.features(node, table, self.features.wanted("item"))
+        if "title" in node.mapping():
+            title = node.mapping()["title"]
+            texts = tables.texts(title, title.text(), tables.column(title, table, title.text()))
+            names = pa.table({"item_id": ids, "title": texts})
+            pa.csv.write_csv(names, self.folder / "titles.csv")
+        dense, codes = self._encode("item", raw)
+        self.features.encoder.save(self.folder)
+        columns = {
+            "item_id": ids,
+            "dense": fixed_size_list(dense),
+            "ids": fixed_size_list(codes),
+            **{f.name: raw[f.name] for f in self.features.schema.ids("item")},
+        }
+        pq.write_table(pa.table(columns), self.folder / "catalogue.parquet")
+        return read_catalogue(self.folder)
+
+    def _encode(self, side: Any, raw: pa.Table) -> tuple[Array, Array]:
+        try:
+            return self.features.encoder.encode_table(side, raw)
+        except InvalidInput as error:
+            raise self.root.mapping()["features"].error(
+                f"in the {side}s' table: {error}"
+            ) from error
+
+    def _users(self) -> None:
+        node = self.root.take("users", lambda n: n, None)
+        if node is None:
+            self.made.notes.append(
+                "no `users` came: the index is tuned, and the release tried, on users that were "
+                "drawn from the vocabularies"
+            )
+            raw = people.drawn(self.features)
+        else:
+            node.only("file", "id")
+            file = node.take("file", lambda n: n)
+            wanted = self.features.wanted("user")
+            texts = {column for f, column in wanted.values() if f.kind != "dense"}
+            raw = people.sample(tables.features(file, tables.read(file, texts), wanted))
+            if not len(raw):
+                raise file.error("the table has no rows; expected users")
+        self.users = self._encode("user", raw)
+        self.raw_users = raw
+        people.write(raw, self.features.schema, self.folder)
+
+    def _probe(self) -> Any:
+        """Encoded rows of users beside items."""
+        random = np.random.default_rng(0)
+        some = random.integers(len(self.users[1]), size=PROBE_ROWS)
+        dense, codes = (values[some] for values in self.users)
+        rows = random.integers(len(self.catalogue), size=PROBE_ROWS)
+        return flat_rows(dense, codes, self.catalogue, rows)
+
+    def _score(self, node: Node, name: str, rows: Any) -> Foreign:
+        form = Form(node, self.features, ("user", "item"))
+        foreign = models.write(form, self.features, rows, self.folder / name / "foreign.onnx")
+        models.check_ids(foreign, self.features, rows, node)
+        return foreign
+
+    def _retrieve(self, node: Node, ids: pa.Array) -> None:
+        node.only("user", "item", "metric", "index")
+        folder, rows = self.folder / RETRIEVE, self._probe()
+        folder.mkdir()
+        metric: Any = node.take("metric", lambda n: n.choice("metric", towers.METRICS))
+        width = self._user_side(node.take("user", lambda n: n), folder, rows)
+        item = node.take("item", lambda n: n)
+        if "vectors" in item.mapping():
+            found = self._item_vectors(item, ids, width)
+            np.save(folder / towers.VECTORS, found)
+            np.save(folder / towers.KEYS, self.catalogue.item_ids)
+        else:
+            form = Form(item, self.features, ("item",))
+            tower = models.write(form, self.features, rows, folder / towers.ITEM)
+            models.check_ids(tower, self.features, rows, item)
+            if (other := tower.run(rows).reshape(PROBE_ROWS, -1).shape[1]) != width:
+                raise item.error(f"items have vectors of width {other}, users of width {width}")
+        towers.save(folder, metric, width)
+        index = node.take("index", lambda n: n, None)
+        retriever = towers.ForeignRetriever(folder, self.features.schema)
+        try:
+            own = np.concatenate([*retriever.item_vectors(self.catalogue)])
+        except ForeignError as error:
+            raise item.error(str(error)) from error
+        if index is not None:
+            plain = own[:, :width] if metric == "l2" else own
+            faiss.write_index(vectors.own_index(index, plain, metric), str(folder / towers.INDEX))
+            towers.save(folder, metric, width)
+
+    def _user_side(self, node: Node, folder: Path, rows: Any) -> int:
+        """Write the user tower -> the width of its vectors."""
+        if "vectors" not in node.mapping():
+            form = Form(node, self.features, ("user",))
+            tower = models.write(form, self.features, rows, folder / towers.USER)
+            models.check_ids(tower, self.features, rows, node)
+            found = tower.run(rows)
+            if len(found) != PROBE_ROWS or found.reshape(PROBE_ROWS, -1).shape[1] < 2:
+                raise node.error(f"{form.name} gives {found.shape}; expected vectors [n, D]")
+            return int(found.reshape(PROBE_ROWS, -1).shape[1])
+        name = node.take("feature", lambda n: n)
+        wanted = self.features.wanted("user")
+        if name.text() not in wanted or wanted[name.text()][0].kind != "categorical":
+            raise name.error(f"{name.value} came; expected a categorical feature of the user")
+        ids, found = vectors.read(node)
+        feature = wanted[name.text()][0]
+        codes = self.features.encoder.ids(
+            feature, [text.encode() for text in tables.texts(name, "ids", ids).to_pylist()]
+        )[:, 0]
+        table = np.repeat(found.mean(axis=0, keepdims=True), feature.cardinality, axis=0)
+        table[codes] = found
+        towers.table_tower(table, folder / towers.USER)
+        mapping = InputMap(node.file, {"user": [feature.name]}, "vector", "value", "user")
+        mapping.save((folder / towers.USER).with_suffix(".json"))
+        self.made.notes.append("a user without a ready vector gets the mean of all of them")
+        return int(found.shape[1])
+
+    def _item_vectors(self, node: Node, ids: pa.Array, width: int) -> Array:
+        """The ready vectors in the order of the catalogue."""
+        own, found = vectors.read(node, ids)
+        source = node.mapping()["vectors"]
+        if found.shape[1] != width:
+            raise source.error(f"items have vectors of width {found.shape[1]}, users of {width}")
+        if pa.types.is_integer(own.type) and not pa.types.is_integer(ids.type):
+            raise source.error(f"the ids are {own.type}, those of the items are {ids.type}")
+        places = pc.index_in(ids, value_set=own.cast(ids.type))
+        if places.null_count:
+            first = ids.filter(places.is_null())[0].as_py()
+            raise source.error(
+                f"{places.null_count} items have no vector, item {first!r} among them"
+            )
+        return found[places.to_numpy()]
+
+    def _golden(self, ranker: Foreign, ids: pa.Array) -> None:
+        node = self.root.take("golden", lambda n: n, None)
+        if node is None:
+            self.made.notes.append(golden.unproven(self.features, self.raw_users))
+            return
+        self.made.notes.append(golden.check(node, self.features, self.catalogue, ids, ranker))

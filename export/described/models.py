@@ -1,0 +1,295 @@
+"""A model of the file as one flat ONNX graph with one output, and the proof that it is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from onnx import numpy_helper
+
+from cascade.artifact import Array
+from cascade.located import Node
+from cascade.schema import Side
+from export.described import formula
+from export.described.features import Features
+from export.described.forms import Form, flatten
+from export.foreign.inputs import ForeignError, InputMap, Meaning, Rows, schema_columns
+from export.foreign.onnx_model import RUNTIME_ERRORS, Foreign
+
+LARGEST_DIFFERENCE = (
+    1e-5  # between a module and the graph that was traced from it, relative above 1
+)
+PROVED_AT = (2, 3, 64)  # rows
+SCORE = "cascade_score"
+
+
+def write(form: Form, features: Features, rows: Rows, path: Path) -> Foreign:
+    """Write path and path.json, the model over encoded rows -> a session that runs it. `rows` are
+    encoded rows of real users and items, 64 or more. Raises LocatedError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    module = form.write_onnx(_arguments(form, features, rows, 2), path)
+    session = _session(form, path)
+    _check_inputs(form, path, session)
+    if module is not None:
+        _prove(form, module, features, rows, session)
+    output, meaning = _one_output(form, features, rows, session, path)
+    named = {name: one.features for name, one in form.inputs.items()}
+    side: Side = "item" if "item" in form.sides else "user"
+    mapping = InputMap(form.node.file, named, output, meaning, side)
+    mapping.save(path.with_suffix(".json"))
+    try:
+        return Foreign(path, mapping, features.schema)
+    except ForeignError as error:
+        raise form.node.error(str(error)) from error
+
+
+def _arguments(form: Form, features: Features, rows: Rows, count: int) -> dict[str, Array]:
+    """The arguments of the team's model for the first rows, by name."""
+    known = schema_columns(features.schema)
+    found = {}
+    for name, one in form.inputs.items():
+        columns = [column for feature in one.features for column in known[feature]]
+        values = np.stack([rows[c.source][:count, c.position] for c in columns], axis=1)
+        values = values.astype(one.dtype)
+        found[name] = values[:, 0] if one.flat else values
+    return found
+
+
+def _session(form: Form, path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        reason = " ".join(f"{error}".split())[-200:]
+        advice = ""
+        if "No Op registered for" in reason or "not a registered function" in reason:
+            advice = ". It uses an operator of its own: export it with the standard ones"
+        elif "opset" in reason.lower():
+            advice = ". Export it with opset 11 to 21"
+        raise form.node.error(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {form.name}: {reason}{advice}"
+        ) from error
+
+
+def _check_inputs(form: Form, path: Path, session: Any) -> None:
+    """Every input of the graph is fed, and read; every weight is finite."""
+    asked = [value.name for value in session.get_inputs()]
+    node = form.node.mapping()["inputs"]
+    if missing := [name for name in asked if name not in form.inputs]:
+        raise node.error(
+            f"{form.name} also takes {', '.join(missing)}; say which features feed it, of the "
+            f"inputs {', '.join(asked)}"
+        )
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise form.node.error(
+                f"the weights {tensor.name} of {form.name} have values that are not finite numbers"
+            )
+    read = {name for n in _nodes(model.graph) for name in n.input}
+    for name, one in node.mapping().items():
+        if name not in asked or name not in read:
+            raise one.error(
+                f"{form.name} does not read its input {name}"
+                + ("" if name in asked else f"; its inputs are {', '.join(asked)}")
+                + ". Leave it out of `inputs`, or export the model that reads it"
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Of a graph, and of the graphs in its nodes."""
+    found = []
+    for node in graph.node:
+        found.append(node)
+        for attribute in node.attribute:
+            found += [inner for g in (attribute.g, *attribute.graphs) for inner in _nodes(g)]
+    return found
+
+
+def _run(form: Form, session: Any, arguments: dict[str, Array]) -> list[Array]:
+    feed = {}
+    for value in session.get_inputs():
+        array = arguments[value.name]
+        feed[value.name] = array.astype(_NUMPY.get(value.type, array.dtype), copy=False)
+        if len(value.shape) == 1:
+            feed[value.name] = feed[value.name].reshape(-1)
+        elif array.ndim == 1:
+            feed[value.name] = feed[value.name].reshape(-1, 1)
+    try:
+        return list(session.run(None, feed))
+    except RUNTIME_ERRORS as error:
+        raise form.node.error(
+            f"{form.name} cannot be run on rows of the tables: {f'{error}'.splitlines()[0]}. Is a "
+            "table smaller than its vocabulary, or a number of rows written into the graph?"
+        ) from error
+
+
+_NUMPY = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
+
+
+def _prove(form: Form, module: Any, features: Features, rows: Rows, session: Any) -> None:
+    """The graph gives what the module gives."""
+    for count in PROVED_AT:
+        arguments = _arguments(form, features, rows, count)
+        with torch.no_grad():  # a TorchScript may not see inference tensors
+            expected = flatten(module(*(torch.from_numpy(value) for value in arguments.values())))
+        for own, found in zip(expected, _run(form, session, arguments), strict=True):
+            wanted = own.float().numpy()
+            if wanted.shape != found.shape:
+                raise form.node.error(
+                    f"{form.name} gives {wanted.shape} for {count} rows, and its graph "
+                    f"{found.shape}: a number of rows is written into it"
+                )
+            difference = np.abs(wanted - found) / np.maximum(1, np.abs(wanted))
+            if not difference.max(initial=0) <= LARGEST_DIFFERENCE:
+                raise form.node.error(
+                    f"{form.name} and its ONNX graph differ by {difference.max():.2g} at {count} "
+                    "rows. Does it draw random numbers, or is it in training mode?"
+                )
+
+
+def _one_output(
+    form: Form, features: Features, rows: Rows, session: Any, path: Path
+) -> tuple[str, Meaning]:
+    """Give the graph the one output that orders the items -> its name and meaning."""
+    names = [value.name for value in session.get_outputs()]
+    if len(form.sides) == 1:  # a tower
+        return _vector(form, names), "value"
+    node = form.node
+    if not form.outputs:
+        raise node.error(
+            "say what the output means: `output: logit`, `probability` or `value`, or `outputs:` "
+            f"by name; {form.name} has {', '.join(names)}"
+        )
+    (first, meaning), *more = form.outputs.items()
+    if not more and form.score is None:
+        if first and first not in names:
+            raise node.mapping()["outputs"].error(f"{form.name} has the outputs {', '.join(names)}")
+        if not first and len(names) > 1:
+            raise node.error(
+                f"{form.name} has the outputs {', '.join(names)}; name them in `outputs:`"
+            )
+        return first or names[0], meaning  # type: ignore[return-value]
+    shapes = [found.shape for found in _run(form, session, _arguments(form, features, rows, 3))]
+    _write_score(form, names, shapes, path)
+    return SCORE, "value"
+
+
+def _vector(form: Form, names: list[str]) -> str:
+    if len(names) != 1:
+        raise form.node.error(f"{form.name} has the outputs {', '.join(names)}; a tower has one")
+    return names[0]
+
+
+def _write_score(form: Form, names: list[str], shapes: list[Any], path: Path) -> None:
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    graph, tape = model.graph, ir.tape.Tape()
+
+    def constant(value: Any, dtype: type = np.int64) -> ir.Value:
+        name = f"cascade_constant_{len(graph.initializers)}"
+        made = ir.val(name, const_value=ir.tensor(np.array(value, dtype), name=name))
+        graph.register_initializer(made)
+        return made
+
+    def op(kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        return tape.op(kind, inputs, attributes)
+
+    by_name = {str(value.name): value for value in graph.outputs}
+    columns = _columns(form, names, shapes)
+    values = {}
+    for name, (output, column) in columns.items():
+        value = by_name[output]
+        if column is not None:
+            value = op("Gather", value, constant(column), axis=1)
+        value = op("Cast", op("Reshape", value, constant([-1])), to=int(ir.DataType.FLOAT))
+        values[name] = op("Sigmoid", value) if form.outputs[name] == "logit" else value
+    if form.score is None:
+        score = values[next(iter(values))]
+    else:
+        score = formula.write(form.score, values, op, constant)
+    score = op("Identity", score)
+    score.name, score.dtype, score.shape = SCORE, ir.DataType.FLOAT, ir.Shape(["rows"])
+    graph.extend(tape.nodes)
+    graph.outputs.clear()
+    graph.outputs.append(score)
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1 << 20)
+
+
+def _columns(form: Form, names: list[str], shapes: list[Any]) -> dict[str, tuple[str, int | None]]:
+    """The output, and the column of it, of every name in `outputs`: by the names of the graph, in
+    its order, or as the columns of its single output."""
+    wanted, node = [*form.outputs], form.node.mapping()["outputs"]
+    if len(names) == 1 and len(shapes[0]) == 2 and shapes[0][1] == len(wanted) > 1:
+        return {name: (names[0], column) for column, name in enumerate(wanted)}
+    if {*wanted} <= {*names}:
+        found = {name: (name, shapes[names.index(name)]) for name in wanted}
+    elif len(wanted) == len(names) and form.kind != "onnx":
+        found = {n: (o, s) for n, o, s in zip(wanted, names, shapes, strict=True)}
+    else:
+        raise node.error(f"{form.name} has the outputs {names} of {[s[1:] for s in shapes]}")
+    for name, (_, shape) in found.items():
+        if int(np.prod(shape[1:])) != 1:
+            raise node.mapping()[name].error(
+                f"{name} is {[*shape[1:]]} per row; expected one number"
+            )
+    return {name: (output, None) for name, (output, _) in found.items()}
+
+
+def check_ids(foreign: Foreign, features: Features, rows: Rows, node: Node) -> None:
+    """Run the model over every id that a feature can have, one feature after the other; the rest of
+    the row is that of a real user and item. Raises LocatedError: names the first id that fails."""
+    used = {name for names in foreign.mapping.features.values() for name in names}
+    for feature in features.schema.features:
+        if feature.name not in used or feature.kind == "dense":
+            continue
+        ids = _possible(features, feature.name)
+        column = schema_columns(features.schema)[feature.name][0]
+        low, high = 0, len(ids)
+        if _runs(foreign, rows, column, ids):
+            continue
+        while high - low > 1:  # the first id from which on it fails
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if _runs(foreign, rows, column, ids[:middle]) else (low, middle)
+            )
+        raise features.nodes[feature.name].error(
+            f"the vocabulary has the id {ids[low]}, which {node.path} ({foreign.path.name}) cannot "
+            "look up: its table is smaller. Is it the vocabulary that the model was trained with?"
+        )
+
+
+def _possible(features: Features, name: str) -> Array:
+    feature = next(f for f in features.schema.features if f.name == name)
+    if feature.encoding == "vocabulary":
+        _, known = features.encoder.mapping(feature)
+        found = np.unique([*known, feature.missing_id, feature.unknown_id])
+    else:
+        found = np.arange(feature.cardinality)
+    real: Array = found[found >= 0].astype(np.int64)
+    return real
+
+
+def _runs(foreign: Foreign, rows: Rows, column: Any, ids: Array) -> bool:
+    for start in range(0, len(ids), 65_536):
+        some = ids[start : start + 65_536]
+        repeated = {name: np.repeat(value[:1], len(some), axis=0) for name, value in rows.items()}
+        repeated[column.source][:, column.position] = some
+        try:
+            foreign.run(repeated)
+        except ForeignError:
+            return False
+    return True

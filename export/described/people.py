@@ -1,0 +1,56 @@
+"""Users for a described cascade: a sample of the team's table, or drawn from the vocabularies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cascade.schema import Feature, Schema
+from cascade.training.bundle import USERS, as_sent
+from export.described.features import Features
+
+DRAWN = 1024
+
+
+def sample(raw: pa.Table) -> pa.Table:
+    """At most `USERS` rows, drawn from the whole table."""
+    if len(raw) <= USERS:
+        return raw
+    return raw.take(np.sort(np.random.default_rng(0).choice(len(raw), USERS, replace=False)))
+
+
+def drawn(features: Features) -> pa.Table:
+    """Users whose values are drawn one by one, each as likely as the next."""
+    random = np.random.default_rng(0)
+    return pa.table({f.name: _column(features, f, random) for f in features.schema.side("user")})
+
+
+def write(raw: pa.Table, schema: Schema, folder: Path) -> None:
+    """Write users.parquet, and users.jsonl as clients send them."""
+    pq.write_table(raw, folder / "users.parquet")
+    with (folder / "users.jsonl").open("w") as file:
+        for user in as_sent(schema, raw):
+            file.write(json.dumps(user) + "\n")
+
+
+def _column(features: Features, feature: Feature, random: np.random.Generator) -> Any:
+    if feature.kind == "dense":
+        spread = random.normal(feature.mean, feature.std, DRAWN)
+        return np.maximum(spread, 0) if feature.encoding == "log1p" else spread
+    if feature.encoding == "vocabulary":
+        known = [value.decode() for value in features.encoder.mapping(feature)[0]]
+    elif feature.encoding == "integer":
+        known = [str(i - feature.offset) for i in range(feature.cardinality)]
+    else:
+        known = [str(i) for i in range(max(DRAWN, feature.buckets))]
+    if not feature.multivalued:
+        return pa.array([known[i] for i in random.integers(len(known), size=DRAWN)])
+    least = feature.length if feature.missing_id < 0 else 1
+    lengths = random.integers(least, feature.length + 1, size=DRAWN)
+    lists = ([known[i] for i in random.integers(len(known), size=n)] for n in lengths)
+    return pa.array(["|".join(members) for members in lists])

@@ -1,0 +1,148 @@
+"""Tables that the file names: Parquet, CSV or JSON lines, as raw columns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.json as json
+import pyarrow.parquet as pq
+
+from cascade.located import Node
+from cascade.schema import Feature
+from cascade.values import SEPARATOR, unknown_name
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+def read(node: Node, texts: Collection[str] = ()) -> pa.Table:
+    """The table that a node names; of a CSV file the columns `texts` are strings, whatever they
+    look like. Raises LocatedError: no such file, or not of its kind."""
+    path = node.file_path()
+    if path.suffix not in SUFFIXES:
+        raise node.error(f"{path.name} came; expected a file that ends in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise node.error(f"there is no file {path}")
+    try:
+        table = _read(path, texts)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        reason = f"{error}".splitlines()[0]
+        raise node.error(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
+    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if twice:
+        raise node.error(f"{path} has two columns {', '.join(sorted(twice))}; names occur once")
+    return table
+
+
+def _read(path: Path, texts: Collection[str]) -> pa.Table:
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    if path.suffix == ".jsonl":
+        return json.read_json(path)
+    types = dict.fromkeys(texts, pa.string())
+    return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
+
+
+def column(node: Node, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column by its name. Raises LocatedError: there is none."""
+    if name not in table.column_names:
+        raise node.error(unknown_name("column", name, table.column_names))
+    return table[name]
+
+
+def numbers(node: Node, name: str, values: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """float32 [n], NaN where a value is missing."""
+    kind = values.type
+    if pa.types.is_null(kind):
+        return np.full(len(values), np.nan, np.float32)
+    if not any(
+        check(kind) for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    ):
+        raise node.error(f"column {name} is {kind}; expected numbers")
+    found: np.ndarray[Any, Any] = np.array(values.cast(pa.float64(), safe=False), np.float32)
+    return found
+
+
+def texts(node: Node, name: str, values: pa.ChunkedArray, length: int = 1) -> pa.Array:
+    """Strings [n], "" where a value is missing; lists are joined by `|`. Raises LocatedError: a
+    type that is neither text, integer nor a list of these."""
+    values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
+    values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if _is_list(values.type):
+        inner = _plain(node, name, values.values)
+        if pc.any(pc.match_substring(inner, SEPARATOR)).as_py():
+            raise node.error(f"column {name} has a member with {SEPARATOR!r}, which parts members")
+        lists = pa.LargeListArray.from_arrays(
+            values.offsets.cast(pa.int64()), inner.cast(pa.large_string())
+        )
+        joined = pc.binary_join(lists, pa.scalar(SEPARATOR, pa.large_string()))
+        return pc.fill_null(pc.if_else(values.is_valid(), joined, None), "").cast(pa.large_string())
+    return pc.fill_null(_plain(node, name, values), "")
+
+
+def features(node: Node, table: pa.Table, wanted: dict[str, tuple[Feature, str]]) -> pa.Table:
+    """The columns of some features, raw: float32 and strings; `wanted` has the column of each."""
+    found: dict[str, Any] = {}
+    for name, (feature, source) in wanted.items():
+        values = column(node, table, source)
+        if feature.kind == "dense":
+            found[name] = numbers(node, source, values)
+        else:
+            found[name] = texts(node, source, values, feature.length)
+    return pa.table(found)
+
+
+def item_ids(node: Node, name: str, values: pa.ChunkedArray) -> pa.Array:
+    """int64 or strings [n], each once. Raises LocatedError: missing, negative, or twice."""
+    found = values.combine_chunks()
+    if pa.types.is_dictionary(found.type):
+        found = found.dictionary_decode()
+    if found.null_count:
+        row = int(np.argmax(np.asarray(found.is_null())))
+        raise node.error(f"{name} is missing in row {row}; every item needs an id")
+    if not len(found):
+        raise node.error(f"{node.file_path()} has no rows; a catalogue needs an item")
+    if pa.types.is_integer(found.type):
+        if pc.max(found).as_py() >= 1 << 63:
+            raise node.error(f"{name} has {pc.max(found).as_py()}; ids are below 2^63")
+        found = found.cast(pa.int64())
+        if pc.min(found).as_py() < 0:
+            raise node.error(f"{name} has {pc.min(found).as_py()}; ids are 0 or more")
+    elif _is_text(found.type):
+        found = found.cast(pa.large_string())
+        if pc.any(pc.equal(found, "")).as_py():
+            raise node.error(f"{name} has an empty id; every item needs one")
+    else:
+        raise node.error(f"column {name} is {found.type}; expected integers or strings")
+    counts = pc.value_counts(found)
+    many = counts.filter(pc.greater(counts.field("counts"), 1))
+    if len(many):
+        first = many[0].as_py()
+        raise node.error(f"{name} has {first['values']!r} {first['counts']} times; ids occur once")
+    return found
+
+
+def _plain(node: Node, name: str, values: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_null(values.type) or pa.types.is_integer(values.type):
+        return values.cast(pa.large_string())
+    if not _is_text(values.type):
+        advice = "; numbers with a fraction are no ids" if pa.types.is_floating(values.type) else ""
+        raise node.error(f"column {name} is {values.type}; expected strings or integers{advice}")
+    return values.cast(pa.large_string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

@@ -1,0 +1,487 @@
+"""A cascade of models that were trained elsewhere, by one file: what is taken, what is refused."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from onnx import numpy_helper
+
+from cascade.encoding import InvalidInput
+from cascade.layout import RequestLayout
+from cascade.located import LocatedError
+from cascade.spec import Sizes
+from cascade.stages.pipeline import Pipeline
+from export.build import write_release
+from export.context import Build
+from export.described import file
+from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, dump, save, write
+
+SIZES = Sizes(candidates=20, survivors=20, results=10)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    return folder, write(folder)
+
+
+@pytest.fixture
+def small(made, tmp_path):
+    """A folder that a test may change, and what its cascade.yaml is to hold."""
+    folder, described = made
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path, copy.deepcopy(described)
+
+
+def export(folder, described, **options):
+    found = file.write(dump(described, folder), folder / "checkpoints")
+    build = Build(
+        folder / "checkpoints", folder / "repository", sizes=options.pop("sizes", SIZES),
+        index="flat", state="float32", weights="float32", measure_batching=False,
+        foreign=found.foreign, preranks=found.preranks, **options,
+    )  # fmt: skip
+    write_release(build)
+    return found, Pipeline.load(build.repository)
+
+
+def answers(pipeline, users):
+    dense, categorical = RequestLayout.of(pipeline.schema).arrays(users)
+    return pipeline(dense, categorical)
+
+
+def expected(folder, users, metric="inner product", formula=None):
+    """What plain NumPy answers: ids and scores of the ten best of the twenty nearest."""
+    weights = onnx.load(folder / "rank.onnx").graph.initializer
+    tables = {tensor.name: numpy_helper.to_array(tensor) for tensor in weights}
+    rows = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("user", "sku")}
+    items = pq.read_table(folder / "items.parquet").to_pydict()
+    vectors = tables["items"][[rows["sku"][s] for s in items["sku"]]]
+    vectors = vectors * np.array(items["price"], np.float32)[:, None]
+    found = []
+    for user in users:
+        query = tables["users"][rows["user"].get(user["user"], 1)]
+        if metric == "cosine":
+            near = vectors @ query / np.linalg.norm(vectors, axis=1)
+        elif metric == "l2":
+            near = -((vectors - query) ** 2).sum(axis=1)
+        else:
+            near = vectors @ query
+        chosen = np.argsort(-near, kind="stable")[:20]
+        aged = np.float32(0.01 * user["age"])
+        scores = 1 / (1 + np.exp(-(vectors[chosen] @ query + aged)))
+        if formula:
+            scores = formula(scores, 1 / (1 + np.exp(-aged)))
+        best = np.argsort(-scores, kind="stable")[:10]
+        found.append(([items["id"][chosen[i]] for i in best], scores[best]))
+    return found
+
+
+def people(folder):
+    return [*pq.read_table(folder / "users.parquet").to_pylist(), {"user": "stranger", "age": 30.0}]
+
+
+def check(pipeline, folder, **how):
+    users = people(folder)
+    ids, scores = answers(pipeline, users)
+    for row, (wanted, own) in enumerate(expected(folder, users, **how)):
+        assert ids[row].tolist() == wanted
+        np.testing.assert_allclose(scores[row], own, atol=1e-5)
+
+
+def test_raw_users_get_what_the_teams_own_code_gives(small):
+    folder, described = small
+    found, pipeline = export(folder, described)
+    assert any(note.startswith("golden: 20 scores from raw values equal") for note in found.notes)
+    check(pipeline, folder)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_other_metrics_order_as_they_say(small, metric):
+    folder, described = small
+    described["retrieve"]["metric"] = metric
+    check(export(folder, described)[1], folder, metric=metric)
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"), [("inner product", faiss.IndexFlatIP), ("l2", faiss.IndexFlatL2)]
+)
+def test_ready_vectors_and_a_ready_index(small, metric, kind):
+    folder, described = small
+    ids, vectors = own_vectors(folder)
+    order = np.random.default_rng(1).permutation(len(ids))
+    np.save(folder / "vectors.npy", vectors[order])
+    np.save(folder / "ids.npy", ids[order])
+    described["retrieve"] |= {
+        "metric": metric,
+        "item": {"vectors": "vectors.npy", "ids": "ids.npy"},
+    }
+    check(export(folder, described)[1], folder, metric=metric)
+    index = kind(WIDTH)
+    index.add(vectors)
+    np.save(folder / "vectors.npy", vectors)
+    np.save(folder / "ids.npy", ids)
+    faiss.write_index(index, str(folder / "own.faiss"))
+    described["retrieve"]["index"] = "own.faiss"
+    check(export(folder, described)[1], folder, metric=metric)
+
+
+def test_ready_vectors_of_users_need_no_tower(small):
+    folder, described = small
+    table = numpy_helper.to_array(onnx.load(folder / "user.onnx").graph.initializer[0])
+    rows = json.loads((folder / "user.json").read_text())
+    pq.write_table(
+        pa.table({"id": [*rows], "vector": table[[*rows.values()]].tolist()}),
+        folder / "user_vectors.parquet",
+    )
+    described["retrieve"]["user"] = {"vectors": "user_vectors.parquet", "feature": "user"}
+    _, pipeline = export(folder, described)
+    users = people(folder)[:-1]
+    ids, _ = answers(pipeline, users)
+    assert ids.tolist() == [wanted for wanted, _ in expected(folder, users)]
+
+
+def test_several_outputs_and_a_formula(small):
+    folder, described = small
+    inputs = described["rank"]["inputs"]
+    described["rank"] = {
+        "onnx": "both.onnx", "inputs": inputs, "score": "logit * (0.7 + 0.3 * engagement)",
+        "outputs": {"logit": "logit", "engagement": "probability"},
+    }  # fmt: skip
+    described.pop("golden")
+    found, pipeline = export(folder, described)
+    check(pipeline, folder, formula=lambda ctr, engagement: ctr * (0.7 + 0.3 * engagement))
+    assert any("THE ENCODING IS UNPROVEN" in note for note in found.notes)
+
+
+def test_a_preranker_and_a_ranker(small):
+    folder, described = small
+    described["prerank"] = copy.deepcopy(described["rank"])
+    sizes = Sizes(candidates=20, survivors=15, results=10)
+    check(export(folder, described, sizes=sizes)[1], folder)
+
+
+def test_a_value_without_a_row_is_refused_in_a_request(small):
+    folder, described = small
+    del described["features"][0]["unknown"]
+    found, pipeline = export(folder, described)
+    assert any(note.startswith("feature user has no row for every value") for note in found.notes)
+    with pytest.raises(InvalidInput, match="feature user: 'stranger' came"):
+        answers(pipeline, [{"user": "stranger"}])
+
+
+def own_vectors(folder):
+    table = numpy_helper.to_array(onnx.load(folder / "item.onnx").graph.initializer[0])
+    items = pq.read_table(folder / "items.parquet").to_pydict()
+    rows = json.loads((folder / "sku.json").read_text())
+    vectors = table[[rows[s] for s in items["sku"]]] * np.array(items["price"], "f4")[:, None]
+    return np.array(items["id"]), np.ascontiguousarray(vectors, np.float32)
+
+
+# What is refused: how the files change, and what the error says.
+
+
+def wrong_vocabulary(folder, described):
+    values = sorted(json.loads((folder / "sku.json").read_text()))
+    (folder / "sku.json").write_text(json.dumps({v: i + 2 for i, v in enumerate(values)}))
+
+
+def larger_vocabulary(folder, described):
+    values = json.loads((folder / "sku.json").read_text())
+    (folder / "sku.json").write_text(json.dumps({**values, "new": ITEMS + 9}))
+
+
+def two_ids(folder, described):
+    (folder / "user.txt").write_text("a\nb\na\n")
+    described["features"][0]["vocabulary"] = "user.txt"
+
+
+def items_of(change):
+    def apply(folder, described):
+        table = change(pq.read_table(folder / "items.parquet"))
+        pq.write_table(table, folder / "items.parquet")
+
+    return apply
+
+
+def model_of(name, change):
+    def apply(folder, described):
+        model = onnx.load(folder / name)
+        change(model)
+        onnx.save(model, folder / name)
+
+    return apply
+
+
+def ignored_input(folder, described):
+    model = onnx.load(folder / "rank.onnx")
+    model.graph.input.append(onnx.helper.make_tensor_value_info("extra", FLOAT, ["n", 1]))
+    onnx.save(model, folder / "rank.onnx")
+    described["rank"]["inputs"]["extra"] = ["price"]
+
+
+def weights(name, value):
+    def change(model):
+        tensor = model.graph.initializer[0]
+        values = numpy_helper.to_array(tensor).copy()
+        values[3] = value
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    return model_of(name, change)
+
+
+def newer(model):
+    model.opset_import[0].version = 25
+
+
+def own_operator(model):
+    model.graph.node[-1].op_type = "OursAlone"
+
+
+def vectors_of(change, **more):
+    def apply(folder, described):
+        ids, vectors = own_vectors(folder)
+        ids, vectors = change(ids, vectors)
+        np.save(folder / "vectors.npy", vectors)
+        np.save(folder / "ids.npy", ids)
+        described["retrieve"] |= {"item": {"vectors": "vectors.npy", "ids": "ids.npy"}, **more}
+
+    return apply
+
+
+def index_of(change, metric="inner product"):
+    def apply(folder, described):
+        ids, vectors = own_vectors(folder)
+        np.save(folder / "vectors.npy", vectors)
+        np.save(folder / "ids.npy", ids)
+        found = change(vectors)
+        index = faiss.IndexFlatIP(found.shape[1])
+        index.add(np.ascontiguousarray(found))
+        faiss.write_index(index, str(folder / "own.faiss"))
+        described["retrieve"] |= {
+            "item": {"vectors": "vectors.npy", "ids": "ids.npy"},
+            "index": "own.faiss",
+            "metric": metric,
+        }
+
+    return apply
+
+
+def put(path, value):
+    def apply(folder, described):
+        *parents, last = path
+        inner = described
+        for key in parents:
+            inner = inner[key]
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+
+    return apply
+
+
+def zero(ids, vectors):
+    vectors[5] = 0
+    return ids, vectors
+
+
+def infinite(ids, vectors):
+    vectors[5] = np.inf
+    return ids, vectors
+
+
+RANK = ("rank", "inputs")
+WRONG = {
+    "no such key": (put(["raank"], {}), "unknown key 'raank': did you mean 'rank'"),
+    "no features": (put(["features"], None), "the key 'features' is missing"),
+    "a kind": (put(["features", 0, "kind"], "categoric"), "features[0].kind: unknown kind"),
+    "no way to an id": (
+        put(["features", 0, "vocabulary"], None),
+        "features[0]: no way came by which a value becomes an id",
+    ),
+    "a bag without pads": (
+        put(["features", 0], {"name": "b", "side": "user", "kind": "bag", "length": 3,
+                              "vocabulary": "user.json"}),
+        "features[0]: a bag has pads where it is shorter than 3: say their id as `missing: ID`",
+    ),
+    "no vocabulary file": (put(["features", 0, "vocabulary"], "x.json"), "there is no file"),
+    "a value with two ids": (two_ids, "user.txt has 'a' with the ids 0 and 2"),
+    "an id beyond the rows": (
+        put(["features", 0, "rows"], 5),
+        f"features[0]: id {USERS + 1} came, but the table has 5 rows",
+    ),
+    "no items file": (put(["items", "file"], "no.parquet"), "items.file: there is no file"),
+    "no id column": (put(["items", "id"], "idd"), "unknown column 'idd': did you mean 'id'"),
+    "duplicate ids": (
+        items_of(lambda t: pa.concat_tables([t, t.slice(3, 1)])),
+        "items.file: id has 103 2 times; ids occur once",
+    ),
+    "an empty catalogue": (items_of(lambda t: t.slice(0, 0)), "a catalogue needs an item"),
+    "ids with a fraction": (
+        items_of(lambda t: t.set_column(0, "id", t["id"].cast(pa.float64()))),
+        "column id is double; expected integers or strings",
+    ),
+    "an unknown feature": (put([*RANK, "age"], ["agee"]), "rank.inputs.age: unknown feature"),
+    "an unfed input": (put([*RANK, "age"], None), "rank.onnx also takes age"),
+    "a fed input too many": (
+        put([*RANK, "colour"], ["price"]),
+        "rank.inputs.colour: rank.onnx does not read its input colour; its inputs are user, age",
+    ),
+    "an ignored input": (ignored_input, "rank.onnx does not read its input extra"),
+    "a feature of the other side": (
+        put(["retrieve", "user", "inputs", "user"], "sku"),
+        "retrieve.user.inputs.user: sku is a feature of the item, which this model does not see",
+    ),
+    "too many columns": (
+        put([*RANK, "age"], ["age", "price"]),
+        "takes 1 columns, but ['age', 'price'] have 2",
+    ),
+    "no meaning": (put(["rank", "output"], None), "rank: say what the output means"),
+    "an id beyond a table": (
+        larger_vocabulary,
+        f"features[2]: the vocabulary has the id {ITEMS + 9}, which retrieve.item",
+    ),
+    "another vocabulary": (wrong_vocabulary, "golden.file: "),
+    "weights that are not finite": (
+        weights("rank.onnx", np.nan),
+        "rank: the weights users of rank.onnx have values that are not finite",
+    ),
+    "an opset that is too new": (model_of("rank.onnx", newer), "rank: "),
+    "an operator of their own": (
+        model_of("rank.onnx", own_operator),
+        "It uses an operator of its own",
+    ),
+    "not ONNX": (lambda f, d: (f / "rank.onnx").write_text("x"), "rank.onnx: "),
+    "a vector that is not finite": (vectors_of(infinite), "the vector of 105 (row 5)"),
+    "a vector without a direction": (
+        vectors_of(zero, metric="cosine"),
+        "retrieve.item: the vector of item 105 has length 0, which has no cosine",
+    ),
+    "fewer vectors than items": (
+        vectors_of(lambda i, v: (i[:9], v[:9])),
+        "31 items have no vector, item 109 among them",
+    ),
+    "more ids than vectors": (vectors_of(lambda i, v: (i, v[:9])), "9 vectors and 40 ids came"),
+    "another width": (
+        vectors_of(lambda i, v: (i, v[:, :3])),
+        "items have vectors of width 3, users of 4",
+    ),
+    "an index over other vectors": (
+        index_of(lambda v: np.random.default_rng(0).normal(size=v.shape).astype("f4")),
+        "is it built over these vectors, in this order?",
+    ),
+    "an index of another size": (index_of(lambda v: v[:7]), "own.faiss holds 7 vectors"),
+    "an index of another metric": (
+        index_of(lambda v: v, "l2"),
+        "own.faiss orders by inner product or cosine, and `metric` says l2",
+    ),
+    "an unknown metric": (put(["retrieve", "metric"], "euclid"), "retrieve.metric: unknown metric"),
+    "no ranker": (put(["rank"], "none"), "neither `prerank` nor `rank` came"),
+    "two outputs without a formula": (
+        put(["rank"], {"onnx": "both.onnx", "inputs": {"user": "user"},
+                       "outputs": {"logit": "logit", "engagement": "probability"}}),
+        "rank: 2 outputs came; say by `score` which formula of them orders the items",
+    ),
+    "no golden file": (put(["golden", "file"], "no.parquet"), "golden.file: there is no file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_named_with_its_line(small, case):
+    folder, described = small
+    change, message = WRONG[case]
+    change(folder, described)
+    path = dump(described, folder)
+    with pytest.raises(LocatedError) as caught:
+        file.write(path, folder / "checkpoints")
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+    assert text.startswith(f"{path}, line ")
+
+
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        ("ctr * 2", "unknown output 'ctr'"),
+        ("__import__('os')", "is no part of a formula"),
+        ("logit +", "is no formula"),
+        ("logit if engagement else 1", "is no part of a formula"),
+    ],
+)
+def test_a_formula_that_is_none(small, formula, message):
+    folder, described = small
+    described["rank"] |= {
+        "onnx": "both.onnx", "score": formula,
+        "outputs": {"logit": "logit", "engagement": "probability"},
+    }  # fmt: skip
+    described["rank"].pop("output")
+    with pytest.raises(LocatedError, match=message):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_a_folder_with_other_files_is_not_written_over(small):
+    folder, described = small
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "thesis.txt").touch()
+    with pytest.raises(LocatedError, match="holds other files"):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_the_command_says_it_in_one_line(small):
+    folder, described = small
+    described["rank"]["onnx"] = "no.onnx"
+    words = ["build", "--cascade", dump(described, folder), "--repository", folder / "repository"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "export", *map(str, words)], capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "rank.onnx: there is no file" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+
+
+def test_integer_ids_take_a_number_that_is_an_id(small):
+    folder, described = small
+    described["features"][0] = {
+        "name": "user", "side": "user", "kind": "categorical", "unknown": 1, "missing": 0,
+        "integer": {"offset": 2, "size": USERS + 2},
+    }  # fmt: skip
+    rows = json.loads((folder / "user.json").read_text())
+    table = pq.read_table(folder / "users.parquet").to_pydict()
+    plain = {"user": [rows[u] - 2 for u in table["user"]], "age": table["age"]}
+    pq.write_table(pa.table(plain), folder / "users.parquet")
+    described.pop("golden")
+    _, pipeline = export(folder, described)
+    ids, _ = answers(pipeline, [{"user": rows[u] - 2, "age": 30.0} for u in table["user"]])
+    wanted = expected(folder, [{"user": u, "age": 30.0} for u in table["user"]])
+    assert ids.tolist() == [best for best, _ in wanted]
+
+
+def test_string_ids_come_back_as_they_are(small):
+    folder, described = small
+    described["items"]["id"] = "sku"
+    described.pop("golden")
+    _, pipeline = export(folder, described)
+    items = pq.read_table(folder / "items.parquet").to_pydict()
+    names = dict(zip(items["id"], items["sku"], strict=True))
+    users = people(folder)
+    ids, _ = answers(pipeline, users)
+    for row, (wanted, _) in enumerate(expected(folder, users)):
+        assert [name.decode() for name in ids[row]] == [names[i] for i in wanted]
+
+
+def test_a_graph_of_another_input_type(small):
+    folder, described = small
+    tables = {"t": np.zeros((3, 2), np.float32)}
+    save(folder / "user.onnx", [("Gather", ["t", "user"], "u")], "u", tables, user=INT)
+    described["retrieve"]["user"]["inputs"] = {"user": ["user", "age"]}
+    with pytest.raises(LocatedError, match="have 2"):
+        file.write(dump(described, folder), folder / "checkpoints")
