@@ -107,3 +107,11 @@ class AnyNames(Scorer):
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         rows = (user.unsqueeze(1) + item.to(user.dtype)).flatten(0, 1)  # [B * K, H]
         return self.last(torch.relu(self.both(rows))).reshape(item.shape[:2])
+
+
+# Of a cascade whose preranker and ranker have `forward` alone.
+TEXTBOOK = {
+    "retrieve": ("two_tower", "tiny"),
+    "prerank": ("tests.example_models:Textbook", "default"),
+    "rank": ("tests.example_models:Deep", "wide"),
+}

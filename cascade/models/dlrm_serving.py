@@ -9,6 +9,11 @@ alone, to the item alone, or to a pair of the two:
 The last term is linear in the item's vectors, too, once the user is known: W_x can be folded with
 the user's vectors into one matrix, and a candidate then costs one product with its packed state.
 That pays where the layer is narrow (`SplitLayer.arranged`).
+
+The export derives the same split from the graph of `forward` where a model has nothing else
+(`export.foreign.split`): with as many multiply-adds, and about as fast (`python -m perf.split`).
+This one is what TorchScript, AOTInductor and half precision compute, what distillation and
+brute-force evaluation score many candidates of a user by, and what can recompute the item's slice.
 """
 
 from __future__ import annotations

@@ -99,10 +99,11 @@ class Own:
 
 
 def taken_apart(build: Build, source: Source, scoring: Sequence[Stage]) -> dict[str, Own]:
-    """The models of these stages that define `forward` alone, as far as they can be taken apart and
-    nothing but model.onnx is asked for."""
+    """The models of these stages that define `forward` alone, as far as they can be taken apart,
+    nothing but model.onnx is asked for, and no CUDA graph is recorded of it."""
     found: dict[str, Own] = {}
-    if build.flat or not RUNTIMES.issuperset(build.forms.also):
+    flat = build.flat or build.serving.cuda_graphs
+    if flat or not RUNTIMES.issuperset(build.forms.also):
         return found
     for stage in scoring:
         checkpoint_ = build.checkpoint(stage.name)

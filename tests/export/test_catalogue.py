@@ -28,6 +28,7 @@ from export.context import Catalogue, Source, read_catalogue
 from export.releases.manifest import verify
 from export.releases.refresh import Change, Refresh, change, read_ids, read_items
 from tests.conftest import Cascade, raw_rows, table_of
+from tests.example_models import TEXTBOOK
 
 ITEMS, NEW = 600, 40
 
@@ -41,12 +42,7 @@ def small(make_cascade: Callable[..., Cascade]) -> Cascade:
 @pytest.fixture(scope="module")
 def textbook(make_cascade: Callable[..., Cascade]) -> Cascade:
     """The same, of models that were taken apart."""
-    models = {
-        "retrieve": ("two_tower", "tiny"),
-        "prerank": ("tests.example_models:Textbook", "default"),
-        "rank": ("tests.example_models:Deep", "wide"),
-    }
-    return make_cascade(items=ITEMS, models=models, state="float16", also=())
+    return make_cascade(items=ITEMS, models=TEXTBOOK, state="float16", also=())
 
 
 def new_items(cascade: Cascade, path: Path) -> Path:

@@ -19,11 +19,13 @@ from cascade.release import read_release
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes, stages
+from export.artifacts import parity
 from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_scoring
 from export.foreign.own import Own
 from export.foreign.split import BOTH, USER, NotSplit
 from tests.conftest import CRITEO as RAW_CRITEO
 from tests.conftest import Cascade
+from tests.example_models import TEXTBOOK
 from tests.export.exported import (
     BAGS,
     ITEMS,
@@ -39,11 +41,6 @@ from tests.export.exported import (
 
 OWN = "tests.example_models"
 CRITEO = fitted(RAW_CRITEO)
-MODELS = {
-    "retrieve": ("two_tower", "tiny"),
-    "prerank": (f"{OWN}:Textbook", "default"),
-    "rank": (f"{OWN}:Deep", "wide"),
-}
 
 
 def taken(model: str, schema: Schema, name: str) -> Own:
@@ -111,6 +108,12 @@ def test_what_depends_on_no_item_is_not_taken_apart() -> None:
         taken("UserOnly", BAGS, RANK)
 
 
+def test_what_differs_from_the_model_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "LARGEST_DIFFERENCE", -1.0)
+    with pytest.raises(NotSplit, match="what was derived differs from the model by"):
+        taken("Textbook", NUMBERS, RANK)
+
+
 def test_an_export_of_another_kind_leaves_no_items_graph(tmp_path: Path) -> None:
     own, items = taken("Textbook", BAGS, RANK), drawn_items(BAGS)
     own.write(items, tmp_path)
@@ -123,7 +126,7 @@ def test_a_release_chooses_among_variants_and_says_what_was_split(
     make_cascade: Callable[..., Cascade], capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"items": 300, "users": 60, "state": "auto", "weights": "auto"}
-    cascade = make_cascade(fresh=True, models=MODELS, also=(), **small)
+    cascade = make_cascade(fresh=True, models=TEXTBOOK, also=(), **small)
     release = read_release(cascade.repository, 1)
     printed = capsys.readouterr().out
     for stage, model in ((PRERANK, "Textbook"), (RANK, "Deep")):
@@ -141,7 +144,7 @@ def test_a_release_chooses_among_variants_and_says_what_was_split(
 
 
 def test_another_form_is_served_flat(make_cascade: Callable[..., Cascade]) -> None:
-    cascade = make_cascade(items=300, users=60, models=MODELS, also=("torchscript",))
+    cascade = make_cascade(items=300, users=60, models=TEXTBOOK, also=("torchscript",))
     for stage in (PRERANK, RANK):
         assert "split" not in read_release(cascade.repository, 1)["stages"][stage]
         assert (cascade.repository / stage / "1" / "model.pt").exists()

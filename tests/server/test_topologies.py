@@ -16,9 +16,11 @@ from tritonclient.utils import InferenceServerException
 from cascade import pbtxt
 from cascade.client import InvalidInput, Recommender
 from cascade.server.launcher import Server
-from cascade.spec import ENSEMBLE, TOPOLOGIES
+from cascade.spec import ENSEMBLE, RANK, TOPOLOGIES
 from cascade.stages.pipeline import Pipeline
+from export.artifacts.stage_files import ITEMS_FILE
 from export.releases.rewire import rewire, serving_of
+from tests.example_models import TEXTBOOK
 
 
 @pytest.mark.parametrize("topology", ["paired", "fused"])
@@ -43,6 +45,17 @@ def test_rewired_release_answers_as_before(
         with grpc.InferenceServerClient(server.url) as raw:
             stats = raw.get_inference_statistics().model_stats
         assert {s.name for s in stats} == {ENSEMBLE, *TOPOLOGIES[topology]}
+
+
+def test_models_that_were_taken_apart_answer_as_the_pipeline(
+    make_cascade: Callable[..., Any], assert_same_answers: Callable[..., None]
+) -> None:
+    cascade = make_cascade(items=600, models=TEXTBOOK, state="float16", also=())
+    assert (cascade.repository / RANK / "1" / ITEMS_FILE).exists()
+    with Server(cascade.repository) as server, Recommender(server.url, deadline_s=30) as client:
+        found = client.recommend_many(cascade.users)
+    got = np.stack([r.item_ids for r in found]), np.stack([r.scores for r in found])
+    assert_same_answers(got, cascade.ask(cascade.pipeline()))
 
 
 def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) -> None:
