@@ -1,7 +1,8 @@
 """The forms in which a team hands over a model, and each as a flat ONNX graph.
 
-`onnx: FILE`, `torchscript: FILE`, `pt2: FILE` (of torch.export.save), or `module:
-package.mod:Class` with `weights: FILE` (safetensors) and `config` (its arguments).
+`onnx: FILE`, `torchscript: FILE`, `pt2: FILE` (of torch.export.save), `module:
+package.mod:Class` with `weights: FILE` (safetensors) and `config` (its arguments), or `converter:
+NAME` with the `weights` of a well-known package, and `config`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from cascade.located import Node
 from cascade.schema import Side
 from cascade.values import unknown_name
 from export.artifacts.onnx_file import OPSET, trace
+from export.described import converters
 from export.described.features import Features
 from export.foreign.inputs import schema_columns
 
-FORMS = ("onnx", "torchscript", "pt2", "module")
+FORMS = ("onnx", "torchscript", "pt2", "module", "converter")
 KEYS = (*FORMS, "weights", "config", "inputs", "outputs", "output", "score")
 MEANINGS = ("logit", "probability", "value")
 DTYPES = ("float32", "float64", "float16", "int64", "int32")
@@ -61,19 +63,29 @@ class Form:
             )
         self.kind = given[0]
         for key in ("weights", "config"):
-            if self.kind != "module" and key in node.mapping():
-                raise node.mapping()[key].error(f"`{key}` goes with a module, not with {self.kind}")
+            if self.kind not in ("module", "converter") and key in node.mapping():
+                raise node.mapping()[key].error(
+                    f"`{key}` goes with a module or a converter, not with {self.kind}"
+                )
         inputs = node.take("inputs", Node.mapping)
         if not inputs:
             raise node.error("`inputs` names no input; say which features feed each of them")
         self.inputs = {name: self._input(one) for name, one in inputs.items()}
         self._outputs()
+        if self.kind == "converter":
+            converters.check(node, sides)
+            self.outputs[""] = "logit"
+            self.inputs = {
+                name: InputForm(self.inputs[name].features, False, dtype)
+                for name, dtype in converters.INPUTS.items()
+                if name in self.inputs
+            }
 
     @property
     def name(self) -> str:
         """What people call it: its file, or its class."""
         value = self.node.mapping()[self.kind].text()
-        return value if self.kind == "module" else Path(value).name
+        return value if self.kind in ("module", "converter") else Path(value).name
 
     def write_onnx(self, example: Mapping[str, Array], path: Path) -> nn.Module | None:
         """Write the graph to `path`, dynamic in the rows -> the module that it was traced from;
@@ -82,7 +94,11 @@ class Form:
         if self.kind == "onnx":
             _copy(node, path)
             return None
-        module = self._module(node) if self.kind == "module" else _load(node, self.kind)
+        if self.kind == "converter":
+            features = {name: one.features for name, one in self.inputs.items()}
+            module = converters.converted(self.node, features, self._features.schema)
+        else:
+            module = self._module(node) if self.kind == "module" else _load(node, self.kind)
         tensors = {name: torch.from_numpy(value) for name, value in example.items()}
         try:
             with warnings.catch_warnings(), torch.no_grad():
