@@ -113,10 +113,12 @@ def write_files(
     model.metadata_props.update(stage=stage.name, schema_hash=foreign.schema.hash)
     ir.save(model, folder / ONNX_FILE)
     onnx.checker.check_model(str(folder / ONNX_FILE))
-    widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
-    outputs = (LOGITS,) if logits else tuple(tensor.name for tensor in stage.outputs)
-    tensors, alone = (tuple(widths), outputs), variant.one_by_one
-    Description(stage.name, foreign.schema.hash, *tensors, mapped, widths, alone).save(folder)
+    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
+    tensors, alone = (inputs, (LOGITS,) if logits else outputs), variant.one_by_one
+    # Without widths: TensorRT asks for the shapes of whatever it cuts out of a graph, and of an
+    # arbitrary one it may cut out several pieces.
+    description = Description(stage.name, foreign.schema.hash, *tensors, mapped, one_by_one=alone)
+    description.save(folder)
     return tables
 
 
