@@ -13,7 +13,7 @@ SHELL := /bin/bash -o pipefail
 # Some containers forbid it; then each process compiles PyTorch's modules anew, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint serve perf resilience clean
+.PHONY: demo test lint serve perf own resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
@@ -36,6 +36,10 @@ serve: .venv/ready
 perf: .venv/ready
 	@mkdir -p build/perf
 	$(BIN)/python -m perf.suite --out build/perf --device $(DEVICE) | tee build/perf/output.txt
+
+own: .venv/ready
+	@mkdir -p build/own
+	$(BIN)/python -m perf.own --out build/own | tee build/own/output.txt
 
 resilience: .venv/ready
 	@mkdir -p build/resilience

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from cascade import index
 from cascade.config import RUNTIMES, Device, Product, Serving
@@ -13,8 +13,9 @@ from cascade.server.threads import default_instances
 from cascade.spec import PRERANK, RANK, TOPOLOGIES, Precision, Sizes, Weights
 from cascade.store import absolute_url
 from export.context import Build, BuildError
-from export.described.file import Described
-from export.described.file import write as write_described
+
+if TYPE_CHECKING:
+    from export.described.file import Described
 
 BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
 SIZES = Sizes()
@@ -152,7 +153,9 @@ def _described(args: argparse.Namespace) -> Described | None:
             raise BuildError("--checkpoints DIR or --cascade FILE is needed")
         return None
     folder = args.checkpoints or args.repository.with_name(f"{args.repository.name}-checkpoints")
-    described = write_described(args.cascade, folder)
+    from export.described import file  # with all that traces models, which takes seconds to import
+
+    described = file.write(args.cascade, folder)
     args.checkpoints = folder
     for note in described.notes:
         print(note)

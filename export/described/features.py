@@ -30,7 +30,7 @@ class Features:
     encoder: Encoder
     nodes: dict[str, Node]
     columns: dict[str, str]
-    refusing: list[str] = field(default_factory=list)  # features with a value without a row
+    refusing: list[str] = field(default_factory=list)  # of the user: other values have no row
 
     @property
     def schema(self) -> Schema:
@@ -54,17 +54,16 @@ def read(node: Node, name: str, string_ids: bool) -> Features:
         encoder = Encoder.fit(Schema(name, tuple(features), string_ids), values, ids)
     except SchemaError as error:
         raise node.error(str(error)) from error
-    refusing = [f.name for f in features if f.kind != "dense" and REFUSED in _reserved(f)]
+    users = [f for f in features if f.side == "user" and f.kind != "dense"]
+    refusing = [f.name for f in users if f.unknown_id == REFUSED and not _hashes_all(f)]
     named = zip(read_one, features, strict=True)
     nodes = {f.name: one.node for one, f in named}
     columns = {f.name: one.column for one, f in zip(read_one, features, strict=True)}
     return Features(encoder, nodes, columns, refusing)
 
 
-def _reserved(feature: Feature) -> tuple[int, ...]:
-    if feature.encoding == "hash" and feature.hashing != "modulo":
-        return (feature.missing_id,)  # every text has a bucket
-    return feature.missing_id, feature.unknown_id
+def _hashes_all(feature: Feature) -> bool:
+    return feature.encoding == "hash" and feature.hashing != "modulo"
 
 
 class _Reader:
@@ -76,12 +75,13 @@ class _Reader:
         self.name = node.take("name", Node.text)
         self.column = node.take("column", Node.text, self.name)
         self.kind = node.take("kind", lambda n: n.choice("kind", get_args(Kind)))
+        self.side = node.take("side", lambda n: n.choice("side", ("user", "item")))
         self.vocabulary: Vocabulary | None = None
 
     def feature(self) -> Feature:
         found: dict[str, Any] = {
             "name": self.name,
-            "side": self.node.take("side", lambda n: n.choice("side", ("user", "item"))),
+            "side": self.side,
             "kind": self.kind,
         }
         found |= self._dense() if self.kind == "dense" else self._ids()
@@ -112,6 +112,11 @@ class _Reader:
         node = self.node
         self._refuse("transform", "mean", "std", "boundaries")
         found: dict[str, Any] = {}
+        if "missing" not in node.mapping() and self.side == "user":
+            raise node.error(
+                "say as `missing: ID` which row a user without this value gets, as a new user is; "
+                "it is also that of the pads of a list"
+            )
         if self.kind in ("bag", "sequence"):
             found["length"] = node.take("length", lambda n: n.integer(1))
             found["pad_side"] = node.take("pad", lambda n: n.choice("side", ("left", "right")), "")

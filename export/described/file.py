@@ -90,8 +90,8 @@ class _Writer:
         self._golden(ranker, ids)
         for name in self.features.refusing:
             self.made.notes.append(
-                f"feature {name} has no row for every value: a request with another value, or "
-                "without one, is refused (`unknown:`, `missing:`)"
+                f"feature {name} has no row for unknown values (`unknown: ID`): a request with one "
+                "is refused"
             )
         return self.made
 

@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch._export.converter import TS2EPConverter
 
 from cascade.artifact import Array
 from cascade.located import Node
@@ -54,7 +53,7 @@ class Form:
 
     def __init__(self, node: Node, features: Features, sides: tuple[Side, ...]) -> None:
         node.only(*KEYS)
-        self.node, self._features, self.sides = node, features, sides
+        self.node, self.features, self.sides = node, features, sides
         given = [kind for kind in FORMS if kind in node.mapping()]
         if len(given) != 1:
             raise node.error(
@@ -96,7 +95,7 @@ class Form:
             return None
         if self.kind == "converter":
             features = {name: one.features for name, one in self.inputs.items()}
-            module = converters.converted(self.node, features, self._features.schema)
+            module = converters.converted(self.node, features, self.features.schema)
         else:
             module = self._module(node) if self.kind == "module" else _load(node, self.kind)
         tensors = {name: torch.from_numpy(value) for name, value in example.items()}
@@ -126,11 +125,11 @@ class Form:
             dtype = node.take("dtype", lambda n: n.choice("dtype", DTYPES), "")
             flat = node.take("flat", Node.boolean, False)
             node = node.take("features", lambda n: n)
-        names, known = node.texts(), schema_columns(self._features.schema)
+        names, known = node.texts(), schema_columns(self.features.schema)
         for name in names:
             if name not in known:
                 raise node.error(unknown_name("feature", name, known))
-            side = next(f.side for f in self._features.schema.features if f.name == name)
+            side = next(f.side for f in self.features.schema.features if f.name == name)
             if side not in self.sides:
                 raise node.error(
                     f"{name} is a feature of the {side}, which this model does not see"
@@ -232,6 +231,8 @@ def _trace(
             _trace_script(module, tensors, outputs, path)
             return
         except Exception:  # that exporter does not know every operator: the other one may
+            from torch._export.converter import TS2EPConverter  # takes seconds
+
             module = TS2EPConverter(cast(Any, module), tuple(tensors.values())).convert().module()
             kind = "pt2"
     names = _arguments(module, kind, [*tensors])

@@ -172,7 +172,7 @@ def test_a_value_without_a_row_is_refused_in_a_request(small):
     folder, described = small
     del described["features"][0]["unknown"]
     found, pipeline = export(folder, described)
-    assert any(note.startswith("feature user has no row for every value") for note in found.notes)
+    assert any(note.startswith("feature user has no row for unknown") for note in found.notes)
     with pytest.raises(InvalidInput, match="feature user: 'stranger' came"):
         answers(pipeline, [{"user": "stranger"}])
 
@@ -302,15 +302,19 @@ RANK = ("rank", "inputs")
 WRONG = {
     "no such key": (put(["raank"], {}), "unknown key 'raank': did you mean 'rank'"),
     "no features": (put(["features"], None), "the key 'features' is missing"),
+    "a user without a value": (
+        put(["features", 0, "missing"], None),
+        "features[0]: say as `missing: ID` which row a user without this value gets",
+    ),
     "a kind": (put(["features", 0, "kind"], "categoric"), "features[0].kind: unknown kind"),
     "no way to an id": (
         put(["features", 0, "vocabulary"], None),
         "features[0]: no way came by which a value becomes an id",
     ),
     "a bag without pads": (
-        put(["features", 0], {"name": "b", "side": "user", "kind": "bag", "length": 3,
-                              "vocabulary": "user.json"}),
-        "features[0]: a bag has pads where it is shorter than 3: say their id as `missing: ID`",
+        put(["features", 2], {"name": "b", "side": "item", "kind": "bag", "length": 3,
+                              "vocabulary": "sku.json"}),
+        "features[2]: a bag has pads where it is shorter than 3: say their id as `missing: ID`",
     ),
     "no vocabulary file": (put(["features", 0, "vocabulary"], "x.json"), "there is no file"),
     "a value with two ids": (two_ids, "user.txt has 'a' with the ids 0 and 2"),

@@ -19,7 +19,7 @@ NUMBERS = ["n0", "n1", "n2"]
 INPUTS = {"dense": NUMBERS, "ids": IDS}
 SIZES = {"user": 9, "shop": 7, "item": 11, "tags": 8}
 FEATURES: list[dict[str, Any]] = [
-    {"name": "user", "side": "user", "kind": "categorical", "integer": {"size": 9}},
+    {"name": "user", "side": "user", "kind": "categorical", "integer": {"size": 9}, "missing": 0},
     {"name": "shop", "side": "item", "kind": "categorical", "integer": {"size": 7}},
     {"name": "item", "side": "item", "kind": "categorical", "integer": {"size": 11}},
     {
@@ -50,7 +50,7 @@ def converted(folder: Path, entry: dict[str, Any]) -> nn.Module:
     """The module of an entry."""
     found = form(folder, entry)
     read = {name: one.features for name, one in found.inputs.items()}
-    return converters.converted(found.node, read, found._features.schema)
+    return converters.converted(found.node, read, found.features.schema)
 
 
 def arguments(entry: dict[str, Any], count: int | None = None) -> dict[str, Any]:
