@@ -172,13 +172,14 @@ def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> l
         outputs = graph(*users, rows)
         names = items.item_ids if len(outputs) > 1 else np.arange(len(items))
         user, place = np.nonzero(rows >= 0)
-        expected = np.zeros(rows.shape, np.float32)
+        expected = np.full(rows.shape, -np.inf, np.float32)  # below any value that a model gives
         dense, ids = (values[user] for values in users)
         known = foreign.probabilities(flat_rows(dense, ids, items, rows[user, place]))
         expected[user, place] = known
         difference, overlap = judge(outputs[0], rows, expected, names, relative=True)
         if len(outputs) > 1:
             best = -np.sort(-expected, axis=1)[:, : outputs[1].shape[1]]
+            best[np.isinf(best)] = 0  # the score of a pad
             difference = max(difference, float(np.abs(best - outputs[1]).max(initial=0)))
         found.append(Parity(stage.name, "onnx", batch, difference, overlap))
     return found

@@ -53,7 +53,7 @@ def write(
         parities = _proved(foreign, stage, items, folder)
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
     facts = {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size, "split": split}
-    return facts, parities
+    return {**facts, "output_is": foreign.mapping.meaning}, parities
 
 
 def pass_all(
