@@ -1,7 +1,8 @@
 """`python -m cascade.evaluation`: rankers on the test rows, then the whole cascade.
 
-Reads a prepared data set, the checkpoints trained on it and the repository exported from them;
-writes evaluation.json, evaluation.md and evaluation.png.
+Reads a prepared data set, the checkpoints trained on it and the repository exported from them; or,
+with --held-out, a table of held-out rows and a repository alone. Writes evaluation.json,
+evaluation.md and evaluation.png.
 """
 
 from __future__ import annotations
@@ -14,42 +15,90 @@ import torch
 
 from cascade.data.dataset import Dataset
 from cascade.errors import run
-from cascade.evaluation import report
-from cascade.evaluation.stagewise import COMPARED, evaluate
+from cascade.evaluation import report, served, served_report
+from cascade.evaluation.stagewise import COMPARED, EvaluationError, evaluate
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.negatives import Sampling
 
+OF_DATA = ("data", "checkpoints", "positives", "device")
+OF_HELD_OUT = ("item_column", "label_column")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate what the command line names, print the tables and write the files."""
+    options = _parser().parse_args(arguments)
+    _check(options)
+    text = _of_held_out(options) if options.held_out else _of_data(options)
+    print(f"\n{text}\nwritten to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cascade.evaluation", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="a prepared data set")
-    parser.add_argument("--checkpoints", type=Path, required=True, help="what training wrote")
-    parser.add_argument("--repository", type=Path, required=True, help="what export wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--users", type=int, default=200, help="users ranked over all items")
-    parser.add_argument("--positives", type=int, default=2000, help="held-out positives to find")
-    parser.add_argument("--rows", type=int, help="test rows for the click metrics; default all")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--repository", type=Path, required=True, help="what export wrote")
+    add("--out", type=Path, required=True, help="folder for the results")
+    add("--users", type=int, help="users ranked over all items; of --held-out, asked [200; 2000]")
+    add("--rows", type=int, help="test rows for the click metrics; default all")
+    add = parser.add_argument_group("a prepared data set").add_argument
+    add("--data", type=Path, help="the data set")
+    add("--checkpoints", type=Path, help="what training wrote")
+    add("--positives", type=int, help="held-out positives to find [2000]")
+    add("--device", help="cpu or cuda; default cuda where it is there")
+    add = parser.add_argument_group("or a table").add_argument
+    add("--held-out", type=Path, metavar="TABLE", help="raw rows: .parquet, .csv or .jsonl")
+    add("--item-column", metavar="NAME", help="the column of item ids [item_id]")
+    add("--label-column", metavar="NAME", help="the column of labels, 0 or 1 [label, if there]")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises EvaluationError: flags of both forms came, or not all of one."""
+    others = OF_DATA if options.held_out else OF_HELD_OUT
+    if mixed := [name for name in others if getattr(options, name) is not None]:
+        flag = f"--{mixed[0].replace('_', '-')}"
+        needed = "without --held-out" if options.held_out else "with --held-out TABLE"
+        raise EvaluationError(f"{flag} came; it goes {needed}")
+    if not options.held_out and not (options.data and options.checkpoints):
+        raise EvaluationError(
+            "expected --data DIR and --checkpoints DIR, or --held-out TABLE; add what is missing"
+        )
+    for name in ("users", "rows", "positives"):
+        if (count := getattr(options, name)) is not None and count < 1:
+            raise EvaluationError(f"--{name} {count} came; expected 1 or more")
+
+
+def _of_held_out(options: argparse.Namespace) -> str:
+    found = served.judge(
+        options.repository,
+        options.held_out,
+        item=options.item_column,
+        label=options.label_column,
+        users=options.users or 2000,
+        rows=options.rows,
+    )
+    return served_report.write(found, options.out)
+
+
+def _of_data(options: argparse.Namespace) -> str:
     dataset, trained = Dataset.open(options.data), options.checkpoints
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     there = [name for name in COMPARED if (trained / name / "checkpoint.json").is_file()]
     drawn = checkpoint.describe(trained / "rank").get("negatives")
     found = evaluate(
         dataset,
         {
-            name: checkpoint.load(trained / name, dataset.schema).to(options.device)
+            name: checkpoint.load(trained / name, dataset.schema).to(device)
             for name in ("rank", *there)
         },
         Pipeline.load(options.repository),
-        users=options.users,
-        positives=options.positives,
+        users=options.users or 200,
+        positives=options.positives or 2000,
         rows=options.rows,
-        device=options.device,
+        device=device,
         sampling=Sampling(**drawn) if drawn else None,
     )
-    print(f"\n{report.write(found, options.out)}\nwritten to {options.out}")
+    return report.write(found, options.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Rows: labels [B] of 0 and 1, probabilities [B]. Lists: item rows [B, K], best fi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -91,24 +92,40 @@ def hits(lists: Ids, positives: Ids) -> tuple[Flags, Ids]:
     return found & first_mentions(lists), wanted.sum(1)
 
 
-def _mean(values: Floats, counts: Ids) -> float:
+def _mean(values: Floats) -> float:
     """Mean over the users with a positive; NaN when there is none."""
-    return float(values[counts > 0].mean()) if (counts > 0).any() else NAN
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if len(there) else NAN
+
+
+def _of_users(values: Floats, counts: Ids) -> Floats:
+    """The values [B], NaN for a user without a positive."""
+    return np.where(counts > 0, values, NAN)
+
+
+def recalls(lists: Ids, positives: Ids, k: int) -> Floats:
+    """Share of each user's positives in the first k, [B]; NaN for a user without one."""
+    found, counts = hits(lists[:, :k], positives)
+    return _of_users(found.sum(1) / np.maximum(counts, 1), counts)
 
 
 def recall_at(lists: Ids, positives: Ids, k: int) -> float:
     """Share of a user's positives in the first k, mean over users with a positive."""
-    found, counts = hits(lists[:, :k], positives)
-    return _mean(found.sum(1) / np.maximum(counts, 1), counts)
+    return _mean(recalls(lists, positives, k))
 
 
-def ndcg_at(lists: Ids, positives: Ids, k: int) -> float:
-    """Discounted gain of the first k over that of an ideal list of k, mean as above (Järvelin and
-    Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002)."""
+def ndcgs(lists: Ids, positives: Ids, k: int) -> Floats:
+    """Discounted gain of the first k over that of an ideal list of k, [B], NaN as above (Järvelin
+    and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 2002)."""
     found, counts = hits(lists[:, :k], positives)
     discount = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discount)[np.clip(counts, 1, k) - 1]
-    return _mean((found * discount[: found.shape[1]]).sum(1) / ideal, counts)
+    return _of_users((found * discount[: found.shape[1]]).sum(1) / ideal, counts)
+
+
+def ndcg_at(lists: Ids, positives: Ids, k: int) -> float:
+    """`ndcgs`, mean as above."""
+    return _mean(ndcgs(lists, positives, k))
 
 
 def map_at(lists: Ids, positives: Ids, k: int) -> float:
@@ -116,4 +133,30 @@ def map_at(lists: Ids, positives: Ids, k: int) -> float:
     hits that a list of k can have; mean as above."""
     found, counts = hits(lists[:, :k], positives)
     precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    return _mean((precision * found).sum(1) / np.clip(counts, 1, k), counts)
+    return _mean(_of_users((precision * found).sum(1) / np.clip(counts, 1, k), counts))
+
+
+def reciprocal_ranks(lists: Ids, positives: Ids, k: int) -> Floats:
+    """One over the place of the first hit in the first k, 0 without a hit, [B], NaN as above. The
+    mean over users is MRR."""
+    found, counts = hits(lists[:, :k], positives)
+    return _of_users(found.any(1) / (found.argmax(1) + 1.0), counts)
+
+
+def interval(
+    statistic: Callable[[Ids], Floats], users: int, share: float = 0.95, draws: int = 200
+) -> tuple[Floats, Floats]:
+    """Percentile bootstrap over users (Efron, "Bootstrap methods: another look at the jackknife",
+    Annals of Statistics 1979) -> the lower and the upper bounds [M].
+
+    Args:
+        statistic: M values from the numbers of the users drawn, [users], some of them repeated. A
+            NaN does not count.
+    """
+    random = np.random.default_rng(0)
+    found = np.array([statistic(random.integers(users, size=users)) for _ in range(draws)])
+    bounds = np.full((2, found.shape[1]), NAN)
+    there = ~np.isnan(found).all(axis=0)
+    ends = [50 * (1 - share), 50 * (1 + share)]
+    bounds[:, there] = np.nanpercentile(found[:, there], ends, axis=0)
+    return bounds[0], bounds[1]

@@ -71,8 +71,8 @@ def _models(found: Metrics) -> str:
     }.items():
         if metric.format("auc") in found:
             values = [found[metric.format(measure)] for measure in ROW_METRICS]
-            rows.append([name, *(_number(value, 4) for value in values)])
-    return _table(["model", *(measure.replace("_", " ") for measure in ROW_METRICS)], rows)
+            rows.append([name, *(number(value, 4) for value in values)])
+    return aligned(["model", *(measure.replace("_", " ") for measure in ROW_METRICS)], rows)
 
 
 def _stages(found: Metrics) -> str:
@@ -92,22 +92,23 @@ def _stages(found: Metrics) -> str:
     rows = []
     for stage, shares in kept.items():
         names = (*shares, *(f"{measure}_{stage}" for measure in measures))
-        rows.append([stage, *(_number(found.get(name), 3) for name in names)])
-    return _table(["after", f"of top {TOP}", "of what came in", *measures.values()], rows)
+        rows.append([stage, *(number(found.get(name), 3) for name in names)])
+    return aligned(["after", f"of top {TOP}", "of what came in", *measures.values()], rows)
 
 
 def _prerankers(found: Metrics) -> str:
-    rows = [[label, _number(found[name], 3)] for name, label in PRERANKERS.items() if name in found]
-    return _table(["preranker", f"keeps of the ranker's top {TOP}"], rows)
+    rows = [[label, number(found[name], 3)] for name, label in PRERANKERS.items() if name in found]
+    return aligned(["preranker", f"keeps of the ranker's top {TOP}"], rows)
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Names to the left, numbers, which are formatted already, to the right."""
-    aligned = ("left", *["right"] * (len(headers) - 1))
-    return str(tabulate(rows, headers, "pipe", colalign=aligned, disable_numparse=True))
+    sides = ("left", *["right"] * (len(headers) - 1))
+    return str(tabulate(rows, headers, "pipe", colalign=sides, disable_numparse=True))
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A dash where there is none, or NaN."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
@@ -133,7 +134,7 @@ def _draw_shares(axes: Axes, found: Metrics) -> None:
     places = [i + (0.9 if i >= len(STAGES) else 0) for i in range(len(names))]
     values = [found[name] for name in names]
     bars = axes.barh(places, values, color=colors, height=0.68)
-    axes.bar_label(bars, [_number(value, 3) for value in values], padding=3, color=INK)
+    axes.bar_label(bars, [number(value, 3) for value in values], padding=3, color=INK)
     axes.set_yticks(places, [*STAGES.values(), *prerankers.values()])
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for place, text in (

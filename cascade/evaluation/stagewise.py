@@ -137,18 +137,25 @@ def ask(cascade: Pipeline, queries: Queries, item_ids: npt.NDArray[Any]) -> List
     return Lists(Encoded(dense, ids), *lists)
 
 
-def rows_of(ids: Ids, item_ids: Ids) -> Ids:
-    """Item ids, or the keys of strings -> rows of the data set, in any shape; -1 stays -1."""
+def places_of(ids: Ids, item_ids: Ids) -> Ids:
+    """Item ids, or the keys of strings -> their rows in `item_ids` [N], in any shape; -1 where an
+    id is not one of these."""
     order = np.argsort(item_ids)
     place = np.searchsorted(item_ids[order], ids).clip(max=len(item_ids) - 1)
     rows = order[place]
-    unknown = (ids >= 0) & (item_ids[rows] != ids)
+    return np.where(item_ids[rows] == ids, rows, -1)
+
+
+def rows_of(ids: Ids, item_ids: Ids) -> Ids:
+    """Item ids, or the keys of strings -> rows of the data set, in any shape; -1 stays -1."""
+    rows = places_of(ids, item_ids)
+    unknown = (ids >= 0) & (rows < 0)
     if unknown.any():
         raise EvaluationError(
             f"the cascade answered item {ids[unknown][0]}, which is not in the catalogue: the "
             "repository and the data set are not of one export"
         )
-    return np.where(ids >= 0, rows, -1)
+    return rows
 
 
 def popularity(batches: Iterable[Batch], item_count: int, k: int) -> Ids:

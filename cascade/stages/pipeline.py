@@ -53,6 +53,10 @@ class Pipeline:
         assert self._rank.item_ids is not None
         return self._rank.item_ids
 
+    def encode(self, dense: Array, categorical: Array) -> tuple[Array, Array]:
+        """Raw users as they come over the wire -> user_dense, user_ids, without a search."""
+        return self._retrieve.encoder.encode("user", dense, categorical)
+
     def retrieve(
         self,
         dense: Array,

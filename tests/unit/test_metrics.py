@@ -118,3 +118,24 @@ def test_ndcg_equals_scikit_learn() -> None:
     positives = ids(*[np.flatnonzero(line).tolist() for line in relevant])
     scores = -np.argsort(lists, axis=1).astype(np.float64)  # an item's place in the list
     assert metrics.ndcg_at(lists, positives, k) == pytest.approx(ndcg_score(relevant, scores, k=k))
+
+
+def test_values_of_users_and_their_mean() -> None:
+    lists, positives = ids([7, 3, 9], [5, 6, 7], [1, 2, 3]), ids([9, 3], [4], [-1])
+    ranks = metrics.reciprocal_ranks(lists, positives, 3)
+    assert ranks.tolist()[:2] == [1 / 2, 0]
+    assert isnan(ranks[2])
+    recalls = metrics.recalls(lists, positives, 2)
+    assert recalls.tolist()[:2] == [1 / 2, 0]
+    assert metrics.recall_at(lists, positives, 2) == np.nanmean(recalls)
+
+
+def test_the_interval_is_that_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(3, 2, (4000, 1))
+    both = np.concatenate((values, np.full_like(values, np.nan)), axis=1)
+    low, high = metrics.interval(lambda users: both[users].mean(axis=0), len(values))
+    half = 1.96 * values.std() / len(values) ** 0.5  # by the central limit theorem
+    assert low[0] == pytest.approx(values.mean() - half, abs=half / 3)
+    assert high[0] == pytest.approx(values.mean() + half, abs=half / 3)
+    assert isnan(low[1])
+    assert isnan(high[1])

@@ -383,11 +383,11 @@ def test_command_line_names_what_is_missing(missing: str, message: str, tmp_path
 
 
 def test_table_aligns_and_marks_what_is_undefined() -> None:
-    text = report._table(["after", "share"], [["retrieve", "0.5"], ["rank", "–"]])
+    text = report.aligned(["after", "share"], [["retrieve", "0.5"], ["rank", "–"]])
     assert text.splitlines() == [
         "| after    |   share |",
         "|:---------|--------:|",
         "| retrieve |     0.5 |",
         "| rank     |       – |",
     ]
-    assert report._number(float("nan"), 3) == report._number(None, 3) == "–"
+    assert report.number(float("nan"), 3) == report.number(None, 3) == "–"
