@@ -237,6 +237,51 @@ class Tasks(Tables):
         return torch.cat([head(trunk) for head in self.heads], 1)
 
 
+class Experts(Tables):
+    """MMoE: experts over all columns, weighed by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(layers(FLAT, 16) for _ in range(3))
+        self.gate, self.out = nn.Linear(FLAT, 3), nn.Linear(16, 1)
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        x = torch.cat((un, it, self.vectors(ui, ii).flatten(1)), 1)
+        given = torch.stack([expert(x) for expert in self.experts], 1)
+        return self.out((given * torch.softmax(self.gate(x), 1).unsqueeze(2)).sum(1))
+
+
+class Interest(nn.Module):
+    """DIN: the item attends to the user's history, of which some places are empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(ROWS, WIDTH)
+        self.attention = nn.Sequential(*layers(4 * WIDTH, 16), nn.Linear(16, 1))
+        self.deep = nn.Sequential(*layers(2 * WIDTH + NUMBERS, 32), nn.Linear(32, 1))
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        history, item = self.table(ui), self.table(ii[:, 0])
+        asked = item.unsqueeze(1).expand(-1, USER_IDS, -1)
+        near = torch.cat((history, asked, history * asked, history - asked), 2)
+        weights = self.attention(near).masked_fill((ui < 5).unsqueeze(2), -1e9)
+        interest = (torch.softmax(weights, 1) * history).sum(1)
+        return self.deep(torch.cat((un, interest, item, it), 1))
+
+
+class Scaled(nn.Module):
+    """Numbers of both sides normalised and clamped in one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.randn(NUMBERS))
+        self.deep = nn.Sequential(*layers(NUMBERS, 16), nn.Linear(16, 1))
+
+    def forward(self, un: Tensor, ui: Tensor, it: Tensor, ii: Tensor) -> Tensor:
+        numbers = (torch.cat((un, it), 1) - self.mean) / 0.7
+        return self.deep(torch.clamp(numbers, -1, 1))
+
+
 class Transformer(Tables):
     def __init__(self) -> None:
         super().__init__()
@@ -269,5 +314,6 @@ class AutoInt(Tables):
 
 MODELS: tuple[type[nn.Module], ...] = (
     *(Logistic, Mlp, MlpBatchNorm, NeuMf, WideDeep, Fm, DeepFm, CrossNet, CrossNetV2, Dlrm),
-    *(SharedTable, Bags, BagTables, OneMatrix, Tasks, Transformer, AutoInt),
+    *(SharedTable, Bags, BagTables, OneMatrix, Tasks, Experts, Interest, Scaled, Transformer),
+    AutoInt,
 )

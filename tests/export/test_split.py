@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from export.foreign.split import BOTH, ITEM, USER, Cost, NotSplit
+from export.foreign.split import BOTH, ITEM, USER, Cost, NotSplit, derive
 from tests.export import split_models
 from tests.export.split_checks import check, exported, taken_apart
 from tests.export.split_models import FIELDS, ITEM_IDS, MODELS, USER_IDS, WIDTH, draw
@@ -121,6 +122,20 @@ def test_what_no_rule_knows_is_named() -> None:
     check(flat, derived)
     assert derived.facts()["kept"]["CumSum of user and item (no rule)"] == 1
     assert "1x CumSum" in derived.report()
+
+
+def test_what_differs_from_the_flat_graph_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = exported(split_models.Logistic().eval(), dynamo=False)
+    monkeypatch.setattr(sys.modules[derive.__module__], "LARGEST_DIFFERENCE", -1.0)
+    with pytest.raises(NotSplit, match="differs from it by"):
+        taken_apart(flat)
+
+
+def test_what_a_rule_cannot_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = exported(split_models.Logistic().eval(), dynamo=False)
+    flat.graph.initializer.pop()
+    with pytest.raises(NotSplit, match="it cannot be looked into"):
+        taken_apart(flat)
 
 
 def test_an_output_without_rows_is_refused() -> None:

@@ -4,8 +4,9 @@ per request, what depends on the item alone once per release, and the rest per c
 from __future__ import annotations
 
 from export.foreign.split.assemble import ROWS
-from export.foreign.split.derive import NotSplit, column, derive
+from export.foreign.split.derive import NotSplit, derive
 from export.foreign.split.derived import Derived, Kept
+from export.foreign.split.prove import column
 from export.foreign.split.values import BOTH, ITEM, USER, Cost, Part, Side
 
 __all__ = [

@@ -25,6 +25,7 @@ from export.foreign.split.assemble import assembled_graphs, nodes_of
 from export.foreign.split.derived import NAMES, Derived, Kept
 from export.foreign.split.known import Known, attributes
 from export.foreign.split.observe import observe
+from export.foreign.split.prove import LARGEST_DIFFERENCE, column, difference
 from export.foreign.split.values import (
     BOTH,
     ITEM,
@@ -67,16 +68,22 @@ def derive(
         candidates: of a user, as a rule: what costs least depends on it, what comes out does not.
 
     Raises:
-        NotSplit: the output has no rows.
+        NotSplit: the output has no rows, a part of the graph cannot be run, or what was derived
+            gives something else.
     """
-    walk = _Walk(model, sides, feeds, output, candidates)
-    flat = sum(map(walk.cost, model.graph.node), Cost())
-    return assembled_graphs(model, walk.writer, walk.inputs, walk.output, walk.kept, flat)
-
-
-def column(name: str, side: Side) -> str:
-    """The name of one side's columns of an input that both sides feed."""
-    return f"{PREFIX}{name}/{side}"
+    try:
+        walk = _Walk(model, sides, feeds, output, candidates)
+        flat = sum(map(walk.cost, model.graph.node), Cost())
+        made = (walk.writer, walk.inputs, walk.output, walk.kept, flat)
+        derived = assembled_graphs(model, *made)
+        found = difference(model, derived, sides, feeds, output)
+    except NotSplit:
+        raise
+    except Exception as error:  # of a rule that met what it was not made for, or of ONNX Runtime
+        raise NotSplit(f"it cannot be looked into: {type(error).__name__}: {error}") from error
+    if not found <= LARGEST_DIFFERENCE:
+        raise NotSplit(f"what was derived differs from it by {found:.1e}")
+    return derived
 
 
 class _Walk(Known):

@@ -43,6 +43,10 @@ def elementwise(known: Known, node: onnx.NodeProto) -> Value | None:
         return found
     shape = known.row(node.output[0])
     names = [name for name in dict.fromkeys(node.input) if name]
+    if node.op_type == "Clip":  # its bounds are scalars
+        if not all(map(known.is_constant, names[1:])):
+            return None
+        names = names[:1]
     constants: dict[str, Array] = {}
     for name in filter(known.is_constant, names):
         row = row_of(known.constant(name), len(shape), known.observed.axis[node.output[0]])
@@ -113,7 +117,8 @@ def _direct(
     writer = known.writer
     parts = {name: writer.solid(mosaic) for name, mosaic in mosaics.items()}
     sides = {part.side for part in parts.values()}
-    fixed = {name: writer.constant(value) for name, value in constants.items()}
+    fixed = {name: name for name in node.input if known.is_constant(name)}
+    fixed |= {name: writer.constant(value) for name, value in constants.items()}
 
     def inputs(names: Mapping[str, str]) -> list[str]:
         return [(names | fixed).get(name, "") for name in node.input]  # type: ignore[operator]
