@@ -96,6 +96,31 @@ def test_a_user_is_folded_into_a_narrow_layer_of_many_candidates(candidates: int
     assert len(derived.parts) == (1 if candidates > 1 else 2)
 
 
+class Equation(split_models.Dlrm):
+    """Its dots as an equation, the other way round."""
+
+    equation = "bfd,bgd->bgf"
+
+    def forward(self, un: Any, ui: Any, it: Any, ii: Any) -> Any:
+        dense = self.bottom(un)
+        vectors = torch.cat((dense.unsqueeze(1), self.vectors(ui, ii)), 1)
+        other = vectors.transpose(1, 2) if "bdg" in self.equation else vectors
+        dots = torch.einsum(self.equation, vectors, other)[:, self.j, self.i]
+        return self.out(self.top(torch.cat((dense, dots), 1)))
+
+
+@pytest.mark.parametrize("equation", ["bfd,bgd->bgf", "bfd, bgd -> bfg", "bfd,bdg->bfg"])
+def test_dots_may_be_an_equation(equation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Equation, "equation", equation)
+    torch.manual_seed(0)
+    flat = exported(Equation().eval(), dynamo=False)
+    derived = taken_apart(flat)
+    check(flat, derived)
+    torch.manual_seed(0)
+    known = taken_apart(exported(split_models.Dlrm().eval(), dynamo=False))
+    assert (derived.flat, derived.costs) == (known.flat, known.costs)
+
+
 class Unknown(split_models.Mlp):
     """An operation that no rule knows, over what one side alone would do."""
 

@@ -86,6 +86,15 @@ class Known:
                 else self.constant(node.input[0]).shape[-1]
             )
             return Cost(product_of(row) * inner)
+        if node.op_type == "Einsum":
+            sources, _, out = attributes(node)["equation"].decode().replace(" ", "").partition("->")
+            sizes: dict[str, int] = {}
+            for letters, name in zip(sources.split(","), node.input, strict=True):
+                fixed = self.is_constant(name)
+                shape = self.constant(name).shape if fixed else self.observed.shapes[name][0]
+                sizes |= zip(letters, shape, strict=False)
+            summed = [size for letter, size in sizes.items() if letter not in out]
+            return Cost(product_of(row) * product_of(summed) if summed else 0)
         if node.op_type == "Gather" and self.is_constant(node.input[0]):
             return Cost(0, product_of(row) * item_bytes(self.observed.dtype[node.output[0]]))
         return Cost()

@@ -9,13 +9,12 @@ import numpy as np
 import onnx
 
 from cascade.artifact import Array
-from export.foreign.split import fold
+from export.foreign.split import dots
 from export.foreign.split.known import Known, attributes, product_of, tidy
 from export.foreign.split.values import (
     BOTH,
     ITEM,
     SIDES,
-    USER,
     Cost,
     Mosaic,
     Part,
@@ -24,7 +23,7 @@ from export.foreign.split.values import (
     Value,
     assembled,
 )
-from export.foreign.split.writer import CANDIDATES, row_of
+from export.foreign.split.writer import row_of
 
 
 def gemm(known: Known, node: onnx.NodeProto) -> Value | None:
@@ -54,7 +53,7 @@ def matmul(known: Known, node: onnx.NodeProto) -> Value | None:
         return _layer(known, node, known.values[left], known.constant(right), None)
     if known.is_constant(left) or known.is_constant(right) or known.observed.axis[left]:
         return None
-    return _pairs(known, node, *(known.writer.mosaic(known.values[n]) for n in (left, right)))
+    return dots.pairs(known, node, *(known.writer.mosaic(known.values[n]) for n in (left, right)))
 
 
 def _layer(
@@ -96,8 +95,8 @@ def _layer(
     terms: dict[Side, Part] = {}
     for side, (part, rows) in pieces.items():
         if side == BOTH and isinstance(value, Mosaic) and len(value.shape) == 1 and terms:
-            dots = value.take(where[BOTH], 0)
-            if found := fold.folded(known, dots, rows, terms.get(ITEM)):
+            both = value.take(where[BOTH], 0)
+            if found := dots.folded(known, both, rows, terms.get(ITEM)):
                 terms.pop(ITEM, None)
                 terms[BOTH] = found
                 break
@@ -108,53 +107,6 @@ def _layer(
 def _rows(weights: Array, columns: Array) -> Array:
     """Some rows of the weights; all of them are the weights themselves, which are stored once."""
     return weights if len(columns) == len(weights) else weights[columns]
-
-
-def _pairs(known: Known, node: onnx.NodeProto, left: Mosaic, right: Mosaic) -> Value | None:
-    """[f, D] @ [D, g] as a grid of blocks, each of one side's vectors with one side's."""
-    if len(left.sides | right.sides) == 1 or {len(left.shape), len(right.shape)} != {2}:
-        return None
-    rows, columns = left.by_axis(0), right.by_axis(1)
-    if rows is None or columns is None:
-        return None
-    dtype = known.observed.dtype[node.output[0]]
-    lines = []
-    for i in rows.values():
-        blocks = [
-            (j, _block(known, left.take(i, 0), right.take(j, 1), dtype)) for j in columns.values()
-        ]
-        lines.append((i, assembled(blocks, 1)))
-    return assembled(lines, 0)
-
-
-def _block(known: Known, left: Mosaic, right: Mosaic, dtype: int) -> Mosaic:
-    """[f, D] @ [D, g], each of one side. All candidates of a user meet the user's vectors in one
-    product [B, K * f, D] @ [B, D, g]."""
-    writer = known.writer
-    a, b = writer.solid(left), writer.solid(right.moved(np.transpose))  # [f, D], [g, D]
-    shape = a.shape[0], b.shape[0]
-    cost = Cost(a.size * b.shape[0])
-    if a.side == b.side or USER not in (a.side, b.side):
-        side = a.side if a.side == b.side else BOTH
-        turned = writer.op(side, "Transpose", writer.on(side, b), perm=[0, 2, 1])
-        made = writer.part(side, shape, dtype, "MatMul", writer.on(side, a), turned)
-        writer.costs[made.name] = cost
-        return Mosaic.of(made)
-    user, other = (a, b) if a.side == USER else (b, a)
-    vectors = writer.op(BOTH, "Mul", CANDIDATES, writer.ints(other.shape[0]))
-    stacked = writer.op(
-        BOTH, "Concat", writer.ints(-1), vectors, writer.ints(other.shape[1]), axis=0
-    )
-    rows = writer.op(BOTH, "Reshape", writer.rows(other), stacked)
-    turned = writer.op(BOTH, "Transpose", user.name, perm=[0, 2, 1])
-    product = writer.op(BOTH, "MatMul", rows, turned)
-    writer.costs[product] = cost
-    shape = other.shape[0], user.shape[0]
-    made = Part(BOTH, writer.flat(product, shape), shape, dtype)
-    if other.side == ITEM:
-        writer.dots[made.name] = user, other
-    found = Mosaic.of(made)
-    return found.moved(np.transpose) if a.side == USER else found
 
 
 def add(known: Known, node: onnx.NodeProto) -> Value | None:
@@ -276,6 +228,7 @@ def reduce(known: Known, node: onnx.NodeProto) -> Value | None:
 RULES = {
     "Gemm": gemm,
     "MatMul": matmul,
+    "Einsum": dots.einsum,
     "ReduceSum": reduce,
     "ReduceMean": reduce,
 }
