@@ -109,7 +109,7 @@ def _lists(judged: Judged, cascade: Pipeline, held: HeldOut, places: Ids, count:
     judged.metrics |= {
         "users_with_positives": len(having),
         "users": len(drawn),
-        "positives": int(of_drawn.sum()),
+        "positives": int((positives >= 0).sum()),
         "popularity_rows": len(others),
     }
     if len(others):

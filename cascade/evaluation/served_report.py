@@ -92,6 +92,7 @@ def figure(found: Judged) -> Figure:
         colors = [GREY if stage == "popularity" else BLUE for stage in stages]
         axes.barh(stages, values, xerr=errors, color=colors, ecolor=INK, capsize=3, height=0.68)
         axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=4)
         axes.set_title(title, loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)

@@ -160,13 +160,19 @@ def test_csv_and_json_lines_say_the_same(made, tmp_path):
 
 def test_popularity_counts_the_users_who_are_not_asked(made, tmp_path):
     folder, repository, _ = made
-    table, *_, label = rows_of(folder)
+    table, user, item, label = rows_of(folder)
     pq.write_table(table, tmp_path / "held.parquet")
-    words = ("--held-out", tmp_path / "held.parquet", "--repository", repository, "--users", 5)
+    words = ("--held-out", tmp_path / "held.parquet", "--repository", repository, "--users", 19)
     found = judged(tmp_path / "out", *words, "--rows", 50)
-    assert (found["users"], found["scored_rows"]) == (5, 50)
-    assert found["positives"] + found["popularity_rows"] == label.sum()
-    assert 0 <= found["recall_at_10_popularity"] <= found["left_popularity"] <= 1
+    assert (found["users"], found["users_with_positives"], found["scored_rows"]) == (19, 20, 50)
+    left = [set(item[(user == u) & (label == 1)].tolist()) for u in range(USERS)]
+    asked = [u for u in range(USERS) if found["positives"] == sum(map(len, left)) - len(left[u])]
+    assert asked  # all users but one of these, whose items are the popularity list
+    shares = [
+        np.mean([len(mine & left[out]) / len(mine) for u, mine in enumerate(left) if u != out])
+        for out in asked
+    ]
+    assert any(found["left_popularity"] == pytest.approx(share) for share in shares)
 
 
 def test_rows_without_labels_are_positives(made, logits, tmp_path):
@@ -199,6 +205,24 @@ def test_a_value_is_judged_by_its_order_alone(made, logits, tmp_path):
     assert found["auc"] == pytest.approx(roc_auc_score(label, logits[0][user, item]), abs=1e-6)
     assert "log_loss" not in found
     assert any("output is a value" in note for note in found["notes"])
+
+
+def test_items_that_are_named_by_strings(made, logits, tmp_path):
+    folder, _, described = made
+    of_strings = {**described, "items": {"file": "items.parquet", "id": "sku"}}
+    of_strings.pop("golden")
+    repository = export(folder, of_strings, "strings")
+    table, user, item, label = rows_of(folder)
+    skus = pa.array([f"s{i}" for i in item])
+    table = table.set_column(table.column_names.index("item_id"), "item_id", skus)
+    pa.csv.write_csv(table, tmp_path / "held.csv")
+    found = judged(
+        tmp_path / "out", "--held-out", tmp_path / "held.csv", "--repository", repository
+    )
+    positive = label == 1
+    wanted = expected_lists(logits[1], logits[0], user[positive], item[positive])
+    assert found["left_rank"] == pytest.approx(wanted[1, 0])
+    assert found["auc"] == pytest.approx(roc_auc_score(label, logits[0][user, item]), abs=1e-6)
 
 
 def changed(**columns):
