@@ -156,7 +156,7 @@ def _described(args: argparse.Namespace) -> Described | None:
     from export.described import file  # with all that traces models, which takes seconds to import
 
     described = file.write(args.cascade, folder)
-    args.checkpoints = folder
+    args.checkpoints, args.preranker = described.folder, described.preranker
     for note in described.notes:
         print(note)
     return described

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cascade.encoding import Encoder, Ids
 from cascade.located import Node
@@ -30,11 +31,31 @@ class Features:
     encoder: Encoder
     nodes: dict[str, Node]
     columns: dict[str, str]
+    dtypes: dict[str, str] = field(default_factory=dict)  # "string" or "integer", where it is said
     refusing: list[str] = field(default_factory=list)  # of the user: other values have no row
 
     @property
     def schema(self) -> Schema:
         return self.encoder.schema
+
+    def check(self, table: pa.Table) -> None:
+        """Raises LocatedError: a column holds something else than its feature's `dtype` says."""
+        for name, dtype in self.dtypes.items():
+            if not dtype or self.columns[name] not in table.column_names:
+                continue
+            values = table[self.columns[name]]
+            while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+                values = pc.list_flatten(values)
+            if pa.types.is_dictionary(values.type):
+                values = values.cast(values.type.value_type)
+            found = "integer" if pa.types.is_integer(values.type) else "string"
+            if dtype == "integer" and pa.types.is_string(values.type):  # a CSV file has texts alone
+                wrong = values.filter(pc.invert(pc.match_substring_regex(values, r"^(-?\d+)?$")))
+                found = "integer" if not len(wrong) else f"string, as {wrong[0].as_py()!r}"
+            if found != dtype and not pa.types.is_null(values.type):
+                raise self.nodes[name].error(
+                    f"dtype is {dtype}, and the column {self.columns[name]} holds {found}"
+                )
 
     def wanted(self, side: str) -> dict[str, tuple[Feature, str]]:
         """The features of a side by name, with their columns."""
@@ -59,7 +80,8 @@ def read(node: Node, name: str, string_ids: bool) -> Features:
     named = zip(read_one, features, strict=True)
     nodes = {f.name: one.node for one, f in named}
     columns = {f.name: one.column for one, f in zip(read_one, features, strict=True)}
-    return Features(encoder, nodes, columns, refusing)
+    dtypes = {f.name: one.dtype for one, f in zip(read_one, features, strict=True)}
+    return Features(encoder, nodes, columns, dtypes, refusing)
 
 
 def _hashes_all(feature: Feature) -> bool:
@@ -74,6 +96,7 @@ class _Reader:
         self.node, self._vocabularies = node, vocabularies
         self.name = node.take("name", Node.text)
         self.column = node.take("column", Node.text, self.name)
+        self.dtype = node.take("dtype", lambda n: n.choice("dtype", ("string", "integer")), "")
         self.kind = node.take("kind", lambda n: n.choice("kind", get_args(Kind)))
         self.side = node.take("side", lambda n: n.choice("side", ("user", "item")))
         self.vocabulary: Vocabulary | None = None
@@ -92,7 +115,7 @@ class _Reader:
 
     def _dense(self) -> dict[str, Any]:
         node = self.node
-        self._refuse("vocabulary", "hash", "integer", "length", "pad", "unknown", "rows")
+        self._refuse("vocabulary", "hash", "integer", "length", "pad", "unknown", "rows", "dtype")
         kind = node.take("transform", lambda n: n.choice("transform", TRANSFORMS), "identity")
         found: dict[str, Any] = {"encoding": "identity" if kind == "standardise" else kind}
         found["fill"] = node.take("missing", Node.number, 0.0)

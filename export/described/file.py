@@ -24,11 +24,13 @@ from export.context import Catalogue, read_catalogue
 from export.described import features as feature_lists
 from export.described import golden, models, people, tables, vectors
 from export.described.forms import Form
+from export.described.trained import Checkpoints, Trained, is_checkpoint
 from export.foreign import towers
 from export.foreign.inputs import ForeignError, InputMap
 from export.foreign.onnx_model import Foreign, flat_rows
 
-KEYS = ("name", "features", "items", "users", "retrieve", "prerank", "rank", "golden")
+STAGE_KEYS = ("retrieve", "prerank", "rank", "golden")
+KEYS = ("name", "features", "items", "users", *STAGE_KEYS)
 PROBE_ROWS = 64
 MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
 
@@ -41,6 +43,7 @@ class Described:
     folder: Path
     foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     preranks: bool = True
+    preranker: str = PRERANK  # the subfolder of its checkpoint
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,11 +55,28 @@ def write(path: Path, folder: Path) -> Described:
 
 class _Writer:
     def __init__(self, root: Node, folder: Path) -> None:
-        root.only(*KEYS)
         self.root, self.folder = root, folder
         self.made = Described(folder)
+        self.checkpoints: Checkpoints | None = None
 
     def write(self) -> Described:
+        self._clear()
+        if "checkpoints" in self.root.mapping():
+            self.root.only("checkpoints", *STAGE_KEYS)
+            ids = self._read_checkpoints()
+        else:
+            self.root.only(*KEYS)
+            ids = self._read_tables()
+            self._retrieve(self.root.take("retrieve", lambda n: n), ids)
+        self._golden(self._stages(), ids)
+        for name in self.features.refusing:
+            self.made.notes.append(
+                f"feature {name} has no row for unknown values (`unknown: ID`): a request with one "
+                "is refused"
+            )
+        return self.made
+
+    def _clear(self) -> None:
         if self.folder.exists():
             if any(self.folder.iterdir()) and not (self.folder / MARK).exists():
                 raise self.root.error(
@@ -65,6 +85,23 @@ class _Writer:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         (self.folder / MARK).write_text(self.root.file.read_text())
+
+    def _read_checkpoints(self) -> pa.Array:
+        """Features, items and users of training; only scoring stages may come from elsewhere."""
+        found = self.checkpoints = Checkpoints(self.root.mapping()["checkpoints"])
+        self.made.folder = found.folder
+        self.features, self.catalogue = found.features, found.source.items
+        self.users, self.raw_users = found.source.users, found.raw_users
+        retriever = self.root.take("retrieve", lambda n: n, None)
+        if not is_checkpoint(retriever) or found.name(RETRIEVE, retriever) != RETRIEVE:
+            assert retriever is not None
+            raise retriever.error(
+                f"beside `checkpoints` the retriever is theirs: leave it out, or say `checkpoint: "
+                f"{RETRIEVE}`"
+            )
+        return found.ids
+
+    def _read_tables(self) -> pa.Array:
         node = self.root.take("items", lambda n: n)
         node.only("file", "id", "title")
         table, ids = self._items(node)
@@ -75,28 +112,36 @@ class _Writer:
         )
         self.catalogue = self._encoded(node, table, ids)
         self._users()
+        return ids
+
+    def _stages(self) -> Foreign | Trained:
+        """Write the scoring models from elsewhere -> the ranker."""
         rows = self._probe()
-        self._retrieve(self.root.take("retrieve", lambda n: n), ids)
         stages = {name: self.root.take(name, lambda n: n, None) for name in (PRERANK, RANK)}
-        given = {n: one for n, one in stages.items() if one is not None and one.value != "none"}
+        said = {n: one for n, one in stages.items() if one is None or one.value != "none"}
+        given = said if self.checkpoints else {n: one for n, one in said.items() if one is not None}
         if not given:
             raise self.root.error("neither `prerank` nor `rank` came; expected a model that ranks")
         self.made.preranks = len(given) == 2
-        found = [(name, self._score(node, name, rows)) for name, node in given.items()]
-        ranker = found[-1][1]  # a preranker alone ranks
-        if self.made.preranks:
-            self._place(PRERANK, found[0][1])
-        self._place(RANK, ranker)
-        self._golden(ranker, ids)
-        for name in self.features.refusing:
-            self.made.notes.append(
-                f"feature {name} has no row for unknown values (`unknown: ID`): a request with one "
-                "is refused"
-            )
-        return self.made
+        found = [self._stage(name, node, rows) for name, node in given.items()]
+        if not self.made.preranks and PRERANK in given:  # a preranker alone ranks
+            if isinstance(found[0], Trained):
+                raise self.root.error("a checkpoint that ranks stands under `rank`, not `prerank`")
+            self.made.foreign[RANK] = self.made.foreign.pop(PRERANK)
+        return found[-1]
 
-    def _place(self, stage: str, foreign: Foreign) -> None:
-        self.made.foreign[stage] = (foreign.path, foreign.path.with_suffix(".json"))
+    def _stage(self, name: str, node: Node | None, rows: Any) -> Foreign | Trained:
+        if self.checkpoints and is_checkpoint(node):
+            folder = self.checkpoints.name(name, node)
+            if name == PRERANK:
+                self.made.preranker = folder
+            elif folder != RANK:
+                raise self.root.mapping()[RANK].error(f"the checkpoint that ranks is called {RANK}")
+            return self.checkpoints.scored(folder)
+        assert node is not None
+        foreign = self._score(node, name, rows)
+        self.made.foreign[name] = (foreign.path, foreign.path.with_suffix(".json"))
+        return foreign
 
     def _items(self, node: Node) -> tuple[pa.Table, pa.Array]:
         file, name = node.take("file", lambda n: n), node.take("id", Node.text, "item_id")
@@ -107,6 +152,7 @@ class _Writer:
         return table, tables.item_ids(file, name, tables.column(file, table, name))
 
     def _encoded(self, node: Node, table: pa.Table, ids: pa.Array) -> Catalogue:
+        self.features.check(table)
         raw = tables.features(node, table, self.features.wanted("item"))
         if "title" in node.mapping():
             title = node.mapping()["title"]
@@ -145,7 +191,9 @@ class _Writer:
             file = node.take("file", lambda n: n)
             wanted = self.features.wanted("user")
             texts = {column for f, column in wanted.values() if f.kind != "dense"}
-            raw = people.sample(tables.features(file, tables.read(file, texts), wanted))
+            table = tables.read(file, texts)
+            self.features.check(table)
+            raw = people.sample(tables.features(file, table, wanted))
             if not len(raw):
                 raise file.error("the table has no rows; expected users")
         self.users = self._encode("user", raw)
@@ -162,7 +210,7 @@ class _Writer:
 
     def _score(self, node: Node, name: str, rows: Any) -> Foreign:
         form = Form(node, self.features, ("user", "item"))
-        foreign = models.write(form, self.features, rows, self.folder / name / "foreign.onnx")
+        foreign = models.write(form, self.features, rows, self.folder / name / f"{name}.onnx")
         models.check_ids(foreign, self.features, rows, node)
         return foreign
 
@@ -238,8 +286,10 @@ class _Writer:
             )
         return found[places.to_numpy()]
 
-    def _golden(self, ranker: Foreign, ids: pa.Array) -> None:
+    def _golden(self, ranker: Foreign | Trained, ids: pa.Array) -> None:
         node = self.root.take("golden", lambda n: n, None)
+        if node is None and isinstance(ranker, Trained):
+            return
         if node is None:
             self.made.notes.append(golden.unproven(self.features, self.raw_users))
             return

@@ -13,6 +13,7 @@ from cascade.located import Node
 from export.context import Catalogue
 from export.described import tables
 from export.described.features import Features
+from export.described.trained import Trained
 from export.foreign.inputs import Rows
 from export.foreign.onnx_model import Foreign, flat_rows
 
@@ -20,7 +21,9 @@ TOLERANCE = 1e-4
 SHOWN = 3  # users whose encoded ids are printed
 
 
-def check(node: Node, features: Features, items: Catalogue, ids: pa.Array, ranker: Foreign) -> str:
+def check(
+    node: Node, features: Features, items: Catalogue, ids: pa.Array, ranker: Foreign | Trained
+) -> str:
     """Compare the scores of the file with those that the ranker gives for the same raw values -> a
     line for the report. The file has the users' features, the item (its id, or all of its features)
     and the score, one row each. Raises LocatedError: a score differs; shows the worst row."""
@@ -36,7 +39,7 @@ def check(node: Node, features: Features, items: Catalogue, ids: pa.Array, ranke
     meaning = node.take(
         "score_is", lambda n: n.choice("meaning", ("logit", "probability", "value")), ""
     )
-    if meaning == "logit" and ranker.mapping.is_logit:
+    if meaning == "logit" and ranker.is_logit:
         wanted = 1 / (1 + np.exp(-wanted))
     raw = tables.features(file, table, users)
     try:

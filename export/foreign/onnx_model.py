@@ -52,6 +52,11 @@ class Foreign:
         except RUNTIME_ERRORS as error:
             raise ForeignError(f"ONNX Runtime cannot load {path}: {error}") from error
 
+    @property
+    def is_logit(self) -> bool:
+        """Whether a sigmoid makes its output the probability of a click."""
+        return self.mapping.is_logit
+
     def run(self, rows: Rows) -> Array:
         """Encoded rows -> the output as it comes."""
         feed = {i.name: i.feed(rows) for i in self.inputs}

@@ -18,9 +18,12 @@ from cascade.layout import RequestLayout
 from cascade.located import LocatedError
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
+from cascade.training import checkpoint
 from export.build import write_release
 from export.context import Build
 from export.described import file
+from export.foreign import flat
+from export.releases.refresh import Refresh, change, read_items
 from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, dump, save, write
 
 SIZES = Sizes(candidates=20, survivors=20, results=10)
@@ -306,6 +309,10 @@ WRONG = {
         put(["features", 0, "missing"], None),
         "features[0]: say as `missing: ID` which row a user without this value gets",
     ),
+    "another type of values": (
+        put(["features", 2, "dtype"], "integer"),
+        "features[2]: dtype is integer, and the column sku holds string, as 's0'",
+    ),
     "a kind": (put(["features", 0, "kind"], "categoric"), "features[0].kind: unknown kind"),
     "no way to an id": (
         put(["features", 0, "vocabulary"], None),
@@ -489,3 +496,66 @@ def test_a_graph_of_another_input_type(small):
     described["retrieve"]["user"]["inputs"] = {"user": ["user", "age"]}
     with pytest.raises(LocatedError, match="have 2"):
         file.write(dump(described, folder), folder / "checkpoints")
+
+
+@pytest.mark.parametrize("stage", ["rank", "prerank"])
+def test_our_own_checkpoints_are_one_more_form(seven, tmp_path, stage, assert_same_answers):
+    """The other scoring stage comes as a flat graph of the same model."""
+    scorer = checkpoint.load(seven.checkpoints / stage, seven.schema)
+    entry = flat.flat_onnx(scorer, seven.schema, tmp_path / "own.onnx")
+    described = {
+        "checkpoints": str(seven.checkpoints),
+        "prerank": {"checkpoint": "prerank"},
+        stage: {"onnx": "own.onnx", "inputs": entry["inputs"], "output": "logit"},
+    }
+    found = file.write(dump(described, tmp_path), tmp_path / "written")
+    assert found.folder == seven.checkpoints
+    assert [*found.foreign] == [stage]
+    build = Build(
+        found.folder, tmp_path / "repository", sizes=seven.sizes, index="flat", state="float32",
+        weights="float32", measure_batching=False, foreign=found.foreign, preranker=found.preranker,
+    )  # fmt: skip
+    write_release(build)
+    users = seven.dense[:20], seven.categorical[:20]
+    own, trained = (Pipeline.load(path)(*users) for path in (build.repository, seven.repository))
+    assert_same_answers(own, trained, 1e-5)
+
+
+def test_a_missing_checkpoint_is_named(seven, tmp_path):
+    described = {"checkpoints": str(seven.checkpoints), "prerank": {"checkpoint": "nothing"}}
+    with pytest.raises(LocatedError, match=r"line 3: prerank: .*nothing holds no finished model"):
+        file.write(dump(described, tmp_path), tmp_path / "written")
+
+
+def test_columns_of_one_output_and_the_order_of_several(small):
+    folder, described = small
+    inputs = described["rank"]["inputs"]
+    model = onnx.load(folder / "both.onnx")
+    model.graph.node.append(
+        onnx.helper.make_node("Concat", ["logit", "engagement"], ["tasks"], axis=1)
+    )
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("tasks", FLOAT, ["n", 2]))
+    onnx.save(model, folder / "tasks.onnx")
+    described["rank"] = {
+        "onnx": "tasks.onnx", "inputs": inputs, "score": "ctr * (0.7 + 0.3 * engagement)",
+        "outputs": {"ctr": "logit", "engagement": "probability"},
+    }  # fmt: skip
+    described.pop("golden")
+    _, pipeline = export(folder, described)
+    check(pipeline, folder, formula=lambda ctr, engagement: ctr * (0.7 + 0.3 * engagement))
+
+
+def test_new_items_go_through_the_teams_models(small):
+    folder, described = small
+    export(folder, described)
+    new = {"item_id": [900, 901], "sku": ["s3", "s4"], "price": [9.0, 7.5]}
+    pq.write_table(pa.table(new), folder / "new.parquet")
+    refresh = Refresh(folder / "repository", 1, folder / "checkpoints")
+    added = read_items(folder / "new.parquet", refresh.encoder)
+    refresh.write(folder / "next", 2, change(refresh.item_ids, added, np.array([100])))
+    items = pq.read_table(folder / "items.parquet")
+    left = items.slice(1)
+    grown = pa.table({"id": new["item_id"], "sku": new["sku"], "price": new["price"]})
+    pq.write_table(pa.concat_tables([left, grown.cast(left.schema)]), folder / "items.parquet")
+    check(Pipeline.load(folder / "next", 2), folder)
