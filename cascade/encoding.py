@@ -97,14 +97,9 @@ class Encoder:
             sizes[feature.name] = (feature.cardinality or rows, digest)
         return cls(schema.fitted(sizes), vocabularies, numbers=numbers)
 
-    def vocabulary(self, feature: Feature) -> list[bytes]:
-        """The values of a feature, in the order of their ids."""
-        return [*self._lookup[feature.name]]
-
-    def mapping(self, feature: Feature) -> tuple[list[bytes], list[int]]:
-        """The values of a feature with a vocabulary, and the id of each."""
-        lookup = self._lookup[feature.name]
-        return [*lookup], [*lookup.values()]
+    def vocabulary(self, feature: Feature) -> dict[bytes, int]:
+        """The values of a feature, and the id of each."""
+        return self._lookup[feature.name]
 
     def numbered(self, feature: Feature) -> bool:
         """Whether the values of a feature have ids of their own, instead of 2, 3, ..."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
 SIZES = Sizes()
 RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Also:
---ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON, --flat
-(third-party models, not taken apart); --preranker NAME [{PRERANK}]; --row-order index|catalogue;
+--ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON; --flat (models
+over pairs are not taken apart); --preranker NAME [{PRERANK}]; --row-order index|catalogue;
 --retrieve-from DIR; --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}],
 --results N [{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
 --max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;

@@ -152,7 +152,7 @@ def decoded_pairs(items: Catalogue, feature: Feature, encoder: Encoder) -> Pairs
     if feature.multivalued and (ids != MISSING).all(axis=1).any():
         raise Unknown(f"a {feature.kind} of {feature.length} members or more was cut")
     rows, columns = np.nonzero(ids >= FIRST)
-    values = pa.array(encoder.vocabulary(feature), pa.large_binary())
+    values = pa.array([*encoder.vocabulary(feature)], pa.large_binary())
     return Pairs(values, ids[rows, columns] - FIRST, rows)
 
 

@@ -275,7 +275,7 @@ def check_ids(foreign: Foreign, features: Features, rows: Rows, node: Node) -> N
 def _possible(features: Features, name: str) -> Array:
     feature = next(f for f in features.schema.features if f.name == name)
     if feature.encoding == "vocabulary":
-        _, known = features.encoder.mapping(feature)
+        known = features.encoder.vocabulary(feature).values()
         found = np.unique([*known, feature.missing_id, feature.unknown_id])
     else:
         found = np.arange(feature.cardinality)

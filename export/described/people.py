@@ -43,7 +43,7 @@ def _column(features: Features, feature: Feature, random: np.random.Generator) -
         spread = random.normal(feature.mean, feature.std, DRAWN)
         return np.maximum(spread, 0) if feature.encoding == "log1p" else spread
     if feature.encoding == "vocabulary":
-        known = [value.decode() for value in features.encoder.mapping(feature)[0]]
+        known = [value.decode() for value in features.encoder.vocabulary(feature)]
     elif feature.encoding == "integer":
         known = [str(i - feature.offset) for i in range(feature.cardinality)]
     else:

@@ -131,5 +131,5 @@ def _most_common_value(made: Artifacts) -> tuple[dict[str, list[str]], float]:
     feature = encoder.schema.ids("item")[0]
     values = read_catalogue(made.checkpoints).ids[:, 0]
     common = int(np.bincount(values).argmax())
-    word = encoder.vocabulary(feature)[common - FIRST].decode()
+    word = [*encoder.vocabulary(feature)][common - FIRST].decode()
     return {feature.name: [word]}, float(np.mean(values == common))

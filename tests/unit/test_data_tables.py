@@ -128,7 +128,7 @@ def test_columns_of_other_types(tmp_path: Path) -> None:
     assert found["seen"].to_pylist()[0] == "1|0"
     assert sum(found["label"].to_pylist()) == sum(clicks["clicked"])
     dataset = prepare("table", tmp_path / "out", schema_file=tmp_path / "schema.yaml")
-    assert dataset.encoder.vocabulary(dataset.schema.ids("item")[1]) == [b"a"]
+    assert [*dataset.encoder.vocabulary(dataset.schema.ids("item")[1])] == [b"a"]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real ratings are not here")
