@@ -34,9 +34,10 @@ from export.artifacts.stage_files import (
 )
 from export.artifacts.variants import GUARD_USERS
 from export.context import Build, Source
-from export.foreign import own, towers, wrapper
+from export.foreign import own, taken, towers, wrapper
 from export.foreign.onnx_model import Foreign
 from export.foreign.own import Own
+from export.foreign.taken import Taken
 from export.releases.manifest import seal
 from export.users import raw_users
 
@@ -67,16 +68,25 @@ def write_release(build: Build) -> None:
     # The ranker keeps a whole pool where the list is chosen from one.
     pooled = replace(build.sizes, results=max(build.sizes.results, build.product.pool))
     scoring = stages(schema, pooled)[1:]
-    apart = own.taken_apart(build, source, [s for s in scoring if build.trained(s.name)])
-    verdicts = [] if foreign else variants.choose(build, source, candidates, apart)
+    apart: dict[str, Taken]
+    apart, flat = taken.taken_apart(build, foreign, scoring, source.items)
+    trained = [stage for stage in scoring if build.trained(stage.name)]
+    apart |= own.taken_apart(build, source, trained)
+    others = {name: taken.Rows(model) for name, model in foreign.items()}
+    verdicts = variants.choose(build, source, candidates, apart, others)
     if verdicts:
         print(variants.report(verdicts))
     chosen = {v.stage: v.variant for v in verdicts if v.chosen}
     written = {RETRIEVE: retrieved}
     for stage in scoring:
-        model = foreign.get(stage.name) or chosen.get(stage.name, PLAIN)
-        taken = apart.get(stage.name)
-        written[stage.name] = _write_scoring(build, source, stage, model, taken)
+        how = (chosen.get(stage.name, PLAIN), apart.get(stage.name))
+        if model := foreign.get(stage.name):
+            folder, why = build.folder(stage.name), flat.get(stage.name, "")
+            where = (model, stage, source.items, folder, bool(why))
+            facts = wrapper.write(*where, how[1], how[0], why)
+            written[stage.name] = Written(*facts)
+        else:
+            written[stage.name] = _write_scoring(build, source, stage, *how)
     _write_reranking(build, source)
     names.write(build.folder(RANK), source.items, schema.hash)
 
@@ -155,15 +165,13 @@ def _retriever(source: Source) -> Scorer:
 
 
 def _write_scoring(
-    build: Build, source: Source, stage: Stage, variant: Variant | Foreign, taken: Own | None
+    build: Build, source: Source, stage: Stage, variant: Variant, taken: Taken | None
 ) -> Written:
     folder, name = build.folder(stage.name), build.checkpoint(stage.name)
     if stage.name == PRERANK and not build.preranks:
         return Written(*wrapper.pass_all(stage, source.schema.hash, folder))
-    if isinstance(variant, Foreign):
-        return Written(*wrapper.write(variant, stage, source.items, folder, build.flat))
     facts = {**source.facts(name), "variant": vars(variant)}
-    if taken:
+    if isinstance(taken, Own):
         states = taken.write(source.items, folder, variant)
         size = sum(mapped.nbytes for mapped in states.values()) / max(1, len(source.items))
         facts |= {"bytes_per_item": size, "split": taken.derived.facts()}

@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from cascade.artifact import Array
 from cascade.errors import CascadeError
+from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, Precision, Weights
 from cascade.training.bundle import HELD_OUT_FILE
 from export.artifacts.guard import Apart, Guard, HeldOut, Verdict
@@ -29,10 +30,15 @@ class GuardError(CascadeError, ValueError):
 
 
 def choose(
-    build: Build, source: Source, candidates: Array, apart: Mapping[str, Apart]
+    build: Build,
+    source: Source,
+    candidates: Array,
+    apart: Mapping[str, Apart],
+    others: Mapping[str, Scorer],
 ) -> list[Verdict]:
     """Judge the variants that `build` allows, on the rows [U, K] that retrieval found for the first
-    users; `apart` has the models that were taken apart -> all verdicts, the chosen marked; none
+    users; `apart` has the models that were taken apart, `others` those that were trained elsewhere,
+    which are served flat where they are not in both -> all verdicts, the chosen marked; none
     where there is nothing to choose or to judge by. Raises GuardError: what was asked for loses too
     much, or cannot be judged."""
     asked: Any = Variant(build.state, build.weights)  # type: ignore[arg-type]
@@ -46,14 +52,22 @@ def choose(
         if auto:
             print(f"{held_out} {fault}, so nothing cheaper than float32 can be judged")
             return []
-        raise GuardError(f"{asked} has to be judged by {held_out}, which {fault}: train again")
-    scorers = {stage: source.scorer(build.checkpoint(stage)) for stage in (PRERANK, RANK)}
+        raise GuardError(
+            f"{asked} has to be judged by {held_out}, which {fault}: train again, or give "
+            "`held_out` in cascade.yaml"
+        )
+    scorers = {
+        stage: others.get(stage) or source.scorer(build.checkpoint(stage))
+        for stage in ((PRERANK, RANK) if build.preranks else (RANK,))
+    }
+    judged = [stage for stage in scorers if stage in apart or stage not in others]
+    scorers.setdefault(PRERANK, scorers[RANK])  # all candidates survive
     dense, ids = (values[:GUARD_USERS] for values in source.users)
     guard = Guard(
         source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates, apart
     )
     found: list[Verdict] = []
-    for stage in (PRERANK, RANK):
+    for stage in judged:
         variants = _variants(asked, build.serving.device == "cuda")
         variants = [v for v in variants if v.fits(scorers[stage], stage in apart)]
         if not (variants or auto):

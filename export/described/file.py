@@ -30,7 +30,7 @@ from export.foreign.inputs import ForeignError, InputMap
 from export.foreign.onnx_model import Foreign, flat_rows
 
 STAGE_KEYS = ("retrieve", "prerank", "rank", "golden")
-KEYS = ("name", "features", "items", "users", *STAGE_KEYS)
+KEYS = ("name", "features", "items", "users", "held_out", *STAGE_KEYS)
 PROBE_ROWS = 64
 MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
 
@@ -112,6 +112,8 @@ class _Writer:
         )
         self.catalogue = self._encoded(node, table, ids)
         self._users()
+        if held_out := self.root.take("held_out", lambda n: n, None):
+            people.write_held_out(held_out, self.features, self._encode, ids, self.folder)
         return ids
 
     def _stages(self) -> Foreign | Trained:

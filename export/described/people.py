@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cascade.schema import Feature, Schema
+from cascade.artifact import Array
+from cascade.located import Node
+from cascade.schema import Feature, Schema, Side
+from cascade.training import bundle
 from cascade.training.bundle import USERS, as_sent
+from export.described import tables
 from export.described.features import Features
 
 DRAWN = 1024
+Encode = Callable[[Side, pa.Table], tuple[Array, Array]]
 
 
 def sample(raw: pa.Table) -> pa.Table:
@@ -36,6 +43,29 @@ def write(raw: pa.Table, schema: Schema, folder: Path) -> None:
     with (folder / "users.jsonl").open("w") as file:
         for user in as_sent(schema, raw):
             file.write(json.dumps(user) + "\n")
+
+
+def write_held_out(
+    node: Node, features: Features, encode: Encode, ids: pa.Array, folder: Path
+) -> None:
+    """Write the labelled rows by which cheaper variants are judged: `file`, `item`, `label`. Raises
+    LocatedError: an item that is not there, a label other than 0 and 1."""
+    node.only("file", "item", "label")
+    file, wanted = node.take("file", lambda n: n), features.wanted("user")
+    texts = {column for f, column in wanted.values() if f.kind != "dense"}
+    table = tables.read(file, texts)
+    features.check(table)
+    names = (node.take("item", Node.text, "item_id"), node.take("label", Node.text, "label"))
+    items, labels = (tables.column(file, table, name) for name in names)
+    places = pc.index_in(items.combine_chunks().cast(ids.type), value_set=ids)
+    if places.null_count:
+        raise file.error(f"{places.null_count} rows have an item that is not among the items")
+    labels = tables.numbers(file, names[1], labels)
+    if not np.isin(labels, (0, 1)).all():
+        wrong = labels[~np.isin(labels, (0, 1))][0]
+        raise file.error(f"column {names[1]} has {wrong:g}; expected 0 and 1")
+    dense, codes = encode("user", tables.features(file, table, wanted))
+    bundle.write_held_out(folder, dense, codes, places.to_numpy(), labels)
 
 
 def _column(features: Features, feature: Feature, random: np.random.Generator) -> Any:

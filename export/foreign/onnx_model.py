@@ -165,7 +165,9 @@ def model_inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for value in model.graph.inputs if value.name not in weights}
 
 
-def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[Parity]:
+def compare(
+    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path, quantised: bool = False
+) -> list[Parity]:
     """Reload a version folder, and run it beside the file on random users with random pads. A stage
     without scores is judged by its choice alone."""
     _, graph = load_graph(folder, foreign.schema, Serving(threads=1))
@@ -186,7 +188,7 @@ def compare(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> l
             best = -np.sort(-expected, axis=1)[:, : outputs[1].shape[1]]
             best[np.isinf(best)] = 0  # the score of a pad
             difference = max(difference, float(np.abs(best - outputs[1]).max(initial=0)))
-        found.append(Parity(stage.name, "onnx", batch, difference, overlap))
+        found.append(Parity(stage.name, "onnx", batch, difference, overlap, quantised))
     return found
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 
-from cascade.artifact import ONNX_FILE, Mapped
+from cascade.artifact import ONNX_FILE
 from cascade.config import Serving
 from cascade.files import write_json
 from cascade.models import registry
@@ -20,52 +18,36 @@ from cascade.models.scorer import Scorer
 from cascade.runtime.load import load_graph
 from cascade.spec import Stage
 from cascade.training import checkpoint
-from export.artifacts import onnx_file, parity
+from export.artifacts import parity
 from export.artifacts.graphs import TopCandidates
-from export.artifacts.stage_files import PLAIN, Variant, item_states
+from export.artifacts.stage_files import item_states
 from export.context import Build, Catalogue, Source
-from export.foreign import wrapper
-from export.foreign.apart import take_apart
 from export.foreign.flat import flat_onnx
 from export.foreign.inputs import ForeignError
 from export.foreign.onnx_model import Foreign, draw_users
-from export.foreign.split import Derived, NotSplit
+from export.foreign.split import NotSplit
+from export.foreign.taken import Taken
 
 RUNTIMES = {"onnx", "tensorrt"}  # those that run model.onnx
 PROVED_USERS, PROVED_ITEMS = 3, 256
 
 
-class Own:
+class Own(Taken):
     """One model, taken apart for one stage. Raises NotSplit: it cannot be, or what was derived does
     not give the model's logits; says why."""
 
     def __init__(self, scorer: Scorer, stage: Stage, items: Catalogue) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="flat-")
-        path = Path(self._folder.name) / ONNX_FILE
+        folder = tempfile.TemporaryDirectory(prefix="flat-")
+        path = Path(folder.name) / ONNX_FILE
         mapping = path.with_suffix(".json")
-        self.scorer, self.stage = scorer, stage
         write_json(mapping, flat_onnx(scorer, scorer.schema, path))
         try:
-            self.foreign = Foreign(path, mapping, scorer.schema)
+            foreign = Foreign(path, mapping, scorer.schema)
         except ForeignError as error:
             raise NotSplit(f"{error}") from error
-        self.derived = take_apart(self.foreign, items, stage.inputs[-1].dims[0])
+        super().__init__(foreign, stage, items, scorer)
+        self._flat = folder  # read again for every variant
         self._prove(items)
-
-    def write(
-        self, items: Catalogue, folder: Path, variant: Variant = PLAIN, logits: bool = False
-    ) -> dict[str, Mapped]:
-        """Write a version folder -> the item states in it.
-
-        Args:
-            logits: the graph gives those of all candidates instead of the best items.
-        """
-        derived = self.derived
-        if variant.weights == "int8":
-            derived = replace(derived, pairs=_in_8_bits(derived, Path(self._folder.name)))
-        return wrapper.write_files(
-            self.foreign, self.stage, items, folder, derived, variant=variant, logits=logits
-        )
 
     def eager(self, items: Catalogue) -> TopCandidates:
         """The trained model over a catalogue, with which the graph is compared."""
@@ -118,19 +100,3 @@ def taken_apart(build: Build, source: Source, scoring: Sequence[Stage]) -> dict[
         else:
             print(f"{name}: {found[stage.name].derived.report()}")
     return found
-
-
-def _in_8_bits(derived: Derived, folder: Path) -> onnx.ModelProto:
-    """The pairs' graph with dynamically quantised layers: those that see every candidate and give
-    more than one number. The first layer after a product of both sides is cut out of a larger one,
-    and does not bear one scale for all of its inputs: it is not among them."""
-    weights = {tensor.name: tensor.dims for tensor in derived.pairs.graph.initializer}
-    layers = {name for name in derived.layers if weights[name][-1] > 1}
-    model = onnx.ModelProto()
-    model.CopyFrom(derived.pairs)
-    for node in model.graph.node:
-        node.name = node.output[0]  # the quantiser leaves out by name
-    path = folder / "pairs.onnx"
-    onnx.save(model, path)
-    onnx_file.quantise(path, layers)
-    return onnx.load(path)

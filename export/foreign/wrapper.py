@@ -10,7 +10,7 @@ Nodes behind it mask the pads, take the top K and, in the last stage, look up th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 import onnx_ir as ir
@@ -27,33 +27,54 @@ from export.foreign.split import Derived, NotSplit
 from export.foreign.wrapping import DTYPES, LOGITS, TABLES, Wrapping
 
 
+class Writes(Protocol):
+    """A model that was taken apart (`export.foreign.taken`)."""
+
+    derived: Derived
+
+    def write(self, items: Catalogue, folder: Path, variant: Variant) -> dict[str, Mapped]:
+        """Write a version folder -> the item states in it."""
+
+
 def write(
-    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path, flat: bool = False
+    foreign: Foreign,
+    stage: Stage,
+    items: Catalogue,
+    folder: Path,
+    flat: bool = False,
+    taken: Writes | None = None,
+    variant: Variant = PLAIN,
+    why: str = "as --flat says",
 ) -> tuple[dict[str, Any], list[parity.Parity]]:
     """Write model.onnx, what it reads of the items, and stage.json, and prove that they rank as the
     file does -> facts for release.json, and the parity. Raises ForeignError, ParityError.
 
     Args:
-        flat: do not take it apart.
+        flat: do not take it apart; `why` is for the report.
+        taken: the same, taken apart already, to be stored as the variant says.
     """
     both_classes = foreign.has_both_classes(items)
-    name, why, split = foreign.path.name, "", None
+    name, split, reason = foreign.path.name, None, ""
     try:
         if flat:
-            raise NotSplit("as --flat says")
-        derived = take_apart(foreign, items, stage.inputs[-1].dims[0])
-        tables = write_files(foreign, stage, items, folder, derived, both_classes)
-        parities = _proved(foreign, stage, items, folder)
+            raise NotSplit(why)
+        if taken:
+            derived, tables = taken.derived, taken.write(items, folder, variant)
+        else:
+            derived = take_apart(foreign, items, stage.inputs[-1].dims[0])
+            tables = write_files(foreign, stage, items, folder, derived, both_classes)
+        parities = _proved(foreign, stage, items, folder, variant != PLAIN)
         split = derived.facts()
         print(f"{name}: {derived.report()}")
     except (NotSplit, parity.ParityError) as error:
-        why = f"{error}".splitlines()[-1]
-        print(f"{name} is served flat, all of it for every candidate: {why}")
+        variant = PLAIN
+        reason = f"{error}".splitlines()[-1]
+        print(f"{name} is served flat, all of it for every candidate: {reason}")
         tables = write_files(foreign, stage, items, folder, None, both_classes)
         parities = _proved(foreign, stage, items, folder)
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
-    facts = {"ranker_onnx": name, "flat": why or None, "bytes_per_item": size, "split": split}
-    return {**facts, "output_is": foreign.mapping.meaning}, parities
+    facts = {"ranker_onnx": name, "flat": reason or None, "bytes_per_item": size, "split": split}
+    return {**facts, "output_is": foreign.mapping.meaning, "variant": vars(variant)}, parities
 
 
 def pass_all(
@@ -122,9 +143,11 @@ def write_files(
     return tables
 
 
-def _proved(foreign: Foreign, stage: Stage, items: Catalogue, folder: Path) -> list[parity.Parity]:
+def _proved(
+    foreign: Foreign, stage: Stage, items: Catalogue, folder: Path, quantised: bool = False
+) -> list[parity.Parity]:
     """The parity with the file. Raises ParityError."""
-    parities = compare(foreign, stage, items, folder)
+    parities = compare(foreign, stage, items, folder, quantised)
     parity.report(parities)
     return parities
 

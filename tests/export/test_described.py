@@ -19,6 +19,7 @@ from cascade.located import LocatedError
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
+from export.artifacts.variants import GuardError
 from export.build import write_release
 from export.context import Build
 from export.described import file
@@ -48,8 +49,8 @@ def export(folder, described, **options):
     found = file.write(dump(described, folder), folder / "checkpoints")
     build = Build(
         folder / "checkpoints", folder / "repository", sizes=options.pop("sizes", SIZES),
-        index="flat", state="float32", weights="float32", measure_batching=False,
-        foreign=found.foreign, preranks=found.preranks, **options,
+        index="flat", state=options.pop("state", "float32"), weights="float32",
+        measure_batching=False, foreign=found.foreign, preranks=found.preranks, **options,
     )  # fmt: skip
     write_release(build)
     return found, Pipeline.load(build.repository)
@@ -559,3 +560,54 @@ def test_new_items_go_through_the_teams_models(small):
     grown = pa.table({"id": new["item_id"], "sku": new["sku"], "price": new["price"]})
     pq.write_table(pa.concat_tables([left, grown.cast(left.schema)]), folder / "items.parquet")
     check(Pipeline.load(folder / "next", 2), folder)
+
+
+def judged(folder, described):
+    """Labelled rows that the ranker's own scores order."""
+    rows = pq.read_table(folder / "golden.parquet").to_pydict()
+    label = [int(score > np.median(rows["score"])) for score in rows["score"]]
+    columns = {name: rows[name] for name in ("user", "age", "id")}
+    pq.write_table(pa.table({**columns, "label": label}), folder / "held_out.parquet")
+    described["held_out"] = {"file": "held_out.parquet", "item": "id"}
+
+
+def release_of(folder):
+    return json.loads((folder / "repository" / "recommend" / "1" / "release.json").read_text())
+
+
+def test_the_teams_ranker_is_stored_in_the_variant_that_the_guard_passes(small):
+    folder, described = small
+    judged(folder, described)
+    _, pipeline = export(folder, described, state="float16")
+    release = release_of(folder)
+    assert release["stages"]["rank"]["variant"]["state"] == "float16"
+    assert [v["stage"] for v in release["variants"] if v["chosen"]] == ["rank"]
+    assert all(p["quantised"] for p in release["parity"] if p["stage"] == "rank")
+    users = people(folder)
+    ids, scores = answers(pipeline, users)
+    for row, (wanted, own) in enumerate(expected(folder, users)):
+        assert len({*ids[row].tolist()} & {*wanted}) >= 9
+        np.testing.assert_allclose(scores[row], own, atol=2e-3)
+
+
+def test_a_variant_needs_rows_to_be_judged_by(small):
+    folder, described = small
+    with pytest.raises(GuardError, match="or give `held_out` in cascade"):
+        export(folder, described, state="float16")
+
+
+def test_what_is_served_flat_has_no_variants(small):
+    folder, described = small
+    judged(folder, described)
+    export(folder, described, state="auto", flat=True)
+    release = release_of(folder)
+    assert release["variants"] == []
+    assert release["stages"]["rank"]["flat"] == "as --flat says"
+
+
+def test_held_out_labels_are_checked(small):
+    folder, described = small
+    judged(folder, described)
+    described["held_out"]["label"] = "age"
+    with pytest.raises(LocatedError, match=r"held_out.file: column age has .*; expected 0 and 1"):
+        file.write(dump(described, folder), folder / "checkpoints")
