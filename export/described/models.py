@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,14 @@ def _session(form: Form, path: Path) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:
-        reason = " ".join(f"{error}".split())[-200:]
-        advice = ""
-        if "No Op registered for" in reason or "not a registered function" in reason:
-            advice = ". It uses an operator of its own: export it with the standard ones"
-        elif "opset" in reason.lower():
-            advice = ". Export it with opset 11 to 21"
+        reason = " ".join(f"{error}".split())
+        if unknown := re.search(r"No Op registered for (\w+)|(\S+) is not a registered", reason):
+            raise form.node.error(
+                f"{form.name} uses the operator {unknown[1] or unknown[2]}, which ONNX does not "
+                "define: export it with the standard ones"
+            ) from error
         raise form.node.error(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {form.name}: {reason}{advice}"
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {form.name}: {reason[-200:]}"
         ) from error
 
 

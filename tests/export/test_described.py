@@ -369,7 +369,7 @@ WRONG = {
     "an opset that is too new": (model_of("rank.onnx", newer), "rank: "),
     "an operator of their own": (
         model_of("rank.onnx", own_operator),
-        "It uses an operator of its own",
+        "rank.onnx uses the operator OursAlone, which ONNX does not define",
     ),
     "not ONNX": (lambda f, d: (f / "rank.onnx").write_text("x"), "rank.onnx: "),
     "a vector that is not finite": (vectors_of(infinite), "the vector of 105 (row 5)"),
