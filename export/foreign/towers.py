@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from export.context import Catalogue
 from export.foreign.apart import over_encoded
 from export.foreign.inputs import ForeignError, InputMap
 from export.foreign.onnx_model import Foreign
+from export.foreign.split.assemble import nodes_of
 
 Metric = Literal["inner product", "cosine", "l2"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -210,11 +211,28 @@ def _unit(vectors: Array) -> Array:
     return vectors / np.maximum(lengths, np.float32(1e-12))
 
 
+def _add_prefix(graph: onnx.GraphProto) -> None:
+    """Put the prefix before every name of the graph, in place; the graphs in its nodes keep their
+    own names, and read the new ones from outside."""
+    names = [value.name for value in (*graph.input, *graph.output, *graph.initializer)]
+    names += [name for node in graph.node for name in node.output]
+    new = {name: PREFIX + name for name in names if name}
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = new[value.name]
+    for node in graph.node:
+        node.output[:] = [new.get(name, name) for name in node.output]
+        for inner in nodes_of(node):
+            inner.input[:] = [new.get(name, name) for name in inner.input]
+            for attribute in inner.attribute:
+                for value in attribute.g.output:
+                    value.name = new.get(value.name, value.name)
+
+
 def _over_users(tower: Foreign, metric: Metric, own_index: bool) -> onnx.ModelProto:
     """The tower over the encoded tensors of users, its vector as the index searches by it."""
     model = onnx.load(tower.path)
     del model.graph.value_info[:]
-    model = compose.add_prefix(model, PREFIX)
+    _add_prefix(model.graph)
     inputs = [replace(i, name=PREFIX + i.name) for i in tower.inputs]
     model = over_encoded(model, inputs, "")
     graph, vector = model.graph, PREFIX + tower.output

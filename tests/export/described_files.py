@@ -7,11 +7,23 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 USERS, ITEMS, WIDTH = 20, 40, 4
 INT, FLOAT = TensorProto.INT64, TensorProto.FLOAT
+
+
+class Tower(torch.nn.Module):
+    """The user tower as PyTorch: a bag of one member, whose pad is row 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = torch.nn.EmbeddingBag(USERS + 2, WIDTH, mode="sum", padding_idx=0)
+
+    def forward(self, user: torch.Tensor) -> torch.Tensor:
+        return self.users(user.reshape(-1, 1))
 
 
 def write(folder: Path) -> dict:

@@ -11,7 +11,9 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from onnx import numpy_helper
+from safetensors.torch import save_file
 
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
@@ -25,7 +27,7 @@ from export.context import Build
 from export.described import file
 from export.foreign import flat
 from export.releases.refresh import Refresh, change, read_items
-from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, dump, save, write
+from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, Tower, dump, save, write
 
 SIZES = Sizes(candidates=20, survivors=20, results=10)
 
@@ -135,6 +137,27 @@ def test_ready_vectors_and_a_ready_index(small, metric, kind):
     faiss.write_index(index, str(folder / "own.faiss"))
     described["retrieve"]["index"] = "own.faiss"
     check(export(folder, described)[1], folder, metric=metric)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "pt2", "module"])
+def test_a_tower_in_every_form(small, form):
+    folder, described = small
+    tower = Tower().eval()
+    tower.users.weight.data = torch.from_numpy(
+        numpy_helper.to_array(onnx.load(folder / "user.onnx").graph.initializer[0]).copy()
+    )
+    some, rows = (torch.tensor([2, 3]),), ({0: torch.export.Dim("rows")},)
+    if form == "torchscript":
+        torch.jit.trace(tower, some).save(folder / "tower.pt")
+        entry = {form: "tower.pt"}
+    elif form == "pt2":
+        torch.export.save(torch.export.export(tower, some, dynamic_shapes=rows), folder / "t.pt2")
+        entry = {form: "t.pt2"}
+    else:
+        save_file(tower.state_dict(), folder / "tower.safetensors")
+        entry = {form: "tests.export.described_files:Tower", "weights": "tower.safetensors"}
+    described["retrieve"]["user"] = {**entry, "inputs": {"user": "user"}}
+    check(export(folder, described)[1], folder)
 
 
 def test_ready_vectors_of_users_need_no_tower(small):

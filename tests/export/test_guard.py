@@ -109,12 +109,12 @@ def test_without_rows_of_both_labels_nothing_cheaper_is_judged(
     if fault != "is missing":
         pq.write_table(table.filter(pc.field("label") == 1), path)
     source, users = Source.load(folder), np.zeros((0, 0), np.int64)
-    assert choose(Build(folder, tmp_path / "new"), source, users, {}) == []
+    assert choose(Build(folder, tmp_path / "new"), source, users, {}, {}) == []
     said = f"{path} {fault}, so nothing cheaper than float32 can be judged"
     assert said in capsys.readouterr().out
     asked = Build(folder, tmp_path / "new", state="float16", weights="float32")
     with pytest.raises(GuardError, match=f"has to be judged by .*, which {fault}: train again"):
-        choose(asked, source, users, {})
+        choose(asked, source, users, {}, {})
 
 
 def test_the_fastest_that_passes_is_chosen_and_of_equals_the_smallest() -> None:

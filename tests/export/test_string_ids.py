@@ -124,6 +124,8 @@ def test_a_third_partys_ranker_names_strings(twins: Twins, flat: bool, tmp_path:
             sizes=cascade.sizes,
             serving=Serving(max_batch_size=8),
             index="flat",
+            state="float32",
+            weights="float32",
             measure_batching=False,
             foreign={RANK: (file, inputs)},
             flat=flat,

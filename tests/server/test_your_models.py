@@ -46,7 +46,7 @@ def test_a_strangers_path_runs_block_by_block(tmp_path: Path) -> None:
 
 def test_a_team_gets_its_own_answers(tmp_path: Path) -> None:
     """The short form of `make own`: one form of all."""
-    options = ["--out", str(tmp_path), "--forms", "torchscript", "--users", "40"]
+    options = ["--out", str(tmp_path), "--forms", "vectors", "--users", "40"]
     words = [sys.executable, "-m", "perf.own", *options]
     ended = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert ended.returncode == 0, f"{ended.stdout[-3000:]}{ended.stderr[-3000:]}"
