@@ -17,7 +17,6 @@ from cascade import index, pbtxt
 from cascade.artifact import Array
 from cascade.files import write_json
 from cascade.index import exact
-from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
@@ -126,7 +125,7 @@ def write_configs(build: Build, schema: Schema, runs: Mapping[str, int] | None =
 def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Array]:
     """User tower, index and filters -> what was written, the source in the order of the release's
     rows, and the candidates [U, K] of the first users."""
-    folder, retriever = build.folder(RETRIEVE), _retriever(source)
+    folder, retriever = build.folder(RETRIEVE), towers.open_retriever(source.folder, source.schema)
     own_index: Path | None = None
     tower: nn.Module
     if isinstance(retriever, towers.ForeignRetriever):
@@ -157,13 +156,6 @@ def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Arr
     return Written(facts, parities), source, candidates
 
 
-def _retriever(source: Source) -> Scorer:
-    folder = source.folder / RETRIEVE
-    if towers.is_foreign(folder):
-        return towers.ForeignRetriever(folder, source.schema)
-    return source.scorer(RETRIEVE)
-
-
 def _write_scoring(
     build: Build, source: Source, stage: Stage, variant: Variant, taken: Taken | None
 ) -> Written:
@@ -190,7 +182,9 @@ def _write_reranking(build: Build, source: Source) -> None:
     folder = build.folder(RANK)
     rerank.remove(folder)
     if build.product.pool:
-        vectors = towers.item_vectors(_retriever(source), source.items)
+        vectors = towers.item_vectors(
+            towers.open_retriever(source.folder, source.schema), source.items
+        )
         item_ids, results = source.items.item_ids, build.sizes.results
         rerank.save(folder, vectors, item_ids, results, build.product)
 

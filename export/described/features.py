@@ -57,6 +57,11 @@ class Features:
                     f"dtype is {dtype}, and the column {self.columns[name]} holds {found}"
                 )
 
+    def texts(self, *sides: str) -> set[str]:
+        """The columns that hold ids: strings, even where a CSV file has digits in them."""
+        return {self.columns[f.name] for f in self.schema.features
+                if f.side in sides and f.kind != "dense"}  # fmt: skip
+
     def wanted(self, side: str) -> dict[str, tuple[Feature, str]]:
         """The features of a side by name, with their columns."""
         return {f.name: (f, self.columns[f.name]) for f in self.schema.features if f.side == side}

@@ -192,8 +192,7 @@ class _Writer:
             node.only("file", "id")
             file = node.take("file", lambda n: n)
             wanted = self.features.wanted("user")
-            texts = {column for f, column in wanted.values() if f.kind != "dense"}
-            table = tables.read(file, texts)
+            table = tables.read(file, self.features.texts("user"))
             self.features.check(table)
             raw = people.sample(tables.features(file, table, wanted))
             if not len(raw):

@@ -29,9 +29,7 @@ def check(
     and the score, one row each. Raises LocatedError: a score differs; shows the worst row."""
     node.only("file", "item", "score", "score_is", "tolerance")
     file = node.take("file", lambda n: n)
-    users, goods = features.wanted("user"), features.wanted("item")
-    texts = {column for f, column in (*users.values(), *goods.values()) if f.kind != "dense"}
-    table = tables.read(file, texts)
+    table = tables.read(file, features.texts("user", "item"))
     if not len(table):
         raise file.error("the table has no rows; expected users, items and scores")
     score = node.take("score", Node.text, "score")
@@ -41,7 +39,7 @@ def check(
     )
     if meaning == "logit" and ranker.is_logit:
         wanted = 1 / (1 + np.exp(-wanted))
-    raw = tables.features(file, table, users)
+    raw = tables.features(file, table, features.wanted("user"))
     try:
         dense, codes = features.encoder.encode_table("user", raw)
         rows = _rows(node, file, table, features, items, ids, dense, codes)

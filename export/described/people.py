@@ -52,8 +52,7 @@ def write_held_out(
     LocatedError: an item that is not there, a label other than 0 and 1."""
     node.only("file", "item", "label")
     file, wanted = node.take("file", lambda n: n), features.wanted("user")
-    texts = {column for f, column in wanted.values() if f.kind != "dense"}
-    table = tables.read(file, texts)
+    table = tables.read(file, features.texts("user"))
     features.check(table)
     names = (node.take("item", Node.text, "item_id"), node.take("label", Node.text, "label"))
     items, labels = (tables.column(file, table, name) for name in names)

@@ -25,6 +25,7 @@ from cascade.files import sha256, write_json
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import RETRIEVE
+from cascade.training import checkpoint
 from export.artifacts.onnx_file import EXTERNAL_BYTES, OPSET, WEIGHTS_FILE
 from export.artifacts.stage_files import CHUNK, item_states
 from export.context import FOREIGN_RETRIEVER as FILE
@@ -162,9 +163,13 @@ def item_vectors(retriever: Scorer, items: Catalogue) -> Iterator[Array]:
     return item_states(retriever, items, RETRIEVE)
 
 
-def is_foreign(folder: Path) -> bool:
-    """Whether a folder of checkpoints holds a retriever that was trained elsewhere."""
-    return (folder / FILE).exists()
+def open_retriever(checkpoints: Path, schema: Schema) -> Scorer:
+    """The retriever of a folder of checkpoints, from elsewhere or of training. Raises
+    CheckpointError, ForeignError, SchemaError."""
+    folder = checkpoints / RETRIEVE
+    if (folder / FILE).exists():
+        return ForeignRetriever(folder, schema)
+    return checkpoint.load(folder, schema)
 
 
 def save(folder: Path, metric: Metric, width: int) -> None:

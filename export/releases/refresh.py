@@ -233,12 +233,9 @@ class Refresh:
 
     def _vectors(self, changed: Change) -> Array:
         """Of the new items, by the retriever, [n, D]."""
-        folder = self.checkpoints / RETRIEVE
-        if towers.is_foreign(folder):
-            retriever = towers.ForeignRetriever(folder, self.schema)
-            nothing = np.zeros((0, retriever.item_width), np.float32)
-            return np.concatenate([nothing, *retriever.item_vectors(changed.added)])
-        return _computed(checkpoint.load(folder, self.schema), changed.added, RETRIEVE)
+        retriever = towers.open_retriever(self.checkpoints, self.schema)
+        nothing = np.zeros((0, retriever.item_width), np.float32)
+        return np.concatenate([nothing, *towers.item_vectors(retriever, changed.added)])
 
     def _rows(self, stage: str, name: str, value: Mapped, items: Catalogue) -> Array:
         """The rows of new items in a mapped file, [n, V]."""
