@@ -225,7 +225,7 @@ def grpcurl(found: Example) -> str:
 
 _GRPCURL = """\
 #!/usr/bin/env bash
-# Asks the cascade over gRPC. The server describes itself to nobody, so that grpcurl needs the file
+# Asks the cascade over gRPC. The server offers no reflection, so that grpcurl needs the file
 # that `python -m clients.examples --repository DIR --format protoset > kserve.protoset` writes.
 # Bytes are base64; integers come as little-endian bytes:
 #   bash grpcurl.sh | jq -r .rawOutputContents[0] | base64 -d | od -An -t d8

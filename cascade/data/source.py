@@ -28,7 +28,7 @@ class DataError(CascadeError, ValueError):
 class Source(Protocol):
     """Raw rows in chunks that fit in memory. Optional attributes: `total_rows`, of all splits, for
     the progress bar; `log`, how the items of the rows were chosen (`Log`); `notes`, sentences that
-    whoever prepares the data should read. The smallest source, and what is made of it:
+    the preparation prints. The smallest source, and what is made of it:
 
     >>> city = Feature("city", "user", "categorical", "vocabulary")
     >>> price = Feature("price", "item", "dense", "log1p")

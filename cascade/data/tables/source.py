@@ -120,7 +120,7 @@ class TableSource(Source):
                 raise column.node.error(f"there is no table of {column.table}; add its key")
             return column.table
         side: Table = "users" if feature.side == "user" else "items"
-        # What an item is does not depend on who meets it, so its own table is the only one.
+        # What an item is does not depend on the user, so its own table is the only one.
         tables: list[Table] = [side] if side == "items" and side in self._files else []
         tables = tables or ["interactions", *([side] if side in self._files else [])]
         having = [table for table in tables if column.name in self._there[table]]
