@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cascade.errors import CascadeError
 from cascade.files import sha256
+from cascade.spec import CATALOGUE_IDS, ITEM_STATE
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -101,17 +102,16 @@ class Mapped:
 
 def mapped_from(content: Mapping[str, Any]) -> dict[str, Mapped]:
     """The mapped arrays of a JSON file, by name."""
-    return {
-        name: Mapped(value["file"], value["dtype"], tuple(value["shape"]))
-        for name, value in content["mapped"].items()
-    }
+    return {name: _mapped(value) for name, value in content["mapped"].items()}
+
+
+def _mapped(value: Mapping[str, Any]) -> Mapped:
+    return Mapped(value["file"], value["dtype"], tuple(value["shape"]))
 
 
 def save_described(path: Path, format: int, description: Any) -> None:
     """Write a description, a dataclass with `mapped` arrays, as a JSON file."""
-    mapped = {name: vars(value) for name, value in description.mapped.items()}
-    content = {"format": format, **vars(description), "mapped": mapped}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps({"format": format, **asdict(description)}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class Description:
             for runtimes that tune for shapes.
         one_by_one: model.onnx rounds a user's numbers by the largest of the whole batch, so each
             user runs alone: an answer must not depend on the other users of the batch.
+        torch_state: the item state of the torch forms, where model.onnx was taken apart and reads
+            another.
     """
 
     stage: str
@@ -132,6 +134,20 @@ class Description:
     mapped: dict[str, Mapped]
     widths: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
+    torch_state: Mapped | None = None
+
+    @property
+    def torch_mapped(self) -> dict[str, Mapped]:
+        """What the torch forms read, by the name of the module's buffer."""
+        if self.torch_state is None:
+            return self.mapped
+        ids = {name: self.mapped[name] for name in (CATALOGUE_IDS,) if name in self.mapped}
+        return {ITEM_STATE: self.torch_state, **ids}
+
+    @property
+    def files(self) -> list[Mapped]:
+        """All mapped files of the folder."""
+        return [*self.mapped.values(), *([self.torch_state] if self.torch_state else [])]
 
     def save(self, folder: Path) -> None:
         save_described(folder / DESCRIPTION_FILE, FORMAT, self)
@@ -154,10 +170,11 @@ class Description:
                 mapped=mapped_from(content),
                 widths={name: int(width) for name, width in content.get("widths", {}).items()},
                 one_by_one=bool(content.get("one_by_one", False)),
+                torch_state=_mapped(state) if (state := content.get("torch_state")) else None,
             )
 
         found = read_json(path, parse)
-        for value in found.mapped.values():
+        for value in found.files:
             value.check(folder)
         return found
 

@@ -32,6 +32,7 @@ ITEM_IDS = "item_ids"
 # A parameter of a request: microseconds since 1970 after which its client no longer waits.
 DEADLINE = "deadline_us"
 CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, read by clients
+ITEM_STATE = "item_state"  # the precomputed part of every item, with a scoring stage
 CATALOGUE_IDS = "catalogue_ids"  # the external id of every catalogue row, with the ranker
 RERANK = "rerank.json"  # with the ranker, if the list is chosen from a pool
 ITEM_NAMES = "item_names.json"  # with the ranker, if the ids of items are strings

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +15,30 @@ from torch import nn
 
 from cascade import index, pbtxt
 from cascade.artifact import Array
+from cascade.config import Runtime
 from cascade.files import write_json
 from cascade.index import exact
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, TOPOLOGIES, Stage, stages
+from cascade.spec import (
+    ENSEMBLE,
+    ITEM_STATE,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    STAGES,
+    TOPOLOGIES,
+    Stage,
+    stages,
+)
 from cascade.stages import rerank
 from cascade.training import checkpoint
 from export.artifacts import batching, filters, names, parity, retrieval, variants
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
-    ITEM_STATE,
     PLAIN,
     Variant,
+    add_torch_forms,
     write_scoring,
     write_tower,
 )
@@ -164,17 +175,28 @@ def _write_scoring(
         return Written(*wrapper.pass_all(stage, source.schema.hash, folder))
     facts = {**source.facts(name), "variant": vars(variant)}
     if isinstance(taken, Own):
-        states = taken.write(source.items, folder, variant)
-        size = sum(mapped.nbytes for mapped in states.values()) / max(1, len(source.items))
-        facts |= {"bytes_per_item": size, "split": taken.derived.facts()}
-        module, quantised = taken.eager(source.items), variant != PLAIN
-    else:
-        where = (stage, source.schema, source.items, folder)
-        module = write_scoring(source.scorer(name), *where, variant, build.forms)
-        facts["bytes_per_item"] = _bytes_per_item(folder / f"{ITEM_STATE}.bin", source)
-        quantised = variant.weights != "float32"
-    width = stage.inputs[-1].dims[0]
+        more, parities = _write_own(build, source, taken, variant)
+        return Written(facts | more, parities)
+    where = (stage, source.schema, source.items, folder)
+    module = write_scoring(source.scorer(name), *where, variant, build.forms)
+    facts["bytes_per_item"] = _bytes_per_item(folder / f"{ITEM_STATE}.bin", source)
+    width, quantised = stage.inputs[-1].dims[0], variant.weights != "float32"
     return Written(facts, _compare(build, source, stage.name, module, width, quantised))
+
+
+def _write_own(build: Build, source: Source, own: Own, variant: Variant) -> Written:
+    """A model that was taken apart: model.onnx by what was derived, torch forms by its methods."""
+    stage, folder = own.stage, build.folder(own.stage.name)
+    width = stage.inputs[-1].dims[0]
+    states = own.write(source.items, folder, variant)
+    size = sum(mapped.nbytes for mapped in states.values()) / max(1, len(source.items))
+    eager, rounded = own.eager(source.items), variant != PLAIN
+    parities = _compare(build, source, stage.name, eager, width, rounded, ["onnx"])
+    if forms := build.forms.torch:
+        where = (stage, source.items, folder, variant.state, build.forms)
+        module = add_torch_forms(own.scorer, *where)
+        parities += _compare(build, source, stage.name, module, width, forms=forms)
+    return Written({"bytes_per_item": size, "split": own.derived.facts()}, parities)
 
 
 def _write_reranking(build: Build, source: Source) -> None:
@@ -196,6 +218,7 @@ def _compare(
     module: nn.Module,
     width: int | None = None,
     quantised: bool = False,
+    forms: Collection[Runtime] = (*parity.FILES,),
 ) -> list[Parity]:
     """Parity at batch 1, 3 and the maximum, on real users with `width` candidates each."""
     random = np.random.default_rng(0)
@@ -208,7 +231,7 @@ def _compare(
             case = (*case, rows)
         cases.append(case)
     folder, device = build.folder(stage), build.serving.device
-    return parity.compare(stage, module, folder, source.schema, cases, quantised, device)
+    return parity.compare(stage, module, folder, source.schema, cases, quantised, device, forms)
 
 
 def _bytes_per_item(file: Path, source: Source) -> float:

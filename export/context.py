@@ -40,6 +40,11 @@ class Forms:
     also: Collection[Runtime] = ()  # torchscript adds model.pt, aoti adds model.pt2
     device: Device = "cpu"  # that model.pt2 is compiled for
 
+    @property
+    def torch(self) -> list[Runtime]:
+        """Those that torch runs."""
+        return [runtime for runtime in self.also if runtime in ("torchscript", "aoti")]
+
 
 @dataclass(frozen=True)
 class Build:

@@ -5,7 +5,7 @@ python -m perf.compare      against FastAPI, other topologies, flat graphs and n
 python -m perf.waterfall    where does the time of a request go?
 python -m perf.scaling      how does cost grow with items, candidates, batches and processes?
 python -m perf.roofline     how far is each stage from what the hardware allows?
-python -m perf.split        what does taking a flat graph apart save, beside a split by hand?
+python -m perf.split        what does taking a flat graph apart save?
 python -m perf.own          do a team's own models answer as its own code does? (make own)
 python -m perf.suite        all of these on one catalogue (make perf)
 python -m perf.demo         train, export, serve, ask and measure (make demo)

@@ -1,4 +1,4 @@
-"""`python -m perf.split`: what taking a flat graph apart saves, and what a split by hand does.
+"""`python -m perf.split`: what taking a flat graph apart saves.
 
 The models of Criteo's features, `dlrm:small` before `dlrm:criteo`, with drawn weights, are exported
 three times as prerank and rank: `flat`, `derived` from that flat graph, and by `hand`, from the
@@ -44,7 +44,7 @@ from perf.harness.table import figures
 
 MODELS = {PRERANK: "small", RANK: "criteo"}  # presets of the DLRM
 IDS = 1000  # values of every categorical feature
-CONTENDERS = ("flat", "derived", "hand")
+CONTENDERS = ("flat", "derived", "methods")
 WINDOW_S, WARM_UP = 0.25, 3
 Request = tuple[Array, Array, Array]  # users' dense and ids, and their candidates
 
@@ -70,7 +70,7 @@ def export(
 ) -> dict[str, Any]:
     """Write a version folder -> what the export says of it."""
     folder.mkdir(parents=True)
-    if contender == "hand":
+    if contender == "methods":
         write_scoring(scorer, stage, scorer.schema, items, folder)
         return {}
     path, mapping = folder / "foreign.onnx", folder / "foreign.json"
@@ -120,7 +120,7 @@ def compare(
             if number >= WARM_UP:
                 rates[name].append(rate)
     table = {name: np.array(values) for name, values in rates.items()}
-    ratios = {f"split_vs_{other}": table["derived"] / table[other] for other in ("flat", "hand")}
+    ratios = {f"split_vs_{other}": table["derived"] / table[other] for other in ("flat", "methods")}
     return {
         **{f"{name}_per_s": float(np.median(values)) for name, values in table.items()},
         **{name: float(np.median(ratio)) for name, ratio in ratios.items()},

@@ -1,20 +1,16 @@
 """DLRM: embeddings, dot products of all pairs of vectors, and an MLP.
 
 Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation
-Systems", 2019 (arXiv:1906.00091). `DLRM.forward` is the paper's figure 1. Serving evaluates the
-same weights in the order user, item, cross: `cascade.models.dlrm_serving`.
+Systems", 2019 (arXiv:1906.00091), figure 1.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from cascade.models.dlrm_serving import SplitLayer
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer, mlp, run_mlp
 from cascade.schema import Schema, Side
@@ -68,7 +64,6 @@ class DLRM(Scorer):
         True
     """
 
-    recomputes = True
     pairs: Tensor
     user_bottom: nn.ModuleList | None
     item_bottom: nn.ModuleList | None
@@ -84,6 +79,7 @@ class DLRM(Scorer):
             for side in sides
             if schema.dense(side)
         }
+        self.bottoms = (*bottoms,)  # the sides that have one, of which it gives the first vector
         self.user_bottom, self.item_bottom = bottoms.get("user"), bottoms.get("item")
         self.n_user = len(schema.ids("user")) + ("user" in bottoms)
         self.n_item = len(schema.ids("item")) + ("item" in bottoms)
@@ -91,14 +87,7 @@ class DLRM(Scorer):
         first, second = torch.tril_indices(vectors, vectors, offset=-1)  # the pairs i > j
         self.register_buffer("pairs", first * vectors + second, persistent=False)
         self.top = mlp((len(bottoms) * config.width + len(self.pairs), *config.top, 1))
-        self.hidden = self.top_layer.out_features
-        self.split = SplitLayer(self.n_user, self.n_item, self.width, self.hidden, tuple(bottoms))
-        self.user_width, self.item_width = map(self.split.state_width, sides)
-
-    @property
-    def top_layer(self) -> nn.Linear:
-        """The first layer of the top MLP."""
-        return cast(nn.Linear, self.top[0])
+        self.user_width, self.item_width = self.n_user * self.width, self.n_item * self.width
 
     def vectors(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
         """-> a side's vectors [B, F, D]; the bottom MLP's, where there is one, is the first."""
@@ -109,40 +98,25 @@ class DLRM(Scorer):
         hidden = run_mlp(bottom, dense, last_relu=True)  # [B, D]
         return torch.cat((hidden.unsqueeze(1), embedded), dim=1)
 
-    def forward(
-        self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
-    ) -> Tensor:
-        user = self.vectors("user", user_dense, user_ids)
-        item = self.vectors("item", item_dense, item_ids)
-        vectors = torch.cat((user, item), dim=1)  # [B, F, D]
-        dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B, F * F]
-        bottoms = ((self.user_bottom, user), (self.item_bottom, item))
-        dense = [side[:, 0] for bottom, side in bottoms if bottom is not None]
-        inputs = torch.cat((*dense, dots.index_select(1, self.pairs)), dim=1)
-        return run_mlp(self.top, inputs).squeeze(1)
-
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self.split.user(self.vectors("user", dense, ids), self.top_layer)
+        return self.vectors("user", dense, ids).flatten(1)
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return self.split.item(self.vectors("item", dense, ids), self.top_layer)
+        return self.vectors("item", dense, ids).flatten(1)
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        hidden = self.split.cross(user, item, self.top_layer)
-        if len(self.top) > 1:
-            # As rows of one matrix, so that each layer is one product with its bias.
-            hidden = run_mlp(self.top[1:], torch.relu(hidden))  # [B * K, 1]
-        return hidden.reshape(item.shape[0], item.shape[1])
+        items = item.to(user.dtype).flatten(0, 1)  # [B * K, Fi * D]
+        users = user.unsqueeze(1).expand(-1, item.shape[1], -1).flatten(0, 1)  # [B * K, Fu * D]
+        vectors = torch.cat((users, items), dim=1)  # [B * K, F * D]
+        vectors = vectors.reshape(-1, self.n_user + self.n_item, self.width)
+        dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B * K, F * F]
+        states = {"user": users, "item": items}
+        dense = [states[side][:, : self.width] for side in self.bottoms]
+        inputs = torch.cat((*dense, dots.index_select(1, self.pairs)), dim=1)
+        return run_mlp(self.top, inputs).reshape(item.shape[:2])
 
     def user_parts(self) -> tuple[str, ...]:
         return ("user_ids", "user_bottom")
 
     def item_parts(self) -> tuple[str, ...]:
         return ("item_ids", "item_bottom")
-
-    def arranged(self, candidates: int, recompute: bool = False) -> DLRM:
-        arranged = copy.copy(self)
-        arranged.__dict__["_modules"] = dict(self._modules)
-        arranged.split = self.split.arranged(self.top_layer, candidates, recompute)
-        arranged.item_width = arranged.split.state_width("item")
-        return arranged

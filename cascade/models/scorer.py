@@ -70,7 +70,6 @@ class Scorer(nn.Module):
     tasks: tuple[str, ...] = ("click",)
     user_width: int  # U
     item_width: int  # V
-    recomputes = False  # whether `cross` can do without a part of the item state, see `arranged`
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -147,13 +146,6 @@ class Scorer(nn.Module):
         """`forward` for the first task: logits [B] of B (user, item) rows."""
         logits: Tensor = self(user_dense, user_ids, item_dense, item_ids)
         return logits if logits.dim() == 1 else logits[..., 0]
-
-    def arranged(self, candidates: int, recompute: bool = False) -> Scorer:
-        """The same model and weights, with `cross` arranged for so many candidates per user where
-        there is a choice. To `recompute`, where the model `recomputes`, leaves out of the item
-        state what `cross` can compute from the rest of it: fewer bytes to wait for, more to do.
-        """
-        return self
 
 
 def _packed(dense: Tensor, ids: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def torch_graph(folder: Path, description: Description, serving: Serving) -> Run
     device = device_of(serving)
     state = {
         name: torch.from_numpy(np.asarray(value.open(folder))).to(device)
-        for name, value in description.mapped.items()
+        for name, value in description.torch_mapped.items()
     }
     try:
         function = load(path, state, device)

@@ -39,9 +39,6 @@ class HalfScorer(Scorer):
     def user_parts(self) -> list[str]:
         return [f"narrow.{part}" for part in self.trained.user_parts()]
 
-    def arranged(self, candidates: int, recompute: bool = False) -> HalfScorer:
-        return HalfScorer(self.trained.arranged(candidates, recompute), self.dtype)
-
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         return self.narrow.user(dense.to(self.dtype), ids).float()
 
@@ -82,7 +79,7 @@ def package(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise ArtifactError("device is cuda, but torch finds no GPU: export on a machine with one")
-    names = tuple(description.mapped)
+    names = tuple(description.torch_mapped)
     path = folder / AOTI_FILE
     partial = folder / f"partial-{AOTI_FILE}"
     module.eval().to(device)

@@ -25,10 +25,10 @@ from cascade.index.topk import reaches
 from cascade.models.scorer import Scorer
 from cascade.runtime.load import Graph, load_graph
 from cascade.schema import Schema
-from cascade.spec import PRERANK, RANK, Sizes
+from cascade.spec import ITEM_STATE, PRERANK, RANK, Sizes
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
-from export.artifacts.stage_files import ITEM_STATE, PLAIN, Variant, example_users, write_item_state
+from export.artifacts.stage_files import PLAIN, Variant, example_users, write_item_state
 from export.context import Catalogue
 
 LARGEST_AUC_LOSS = 1e-4
@@ -154,7 +154,7 @@ class Guard:
         traced = replace(variant, weights="float32") if variant.weights == "int8" else variant
         trace = Path(self._folder.name) / f"{stage}, {traced}, traced"
         width = self._rows(stage).shape[1]
-        scorer = variant.applied(self.scorers[stage], width)
+        scorer = variant.applied(self.scorers[stage])
         module = CandidateLogits(scorer, variant.state)
         example = example_users(self.schema, width)
         tensors, alone = (tuple(example), ("logits",)), variant.one_by_one

@@ -158,8 +158,7 @@ def quantise(path: Path, layers: set[str]) -> None:
 def _worth_8_bits(module: nn.Module) -> set[str]:
     """The weights of the layers that see every candidate. A layer among the model's `user_parts`
     sees one row, and a layer of one output has one column: there it takes longer to quantise the
-    input than to multiply it. A product over all pairs of a row, which is no layer, does not bear
-    one scale for all of its inputs: in trials it cost 2 % of the ten best items."""
+    input than to multiply it."""
     scorer = module.get_submodule("scorer")
     assert isinstance(scorer, Scorer)
     return {

@@ -3,7 +3,7 @@ and AOTInductor where those forms are exported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,13 +60,15 @@ def compare(
     cases: Cases,
     quantised: bool = False,
     device: Device = "cpu",
+    forms: Collection[Runtime] = (*FILES,),
 ) -> list[Parity]:
-    """Reload each graph of a version folder and run the cases through it and the eager module. A
-    package runs on the device that it is compiled for, the other forms on the CPU."""
+    """Reload each of these graphs that a version folder has, and run the cases through it and the
+    eager module. A package runs on the device that it is compiled for, the other forms on the
+    CPU."""
     measure = _scoring if isinstance(module, TopCandidates) else _tower
     found = []
     for runtime, file in FILES.items():
-        if not (folder / file).exists():
+        if runtime not in forms or not (folder / file).exists():
             continue
         place = device if runtime == "aoti" else "cpu"
         _, graph = load_graph(folder, schema, Serving(runtime=runtime, device=place, threads=1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,13 @@ from cascade.artifact import AOTI_FILE, TORCH_FILE, Array, Description, Mapped
 from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.spec import CATALOGUE_IDS, RETRIEVE, Precision, Stage, Weights
+from cascade.spec import CATALOGUE_IDS, ITEM_STATE, RETRIEVE, Precision, Stage, Weights
 from export.artifacts import device, onnx_file
 from export.artifacts.graphs import TopCandidates, UserTower
 from export.context import Catalogue, Forms
 
 CHUNK = 16_384  # items at a time
-ITEM_STATE = "item_state"
+TORCH_STATE = "torch_state"  # of the torch forms beside a model.onnx that was taken apart
 ITEMS_FILE = "items.onnx"  # computes the states of items, of a model that was taken apart
 ONNX_ONLY = Forms()
 
@@ -35,7 +35,6 @@ class Variant:
     # Of the layers. int8 is ONNX Runtime's dynamic quantisation, in model.onnx alone; float16 and
     # bfloat16 compute in that precision, which pays on a GPU.
     weights: Weights = "float32"
-    recompute: bool = False  # leave out of the item state what the rest of it determines
 
     @property
     def one_by_one(self) -> bool:
@@ -50,17 +49,16 @@ class Variant:
             return True
         return not narrow if apart else not scorer.exact_states
 
-    def applied(self, scorer: Scorer, candidates: int) -> Scorer:
-        """The model as it is served, for so many candidates, in half precision where `weights` says
-        so; int8 is applied later, to the ONNX file. Raises ContractError."""
+    def applied(self, scorer: Scorer) -> Scorer:
+        """The model as it is served, in half precision where `weights` says so; int8 is applied
+        later, to the ONNX file. Raises ContractError."""
         contract.check(scorer)
         if self.weights in device.HALVES:
             scorer = device.HalfScorer(scorer, device.HALVES[self.weights]).eval()
-        return scorer.arranged(candidates, self.recompute)
+        return scorer
 
     def __str__(self) -> str:
-        text = f"state {self.state}, weights {self.weights}"
-        return f"{text}, recomputed" if self.recompute else text
+        return f"state {self.state}, weights {self.weights}"
 
 
 PLAIN = Variant()
@@ -89,11 +87,16 @@ def write_mapped(
 
 
 def write_item_state(
-    scorer: Scorer, items: Catalogue, folder: Path, name: str, precision: Precision = "float32"
+    scorer: Scorer,
+    items: Catalogue,
+    folder: Path,
+    stage: str,
+    precision: Precision = "float32",
+    name: str = ITEM_STATE,
 ) -> Mapped:
     """Write the item state of the whole catalogue."""
-    states, shape = item_states(scorer, items, name), (len(items), scorer.item_width)
-    return write_mapped(folder, ITEM_STATE, states, precision, shape)
+    states, shape = item_states(scorer, items, stage), (len(items), scorer.item_width)
+    return write_mapped(folder, name, states, precision, shape)
 
 
 def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
@@ -122,22 +125,52 @@ def write_scoring(
     variant: Variant = PLAIN,
     forms: Forms = ONNX_ONLY,
 ) -> TopCandidates:
-    """Write the graphs, item state and ids of a stage; returns the eager module over them."""
-    keep, width = stage.outputs[0].dims[0], stage.inputs[-1].dims[0]
-    with_ids = stage.outputs[-1].name == "scores"
-    (folder / ITEMS_FILE).unlink(missing_ok=True)  # of an earlier export into the same folder
-    scorer = variant.applied(scorer, width)
-    module = TopCandidates(scorer, keep, with_ids, variant.state)
+    """Write the graphs of a stage as the model's own methods say, item state and ids; returns the
+    eager module over them."""
+    for stale in (ITEMS_FILE, f"{TORCH_STATE}.bin"):
+        (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
+    scorer = variant.applied(scorer)
+    module = top_candidates(scorer, stage, variant.state)
     mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}
-    if with_ids:
+    if module.with_ids:
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
     widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
     outputs = tuple(tensor.name for tensor in stage.outputs)
     tensors, alone = (tuple(widths), outputs), variant.one_by_one
     description = Description(stage.name, schema.hash, *tensors, mapped, widths, alone)
-    example = example_users(schema, width)
+    example = example_users(schema, stage.inputs[-1].dims[0])
     write_graphs(module, example, description, folder, forms, variant.weights)
-    for name, value in mapped.items():
+    return _opened(module, description, folder)
+
+
+def add_torch_forms(
+    scorer: Scorer,
+    stage: Stage,
+    items: Catalogue,
+    folder: Path,
+    precision: Precision,
+    forms: Forms,
+) -> TopCandidates:
+    """Write the torch forms beside a model.onnx that was taken apart, with the item state of the
+    model's own methods; returns the eager module over it."""
+    module = top_candidates(scorer, stage, precision)
+    state = write_item_state(scorer, items, folder, stage.name, precision, TORCH_STATE)
+    description = replace(Description.load(folder), torch_state=state)
+    example = example_users(scorer.schema, stage.inputs[-1].dims[0])
+    _write_torch_forms(module, example, description, folder, forms)
+    description.save(folder)
+    return _opened(module, description, folder)
+
+
+def top_candidates(scorer: Scorer, stage: Stage, precision: Precision = "float32") -> TopCandidates:
+    """The module of a scoring stage, over surrogate rows."""
+    with_ids = stage.outputs[-1].name == "scores"
+    return TopCandidates(scorer, stage.outputs[0].dims[0], with_ids, precision)
+
+
+def _opened(module: TopCandidates, description: Description, folder: Path) -> TopCandidates:
+    """The same over the mapped files that the torch forms read."""
+    for name, value in description.torch_mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))
     return module
 
@@ -161,11 +194,22 @@ def write_graphs(
     forms: Forms = ONNX_ONLY,
     weights: Weights = "float32",
 ) -> None:
-    """Write model.onnx, the other forms of the graph that `forms` names, and stage.json. Forms of
-    an earlier export that it does not name are deleted."""
+    """Write model.onnx, the other forms of the graph that `forms` names, and stage.json."""
+    onnx_file.export(module, example, description, folder, weights)
+    _write_torch_forms(module, example, description, folder, forms)
+    description.save(folder)
+
+
+def _write_torch_forms(
+    module: nn.Module,
+    example: dict[str, Tensor],
+    description: Description,
+    folder: Path,
+    forms: Forms,
+) -> None:
+    """Forms of an earlier export that `forms` does not name are deleted."""
     for file in (TORCH_FILE, AOTI_FILE):
         (folder / file).unlink(missing_ok=True)
-    onnx_file.export(module, example, description, folder, weights)
     if "aoti" in forms.also:
         device.package(module, example, description, folder, forms.device)
     if "torchscript" in forms.also:
@@ -175,4 +219,3 @@ def write_graphs(
                 module, tuple(example.values()), check_trace=False
             )
         traced.save(str(folder / TORCH_FILE))
-    description.save(folder)

@@ -22,7 +22,7 @@ from export.context import Build, Source
 GUARD_USERS = 100
 NO_SLOWER = 1.03  # of two variants that differ by less, the smaller one is taken
 AUTO: Any = "auto"  # in place of a precision
-HEADER = ("stage", "state", "weights", "slice", "AUC loss", "overlap", "us/user", "bytes/item", "")
+HEADER = ("stage", "state", "weights", "AUC loss", "overlap", "us/user", "bytes/item", "")
 
 
 class GuardError(CascadeError, ValueError):
@@ -74,8 +74,6 @@ def choose(
             raise GuardError(f"{stage}: {asked} cannot store its states, or compute it")
         verdicts = guard.judge(stage, variants)
         chosen = best(verdicts) if auto else verdicts[-1]
-        if auto and scorers[stage].recomputes:
-            verdicts, chosen = _recomputed(guard, stage, verdicts, chosen)
         if not chosen.passed:
             raise GuardError(f"{stage} with {asked} loses too much:\n{report(verdicts)}")
         if stage == PRERANK:
@@ -91,18 +89,6 @@ def _variants(asked: Variant, on_gpu: bool) -> list[Variant]:
     return [Variant(s, w) for w in weights for s in states if Variant(s, w) != Variant()]
 
 
-def _recomputed(
-    guard: Guard, stage: str, verdicts: list[Verdict], chosen: Verdict
-) -> tuple[list[Verdict], Verdict]:
-    """Judge the chosen variant once more without the part of its state that can be recomputed. Both
-    are timed again, side by side: one waits for memory, the other for products."""
-    both = chosen.variant, replace(chosen.variant, recompute=True)
-    *_, stored, recomputed = guard.judge(stage, [*both])
-    print(f"side by side, the items' slice of the first layer:\n{report([stored, recomputed])}")
-    better = best([stored, recomputed]) is recomputed
-    return [*verdicts, recomputed], recomputed if better else chosen
-
-
 def best(verdicts: list[Verdict]) -> Verdict:
     """The fastest that passes; of those that are hardly slower, the smallest."""
     passed = [v for v in verdicts if v.passed]
@@ -116,7 +102,6 @@ def report(verdicts: list[Verdict]) -> str:
     rows = [
         (
             *(v.stage, v.variant.state, v.variant.weights),
-            "recomputed" if v.variant.recompute else "stored",
             *(f"{v.auc_loss:.1e}", f"{v.overlap:.4f}", f"{v.latency_us:.0f}", v.bytes_per_item),
             "chosen" if v.chosen else "" if v.passed else "refused",
         )

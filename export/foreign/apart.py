@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from cascade.artifact import Array, Mapped
-from cascade.spec import Precision
-from export.artifacts.stage_files import CHUNK, ITEM_STATE, ITEMS_FILE, write_mapped
+from cascade.spec import ITEM_STATE, Precision
+from export.artifacts.stage_files import CHUNK, ITEMS_FILE, write_mapped
 from export.context import Catalogue
 from export.foreign.inputs import Input
 from export.foreign.onnx_model import RUNTIME_ERRORS, Foreign, draw_users, flat_rows

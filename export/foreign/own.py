@@ -1,5 +1,5 @@
-"""Takes a model of ours that defines `forward` alone apart, as a third party's file is: its flat
-graph is traced, and the user's, the item's and the pair's parts are derived from that."""
+"""Takes a model of ours apart, as a third party's file is: its flat graph is traced, and the parts
+of the user, of the item and of the pair are derived from that."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from cascade.artifact import ONNX_FILE
 from cascade.config import Serving
 from cascade.files import write_json
-from cascade.models import registry
+from cascade.models import contract, registry
 from cascade.models.scorer import Scorer
 from cascade.runtime.load import load_graph
 from cascade.spec import Stage
 from cascade.training import checkpoint
-from export.artifacts import parity
+from export.artifacts import device, parity
 from export.artifacts.graphs import TopCandidates
-from export.artifacts.stage_files import item_states
+from export.artifacts.stage_files import item_states, top_candidates
 from export.context import Build, Catalogue, Source
 from export.foreign.flat import flat_onnx
 from export.foreign.inputs import ForeignError
@@ -28,7 +28,6 @@ from export.foreign.onnx_model import Foreign, draw_users
 from export.foreign.split import NotSplit
 from export.foreign.taken import Taken
 
-RUNTIMES = {"onnx", "tensorrt"}  # those that run model.onnx
 PROVED_USERS, PROVED_ITEMS = 3, 256
 
 
@@ -37,6 +36,7 @@ class Own(Taken):
     not give the model's logits; says why."""
 
     def __init__(self, scorer: Scorer, stage: Stage, items: Catalogue) -> None:
+        contract.check(scorer)
         folder = tempfile.TemporaryDirectory(prefix="flat-")
         path = Path(folder.name) / ONNX_FILE
         mapping = path.with_suffix(".json")
@@ -51,11 +51,10 @@ class Own(Taken):
 
     def eager(self, items: Catalogue) -> TopCandidates:
         """The trained model over a catalogue, with which the graph is compared."""
-        ids = self.stage.outputs[-1].name == "scores"
-        module = TopCandidates(self.scorer, self.stage.outputs[0].dims[0], ids)
+        module = top_candidates(self.scorer, self.stage)
         states = [*item_states(self.scorer, items, self.stage.name)]
         module.item_state = torch.from_numpy(np.concatenate(states))
-        if ids:
+        if module.with_ids:
             module.catalogue_ids = torch.from_numpy(items.item_ids[:, None].astype(np.int64))
         return module
 
@@ -81,22 +80,27 @@ class Own(Taken):
 
 
 def taken_apart(build: Build, source: Source, scoring: Sequence[Stage]) -> dict[str, Own]:
-    """The models of these stages that define `forward` alone, as far as they can be taken apart,
-    nothing but model.onnx is asked for, and no CUDA graph is recorded of it."""
+    """The models of these stages, as far as they can be taken apart, where no CUDA graph is
+    recorded of them. A derived graph does not compute in half precision: where that is asked for, a
+    model that has `user`, `item` and `cross` of its own is served by these. Raises ContractError.
+    """
     found: dict[str, Own] = {}
-    flat = build.flat or build.serving.cuda_graphs
-    if flat or not RUNTIMES.issuperset(build.forms.also):
+    if build.flat or build.serving.cuda_graphs:
         return found
+    on_gpu = build.serving.device == "cuda"
+    half = build.weights in device.HALVES or (build.weights == "auto" and on_gpu)
     for stage in scoring:
         checkpoint_ = build.checkpoint(stage.name)
         model = registry.find(checkpoint.describe(source.folder / checkpoint_)["model"]).model
-        if model.item is not Scorer.item:
+        own_states = model.item is not Scorer.item
+        if half and own_states:
             continue
         name = f"{stage.name}, {model.__name__}"
         try:
             found[stage.name] = Own(source.scorer(checkpoint_), stage, source.items)
         except NotSplit as error:
-            print(f"{name} is served flat, all of it for every candidate: {error}")
+            how = "by its user, item and cross" if own_states else "flat"
+            print(f"{name} is served {how}, because it cannot be taken apart: {error}")
         else:
             print(f"{name}: {found[stage.name].derived.report()}")
     return found

@@ -15,11 +15,18 @@ from typing import Any, Protocol
 import onnx
 import onnx_ir as ir
 
-from cascade.artifact import ONNX_FILE, TORCH_FILE, Description, Mapped
+from cascade.artifact import AOTI_FILE, ONNX_FILE, TORCH_FILE, Description, Mapped
 from cascade.spec import CATALOGUE_IDS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
-from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_item_ids, write_mapped
+from export.artifacts.stage_files import (
+    ITEMS_FILE,
+    PLAIN,
+    TORCH_STATE,
+    Variant,
+    write_item_ids,
+    write_mapped,
+)
 from export.context import Catalogue
 from export.foreign.apart import STATES, take_apart, write_states
 from export.foreign.onnx_model import IR_VERSION, Foreign, compare, load_model
@@ -115,8 +122,8 @@ def write_files(
         variant: how the item states are stored; int8 is in `derived` already.
         logits: the graph gives those of all candidates instead of the best items.
     """
-    states = (f"{state}.bin" for state in (*STATES, *TABLES.values()))
-    for stale in (TORCH_FILE, WEIGHTS_FILE, ITEMS_FILE, *states):
+    states = (f"{state}.bin" for state in (*STATES, *TABLES.values(), TORCH_STATE))
+    for stale in (TORCH_FILE, AOTI_FILE, WEIGHTS_FILE, ITEMS_FILE, *states):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
     if derived:
         tables = write_states(derived, foreign, items, folder, variant.state)

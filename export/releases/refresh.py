@@ -24,12 +24,11 @@ from cascade.encoding import Encoder
 from cascade.files import content, link, write_json
 from cascade.index import exact
 from cascade.item_keys import as_keys, ids_in
-from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE, read_release
 from cascade.spec import (
     CATALOGUE_IDS,
     ENSEMBLE,
-    PRERANK,
+    ITEM_STATE,
     RANK,
     RERANK,
     RETRIEVE,
@@ -42,7 +41,7 @@ from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
 from export.artifacts import filters, names
 from export.artifacts.onnx_file import point_at
-from export.artifacts.stage_files import ITEM_STATE, ITEMS_FILE, Variant, item_states
+from export.artifacts.stage_files import ITEMS_FILE, item_states
 from export.context import Catalogue
 from export.foreign import apart, towers, wrapping
 from export.item_ids import check_kind, read_item_ids
@@ -208,7 +207,7 @@ class Refresh:
     def _score(self, stage: str, target: Path, changed: Change) -> None:
         source = self._folder(stage)
         description = Description.load(source)
-        own = {ONNX_FILE, "stage.json", *(m.file for m in description.mapped.values())}
+        own = {ONNX_FILE, "stage.json", *(mapped.file for mapped in description.files)}
         _link_others(source, target, {*own, *rerank.FILES, *names.FILES})
         if stage == RANK and self.schema.string_ids:
             items = self.item_ids, changed.keep, changed.added
@@ -217,12 +216,18 @@ class Refresh:
             vectors = rerank.vectors(source)[changed.keep], self._vectors(changed)
             results, (_, product) = self.release["sizes"]["results"], of_release(self.release)
             rerank.save(target, vectors, self._ids(changed), results, product)
-        mapped = {}
-        for name, value in description.mapped.items():
-            mapped[name] = replace(value, shape=(changed.items, *value.shape[1:]))
-            rows = self._rows(stage, name, value, changed.added)
-            _splice(value, changed.keep, rows, source, target)
-        replace(description, mapped=mapped).save(target)
+
+        def spliced(value: Mapped, rows: Array) -> Mapped:
+            _splice(value, changed.keep, rows.astype(value.dtype, copy=False), source, target)
+            return replace(value, shape=(changed.items, *value.shape[1:]))
+
+        mapped = {
+            name: spliced(value, self._rows(stage, name, value, changed.added))
+            for name, value in description.mapped.items()
+        }
+        if state := description.torch_state:
+            state = spliced(state, self._states(stage, state, changed.added))
+        replace(description, mapped=mapped, torch_state=state).save(target)
         model = onnx.load(str(source / ONNX_FILE), load_external_data=False)
         for name, value in mapped.items():
             point_at(model, name, value)
@@ -242,23 +247,25 @@ class Refresh:
         graph = self._folder(stage) / ITEMS_FILE
         if name in apart.STATES and graph.exists():
             nothing = np.zeros((0, *value.shape[1:]), value.dtype)
-            found = np.concatenate([nothing, *apart.ItemStates(graph).chunks(items, name)])
-        elif name == ITEM_STATE:
-            facts, sizes = self.release["stages"][stage], self.release["sizes"]
-            k = sizes["candidates"] if stage == PRERANK else sizes["survivors"]
-            scorer = checkpoint.load(self.checkpoints / facts["checkpoint"], self.schema)
-            found = _computed(Variant(**facts["variant"]).applied(scorer, k), items, stage)
-        elif name == CATALOGUE_IDS:
-            found = items.item_ids[:, None]
-        else:
-            found = items.dense if name == wrapping.TABLES["item_dense"] else items.ids
-        return found.astype(value.dtype, copy=False)
+            return np.concatenate([nothing, *apart.ItemStates(graph).chunks(items, name)])
+        if name == ITEM_STATE:
+            return self._states(stage, value, items)
+        if name == CATALOGUE_IDS:
+            return items.item_ids[:, None]
+        return items.dense if name == wrapping.TABLES["item_dense"] else items.ids
 
-
-def _computed(scorer: Scorer, items: Catalogue, name: str) -> Array:
-    """`item` of the new items, [n, V]."""
-    nothing = np.zeros((0, scorer.item_width), np.float32)
-    return np.concatenate([nothing, *item_states(scorer, items, name)])
+    def _states(self, stage: str, state: Mapped, items: Catalogue) -> Array:
+        """`item` of the new items, [n, V], by the stage's own model."""
+        made_of = self.release["stages"][stage]["checkpoint"]
+        scorer = checkpoint.load(self.checkpoints / made_of, self.schema)
+        if scorer.item_width != state.shape[1]:
+            raise ArtifactError(
+                f"{state.file} of {stage} has {state.shape[1]} numbers per item, but its model "
+                f"gives {scorer.item_width}: an earlier version exported release {self.number}; "
+                "publish the checkpoints again"
+            )
+        nothing = np.zeros((0, scorer.item_width), np.float32)
+        return np.concatenate([nothing, *item_states(scorer, items, stage)])
 
 
 def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Path) -> None:

@@ -97,7 +97,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
     before = torch.get_num_threads()
     case = Case("dlrm", "tiny", BAGS, PRERANK)
     exported = export_case(case, tmp_path_factory.mktemp("packaged"))
-    module = TopCandidates(exported.scorer.arranged(exported.width), exported.keep, with_ids=False)
+    module = TopCandidates(exported.scorer, exported.keep, with_ids=False)
     example = example_users(BAGS)
     example["candidates"] = torch.zeros(2, exported.width, dtype=torch.long)
     description = Description.load(exported.folder)

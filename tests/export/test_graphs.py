@@ -173,10 +173,11 @@ def test_eight_bits_are_for_the_layers_that_see_every_candidate(tmp_path: Path) 
     exported = export_case(case, tmp_path, Variant("float16", "int8"))
     graph = onnx.load(str(tmp_path / ONNX_FILE)).graph
     weights = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    assert weights == {"scorer.top.1.weight_quantized", "scorer.top.1.weight_zero_point"}
+    made = ("weight_quantized", "weight_zero_point")
+    assert weights == {f"scorer.top.{layer}.{name}" for layer in range(2) for name in made}
     as_they_were = {node.input[1] for node in graph.node if node.op_type == "Gemm"}
     user = {f"scorer.user_bottom.{layer}.weight" for layer in range(4)}
-    assert as_they_were == {*user, "scorer.split.cross_weight", "scorer.top.2.weight"}
+    assert as_they_were == {*user, "scorer.top.2.weight"}
     users, rows = drawn_users(case.schema, 1), np.arange(exported.width)[None]
     scores = exported.load("onnx")(*users, rows)[1]
     best = np.sort(1 / (1 + np.exp(-exported.logits(users)[:, : exported.width])))[:, ::-1]

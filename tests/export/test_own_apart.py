@@ -1,4 +1,4 @@
-"""Models of ours with `forward` alone are taken apart, and answer as they were trained."""
+"""Models of ours are taken apart, and answer as they were trained."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Serving
-from cascade.models.dlrm import PRESETS
+from cascade.models.dlrm import DLRM, PRESETS
 from cascade.release import read_release
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import PRERANK, RANK, Sizes, stages
+from cascade.training import checkpoint
 from export.artifacts import parity
 from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_scoring
 from export.foreign.own import Own
 from export.foreign.split import BOTH, USER, NotSplit
+from export.foreign.split.dots import LANES
 from tests.conftest import CRITEO as RAW_CRITEO
 from tests.conftest import Cascade
 from tests.example_models import TEXTBOOK
@@ -66,18 +66,25 @@ def test_the_best_are_those_of_the_trained_model(
 
 @pytest.mark.parametrize("size", PRESETS)
 @pytest.mark.parametrize("name", [PRERANK, RANK])
-def test_a_derived_dlrm_takes_the_work_of_the_split_by_hand(size: str, name: str) -> None:
-    """All presets, as preranker of 1000 and as ranker of 200, the folded ones among them."""
+def test_a_derived_dlrm_computes_nothing_per_candidate_but_pairs(size: str, name: str) -> None:
+    """All presets, as preranker of 1000 and as ranker of 200. Of a candidate: the dot products of
+    its vectors with the user's, their slice of the first top layer, and the layers behind; some
+    take less, where the user is folded into that slice."""
     stage = next(stage for stage in stages(CRITEO, Sizes()) if stage.name == name)
     scorer, width = drawn_scorer("dlrm", size, CRITEO), stage.inputs[-1].dims[0]
+    assert isinstance(scorer, DLRM)
     derived = Own(scorer, stage, drawn_items(CRITEO)).derived
-    scorer = scorer.arranged(width)
-    users = [torch.from_numpy(values) for values in drawn_users(CRITEO, 1)]
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        scorer.cross(scorer.user(*users), torch.zeros(1, width, scorer.item_width))
     work = {side: cost.multiply_adds for side, cost in derived.costs.items()}
-    assert work[USER] + width * work[BOTH] == counter.get_total_flops() // 2
-    assert sum(part.size for part in derived.parts) == scorer.item_width
+    of_user, of_item, vector = scorer.n_user, scorer.n_item, scorer.width
+    first, *behind = (layer.weight for layer in scorer.top)
+    bottom = sum(layer.weight.numel() for layer in scorer.user_bottom)
+    slice_of_user = len(first) * (vector + of_user * (of_user - 1) // 2)
+    once = bottom + of_user**2 * vector + slice_of_user
+    lanes = -(-of_user // LANES) * LANES  # of the dot products, as a processor computes them
+    slice_of_pairs = of_item * (lanes * vector + of_user * len(first))
+    pairs = slice_of_pairs + sum(weight.numel() for weight in behind)
+    assert work[USER] + width * work[BOTH] <= once + width * pairs
+    assert sum(part.size for part in derived.parts) == of_item * vector + len(first)
 
 
 def logits(own: Own, folder: Path, variant: Variant = PLAIN) -> Any:
@@ -143,8 +150,18 @@ def test_a_release_chooses_among_variants_and_says_what_was_split(
         assert state.nbytes / len(cascade.pipeline().item_ids) == facts["bytes_per_item"]
 
 
-def test_another_form_is_served_flat(make_cascade: Callable[..., Cascade]) -> None:
+def test_torch_forms_read_a_state_of_their_own(make_cascade: Callable[..., Cascade]) -> None:
+    """Beside a model.onnx that was taken apart stands what the model's own methods say."""
     cascade = make_cascade(items=300, users=60, models=TEXTBOOK, also=("torchscript",))
+    answers = [
+        cascade.ask(cascade.pipeline(runtime=runtime)) for runtime in ("onnx", "torchscript")
+    ]
+    np.testing.assert_array_equal(answers[0][0], answers[1][0])
+    np.testing.assert_allclose(answers[0][1], answers[1][1], atol=1e-5)
     for stage in (PRERANK, RANK):
-        assert "split" not in read_release(cascade.repository, 1)["stages"][stage]
-        assert (cascade.repository / stage / "1" / "model.pt").exists()
+        assert "split" in read_release(cascade.repository, 1)["stages"][stage]
+        described = Description.load(cascade.repository / stage / "1")
+        assert described.torch_state is not None
+        scorer = checkpoint.load(cascade.checkpoints / stage, cascade.schema)
+        assert described.torch_state.shape == (300, scorer.item_width)
+        assert described.mapped["item_state"].shape[1] != scorer.item_width

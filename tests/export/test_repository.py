@@ -24,10 +24,10 @@ from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.checkpoint import CheckpointError
 from export import __main__ as command
-from export import build as build_module
 from export.artifacts import filters, parity
 from export.artifacts.stage_files import write_item_ids, write_item_state
 from export.context import BuildError, read_catalogue
+from export.foreign.own import Own
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
 
@@ -58,8 +58,9 @@ def test_a_version_folder_holds_all_that_its_stage_needs(criteo: Any) -> None:
     index = {"index.faiss", "index.json"}
     filtering = {"filters.json", *(file for file, _ in filters.FILES.values())}
     assert found[RETRIEVE] == {*GRAPHS, "schema.json", *words, *index, *filtering}
-    assert found[PRERANK] == {*GRAPHS, "item_state.bin"}
-    assert found[RANK] == {*GRAPHS, "item_state.bin", "catalogue_ids.bin"}
+    scoring = {*GRAPHS, "items.onnx", "item_state.bin", "torch_state.bin"}
+    assert found[PRERANK] == scoring
+    assert found[RANK] == {*scoring, "catalogue_ids.bin"}
     committed = Path(pbtxt.__file__).parents[1] / "model_repository"
     for stage in STAGES:
         wanted = (committed / stage / "1" / "model.py").read_text()
@@ -154,16 +155,16 @@ def test_graphs_that_differ_from_the_model_make_no_release(
 ) -> None:
     repository = tmp_path / "repository"
     shutil.copytree(seven.repository, repository)
-    real = build_module.write_scoring
+    real = Own.eager
 
-    def tampered(scorer: Any, *arguments: Any) -> Any:
-        module = real(scorer, *arguments)
+    def tampered(own: Own, items: Any) -> Any:
+        module = real(own, items)
         with torch.no_grad():
             for weight in module.scorer.top.parameters():
                 weight.mul_(1.1)
         return module
 
-    monkeypatch.setattr(build_module, "write_scoring", tampered)
+    monkeypatch.setattr(Own, "eager", tampered)
     where = ("--checkpoints", seven.checkpoints, "--repository", repository)
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
         run(*where, "--untuned")

@@ -1,4 +1,4 @@
-"""The split DLRM is the textbook's: the same weights give the same logits and the same gradients.
+"""Our DLRM is the textbook's: the same weights give the same logits and the same gradients.
 
 The model of this file is written from the paper (Naumov et al., arXiv:1906.00091, figure 1 and
 section 2.1) as one flat function of a whole row: the user's
@@ -34,22 +34,22 @@ class TextbookDLRM(nn.Module):
     as in Criteo, that is the paper's model to the letter.
     """
 
-    def __init__(self, schema: Schema, split: DLRM) -> None:
+    def __init__(self, schema: Schema, dlrm: DLRM) -> None:
         super().__init__()
         self.schema = schema
         self.tables = nn.ModuleDict()
         self.bottoms = nn.ModuleDict()
         for side in SIDES:
-            table = (split.user_ids if side == "user" else split.item_ids).table.weight.detach()
+            table = (dlrm.user_ids if side == "user" else dlrm.item_ids).table.weight.detach()
             start = 0
             for feature in schema.ids(side):
                 rows = table[start : start + feature.cardinality].clone()
                 self.tables[feature.name] = nn.Embedding.from_pretrained(rows, freeze=False)
                 start += feature.cardinality
-            bottom = split.user_bottom if side == "user" else split.item_bottom
+            bottom = dlrm.user_bottom if side == "user" else dlrm.item_bottom
             if bottom is not None:
                 self.bottoms[side] = _copied(bottom, last_relu=True)
-        self.top = _copied(split.top, last_relu=False)
+        self.top = _copied(dlrm.top, last_relu=False)
 
     def forward(self, users: Rows, items: Rows) -> Tensor:
         """B users and B items -> logits [B]."""
@@ -90,21 +90,21 @@ def _copied(layers: nn.ModuleList, last_relu: bool) -> nn.Sequential:
 
 
 def drawn(schema: Schema, size: str, seed: int, dtype: torch.dtype) -> tuple[DLRM, Rows, Rows]:
-    """A split model, its users [B] and their candidates [B * K]."""
+    """A model of ours, its users [B] and their candidates [B * K]."""
     torch.manual_seed(seed)
-    split = build("dlrm", preset("dlrm", size), schema).to(dtype)
-    assert isinstance(split, DLRM)
+    dlrm = build("dlrm", preset("dlrm", size), schema).to(dtype)
+    assert isinstance(dlrm, DLRM)
     users = draw_rows(schema, "user", USERS, seed)
     items = draw_rows(schema, "item", USERS * CANDIDATES, seed)
     if dtype == torch.float64:
         users, items = users.double(), items.double()
-    return split, users, items
+    return dlrm, users, items
 
 
-def split_logits(split: DLRM, users: Rows, items: Rows) -> Tensor:
+def served_logits(dlrm: DLRM, users: Rows, items: Rows) -> Tensor:
     """As a server computes them, [B * K]."""
-    states = split.item(*items.both).view(USERS, CANDIDATES, -1)
-    return split.cross(split.user(*users.both), states).flatten()
+    states = dlrm.item(*items.both).view(USERS, CANDIDATES, -1)
+    return dlrm.cross(dlrm.user(*users.both), states).flatten()
 
 
 def repeated(users: Rows) -> Rows:
@@ -117,36 +117,31 @@ def repeated(users: Rows) -> Rows:
 @pytest.mark.parametrize("size", PRESETS)
 @settings(max_examples=15, deadline=None)
 @given(schema=schemas(), seed=st.integers(0, 2**16))
-def test_split_equals_textbook(size, dtype, tolerance, schema, seed):
-    split, users, items = drawn(schema, size, seed, dtype)
+def test_ours_equals_textbook(size, dtype, tolerance, schema, seed):
+    dlrm, users, items = drawn(schema, size, seed, dtype)
     with torch.no_grad():
-        flat = TextbookDLRM(schema, split)(repeated(users), items)
-        served = split_logits(split, users, items)
-        trained = split(*repeated(users).both, *items.both)
-        arranged = [
-            split_logits(split.arranged(candidates, recompute), users, items)
-            for candidates in (1, 100_000)  # few are not worth folding the user for
-            for recompute in (False, True)
-        ]
+        flat = TextbookDLRM(schema, dlrm)(repeated(users), items)
+        served = served_logits(dlrm, users, items)
+        trained = dlrm(*repeated(users).both, *items.both)
     assert torch.isfinite(flat).all()
-    for logits in (served, trained, *arranged):
+    for logits in (served, trained):
         torch.testing.assert_close(logits, flat, atol=tolerance, rtol=0)
 
 
 @settings(max_examples=15, deadline=None)
 @given(schema=schemas(), seed=st.integers(0, 2**16))
-def test_split_learns_as_the_textbook_does(schema, seed):
-    split, users, items = drawn(schema, "tiny", seed, torch.float64)
-    textbook = TextbookDLRM(schema, split)
-    split_logits(split, users, items).square().sum().backward()
+def test_ours_learns_as_the_textbook_does(schema, seed):
+    dlrm, users, items = drawn(schema, "tiny", seed, torch.float64)
+    textbook = TextbookDLRM(schema, dlrm)
+    served_logits(dlrm, users, items).square().sum().backward()
     textbook(repeated(users), items).square().sum().backward()
-    for side, embeddings in (("user", split.user_ids), ("item", split.item_ids)):
+    for side, embeddings in (("user", dlrm.user_ids), ("item", dlrm.item_ids)):
         expected = [textbook.tables[f.name].weight.grad for f in schema.ids(side)]
         if expected:
             gradient = embeddings.table.weight.grad.to_dense()
             torch.testing.assert_close(gradient, torch.cat(expected), atol=1e-10, rtol=1e-10)
-    pairs = [(split.top, textbook.top)]
-    for side, bottom in (("user", split.user_bottom), ("item", split.item_bottom)):
+    pairs = [(dlrm.top, textbook.top)]
+    for side, bottom in (("user", dlrm.user_bottom), ("item", dlrm.item_bottom)):
         if bottom is not None:
             pairs.append((bottom, textbook.bottoms[side]))
     for layers, stack in pairs:
@@ -157,11 +152,11 @@ def test_split_learns_as_the_textbook_does(schema, seed):
 def test_textbook_has_the_parameters_of_the_paper():
     """Criteo: 13 numbers, 26 categories; 27 vectors and 351 pairs; top input 16 + 351."""
     schema = criteo.SCHEMA.fitted({f.name: (10, "") for f in criteo.SCHEMA.features})
-    split, _, _ = drawn(schema, "criteo", 0, torch.float32)
-    textbook = TextbookDLRM(schema, split)
+    dlrm, _, _ = drawn(schema, "criteo", 0, torch.float32)
+    textbook = TextbookDLRM(schema, dlrm)
     widths = [layer.weight.shape for layer in textbook.bottoms["user"][::2]]
     assert widths == [(512, 13), (256, 512), (64, 256), (16, 64)]
     widths = [layer.weight.shape for layer in textbook.top[::2]]
     assert widths == [(512, 16 + 27 * 26 // 2), (256, 512), (1, 256)]
-    ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (split, textbook))
+    ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (dlrm, textbook))
     assert ours == theirs

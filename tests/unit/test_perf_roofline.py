@@ -13,8 +13,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.errors import CascadeError
-from cascade.spec import PRERANK, RANK, RETRIEVE
+from cascade.spec import PRERANK, RANK, RETRIEVE, stages
 from cascade.training import checkpoint
+from export.artifacts.stage_files import write_scoring
+from export.context import Source
 from perf import roofline
 from perf.roofline import Device, Work
 
@@ -32,18 +34,20 @@ def test_a_search_reads_the_matrix_once_for_all_users() -> None:
 
 
 @pytest.mark.parametrize("stage", [PRERANK, RANK])
-def test_work_of_a_graph_is_what_torch_counts(criteo: Any, stage: str) -> None:
-    folder = criteo.repository / stage / "1"
+def test_work_of_a_graph_is_what_torch_counts(criteo: Any, stage: str, tmp_path: Path) -> None:
+    """Of a graph that computes what the model's methods say."""
+    signature = next(s for s in stages(criteo.schema, criteo.sizes) if s.name == stage)
     scorer = checkpoint.load(criteo.checkpoints / stage, criteo.schema)
-    width, users = {PRERANK: 1000, RANK: 200}[stage], 3
-    scorer = scorer.arranged(width)
+    items = Source.load(criteo.checkpoints).items
+    write_scoring(scorer, signature, criteo.schema, items, tmp_path)
+    width, users = signature.inputs[-1].dims[0], 3
     encoded = criteo.pipeline().retrieve(criteo.dense[:users], criteo.categorical[:users])[:2]
     dense, ids = (torch.from_numpy(x) for x in encoded)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         scorer.cross(scorer.user(dense, ids), torch.zeros(users, width, scorer.item_width))
     rows = np.tile(np.arange(width), (users, 1))
     rows[0, :10] = -1  # nothing is read for a pad
-    found = roofline.work_of_graph(folder, (*encoded, rows))
+    found = roofline.work_of_graph(tmp_path, (*encoded, rows))
     assert found.multiply_adds == counter.get_total_flops() // 2
     assert found.read_bytes == (users * width - 10) * scorer.item_width * 4
 

@@ -1,4 +1,4 @@
-"""The comparison of a derived split with the flat graph and the split by hand, on tiny models."""
+"""Derived graphs compared with the flat ones and with a model's own methods, on tiny models."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ def test_all_answer_alike_and_the_work_is_counted(
     assert line["flat_multiply_adds"] == flat * 1200
     assert line["split_multiply_adds"] < line["flat_multiply_adds"] / 3
     printed = capsys.readouterr().out
-    assert "split_vs_hand" in printed
+    assert "split_vs_methods" in printed
