@@ -4,8 +4,9 @@ schema.json, vocabulary/NAME.txt     the fitted encoder
 catalogue.parquet                    one row per item: item_id, [title], the raw item features,
                                      dense float32[], ids int32[]
 train|validation|test/part-*.parquet label, item (a ROW of the catalogue), user_dense float32[],
-                                     user_ids int32[], [probability]; validation and test also
-                                     have the raw user features, as a client would send them
+                                     user_ids int32[], [probability], [@user int64], [@time
+                                     float64]; validation and test also have the raw user features,
+                                     as a client would send them
 source.json                          what it was made from, and how many rows there are
 """
 
@@ -29,7 +30,7 @@ from cascade.data.source import DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
 from cascade.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 _COLUMNS = ("label", "item", "user_dense", "user_ids")
 
 
@@ -42,6 +43,8 @@ class Batch:
     user_dense: Floats  # [B, F_dense]
     user_ids: Ids  # [B, sum of lengths]
     probability: Floats | None = None  # [B], the true chance of label 1 where the source knows it
+    user: Ids | None = None  # [B], numbers of the users, the same in all splits; -1 = not said
+    time: npt.NDArray[np.float64] | None = None  # [B], in the source's unit; NaN = not said
 
     def __len__(self) -> int:
         return len(self.label)
@@ -79,6 +82,16 @@ class Dataset:
     @property
     def item_count(self) -> int:
         return int(self.source["items"])
+
+    @property
+    def user_count(self) -> int:
+        """Users of all splits together; 0 where the source does not say whose the rows are."""
+        return int(self.source["users"])
+
+    @property
+    def has_users(self) -> bool:
+        """Whether the source says whose the rows are."""
+        return self.user_count > 0
 
     def items(self) -> tuple[Floats, Ids]:
         """The encoded catalogue: dense float32 [N, F_dense], ids int64 [N, sum of lengths]."""
@@ -190,7 +203,8 @@ class Dataset:
         return found
 
     def _columns(self) -> list[str]:
-        return [*_COLUMNS, *(["probability"] if self.source["probability"] else [])]
+        known = {"probability": "probability", "users": "@user", "times": "@time"}
+        return [*_COLUMNS, *(column for key, column in known.items() if self.source[key])]
 
     def _first(self, split: Split, names: list[str], limit: int | None) -> Columns:
         """Some columns of the first `limit` rows, or of all."""
@@ -203,5 +217,5 @@ class Dataset:
 
 def _batch(columns: Columns, rows: slice) -> Batch:
     """Ids are stored in 32 bits and widened here, a batch at a time."""
-    taken = {name: values[rows] for name, values in columns.items()}
+    taken = {name.removeprefix("@"): values[rows] for name, values in columns.items()}
     return Batch(**{**taken, "user_ids": taken["user_ids"].astype(np.int64)})

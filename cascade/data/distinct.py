@@ -1,4 +1,5 @@
-"""What the first pass over the rows collects: the distinct items, and how often values occur.
+"""What the first pass over the rows collects: the distinct items and users, and how often values
+occur.
 
 A source either lists its items (MovieLens) or only shows their features (Criteo). In the second
 case two impressions show the same item when all raw item features are equal. `DistinctItems`
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,6 +127,27 @@ def hash_rows(table: pa.Table) -> Hashes:
         values = np.fromiter(map(hash, texts), np.int64, len(texts))
         joined = joined * _FACTOR + values.view(np.uint64)[encoded.indices.to_numpy()]
     return joined
+
+
+class DistinctUsers:
+    """Users numbered in the order of their first appearance, whatever the type of their names."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._numbers)
+
+    def rows(self, column: pa.ChunkedArray) -> Rows:
+        """Names [B] -> numbers [B], -1 where it is null."""
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        encoded = column.combine_chunks().dictionary_encode()
+        names, known = encoded.dictionary.to_pylist(), self._numbers
+        found = np.array([known.setdefault(name, len(known)) for name in names], np.int64)
+        places = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
+        return np.asarray(np.append(found, -1)[places])
 
 
 class Vocabularies:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cascade.data.dataset import FORMAT, Dataset
-from cascade.data.distinct import DistinctItems, ListedItems, Vocabularies
+from cascade.data.distinct import DistinctItems, DistinctUsers, ListedItems, Vocabularies
 from cascade.data.opening import open_source
 from cascade.data.parts import fixed_size_list, regrouped, row_groups, write_file, write_parts
 from cascade.data.source import (
@@ -34,6 +34,7 @@ from cascade.data.source import (
     Source,
     Split,
     labels,
+    times,
     typed,
 )
 from cascade.encoding import Encoder
@@ -140,14 +141,16 @@ def _make(
 
 def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
     """Write everything but source.json into an empty folder; -> what source.json has to say of it:
-    rows and positives by split, items, whether probabilities are known. The schema is the source's,
-    or the same features with their categories encoded another way."""
+    rows and positives by split, items, users (0 where the source does not say who they are),
+    whether times and probabilities are known. The schema is the source's, or the same features with
+    their categories encoded another way."""
     raw = folder / "raw"
     raw.mkdir()
     listed = source.catalogue()
     items = DistinctItems(schema, raw / "items") if listed is None else ListedItems(listed)
     of_rows = Vocabularies(schema, ("user", "item") if listed is None else ("user",))
-    rows, positives = _spill(source, schema, items, of_rows, raw)
+    users = DistinctUsers()
+    rows, positives = _spill(source, schema, items, users, of_rows, raw)
     fitted = of_rows.fitted()
     if listed is not None:
         of_items = Vocabularies(schema, ("item",))
@@ -163,13 +166,15 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         groups = (group.to_table() for group in row_groups(raw / split))
         tables, keep_raw = _told(groups, f"encode {split}", rows[split]), split != "train"
         write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in tables))
-    probability = "probability" in row_groups(raw / "train")[0].physical_schema.names
+    stored = row_groups(raw / "train")[0].physical_schema.names
     shutil.rmtree(raw)
     return {
         "rows": rows,
         "positives": positives,
         "items": items.count,
-        "probability": probability,
+        "users": users.count,
+        "times": "@time" in stored,
+        "probability": "probability" in stored,
     }
 
 
@@ -177,6 +182,7 @@ def _spill(
     source: Source,
     schema: Schema,
     items: DistinctItems | ListedItems,
+    users: DistinctUsers,
     vocabularies: Vocabularies,
     folder: Path,
 ) -> tuple[dict[Split, int], dict[Split, int]]:
@@ -194,8 +200,12 @@ def _spill(
             start += chunk.num_rows
             if "probability" in chunk.column_names:
                 columns["probability"] = chunk["probability"].cast(pa.float32())
-            users = typed(schema.side("user"), chunk)
-            columns |= zip(users.column_names, users.columns, strict=True)
+            if "@user" in chunk.column_names:
+                columns["@user"] = users.rows(chunk["@user"])
+            if "@time" in chunk.column_names:
+                columns["@time"] = times(chunk)
+            features = typed(schema.side("user"), chunk)
+            columns |= zip(features.column_names, features.columns, strict=True)
             yield pa.table(columns)
             bar.update(chunk.num_rows)
 

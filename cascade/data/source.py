@@ -42,7 +42,7 @@ class Source(Protocol):
     >>> from cascade.data.prepare import write
     >>> write(Visits(), Visits.schema, folder)  # an empty folder; `prepare` adds source.json
     {'rows': {'train': 2, 'validation': 2, 'test': 2}, 'positives': {'train': 1, 'validation': 1, \
-'test': 1}, 'items': 2, 'probability': False}
+'test': 1}, 'items': 2, 'users': 0, 'times': False, 'probability': False}
     """
 
     @property
@@ -58,9 +58,10 @@ class Source(Protocol):
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows in their order, read once: `label` 0 or 1, every feature by its name (a number
         for dense, a string for the others, null = missing, several members joined by `|`).
-        Optional: `probability`, the true chance of a click; `@user`, who it was, and `@time`, for
-        `python -m cascade.data describe` alone. With a `catalogue`, `item_id` takes the place of
-        the item features: int64, or string where the schema has `string_ids`.
+        Optional: `probability`, the true chance of a click; `@user`, who it was, any type that can
+        be compared, null = not said; `@time`, when it was, a number or a timestamp. With a
+        `catalogue`, `item_id` takes the place of the item features: int64, or string where the
+        schema has `string_ids`.
         """
         ...
 
@@ -118,6 +119,22 @@ def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
             "a label is 0 or 1: leave the row out, or say what it means"
         )
     return found
+
+
+def times(chunk: pa.Table) -> pa.ChunkedArray:
+    """`@time` of a chunk as float64: numbers as they are, timestamps as microseconds since 1970 in
+    UTC; what is missing is NaN."""
+    column = chunk["@time"]
+    try:
+        if pa.types.is_timestamp(column.type):
+            zone = column.type.tz
+            column = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
+        # Nanoseconds since 1970 are rounded to 256 of them.
+        return pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the source gives @time as {column.type}; expected numbers or timestamps: {error}"
+        ) from error
 
 
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ import pytest
 from cascade.data import DataError, Dataset, prepare
 from cascade.data import source as source_module
 from cascade.data.__main__ import main
+from cascade.data.dataset import FORMAT
 from cascade.data.prepare import write
 from cascade.data.source import SPLITS
 from cascade.data.synthetic import Synthetic
@@ -193,14 +194,17 @@ def test_a_side_may_lack_a_kind(tmp_path):
         "rows": {"train": 2, "validation": 2, "test": 2},
         "positives": {"train": 1, "validation": 1, "test": 1},
         "items": 2,
+        "users": 0,
+        "times": False,
         "probability": False,
     }
-    description = {"format": 1, "bad_row_count": 0, "bad_row": "", **counts}
+    description = {"format": FORMAT, "bad_row_count": 0, "bad_row": "", **counts}
     (tmp_path / "source.json").write_text(json.dumps(description))
     dataset = Dataset.open(tmp_path)
     batch = dataset.read("test")
     assert (batch.user_dense.tolist(), batch.item.tolist()) == ([[0], [0]], [0, 1])
-    assert batch.probability is None
+    assert (batch.probability, batch.user, batch.time) == (None, None, None)
+    assert not dataset.has_users
     assert dataset.raw_users("test", 2)[0].tolist() == [[0], [0]]
     dense, ids = dataset.items()
     assert (dense.tolist(), ids.tolist()) == ([[2], [0]], [[0], [0]])
@@ -254,7 +258,7 @@ def test_opening_what_is_no_data_set(dataset, tmp_path):
     with pytest.raises(DataError, match=r"has 2488 rows, and source\.json says 3000"):
         Dataset.open(copy).read("train")
     (copy / "source.json").write_text(json.dumps({**dataset.source, "format": 0}))
-    with pytest.raises(DataError, match="format 0, and this version reads 1"):
+    with pytest.raises(DataError, match="format 0, and this version reads 2"):
         Dataset.open(copy)
 
 

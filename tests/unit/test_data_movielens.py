@@ -9,7 +9,7 @@ import pytest
 
 from cascade.data import DataError, prepare
 from cascade.data.movielens import GENRES, HISTORY, MovieLens, schema
-from cascade.data.movielens_files import GENRES_100K
+from cascade.data.movielens.files import GENRES_100K
 from cascade.data.source import SPLITS, BadRows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
@@ -111,6 +111,8 @@ def test_hand_made_events(tmp_path, layout):
         ("2", 7, 1, "3|20", 2),  # 210: the most recent first
     ]
     assert [row["split"] for row in rows] == ["train"] * 8 + ["validation", "test"]
+    assert [str(row["@user"]) for row in rows] == [row["user_id"] for row in rows]
+    assert [row["@time"] for row in rows] == [90, 100, 100, 120, 130, 140, 150, 160, 200, 210]
     if layout == "csv":
         assert "gender" not in rows[0]
     else:
@@ -153,7 +155,7 @@ def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
             axis=1,
         )
     ]
-    monkeypatch.setattr("cascade.data.movielens.ROW_GROUP", 100)
+    monkeypatch.setattr("cascade.data.movielens.source.ROW_GROUP", 100)
     monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 200)
     rows = read(write_csv(tmp_path / "ml", ratings, movies))
     liked = defaultdict(list)
@@ -178,6 +180,7 @@ def test_prepared_data_encodes_bags(tmp_path):
     assert (vocabularies / "history.txt").read_text().split("\n") == ["20", "10", "3", "7"]
     test = dataset.read("test")
     assert test.item.tolist() == [2]  # movie 7 is row 2
+    assert (test.user, test.time) == ([0], [210])  # the user whose row came first
     np.testing.assert_allclose(test.user_dense, [[np.log1p(2)]], rtol=1e-6)
     assert test.user_ids[0, -HISTORY:].tolist() == [4, 2] + [0] * (HISTORY - 2)  # 3 and 20
     _, ids = dataset.items()

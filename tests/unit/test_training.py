@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cascade.data import Dataset
+from cascade.data.dataset import FORMAT
 from cascade.data.prepare import write
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema
@@ -57,7 +58,7 @@ class Tastes:
 def tastes(tmp_path_factory):
     root = tmp_path_factory.mktemp("tastes")
     description = {
-        "format": 1,
+        "format": FORMAT,
         "bad_row_count": 0,
         "bad_row": "",
         **write(Tastes(), Tastes.schema, root),

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cascade.data.movielens_files import DEMOGRAPHICS, Files
+from cascade.data.movielens.files import DEMOGRAPHICS, Files
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import BadRows, Log, Source, Split, file_identity
 from cascade.schema import Feature, Schema
@@ -55,11 +55,11 @@ class Events:
     label: npt.NDArray[np.bool_]  # [R], whether the rating is a positive
     time: Codes  # [R], rank of the timestamp among the distinct ones
     user_ids: Codes  # [U], sorted
-    times: int  # number of distinct timestamps
+    times: Codes  # [T], the distinct timestamps in seconds, sorted
 
     def keys(self, rows: Codes | slice) -> Codes:
         """[B]: orders events by user, then by time."""
-        return self.user[rows] * self.times + self.time[rows]
+        return self.user[rows] * len(self.times) + self.time[rows]
 
 
 class MovieLens(Source):
@@ -98,6 +98,8 @@ class MovieLens(Source):
                 {
                     "label": events.label[rows].astype(np.float32),
                     "item_id": item_ids[events.movie[rows]],
+                    "@user": events.user_ids[events.user[rows]],
+                    "@time": events.times[events.time[rows]],
                     "positives": positives.astype(np.float32),
                     **{name: about.take(users) for name, about in self._about_users.items()},
                     "history": history,
@@ -123,7 +125,7 @@ class MovieLens(Source):
         order = np.argsort(at, kind="stable")
         user_ids, user = np.unique(user, return_inverse=True)
         times, time = np.unique(at, return_inverse=True)
-        return Events(user[order], movie[order], label[order], time[order], user_ids, len(times))
+        return Events(user[order], movie[order], label[order], time[order], user_ids, times)
 
     @cached_property
     def _liked(self) -> tuple[Codes, npt.NDArray[np.int32]]:
@@ -155,7 +157,7 @@ class MovieLens(Source):
     def _history(self, rows: Codes) -> tuple[Codes, pa.Array]:
         """Events [B] -> how many movies the user had liked before [B], and the last of them."""
         keys, movies = self._liked
-        user_starts = np.searchsorted(keys, self._events.user[rows] * self._events.times)
+        user_starts = np.searchsorted(keys, self._events.user[rows] * len(self._events.times))
         before = np.searchsorted(keys, self._events.keys(rows))  # a strictly earlier time
         lengths = np.minimum(before - user_starts, HISTORY)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
