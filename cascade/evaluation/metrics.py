@@ -29,6 +29,36 @@ def auc(labels: Floats, scores: Floats) -> float:
     return float(sklearn.metrics.roc_auc_score(positive, scores))
 
 
+def user_aucs(labels: Floats, scores: Floats, user: Ids) -> tuple[Floats, Ids]:
+    """The AUC of each user's rows, [U] in ascending order of the users, NaN where a user has one
+    class alone; and how many rows each has, [U]."""
+    order = np.lexsort((scores, user))
+    owner = np.unique(user[order], return_inverse=True)[1].ravel()
+    positive, score = labels[order] > 0.5, scores[order]
+    new = np.ones(len(order), np.bool_)
+    new[1:] = (np.diff(owner) != 0) | (np.diff(score) != 0)
+    equal = np.cumsum(new) - 1  # which run of equals of a user a row is in
+    first = np.flatnonzero(new)
+    last = np.append(first[1:], len(order)) - 1
+    ranks = ((first + last) / 2)[equal]  # equals share the middle of their places
+    rows = np.bincount(owner)
+    starts = np.cumsum(rows) - rows
+    pos = np.bincount(owner, positive)
+    rank_sum = np.bincount(owner, np.where(positive, ranks - starts[owner], 0.0))
+    pairs = pos * (rows - pos)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = np.where(pairs > 0, (rank_sum - pos * (pos - 1) / 2) / pairs, NAN)
+    return found, rows
+
+
+def gauc(labels: Floats, scores: Floats, user: Ids) -> float:
+    """Mean AUC of users, weighted by their rows, over the users with both classes (Zhu et al.,
+    "Optimized cost per click in Taobao display advertising", KDD 2017); NaN without one."""
+    found, rows = user_aucs(labels, scores, user)
+    there = ~np.isnan(found)
+    return float(np.average(found[there], weights=rows[there])) if there.any() else NAN
+
+
 def log_loss(labels: Floats, probabilities: Floats) -> float:
     """Mean negative log likelihood, in nats; NaN without rows."""
     if not len(labels):
@@ -128,12 +158,28 @@ def ndcg_at(lists: Ids, positives: Ids, k: int) -> float:
     return _mean(ndcgs(lists, positives, k))
 
 
-def map_at(lists: Ids, positives: Ids, k: int) -> float:
-    """Mean average precision: the precision at every hit in the first k, summed and divided by the
-    hits that a list of k can have; mean as above."""
+def average_precisions(lists: Ids, positives: Ids, k: int) -> Floats:
+    """The precision at every hit in the first k, summed and divided by the hits that a list of k
+    can have, [B], NaN as above."""
     found, counts = hits(lists[:, :k], positives)
     precision = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
-    return _mean(_of_users((precision * found).sum(1) / np.clip(counts, 1, k), counts))
+    return _of_users((precision * found).sum(1) / np.clip(counts, 1, k), counts)
+
+
+def map_at(lists: Ids, positives: Ids, k: int) -> float:
+    """Mean average precision: `average_precisions`, mean as above."""
+    return _mean(average_precisions(lists, positives, k))
+
+
+def hit_rates(lists: Ids, positives: Ids, k: int) -> Floats:
+    """1 where a positive is in the first k, 0 elsewhere, [B], NaN as above."""
+    found, counts = hits(lists[:, :k], positives)
+    return _of_users(found.any(1).astype(np.float64), counts)
+
+
+def hit_rate_at(lists: Ids, positives: Ids, k: int) -> float:
+    """HR: `hit_rates`, mean as above."""
+    return _mean(hit_rates(lists, positives, k))
 
 
 def reciprocal_ranks(lists: Ids, positives: Ids, k: int) -> Floats:
@@ -141,6 +187,11 @@ def reciprocal_ranks(lists: Ids, positives: Ids, k: int) -> Floats:
     mean over users is MRR."""
     found, counts = hits(lists[:, :k], positives)
     return _of_users(found.any(1) / (found.argmax(1) + 1.0), counts)
+
+
+def mrr_at(lists: Ids, positives: Ids, k: int) -> float:
+    """MRR: `reciprocal_ranks`, mean as above."""
+    return _mean(reciprocal_ranks(lists, positives, k))
 
 
 def interval(

@@ -37,6 +37,23 @@ def test_row_metrics_by_hand() -> None:
     }
 
 
+def test_gauc_by_hand() -> None:
+    labels = np.array([1, 0, 1, 0, 0, 1, 1, 0], np.float32)
+    scores = np.array([0.9, 0.1, 0.2, 0.2, 0.5, 0.7, 0.8, 0.3])
+    user = np.array([7, 7, 3, 3, 3, 5, 5, 7])
+    # User 3: the positive ties one and loses to one, 0.25 of 3 rows; user 5 has one class; user 7:
+    # all right, 1 of 3 rows.
+    values, rows = metrics.user_aucs(labels, scores, user)
+    assert values[[0, 2]].tolist() == [0.25, 1]
+    assert isnan(values[1])
+    assert rows.tolist() == [3, 2, 3]
+    assert metrics.gauc(labels, scores, user) == pytest.approx((3 * 0.25 + 3 * 1) / 6)
+    assert metrics.gauc(labels, scores, np.zeros(8)) == metrics.auc(labels, scores)
+    assert isnan(metrics.gauc(labels[5:7], scores[5:7], user[5:7]))
+    none = np.zeros(0)
+    assert isnan(metrics.gauc(none, none, none.astype(int)))
+
+
 def test_base_rate_has_normalized_entropy_one() -> None:
     labels = np.array([1, 0, 0, 0], np.float32)
     rate = np.full(4, 0.25, np.float32)
@@ -77,9 +94,18 @@ def test_list_metrics_by_hand() -> None:
     assert metrics.ndcg_at(lists, positives, 2) == pytest.approx((1 / log2(3)) / ideal_of_two)
     assert metrics.map_at(lists, positives, 4) == pytest.approx((1 / 2 + 2 / 4) / 3)
     assert metrics.map_at(lists, positives, 2) == pytest.approx((1 / 2) / 2)
+    assert metrics.mrr_at(lists, positives, 4) == metrics.mrr_at(lists, positives, 2) == 1 / 2
+    assert metrics.mrr_at(lists, positives, 1) == metrics.hit_rate_at(lists, positives, 1) == 0
+    assert metrics.hit_rate_at(lists, positives, 2) == 1
 
 
-LIST_METRICS = [metrics.recall_at, metrics.ndcg_at, metrics.map_at]
+LIST_METRICS = [
+    metrics.recall_at,
+    metrics.ndcg_at,
+    metrics.map_at,
+    metrics.mrr_at,
+    metrics.hit_rate_at,
+]
 
 
 @pytest.mark.parametrize("metric", LIST_METRICS)
