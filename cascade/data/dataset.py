@@ -18,14 +18,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cascade.data.parts import Columns, Group, matrix, read_groups, row_count, row_groups
+from cascade.data.parts import (
+    Columns,
+    Group,
+    matrix,
+    read_groups,
+    read_rows,
+    row_count,
+    row_groups,
+)
+from cascade.data.sample import draw
 from cascade.data.source import DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
 from cascade.schema import Schema
@@ -48,6 +57,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.label)
+
+
+class RawRows(NamedTuple):
+    """B rows whose users are as a client would send them."""
+
+    dense: Floats  # [B, F_dense], NaN = missing
+    categorical: npt.NDArray[np.object_]  # [B, F_cat] of bytes, empty = missing
+    item: Ids  # [B], rows of the catalogue
+    label: Floats  # [B]
+    user: Ids | None  # [B], as in `Batch`
+    time: npt.NDArray[np.float64] | None  # [B], as in `Batch`
 
 
 @dataclass(frozen=True)
@@ -131,6 +151,24 @@ class Dataset:
         """A whole split, or its first `limit` rows, in memory."""
         return _batch(self._first(split, self._columns(), limit), slice(None))
 
+    def sample(self, split: Split, count: int, seed: int = 0) -> Batch:
+        """Up to `count` rows drawn at random over the users of a split, as
+        `cascade.data.sample.draw` says; in the order in which they were drawn."""
+        groups = self._groups(split)
+        rows = draw(groups, self.has_users, count, seed, positives=False)
+        return _batch(read_rows(groups, self._columns(), rows), slice(None))
+
+    def raw_sample(
+        self, split: Split, count: int, seed: int = 0, positives: bool = False
+    ) -> RawRows:
+        """As `sample`, with the users as a client would send them, which training keeps not; or of
+        the rows of label 1 alone."""
+        names, groups = self._raw_names(split), self._groups(split)
+        rows = draw(groups, self.has_users, count, seed, positives)
+        columns = read_rows(groups, [*names, *self._who_and_when()], rows)
+        raw = self._raw(columns)
+        return RawRows(*raw, columns.get("@user"), columns.get("@time"))
+
     def batches(
         self, split: Split, batch_size: int, seed: int | None = None, epoch: int = 0, skip: int = 0
     ) -> Iterator[Batch]:
@@ -178,11 +216,15 @@ class Dataset:
             dense float32 [B, F_dense] with NaN = missing, categorical object [B, F_cat] of bytes
             with empty = missing, item int64 [B], label float32 [B].
         """
+        return self._raw(self._first(split, self._raw_names(split), limit))
+
+    def _raw_names(self, split: Split) -> list[str]:
         if split == "train":
             raise DataError("raw users are kept for validation and test only, not for train")
+        return ["item", "label", *(feature.name for feature in self.schema.side("user"))]
+
+    def _raw(self, columns: Columns) -> tuple[Floats, npt.NDArray[np.object_], Ids, Floats]:
         dense, ids = self.schema.dense("user"), self.schema.ids("user")
-        names = [feature.name for feature in (*dense, *ids)]
-        columns = self._first(split, ["item", "label", *names], limit)
         size = len(columns["label"])
         numbers = np.zeros((size, self.schema.dense_width("user")), np.float32)
         for position, feature in enumerate(dense):
@@ -203,8 +245,12 @@ class Dataset:
         return found
 
     def _columns(self) -> list[str]:
-        known = {"probability": "probability", "users": "@user", "times": "@time"}
-        return [*_COLUMNS, *(column for key, column in known.items() if self.source[key])]
+        probability = ["probability"] if self.source["probability"] else []
+        return [*_COLUMNS, *probability, *self._who_and_when()]
+
+    def _who_and_when(self) -> list[str]:
+        stored = {"users": "@user", "times": "@time"}
+        return [column for key, column in stored.items() if self.source[key]]
 
     def _first(self, split: Split, names: list[str], limit: int | None) -> Columns:
         """Some columns of the first `limit` rows, or of all."""

@@ -78,6 +78,21 @@ def read_groups(wanted: Sequence[Group], names: list[str]) -> Columns:
     return {name: _numpy(table[name]) for name in names}
 
 
+def read_rows(groups: Sequence[Group], names: list[str], rows: npt.NDArray[np.int64]) -> Columns:
+    """Some columns of some rows [B], numbered over the row groups of a folder, in any order. One
+    row group at a time is in memory."""
+    starts = np.cumsum([0, *map(row_count, groups)])
+    order = np.argsort(rows, kind="stable")
+    ends = np.searchsorted(rows[order], starts)
+    tables: list[pa.Table] = []
+    for at, group in enumerate(groups):
+        wanted = rows[order[ends[at] : ends[at + 1]]] - starts[at]
+        if len(wanted) or (at == len(groups) - 1 and not tables):
+            tables.append(group.to_table(columns=names).take(pa.array(wanted)))
+    table = pa.concat_tables(tables).take(pa.array(np.argsort(order, kind="stable")))
+    return {name: _numpy(table[name]) for name in names}
+
+
 def _numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     if pa.types.is_fixed_size_list(column.type):
         return matrix(column)

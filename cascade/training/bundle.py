@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cascade.data.dataset import Dataset
+from cascade.data.dataset import Dataset, RawRows
 from cascade.data.parts import fixed_size_list
+from cascade.data.sample import distinct_users
 from cascade.data.source import Split
 from cascade.files import link
 from cascade.schema import Schema
@@ -30,8 +31,8 @@ def write(dataset: Dataset, folder: Path, negatives: Negatives | None = None) ->
 
     schema.json, vocabulary/   the encoder
     catalogue.parquet          the items
-    users.parquet              raw held-out users, those of the validation split first: to tune the
-                               index and check parity
+    users.parquet              raw held-out users, drawn over those of the validation split, then of
+                               the test split: to tune the index and check parity
     users.jsonl                the same as a client would send them: for examples and benchmarks
     titles.csv                 item_id,title where the source has titles
     """
@@ -39,8 +40,7 @@ def write(dataset: Dataset, folder: Path, negatives: Negatives | None = None) ->
     dataset.encoder.save(folder)
     (folder / "catalogue.parquet").unlink(missing_ok=True)
     link(dataset.root / "catalogue.parquet", folder / "catalogue.parquet")
-    held_out = [_user_table(dataset, split) for split in HELD_OUT]
-    users = pa.concat_tables(held_out).slice(0, USERS)
+    users = _users(dataset)
     pq.write_table(users, folder / "users.parquet")
     with (folder / "users.jsonl").open("w") as file:
         for user in as_sent(dataset.schema, users):
@@ -67,13 +67,24 @@ def write_held_out(folder: Path, dense: Any, ids: Any, item: Any, label: Any) ->
     pq.write_table(pa.table(columns), folder / HELD_OUT_FILE)
 
 
-def _user_table(dataset: Dataset, split: Split) -> pa.Table:
-    """The raw columns of the first users, by feature name; missing as NaN or empty."""
-    dense, categorical, _, _ = dataset.raw_users(split, USERS)
-    numbers, ids = dataset.schema.dense("user"), dataset.schema.ids("user")
-    columns: dict[str, Any] = {f.name: dense[:, i] for i, f in enumerate(numbers)}
-    for i, feature in enumerate(ids):
-        columns[feature.name] = [value.decode() for value in categorical[:, i]]
+def _users(dataset: Dataset) -> pa.Table:
+    """`USERS` raw rows, by feature name; missing as NaN or empty. Prints how many users they are
+    of."""
+    drawn: list[RawRows] = []
+    for split in HELD_OUT:
+        left = USERS - sum(len(rows.label) for rows in drawn)
+        if left:
+            drawn.append(dataset.raw_sample(split, left))
+    table = pa.concat_tables([_user_table(dataset.schema, rows) for rows in drawn])
+    of = f" of {distinct_users(*drawn):,} users" if dataset.has_users else ""
+    print(f"users.parquet: {len(table):,} rows{of}")
+    return table
+
+
+def _user_table(schema: Schema, rows: RawRows) -> pa.Table:
+    columns: dict[str, Any] = {f.name: rows.dense[:, i] for i, f in enumerate(schema.dense("user"))}
+    for i, feature in enumerate(schema.ids("user")):
+        columns[feature.name] = [value.decode() for value in rows.categorical[:, i]]
     return pa.table(columns)
 
 

@@ -103,6 +103,6 @@ def held_out(batches: Iterable[Batch], negatives: Negatives | None) -> Iterator[
 
 
 def validation(dataset: Dataset, limit: int, negatives: Negatives | None) -> Batch:
-    """The first rows of the validation split, up to `limit` with their negatives."""
+    """Rows of the validation split, drawn over its users; up to `limit` with their negatives."""
     each = 1 if negatives is None else 1 + negatives.sampling.per_positive
-    return next(held_out([dataset.read("validation", max(1, limit // each))], negatives))
+    return next(held_out([dataset.sample("validation", max(1, limit // each))], negatives))
