@@ -12,7 +12,9 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from cascade import index
-from cascade.data.dataset import Dataset
+from cascade.data.dataset import Batch, Dataset
+from cascade.data.sample import distinct_users
+from cascade.data.source import Split
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
@@ -23,7 +25,7 @@ TUNING_USERS = 128
 
 
 class Candidates:
-    """What the retriever returns for the first rows of a split: [B, K] catalogue rows.
+    """What the retriever returns for rows drawn over the users of a split: [B, K] catalogue rows.
 
     One search serves all the prerankers that are compared. The index is tuned as it is for serving;
     where it finds fewer than K it pads with -1, and a pad's weight is zero.
@@ -37,9 +39,18 @@ class Candidates:
         vectors = item_states(retriever, self.items).cpu().numpy()
         self.index = index.build(vectors, "ivf")
         self.k = min(k, len(vectors))
-        validation = labelled(dataset.read("validation", VALIDATION_USERS), device)
+        drawn: dict[Split, Batch] = {
+            "train": dataset.sample("train", users),
+            "validation": dataset.sample("validation", VALIDATION_USERS),
+        }
+        self.drawn = ", ".join(
+            f"{len(rows):,} {split} rows"
+            + (f" of {distinct_users(rows):,} users" if dataset.has_users else "")
+            for split, rows in drawn.items()
+        )
+        validation = labelled(drawn["validation"], device)
         index.tune(self.index, vectors, self._queries(validation[:TUNING_USERS]), self.k)
-        self.train = self._search(labelled(dataset.read("train", users), device), "train")
+        self.train = self._search(labelled(drawn["train"], device), "train")
         self.validation = self._search(validation, "validation")
 
     def _queries(self, rows: Rows) -> Floats:
@@ -67,7 +78,10 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
 class DistillTask:
     """The student scores a sample of each user's candidates as the teacher does; the row's own
-    item and label are mixed in."""
+    item and label are mixed in. The student has learnt from labels before, so the weights that it
+    comes with are validated, too, and stay where the teacher makes nothing better."""
+
+    trained = True
 
     def __init__(
         self,

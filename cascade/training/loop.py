@@ -53,7 +53,8 @@ class Task(Protocol):
         """A scalar."""
 
     def validate(self) -> dict[str, float]:
-        """Measures on the validation split; `objective` is what early stopping minimises."""
+        """Measures on the validation split; `objective` is what early stopping minimises. A task
+        whose `trained` is true is validated before its first batch, too."""
 
 
 def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.optim.Optimizer]:
@@ -103,6 +104,8 @@ def fit(
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
     progress = tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches")
     with unchecked, progress as bar:
+        if not run.step and getattr(task, "trained", False):
+            bar.set_postfix(run.validated())
         while run.step < total and run.bad < hyper.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
@@ -156,7 +159,8 @@ class _Run:
         with torch.inference_mode():
             measures = self.task.validate()
         self.task.module.train()
-        record = {"step": self.step, "loss": self.loss_sum / self.loss_count, **measures}
+        loss = {"loss": self.loss_sum / self.loss_count} if self.loss_count else {}
+        record = {"step": self.step, **loss, **measures}
         self.loss_sum = self.loss_count = 0.0
         self.bad += 1
         if measures["objective"] < min((h["objective"] for h in self.history), default=inf):

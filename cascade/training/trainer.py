@@ -40,17 +40,20 @@ class Training:
     model: str  # the stage of the recipe whose model is trained
     hyper: Hyperparameters
     taught: bool = False  # by the ranker, on what the retriever returns; else by the rows' labels
+    starts_from: str = ""  # an earlier training of the same model, whose weights it begins with
 
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
-ON_CANDIDATES = Hyperparameters(batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=2)
+ON_CANDIDATES = Hyperparameters(
+    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
+)
 TRAININGS = {  # in this order; a checkpoint has the name of its training
     "retrieve": Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
     "rank": Training("rank", ON_ROWS),
     "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
     "prerank_labels": Training("prerank", ON_ROWS),
-    "prerank": Training("prerank", ON_CANDIDATES, taught=True),
-    "prerank_baseline": Training("baseline", ON_CANDIDATES, taught=True),
+    "prerank": Training("prerank", ON_CANDIDATES, True, "prerank_labels"),
+    "prerank_baseline": Training("baseline", ON_CANDIDATES, True, "baseline"),
 }
 
 
@@ -121,12 +124,15 @@ class Trainer:
         folder, schema = self.out / name, self.dataset.schema
         model, size = self.recipe.model(training.model)
         config, teachers = preset(model, size), TEACHERS if training.taught else ()
+        begun = (training.starts_from,) if training.starts_from else ()
         made_from = {
             "model": model,
             "preset": size,
             "config": config,
             "schema_hash": schema.hash,
-            "taught_by": {other: checkpoint.digest(self.out / other) for other in teachers},
+            "taught_by": {
+                other: checkpoint.digest(self.out / other) for other in (*teachers, *begun)
+            },
             **self._made_of_rows(name),
         }
         wanted = json.loads(json.dumps({**made_from, "recipe": hyper.identity()}))
@@ -137,11 +143,15 @@ class Trainer:
                 return checkpoint.load(folder, schema).to(self.device)
         torch.manual_seed(hyper.seed)
         scorer = build(model, config, schema).to(self.device)
+        for other in begun:
+            scorer.load_state_dict(self.models[other].state_dict())
         history = fit(self._task(name, scorer, hyper), hyper, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
         _draw(folder / "curves.png", name, history)
+        if training.taught:
+            print(_taught(name, history[0]["validation_kept"], best["validation_kept"]))
         return scorer.eval()
 
     def _made_of_rows(self, name: str) -> dict[str, Any]:
@@ -170,8 +180,10 @@ class Trainer:
     @cached_property
     def _candidates(self) -> Candidates:
         """What the retriever returns: one search for all that are taught."""
-        retriever = self.models["retrieve"]
-        return Candidates(retriever, self.dataset, self.device, DISTILL_USERS, Sizes().candidates)
+        where = (self.models["retrieve"], self.dataset, self.device)
+        found = Candidates(*where, DISTILL_USERS, Sizes().candidates)
+        print(f"prerankers are taught and compared on {found.drawn}, drawn at random")
+        return found
 
 
 def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
@@ -203,20 +215,31 @@ def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
     return found, why
 
 
+def _taught(name: str, before: float, after: float) -> str:
+    """What distillation added, in words."""
+    kept = f"keeps {after:.4f} of the ranker's ten best among the candidates"
+    if after > before:
+        return f"{name}: taught by the ranker it {kept}; by labels alone it kept {before:.4f}"
+    return (
+        f"WARNING: {name}: distillation made nothing better, so the weights that were trained on "
+        f"labels are kept: it {kept}"
+    )
+
+
 def _source(dataset: Dataset) -> str:
     return str(dataset.source["fingerprint"].get("source", ""))
 
 
 def _draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
     """Training curves: one panel per measure over the training steps."""
-    measures = [key for key in history[0] if key not in ("step", "objective")]
+    measures = [key for key in history[-1] if key not in ("step", "objective")]
     width = 4 * len(measures)
     figure = Figure(figsize=(width, 3))
     figure.subplots_adjust(left=0.6 / width, right=1 - 0.2 / width, bottom=0.17, top=0.8)
     figure.suptitle(name)
     panels = figure.subplots(1, len(measures), squeeze=False)[0]
     for axes, measure in zip(panels, measures, strict=True):
-        points = [(record["step"], record[measure]) for record in history]
+        points = [(record["step"], record[measure]) for record in history if measure in record]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
         axes.set_title(measure.replace("_", " "), fontsize=10)
         axes.set_xlabel("batches")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,22 @@ def test_a_student_keeps_the_first_choices_of_its_teacher(synthetic, candidates,
     history = fit(task, hyper, tmp_path, "student")
     assert before < 0.2
     assert max(record["validation_kept"] for record in history) > 0.4
-    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[0] == {"step": 0, "objective": -before, "validation_kept": before}
+    assert history[-1]["loss"] < history[1]["loss"]
+
+
+def test_weights_that_were_trained_stay_where_a_teacher_makes_nothing_better(
+    candidates, teacher, tmp_path
+):
+    """The teacher itself as the student of its own order turned round."""
+    student = copy.deepcopy(teacher)
+    task = DistillTask(student, teacher, candidates, Hyperparameters(batch_size=64), keep=10)
+    task.loss = lambda batch, step: sum(p.square().sum() for p in student.top.parameters())
+    history = fit(task, Hyperparameters(batch_size=64, lr=0.1), tmp_path, "student")
+    assert history[0]["validation_kept"] == 1
+    assert history[-1]["validation_kept"] < 1
+    for name, weight in teacher.state_dict().items():
+        assert torch.equal(student.state_dict()[name], weight)
 
 
 def test_a_teacher_keeps_its_own_choices(candidates, teacher):
@@ -113,4 +130,4 @@ def test_a_catalogue_smaller_than_the_list(synthetic, teacher, tmp_path):
     task = DistillTask(fresh(synthetic.schema), teacher, small, hyper, keep=40)
     history = fit(task, hyper, tmp_path, "student")
     assert all(record["validation_kept"] == 1 for record in history)  # there is no more to keep
-    assert all(np.isfinite(record["loss"]) for record in history)
+    assert all(np.isfinite(record["loss"]) for record in history[1:])
