@@ -18,6 +18,7 @@ COMMANDS = {
     "catalogue": ("export.commands", "publish the live release with another catalogue"),
     "rewire": ("export.releases.commands", "write a release in another topology"),
     "users": ("export.commands", "write raw users into the store"),
+    "plan": ("export.commands", "find the sizes that keep enough of the ranker's best"),
     "flat": ("export.commands", "export a ranker as a third party would"),
 }
 

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 BATCH_USERS = 8  # on a CPU a larger batch gains little and makes all of its users wait
 SIZES = Sizes()
 RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Also:
---ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON; --flat (models
-over pairs are not taken apart); --preranker NAME [{PRERANK}]; --row-order index|catalogue;
---retrieve-from DIR; --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}],
---results N [{SIZES.results}] (leave each stage); --max-batch-size N [{Serving.max_batch_size}];
---max-queue-size N [{Serving.max_queue_size}; 0 = no limit]; --queue-delay-us N; --batch-users N;
---users-per-run N [measured]; --threads N; --cuda-graphs; --half; --temperature X [1.0; of draws]"""
+--ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON; --flat;
+--preranker NAME [{PRERANK}]; --row-order index|catalogue; --retrieve-from DIR;
+--candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
+[{SIZES.results}] (leave each stage; --sizes auto --keep X plans them);
+--max-batch-size N [{Serving.max_batch_size}]; --max-queue-size N [{Serving.max_queue_size}; 0 =
+no limit]; --queue-delay-us N; --batch-users N; --users-per-run N [measured]; --threads N;
+--cuda-graphs; --half; --temperature X [1.0; of draws]"""
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
@@ -144,6 +145,8 @@ def add_places(parser: argparse.ArgumentParser) -> None:
     add("--cascade", type=Path, metavar="FILE", help="or a cascade.yaml: docs/your-models.md")
     add("--repository", type=Path, metavar="DIR", required=True, help="model repository to write")
     add("--version", type=int, default=1, metavar="N", help="number of the release [%(default)s]")
+    add("--sizes", choices=("auto",), help=argparse.SUPPRESS)
+    add("--keep", type=float, help=argparse.SUPPRESS)
 
 
 def _described(args: argparse.Namespace) -> Described | None:

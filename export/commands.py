@@ -1,4 +1,5 @@
-"""The commands that compute a release or write users: build, publish, catalogue, users, flat."""
+"""The commands that compute a release or write users: build, plan, publish, catalogue, users,
+flat."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ from export import arguments
 from export import users as user_files
 from export.build import write_release
 from export.foreign.flat import flat_onnx
+from export.planning.grid import CANDIDATES, SURVIVORS, PlanError, Tried
+from export.planning.plan import KEEP, USERS, Asked
+from export.planning.release import PICTURE, PLAN_FILE, write_plan, write_planned
+from export.planning.report import report as report_plan
 from export.releases.commands import add_server, parser, publisher, report, say
 from export.releases.refresh import Refresh, change, read_ids, read_items
 from export.releases.repository import Repository
@@ -29,7 +34,43 @@ def build(argv: Sequence[str]) -> None:
     arguments.add_places(options)
     arguments.add(options)
     args = options.parse_args(argv)
-    write_release(arguments.build_of(args, args.repository, args.version))
+    if args.keep is not None and not args.sizes:
+        raise PlanError("--keep says what planned sizes keep: give --sizes auto with it")
+    asked = Asked(KEEP if args.keep is None else args.keep)
+    export = arguments.build_of(args, args.repository, args.version)
+    if args.sizes:
+        write_planned(export, asked)
+    else:
+        write_release(export)
+
+
+def plan(argv: Sequence[str]) -> None:
+    """Plan the sizes: what each keeps of the ranker's own best, what it costs, and the cheapest
+    that keeps enough.
+
+    Exports the checkpoints into a temporary folder, as build would, and asks it in every size: the
+    candidates, the survivors, and the search effort of the index where it has one. The default that
+    the others are compared with is that of --candidates and --survivors. Writes plan.json and
+    plan.png; python -m export build --sizes auto --keep X plans and exports.
+    """
+    options = parser("plan", "--out DIR (--checkpoints DIR | --cascade FILE)", plan.__doc__)
+    add = options.add_argument
+    add("--checkpoints", type=Path, metavar="DIR", help="what training wrote")
+    add("--cascade", type=Path, metavar="FILE", help="or a cascade.yaml: docs/your-models.md")
+    add("--out", type=Path, metavar="DIR", required=True, help="folder of plan.json and plan.png")
+    add("--keep", type=float, default=KEEP, metavar="X", help="of the best [%(default)s]")
+    add("--users", type=int, default=USERS, metavar="N", help="asked, at random [%(default)s]")
+    for name, sizes in (("candidates", CANDIDATES), ("survivors", SURVIVORS)):
+        text = f"[{' '.join(map(str, sizes))}]"
+        add(f"--try-{name}", type=int, nargs="+", default=sizes, metavar="N", help=text)
+    arguments.add(options, hidden=True)
+    args = options.parse_args(argv)
+    tried = Tried(args.try_candidates, args.try_survivors)
+    asked = Asked(args.keep, args.users, tried)
+    args.repository = args.out
+    found = write_plan(arguments.build_of(args, args.out, 1), asked, args.out)
+    print(report_plan(found))
+    print(f"wrote {args.out / PLAN_FILE} and {args.out / PICTURE}")
 
 
 def publish(argv: Sequence[str]) -> None:

@@ -63,6 +63,7 @@ class Build:
     # `index` puts items of one list side by side, `catalogue` keeps the order of the checkpoints.
     row_order: Literal["index", "catalogue"] = "index"
     retrieve_from: Path | None = None  # a repository that lends its index and its row order
+    effort: int | None = None  # nprobe or efSearch in place of the lent index's own
     recall: float = 0.95
     filter_features: tuple[str, ...] | None = None  # that a request may filter by; None = all
     state: Precision | Auto = "auto"  # of the items; `export.artifacts.variants` chooses

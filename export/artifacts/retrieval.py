@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,17 @@ def write(
     Raises ArtifactError: it does not fit.
 
     Args:
-        vectors: of the items, float32 [n, D] each; read only where an index is built.
+        vectors: of the items, float32 [n, D] each; read where an index is built, or an effort set.
     """
     folder, schema, items = build.folder(RETRIEVE), source.schema, source.items
     exact.remove(folder)
     if build.retrieve_from:
-        return _take(build.retrieve_from, source, folder)
+        taken = _take(build.retrieve_from, source, folder)
+        if build.effort is not None:
+            ordered = np.concatenate([*vectors])[taken.order]
+            _set_effort(taken.index, build, ordered, queries)
+            index.save(taken.index, folder, schema.hash)
+        return taken
     order, k = np.arange(len(items)), min(build.sizes.candidates, len(items))
     if own_index:
         raw = faiss.read_index(str(own_index))
@@ -106,6 +111,16 @@ def _take(other: Path, source: Source, folder: Path) -> Retrieval:
     found = index.load(retriever, source.schema.hash, mapped=False)
     index.save(found, folder, source.schema.hash)
     return Retrieval(order, found)
+
+
+def _set_effort(taken: index.Index, build: Build, vectors: Array, queries: Array) -> None:
+    """Search with `build.effort`, and measure anew how much that finds."""
+    assert build.effort is not None
+    taken.set_effort(build.effort)
+    k = min(build.sizes.candidates, len(vectors))
+    recall = index.adopt(taken.raw, vectors, queries, k).facts.recall
+    timeless = replace(taken.facts, recall=recall, recall_k=k, latency_us=None, exact_us=None)
+    taken.facts = timeless.noted(f"{taken.effort} as planned")
 
 
 def draw_frontier(folder: Path) -> Path:

@@ -53,6 +53,19 @@ CASES = {
             "--checkpoints {checkpoints} --repository {new} --filter-features nil",
             "no item feature is called nil",
         ),
+        ("--checkpoints {checkpoints} --repository {new} --keep 0.9", "give --sizes auto with it"),
+        ("--checkpoints {checkpoints} --repository {new} --sizes auto --keep 2", "--keep 2: expec"),
+    ],
+    "plan": [
+        ("--checkpoints {missing} --out {new}", "missing is not a folder of checkpoints"),
+        ("--checkpoints {checkpoints} --out {file}", "file"),
+        ("--checkpoints {checkpoints} --out {new} --keep 0", "--keep 0: expected a share"),
+        ("--checkpoints {checkpoints} --out {new} --users 1", "--users 1: expected 2 or more"),
+        ("--out {new}", "--checkpoints DIR or --cascade FILE is needed"),
+        (
+            "--checkpoints {checkpoints} --out {new} --try-survivors 9",
+            "--try-survivors 9: expected 10 or more",
+        ),
     ],
     "publish": [
         ("--repository {new} --checkpoints {missing}", "missing is not a folder of checkpoints"),
