@@ -19,6 +19,9 @@ Policy = Literal["error", "skip"]
 # How the items of the rows were chosen: the system showed them, or the user took them.
 Log = Literal["impressions", "choices"]
 LOGS: tuple[Log, ...] = get_args(Log)
+# Units that a time may be counted in, and numbers of them that lie between 1973 and 2100.
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+PLAUSIBLE = (10**8, 41 * 10**8)
 
 
 class DataError(CascadeError, ValueError):
@@ -135,6 +138,14 @@ def times(chunk: pa.Table) -> pa.ChunkedArray:
         raise DataError(
             f"the source gives @time as {column.type}; expected numbers or timestamps: {error}"
         ) from error
+
+
+def unit(time: float) -> str | None:
+    """The unit in which a time counts from 1970; None where it seems to count something else."""
+    for name, each in UNITS.items():
+        if PLAUSIBLE[0] * each <= time < PLAUSIBLE[1] * each:
+            return name
+    return None
 
 
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:

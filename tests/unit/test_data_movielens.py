@@ -181,7 +181,9 @@ def test_prepared_data_encodes_bags(tmp_path):
     test = dataset.read("test")
     assert test.item.tolist() == [2]  # movie 7 is row 2
     assert (test.user, test.time) == ([0], [210])  # the user whose row came first
-    np.testing.assert_allclose(test.user_dense, [[np.log1p(2)]], rtol=1e-6)
+    # 2 positives of 3 events with a mean of 11 / 3; 6 positives of all 9, with a mean of 33 / 9
+    past = [np.log1p(3), (2 / 3 - 0.5) / 0.25, np.log1p(80 / 86_400), 11 / 3 - 3.5]
+    np.testing.assert_allclose(test.user_dense, [[np.log1p(2), *past]], rtol=1e-5)
     assert test.user_ids[0, -HISTORY:].tolist() == [4, 2] + [0] * (HISTORY - 2)  # 3 and 20
     _, ids = dataset.items()
     assert ids.shape == (4, 1 + GENRES + 1)
@@ -189,7 +191,8 @@ def test_prepared_data_encodes_bags(tmp_path):
     assert (ids[2, 1:] == 0).all()  # Babylon 5: neither genres nor a year
     dense, wire, item, label = dataset.raw_users("test", 10)
     assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"3|20"]]
-    assert (dense.tolist(), item.tolist(), label.tolist()) == ([[2]], [2], [1])
+    np.testing.assert_allclose(dense, [[2, 3, 2 / 3, 80 / 86_400, 11 / 3]], rtol=1e-6)
+    assert (item.tolist(), label.tolist()) == ([2], [1])
 
 
 def test_user_without_a_row_of_its_own_is_missing(tmp_path):

@@ -12,12 +12,8 @@ from tabulate import tabulate
 
 from cascade.data.describe.survey import Collected, Survey
 from cascade.data.opening import add_source_arguments, open_source
-from cascade.data.source import SPLITS
+from cascade.data.source import SPLITS, UNITS, unit
 from cascade.files import write_json
-
-# Units that a time may be counted in, and numbers of them that lie between 1973 and 2100.
-_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_PLAUSIBLE = (10**8, 41 * 10**8)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,8 +82,8 @@ def _spread(sizes: Mapping[str, int]) -> str:
 
 def moment(value: float) -> str:
     """A time, with its date where it counts from 1970 in a usual unit."""
-    for unit, each in _UNITS.items():
-        if _PLAUSIBLE[0] * each <= value < _PLAUSIBLE[1] * each:
-            date = datetime.fromtimestamp(value / each, timezone.utc)
-            return f"{date:%Y-%m-%d %H:%M:%S}{'' if unit == 'us' else f' ({value} {unit})'}"
-    return str(value)
+    counted = unit(value)
+    if counted is None:
+        return str(value)
+    date = datetime.fromtimestamp(value / UNITS[counted], timezone.utc)
+    return f"{date:%Y-%m-%d %H:%M:%S}{'' if counted == 'us' else f' ({value} {counted})'}"

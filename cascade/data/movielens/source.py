@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cascade.data import past
 from cascade.data.movielens.files import DEMOGRAPHICS, Files
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import BadRows, Log, Source, Split, file_identity
@@ -26,6 +27,9 @@ from cascade.schema import Feature, Schema
 
 HISTORY = 50
 GENRES = 8  # a few movies have more; most have two or three
+DAY = 86_400  # timestamps are seconds
+RATING = Feature("past_rating", "user", "dense", "identity", fill=3.5, mean=3.5)
+PAST = (past.EVENTS, past.POSITIVES, past.DAYS, RATING)
 
 Codes = npt.NDArray[np.int64]
 
@@ -37,6 +41,7 @@ def schema(demographics: bool) -> Schema:
         "movielens",
         (
             Feature("positives", "user", "dense", "log1p"),
+            *PAST,
             *(Feature(name, "user", "categorical", "vocabulary") for name in about_user),
             Feature("history", "user", "bag", "vocabulary", length=HISTORY),
             Feature("movie_id", "item", "categorical", "vocabulary"),
@@ -48,11 +53,12 @@ def schema(demographics: bool) -> Schema:
 
 @dataclass(frozen=True)
 class Events:
-    """All ratings, sorted by time; 21 bytes each."""
+    """All ratings, sorted by time; 25 bytes each."""
 
     user: Codes  # [R], places in `user_ids`
     movie: npt.NDArray[np.int32]  # [R], rows of the catalogue
     label: npt.NDArray[np.bool_]  # [R], whether the rating is a positive
+    rating: npt.NDArray[np.float32]  # [R], of 5
     time: Codes  # [R], rank of the timestamp among the distinct ones
     user_ids: Codes  # [U], sorted
     times: Codes  # [T], the distinct timestamps in seconds, sorted
@@ -101,6 +107,7 @@ class MovieLens(Source):
                     "@user": events.user_ids[events.user[rows]],
                     "@time": events.times[events.time[rows]],
                     "positives": positives.astype(np.float32),
+                    **{name: values.take(pa.array(rows)) for name, values in self._past.items()},
                     **{name: about.take(users) for name, about in self._about_users.items()},
                     "history": history,
                 }
@@ -114,18 +121,35 @@ class MovieLens(Source):
     def _events(self) -> Events:
         listed = self._movies["item_id"].combine_chunks()
         parts: list[list[npt.NDArray[Any]]] = [
-            [np.empty(0, kind)] for kind in (np.int64, np.int32, np.bool_, np.int64)
+            [np.empty(0, kind)] for kind in (np.int64, np.int32, np.bool_, np.float32, np.int64)
         ]
         for table in self._files.read_ratings(listed.to_numpy(), self._bad):
             movie = pc.index_in(table["movieId"], value_set=listed)  # int32
-            columns = (table["userId"], movie, pc.greater(table["rating"], 3), table["timestamp"])
+            rating = table["rating"].cast(pa.float32())
+            columns = (table["userId"], movie, pc.greater(rating, 3), rating, table["timestamp"])
             for part, column in zip(parts, columns, strict=True):
                 part.append(column.to_numpy())
-        user, movie, label, at = map(np.concatenate, parts)
+        user, movie, label, rating, at = map(np.concatenate, parts)
         order = np.argsort(at, kind="stable")
         user_ids, user = np.unique(user, return_inverse=True)
         times, time = np.unique(at, return_inverse=True)
-        return Events(user[order], movie[order], label[order], time[order], user_ids, times)
+        return Events(
+            *(user[order], movie[order], label[order], rating[order], time[order]), user_ids, times
+        )
+
+    @cached_property
+    def _past(self) -> dict[str, pa.Array]:
+        """What each event's user had done before it, by feature."""
+        events = self._events
+        found = past.Past(events.user, events.times[events.time])
+        values = (
+            *(found.events(), found.mean(events.label)),
+            *(found.since_last(DAY), found.mean(events.rating)),
+        )
+        return {
+            feature.name: pa.array(column, from_pandas=True)
+            for feature, column in zip(PAST, values, strict=True)
+        }
 
     @cached_property
     def _liked(self) -> tuple[Codes, npt.NDArray[np.int32]]:

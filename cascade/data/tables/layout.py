@@ -10,6 +10,7 @@
     time: clicked_at                 # optional; without it the split is random
     title: name                      # optional, of the items
     log: impressions                 # optional: impressions or choices
+    past: true                       # optional: false leaves out what a user had done before
     features:
     - {name: price, side: item, kind: dense, encoding: log1p}
     - {name: tags, side: item, kind: bag, length: 5, column: tag_list, min_count: 2}
@@ -25,6 +26,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from cascade.data import past
 from cascade.data.source import LOGS, DataError, Log
 from cascade.located import Node, load
 from cascade.schema import ENCODINGS, Feature, Schema, SchemaError
@@ -59,8 +61,9 @@ class Layout:
     """What the YAML file says.
 
     Args:
-        schema: the features, not yet fitted.
-        columns: by feature.
+        schema: the features, not yet fitted; those of the user's past stand last.
+        columns: by feature; one of the past has none.
+        past: the features of the past, which are computed from the interactions.
         named: the nodes of `item`, `user`, `label`, `time` and `title`, where they are given.
         files: by table; a table that is not given has none.
         log: how the items of the rows were chosen, where the file says so.
@@ -69,6 +72,7 @@ class Layout:
     root: Node
     schema: Schema
     columns: dict[str, Column]
+    past: tuple[Feature, ...]
     named: dict[str, Node]
     files: dict[Table, list[Path]]
     log: Log | None
@@ -83,7 +87,7 @@ def read(schema: Path, where: str = "") -> Layout:
     of the tables are looked up, or the files of the interactions, separated by commas. Raises a
     CascadeError that names the line."""
     root = load(schema)
-    root.only("name", *TABLES, *COLUMNS, "item_ids", "log", "features")
+    root.only("name", *TABLES, *COLUMNS, "item_ids", "log", "past", "features")
     features: list[Feature] = []
     columns: dict[str, Column] = {}
     for node in root.take("features", Node.members):
@@ -95,8 +99,9 @@ def read(schema: Path, where: str = "") -> Layout:
         columns[feature.name] = column
     kind = root.take("item_ids", lambda node: node.choice("item_ids", ITEM_IDS), ITEM_IDS[0])
     name = root.take("name", Node.text, schema.stem)
+    earlier = _past(root, columns)
     try:
-        found = Schema(name, tuple(features), string_ids=kind == "strings")
+        found = Schema(name, (*features, *earlier), string_ids=kind == "strings")
     except SchemaError as error:
         raise root.mapping()["features"].error(f"{error}; add one") from error
     root.take("item", Node.text)
@@ -109,7 +114,17 @@ def read(schema: Path, where: str = "") -> Layout:
         )
     log = root.take("log", lambda node: node.choice("log", LOGS), None)
     files = _files(root, where)
-    return Layout(root, found, columns, named, files, cast("Log | None", log))
+    return Layout(root, found, columns, earlier, named, files, cast("Log | None", log))
+
+
+def _past(root: Node, columns: dict[str, Column]) -> tuple[Feature, ...]:
+    """The features of the user's past that the interactions can tell; one that the file describes
+    itself is the file's."""
+    wanted, there = root.take("past", Node.boolean, True), root.mapping()
+    if not wanted or "user" not in there or "time" not in there:
+        return ()
+    made = [past.EVENTS, *([past.POSITIVES] if "label" in there else []), past.DAYS]
+    return tuple(feature for feature in made if feature.name not in columns)
 
 
 def _feature(node: Node) -> tuple[Feature, Column]:

@@ -20,8 +20,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cascade import values
+from cascade.data import past
 from cascade.data.parts import ROW_GROUP
-from cascade.data.source import SPLITS, BadRows, DataError, Log, Source, Split, file_identity
+from cascade.data.source import (
+    SPLITS,
+    UNITS,
+    BadRows,
+    DataError,
+    Log,
+    Source,
+    Split,
+    file_identity,
+    unit,
+)
 from cascade.data.tables import convert
 from cascade.data.tables.convert import Wanted
 from cascade.data.tables.layout import Layout, Table
@@ -45,7 +56,8 @@ class TableSource(Source):
 
     def __init__(self, layout: Layout, bad: BadRows) -> None:
         self._layout, self._bad = layout, bad
-        self._place = {feature.name: self._find(feature) for feature in layout.schema.features}
+        features = [f for f in layout.schema.features if f not in layout.past]
+        self._place = {feature.name: self._find(feature) for feature in features}
 
     @property
     def schema(self) -> Schema:
@@ -109,6 +121,7 @@ class TableSource(Source):
                 where = self._user_rows[first : first + len(rows)]
                 place = pa.array(where, mask=where < 0)
                 columns |= {name: self._users[name].take(place) for name in joined}
+            columns |= {n: values.slice(first, len(rows)) for n, values in self._past.items()}
             yield _plain(pa.table(columns))
 
     # --- which table a feature is in
@@ -147,7 +160,7 @@ class TableSource(Source):
     def _of(self, side: str, table: Table) -> list[Feature]:
         """The features of a side that stand in a table."""
         features = self.schema.features
-        return [f for f in features if f.side == side and self._place[f.name] == table]
+        return [f for f in features if f.side == side and self._place.get(f.name) == table]
 
     # --- the tables
 
@@ -243,6 +256,22 @@ class TableSource(Source):
             times = self._events["@time"].to_numpy()
             cuts = [int(np.searchsorted(times, times[max(0, cut - 1)], "right")) for cut in cuts]
         return [(0, cuts[0]), (cuts[0], cuts[1]), (cuts[1], count)]
+
+    @cached_property
+    def _past(self) -> dict[str, pa.Array]:
+        """What the user of every interaction had done before it, by feature."""
+        wanted = {feature.name for feature in self._layout.past}
+        if not wanted:
+            return {}
+        user = self._events["@user"].combine_chunks().indices.fill_null(-1)
+        time = self._events["@time"].to_numpy()
+        found = past.Past(user.to_numpy().astype(np.int64), time)
+        made = {
+            past.EVENTS.name: found.events(),
+            past.POSITIVES.name: found.mean(self._events["label"].to_numpy()),
+            past.DAYS.name: found.since_last(86_400 * UNITS[unit(time[-1]) or "s"]),
+        }
+        return {n: pa.array(made[n], from_pandas=True) for n in made if n in wanted}
 
     @cached_property
     def _user_rows(self) -> Rows:
