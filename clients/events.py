@@ -1,7 +1,8 @@
 """`python -m clients.events --store URL < events.jsonl`: what users did, for their next request.
 
 A line is `{"user_id": "17", "feature": "history", "values": ["m-3"]}`: new members of a bag, the
-latest last. They go in front of the bag, which keeps as many as the cascade reads. Lines are
+latest last. They go in front of the bag, which keeps as many as the cascade reads. A line may set
+numbers of the user, too, or alone: `{"user_id": "17", "set": {"past_events": 12}}`. Lines are
 written as soon as they arrive, so a pipe may stay open; several writers may run at the same time.
 From Python:
 
@@ -27,7 +28,8 @@ from cascade.errors import run
 from cascade.store import Event, UserStore
 
 READ_BYTES = 1 << 16
-FIELDS = ("user_id", "feature", "values")
+MEMBERS = {"user_id", "feature", "values"}
+NUMBERS = {"user_id", "set"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,10 +89,12 @@ def parse(line: bytes) -> Event:
         value: Any = json.loads(line)
     except ValueError as error:
         raise InvalidInput(f"not JSON: {error}") from error
-    if not isinstance(value, dict) or set(value) != set(FIELDS):
+    if not isinstance(value, dict) or {*value} not in (MEMBERS, NUMBERS, MEMBERS | NUMBERS):
         came = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise InvalidInput(f"an event is an object of {', '.join(FIELDS)}; {came} came")
-    return Event(*(value[field] for field in FIELDS))
+        raise InvalidInput(
+            f"an event is an object of user_id and of feature, values or set or both; {came} came"
+        )
+    return Event(**value)
 
 
 if __name__ == "__main__":
