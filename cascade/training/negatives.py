@@ -89,7 +89,8 @@ class Negatives:
             return np.repeat(rows, each, axis=0)
 
         users = (repeated(batch.user_dense), repeated(batch.user_ids))
-        return Batch(label.ravel(), items.ravel(), *users)
+        who, when = (None if part is None else repeated(part) for part in (batch.user, batch.time))
+        return Batch(label.ravel(), items.ravel(), *users, user=who, time=when)
 
 
 def held_out(batches: Iterable[Batch], negatives: Negatives | None) -> Iterator[Batch]:

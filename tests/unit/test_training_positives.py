@@ -58,6 +58,8 @@ def test_the_first_and_the_last_item_have_others_beside_them(likes: Dataset) -> 
 def test_every_positive_comes_before_its_negatives(likes: Dataset) -> None:
     batch = likes.read("test", 5)
     rows = Negatives(likes, Sampling(2)).beside(batch, np.random.default_rng(0))
+    for part, repeated in ((batch.user, rows.user), (batch.time, rows.time)):
+        assert part is None or np.array_equal(repeated, np.repeat(part, 3))
     assert rows.label.tolist() == [1, 0, 0] * 5
     assert rows.item[::3].tolist() == batch.item.tolist()
     np.testing.assert_array_equal(rows.user_ids, np.repeat(batch.user_ids, 3, axis=0))
