@@ -1,8 +1,7 @@
 """`python -m clients.events --store URL < events.jsonl`: what users did, for their next request.
 
 A line is `{"user_id": "17", "feature": "history", "values": ["m-3"]}`: new members of a bag, the
-latest last. They go in front of the bag, which keeps as many as the cascade reads. A line may set
-numbers of the user, too, or alone: `{"user_id": "17", "set": {"past_events": 12}}`. Lines are
+latest last. They go in front of the bag, which keeps as many as the cascade reads. Lines are
 written as soon as they arrive, so a pipe may stay open; several writers may run at the same time.
 From Python:
 
@@ -28,8 +27,7 @@ from cascade.errors import run
 from cascade.store import Event, UserStore
 
 READ_BYTES = 1 << 16
-MEMBERS = {"user_id", "feature", "values"}
-NUMBERS = {"user_id", "set"}
+FIELDS = ("user_id", "feature", "values")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,12 +87,10 @@ def parse(line: bytes) -> Event:
         value: Any = json.loads(line)
     except ValueError as error:
         raise InvalidInput(f"not JSON: {error}") from error
-    if not isinstance(value, dict) or {*value} not in (MEMBERS, NUMBERS, MEMBERS | NUMBERS):
+    if not isinstance(value, dict) or set(value) != set(FIELDS):
         came = sorted(value) if isinstance(value, dict) else type(value).__name__
-        raise InvalidInput(
-            f"an event is an object of user_id and of feature, values or set or both; {came} came"
-        )
-    return Event(**value)
+        raise InvalidInput(f"an event is an object of {', '.join(FIELDS)}; {came} came")
+    return Event(*(value[field] for field in FIELDS))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ import torch
 
 from cascade.data.dataset import Dataset
 from cascade.errors import run
-from cascade.evaluation import report, served, served_report
-from cascade.evaluation.stagewise import COMPARED, EvaluationError, evaluate
+from cascade.evaluation import report
+from cascade.evaluation.evaluate import COMPARED, SCORED, evaluate
+from cascade.evaluation.queries import EvaluationError
+from cascade.evaluation.served import judge as served
+from cascade.evaluation.served import report as served_report
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.negatives import Sampling
@@ -83,7 +86,8 @@ def _of_held_out(options: argparse.Namespace) -> str:
 def _of_data(options: argparse.Namespace) -> str:
     dataset, trained = Dataset.open(options.data), options.checkpoints
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    there = [name for name in COMPARED if (trained / name / "checkpoint.json").is_file()]
+    names = dict.fromkeys((*SCORED, *COMPARED))
+    there = [name for name in names if (trained / name / "checkpoint.json").is_file()]
     drawn = checkpoint.describe(trained / "rank").get("negatives")
     found = evaluate(
         dataset,

@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating[Any]]
 Ids = npt.NDArray[np.int64]
 
 DRAWS = 1000
-BLOCK = 50
+BLOCK = 2**22  # counts of users that are multiplied at once
 ROW_DRAWS = 10**9  # of rows times draws for an AUC, which sums over all rows for each draw
 FEWEST = 200
 SMALLEST = 1e-15  # a probability of 0 has no logarithm
@@ -52,9 +52,10 @@ def means(values: Floats, count: int = DRAWS) -> Floats:
 def ratios(numerator: Floats, denominator: Floats, count: int = DRAWS) -> Floats:
     """Sums over sums of users [U, M] in each draw [count, M]; NaN where there is none."""
     found, block = np.empty((count, numerator.shape[1])), []
+    most = max(1, BLOCK // max(1, len(numerator)))
     for number, drawn in enumerate(draws(len(numerator), count), 1):
         block.append(drawn)
-        if len(block) == BLOCK or number == count:
+        if len(block) == most or number == count:
             counts = np.array(block, np.float64)
             above, below = counts @ numerator, counts @ denominator
             ratio = above / np.where(below > 0, below, 1)

@@ -11,10 +11,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from cascade.evaluation.evaluate import Evaluated
 from cascade.evaluation.metrics import Metrics
 from cascade.evaluation.stagewise import CURVE, TOP
+from cascade.spec import STAGES as CASCADE
 
 ROW_METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "accuracy")
+MODELS = {  # the pattern of the metric's name, by what the tables call the model
+    "ranker": "{}",
+    "preranker": "{}_prerank",
+    "baseline": "{}_baseline",
+    "logistic regression": "{}_logistic_regression",
+    "LightGBM": "{}_lightgbm",
+    "best possible": "bayes_{}",
+}
+BASELINES = {
+    "popularity": "popularity",
+    "recent": "recent popularity",
+    "neighbours": "item neighbours",
+    "ease": "EASE",
+}
+WITH_SEEN = {"with_seen": "rank, seen not left out"}
 STAGES = {
     "recall_retrieve": "after retrieve",
     "kept_after_prerank": "after prerank",
@@ -30,30 +47,53 @@ PRERANKERS = {  # the metric's name -> what the tables call it
 INK, GREY, BLUE, ORANGE = "#222222", "#9aa0a6", "#2f6db5", "#d9822b"
 
 
-def write(found: Metrics, folder: Path) -> str:
+def write(found: Evaluated, folder: Path) -> str:
     """Write evaluation.json, evaluation.md and evaluation.png; -> the tables as text."""
     folder.mkdir(parents=True, exist_ok=True)
     text = tables(found)
-    plain = {name: None if value != value else value for name, value in found.items()}
-    (folder / "evaluation.json").write_text(json.dumps(plain, indent=1) + "\n")
+    content = {
+        **{name: _plain(value) for name, value in found.metrics.items()},
+        "intervals": {name: [*map(_plain, ends)] for name, ends in found.intervals.items()},
+        "reliability": found.reliability,
+        "notes": found.notes,
+        "verdict": found.verdict.content(),
+        "warnings": [*found.verdict.warnings],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "evaluation.md").write_text(text)
     figure(found).savefig(folder / "evaluation.png", dpi=150)
     return text
 
 
-def tables(found: Metrics) -> str:
+def _plain(value: float) -> float | None:
+    return None if value != value else value
+
+
+def tables(found: Evaluated) -> str:
     """Markdown whose columns also line up as plain text."""
-    return (
-        f"Click prediction on {_rows(found)}\n\n{_models(found)}\n\n"
-        f"The cascade over {found['items']:,} items: the ranker's top {TOP} for {found['users']:,} "
-        f"users, and {found['positives']:,} held-out positives\n\n{_stages(found)}\n\n"
-        f"Prerankers, on the same retrieved candidates\n\n{_prerankers(found)}\n"
-    )
+    count = found.metrics
+    seen = "; what a user had seen is in no list" if "ndcg_at_10_with_seen" in count else ""
+    parts = [
+        f"Click prediction on {_rows(count)}; in brackets the 95 % intervals, by bootstrap over "
+        "users",
+        _models(found),
+        f"The cascade over {count['items']:,} items: the ranker's top {TOP} for {count['users']:,} "
+        f"queries, and {count['positives']:,} held-out positives of {count['distinct_users']:,} "
+        f"users{seen}",
+        _stages(found),
+        "Prerankers, on the same retrieved candidates",
+        _prerankers(found),
+        "\n".join(f"- {note}" for note in found.notes),
+        "\n".join(["Verdict\n", *(f"- {line}" for line in found.verdict.lines())]),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _rows(found: Metrics) -> str:
     """What the models of the first table were tested on."""
     rows, sampled = f"{found['test_rows']:,} test rows", found.get("test_negatives_sampled")
+    if "test_users" in found:
+        rows += f" of {found['test_users']:,} users"
     if sampled is not None:
         positives = "the log has positives only, and these figures depend on how they were drawn"
         return f"{rows}, of which {sampled:,} are sampled negatives: {positives}"
@@ -62,43 +102,64 @@ def _rows(found: Metrics) -> str:
     return rows
 
 
-def _models(found: Metrics) -> str:
+def _models(found: Evaluated) -> str:
+    measures = [*ROW_METRICS]
+    if "gauc" in found.metrics:
+        measures.insert(1, "gauc")
     rows = []
-    for name, metric in {
-        "ranker": "{}",
-        "baseline": "{}_baseline",
-        "best possible": "bayes_{}",
-    }.items():
-        if metric.format("auc") in found:
-            values = [found[metric.format(measure)] for measure in ROW_METRICS]
-            rows.append([name, *(number(value, 4) for value in values)])
-    return aligned(["model", *(measure.replace("_", " ") for measure in ROW_METRICS)], rows)
+    for name, metric in MODELS.items():
+        if metric.format("auc") in found.metrics:
+            rows.append([name, *(_bracketed(found, metric.format(of), 4) for of in measures)])
+    titles = {"auc": "AUC", "gauc": "GAUC", "normalized_entropy": "NE"}
+    return aligned(["model", *(titles.get(of, of.replace("_", " ")) for of in measures)], rows)
 
 
-def _stages(found: Metrics) -> str:
+def _bracketed(found: Evaluated, name: str, digits: int) -> str:
+    value = number(found.metrics.get(name), digits)
+    low, high = found.intervals.get(name, (float("nan"),) * 2)
+    return value if low != low else f"{value} ({number(low, digits)}–{number(high, digits)})"
+
+
+def _stages(found: Evaluated) -> str:
     kept = {
-        "popularity": ("", ""),
+        **{name: ("", "") for name in BASELINES},
         "retrieve": ("recall_retrieve", ""),
         "prerank": ("kept_after_prerank", "kept_by_prerank"),
         "rank": ("kept_by_cascade", "kept_by_rank"),
+        "with_seen": ("kept_with_seen", ""),
     }
     measures = {
         "recall_at_10": "recall@10",
         "ndcg_at_10": "NDCG@10",
         "map_at_10": "MAP@10",
+        "mrr_at_10": "MRR@10",
         "recall_at_100": "recall@100",
         "recall_at_1000": "recall@1000",
     }
+    labels = {**BASELINES, **{stage: stage for stage in CASCADE}, **WITH_SEEN}
     rows = []
     for stage, shares in kept.items():
-        names = (*shares, *(f"{measure}_{stage}" for measure in measures))
-        rows.append([stage, *(number(found.get(name), 3) for name in names)])
+        if f"ndcg_at_10_{stage}" in found.metrics:
+            cells = [number(found.metrics.get(name), 3) for name in shares]
+            for measure in measures:
+                name = f"{measure}_{stage}"
+                one = _bracketed(found, name, 3) if measure == "ndcg_at_10" else None
+                cells.append(one or number(found.metrics.get(name), 3))
+            rows.append([labels[stage], *cells])
     return aligned(["after", f"of top {TOP}", "of what came in", *measures.values()], rows)
 
 
-def _prerankers(found: Metrics) -> str:
-    rows = [[label, number(found[name], 3)] for name, label in PRERANKERS.items() if name in found]
-    return aligned(["preranker", f"keeps of the ranker's top {TOP}"], rows)
+def _prerankers(found: Evaluated) -> str:
+    survivors = "recall of survivors"
+    recalled = f"recall_of_survivors_{'prerank'}" in found.metrics
+    rows = []
+    for name, label in PRERANKERS.items():
+        if name in found.metrics:
+            of = name.replace("kept_by_", "recall_of_survivors_")
+            cells = [_bracketed(found, one, 3) for one in ([name, of] if recalled else [name])]
+            rows.append([label, *cells])
+    headers = ["preranker", f"keeps of the ranker's top {TOP}"]
+    return aligned([*headers, survivors] if recalled else headers, rows)
 
 
 def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -112,14 +173,15 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def figure(found: Metrics) -> Figure:
-    """Left: what is left of the ranker's top 10, stage by stage, and by preranker. Right: how
-    soon the retriever finds held-out positives, beside popularity."""
-    drawn = Figure(figsize=(11, 4.4), layout="constrained")
-    left, right = drawn.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_shares(left, found)
-    _draw_recall(right, found)
-    for axes in (left, right):
+def figure(found: Evaluated) -> Figure:
+    """Left: what is left of the ranker's top 10, stage by stage, and by preranker. Middle: how
+    soon the retriever finds held-out positives, beside the baselines. Right: reliability."""
+    drawn = Figure(figsize=(15, 4.4), layout="constrained")
+    left, middle, right = drawn.subplots(1, 3, width_ratios=(1.15, 1, 1))
+    _draw_shares(left, found.metrics)
+    _draw_recall(middle, found.metrics)
+    _draw_reliability(right, found)
+    for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         axes.grid(axis="x" if axes is left else "both", color="#e6e6e6", linewidth=0.8)
@@ -145,7 +207,7 @@ def _draw_shares(axes: Axes, found: Metrics) -> None:
         axes.text(0, place - 0.72, text, bbox=paper, **style)
     axes.set_ylim(places[-1] + 0.55, places[0] - 1.05)
     axes.set_xlim(0, 1.12)
-    axes.set_title(f"Share kept ({found['users']:,} users)", loc="left", fontsize=11)
+    axes.set_title(f"Share kept ({found['users']:,} queries)", loc="left", fontsize=11)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
@@ -154,14 +216,45 @@ def _draw_recall(axes: Axes, found: Metrics) -> None:
     curves: Mapping[str, Any] = {
         "retrieve": {"color": BLUE, "marker": "o"},
         "popularity": {"color": GREY, "marker": "s"},
+        "neighbours": {"color": GREY, "marker": "^"},
+        "ease": {"color": ORANGE, "marker": "D"},
     }
     for stage, style in curves.items():
+        if f"recall_at_{TOP}_{stage}" not in found:
+            continue
         recalls = [found[f"recall_at_{k}_{stage}"] for k in CURVE]
-        axes.plot(CURVE, recalls, label=stage, markersize=4.5, linewidth=1.8, **style)
+        axes.plot(
+            CURVE,
+            recalls,
+            label=BASELINES.get(stage, stage),
+            markersize=4.5,
+            linewidth=1.8,
+            **style,
+        )
     axes.set_xscale("log")
     axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("K")
     title = f"recall@K of the held-out item ({found['positives']:,} positives)"
     axes.set_title(title, loc="left", fontsize=11)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _draw_reliability(axes: Axes, found: Evaluated) -> None:
+    """What was predicted, and how often it came, of rows with like predictions."""
+    styles: Mapping[str, Any] = {
+        "ranker": {"color": BLUE, "marker": "o"},
+        "preranker": {"color": ORANGE, "marker": "s"},
+        "LightGBM": {"color": GREY, "marker": "^"},
+    }
+    highest = 0.0
+    for name, style in styles.items():
+        if (suffix := MODELS[name].format("")) in found.reliability:
+            predicted, came = found.reliability[suffix]
+            highest = max(highest, *predicted, *came)
+            axes.plot(predicted, came, label=name, markersize=4.5, linewidth=1.2, **style)
+    axes.plot([0, highest], [0, highest], color=INK, linewidth=0.8, linestyle="dashed")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("share of positives")
+    axes.set_title("Reliability, by tenths of the rows", loc="left", fontsize=11)
     axes.legend(frameon=False, loc="upper left")

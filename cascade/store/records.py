@@ -8,8 +8,7 @@ the rest     F_cat texts with 0xFF between them, a byte that no UTF-8 holds; emp
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,9 @@ class Records:
             raise InvalidInput(f"feature {name}: {members!r} came; expected a list of members")
         latest_first = 1 if feature.kind == "bag" else -1
         added = values.bag(name, members[::-1], feature.length)
-        record = self._of_layout(record)
+        record = self.empty if record is None else record
+        if not self.readable(record):
+            raise OtherLayout(f"a stored user is not of layout {self.layout.layout_hash}")
         texts = record[self._texts :].split(BETWEEN)
         column = self.layout.columns[name]
         old = [m for m in texts[column].split(MEMBER) if m][::latest_first]
@@ -96,31 +97,6 @@ class Records:
             )
         texts[column] = MEMBER.join(kept[::latest_first])
         return record[: self._texts] + BETWEEN.join(texts)
-
-    def with_numbers(self, record: bytes | None, numbers: Mapping[str, Any]) -> bytes:
-        """The record with other numbers in place of some dense features, by name; None = missing.
-        Where there is no record yet, every other value is missing.
-
-        Raises InvalidInput: no such dense feature, or no finite number; OtherLayout: the record is
-        of another layout.
-        """
-        if not isinstance(numbers, Mapping):
-            raise InvalidInput(f"set: {numbers!r} came; expected an object of numbers by feature")
-        record, start = self._of_layout(record), len(self._head)
-        stored = np.frombuffer(record[start : self._texts], "<f4").copy()
-        for name, value in numbers.items():
-            if name not in self.layout.names:
-                raise InvalidInput(values.unknown_name("feature", name, self.layout.dense))
-            if name not in self.layout.dense:
-                raise InvalidInput(f"feature {name} is not a number; only a number can be set")
-            stored[self.layout.dense.index(name)] = _number(name, value)
-        return record[:start] + stored.tobytes() + record[self._texts :]
-
-    def _of_layout(self, record: bytes | None) -> bytes:
-        record = self.empty if record is None else record
-        if not self.readable(record):
-            raise OtherLayout(f"a stored user is not of layout {self.layout.layout_hash}")
-        return record
 
     def _bag(self, name: str) -> IdFeature:
         if name not in self.layout.names:
@@ -163,17 +139,6 @@ class Records:
                 raise InvalidInput(
                     f"feature {feature.name}: {shown!r} is not UTF-8; store text in UTF-8"
                 ) from error
-
-
-def _number(name: str, value: Any) -> np.float32:
-    if value is None:
-        return np.float32(np.nan)
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with np.errstate(over="ignore"):
-            number = np.float32(value)
-        if np.isfinite(number):
-            return number
-    raise InvalidInput(f"feature {name}: {value!r:.60} came; expected a finite number, or null")
 
 
 def layout_record(layout: RequestLayout) -> bytes:

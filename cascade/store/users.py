@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -34,13 +34,11 @@ class StoredUsers(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """New members of the bag `feature` of a user, the latest last, or no bag; and numbers of the
-    user, by dense feature, None = missing."""
+    """New members of the bag `feature` of a user, the latest last."""
 
     user_id: str | int | bytes
-    feature: str | None = None
-    values: Sequence[Any] = ()
-    set: Mapping[str, float | None] = field(default_factory=dict)
+    feature: str
+    values: Sequence[Any]
 
 
 class UserStore:
@@ -118,19 +116,12 @@ class UserStore:
     def check(self, event: Event) -> None:
         """Raises InvalidInput for an event that no user's record can take."""
         key(event.user_id)
-        self._after(None, event)
-
-    def _after(self, record: bytes | None, event: Event) -> bytes:
-        if event.feature is None and event.values:
-            raise InvalidInput(f"values {event.values!r:.60} came without the name of their bag")
-        if event.feature is not None:
-            record = self._records.append(record, event.feature, event.values)
-        return self._records.with_numbers(record, event.set)
+        self._records.append(None, event.feature, event.values)
 
     def _change(self, events: Sequence[Event]) -> Change:
         def change(record: bytes | None) -> bytes:
             for event in events:
-                record = self._after(record, event)
+                record = self._records.append(record, event.feature, event.values)
             assert record is not None  # every user has an event
             return record
 

@@ -16,7 +16,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from cascade.errors import CascadeError
 from cascade.evaluation.__main__ import main
-from cascade.evaluation.held_out import read
+from cascade.evaluation.served.table import read
 from cascade.item_keys import key_of
 from cascade.schema import Feature, Schema
 from cascade.spec import Sizes

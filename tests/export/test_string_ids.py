@@ -19,6 +19,7 @@ from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
 from cascade.data import prepare
 from cascade.evaluation import stagewise
+from cascade.evaluation.queries import EvaluationError, held_out
 from cascade.files import write_json
 from cascade.item_keys import as_keys
 from cascade.models.registry import Recipe
@@ -273,7 +274,7 @@ def test_a_shops_strings_from_its_tables_to_its_lists(tmp_path: Path) -> None:
     export_command.main(["build", *map(str, where), *sizes, "--index", "flat", "--untuned"])
     assert (tmp_path / "repository" / ENSEMBLE / "1" / "titles.csv").exists()
     pipeline = Pipeline.load(tmp_path / "repository", serving=Serving(threads=1))
-    queries = stagewise.held_out(dataset, 10)
+    queries = held_out(dataset, 10)
     ids = dataset.item_ids()
     lists = stagewise.ask(pipeline, queries, ids)
     answers, _ = pipeline(queries.dense, queries.categorical)
@@ -281,5 +282,5 @@ def test_a_shops_strings_from_its_tables_to_its_lists(tmp_path: Path) -> None:
         [item.decode() for item in row] for row in answers
     ]
     assert sorted(lists.retrieve[0].tolist()) == [*range(40)]
-    with pytest.raises(stagewise.EvaluationError, match="which is not in the catalogue"):
+    with pytest.raises(EvaluationError, match="which is not in the catalogue"):
         stagewise.ask(pipeline, queries, np.array([*ids[:39], "another"], object))

@@ -51,9 +51,16 @@ def test_recent_popularity_counts_the_last_tenth_of_the_time() -> None:
 
 def test_what_a_user_liked_before_is_strictly_earlier_and_positive() -> None:
     asked = np.array([0, 0, 0, 2, 2, 7])
-    found = LOG.liked_before(asked, np.array([0, 1, 200, 100, 101, 50.0]))
+    found = LOG.liked().before(asked, np.array([0, 1, 200, 100, 101, 50.0]))
     assert found.offsets.tolist() == [0, 0, 1, 4, 4, 5, 5]
     assert found.items.tolist() == [3, 3, 1, 2, 1]
+    assert LOG.before(asked[3:4], np.array([100.0])).items.tolist() == [3]  # disliked, but seen
+    some = found.take(np.array([4, 2]))
+    assert [some.of(query).tolist() for query in (0, 1)] == [[1], [3, 1, 2]]
+    assert some.hold(np.array([[1, -1, 3], [1, 3, 9]])).tolist() == [
+        [True, False, False],
+        [True, True, False],
+    ]
 
 
 @pytest.mark.parametrize("block", [2, 64])
@@ -143,7 +150,8 @@ def test_features_are_one_hot_and_bags_are_sets() -> None:
     city, genres = [0, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0]
     first, second = rows.one_hot(SCHEMA, two).toarray().tolist()
     assert first == [0.5, 7, *city, *genres]
-    assert second == [0, 8, 1, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1]
+    third = pytest.approx(1 / 3)
+    assert second == [0, 8, 1, 0, 0, 0, 0, 0, 0, third, 0, third, third]
     matrix, categories = rows.columns(SCHEMA, two)
     assert categories == [2]
     assert matrix.toarray().tolist()[0] == [0.5, 7, 2, *genres]
@@ -153,7 +161,7 @@ def test_both_models_learn_what_they_can() -> None:
     pytest.importorskip("lightgbm", exc_type=(ImportError, OSError))
     test = drawn(1000, 2)
     found = rows.fit(SCHEMA, drawn(4000, 0), drawn(1000, 1), test)
-    assert found.notes == []
+    assert [note.split(":")[0] for note in found.notes] == ["logistic regression", "LightGBM"]
     auc = {name: metrics.auc(test.label, p) for name, p in found.probabilities.items()}
     assert auc["lightgbm"] > 0.75  # sees the city and the genre together
     assert 0.5 < auc["logistic_regression"] < 0.7  # sees each alone
@@ -173,4 +181,4 @@ def test_what_cannot_be_fitted_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     found = rows.fit(SCHEMA, drawn(200, 0), drawn(100, 1), drawn(100, 2))
     assert [*found.probabilities] == ["logistic_regression"]
-    assert "pip install 'cascade[dev]'" in found.notes[0]
+    assert "pip install 'cascade[dev]'" in found.notes[-1]

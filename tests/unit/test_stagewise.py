@@ -14,10 +14,14 @@ from torch import Tensor
 from cascade.data.dataset import Batch, Dataset
 from cascade.data.prepare import prepare
 from cascade.errors import CascadeError
-from cascade.evaluation import brute_force, report, stagewise
+from cascade.evaluation import brute_force, clicks, report, stagewise
 from cascade.evaluation.__main__ import main
+from cascade.evaluation.baselines.lists import Histories
 from cascade.evaluation.brute_force import Encoded, Ids
-from cascade.evaluation.stagewise import Lists, Queries, click_metrics
+from cascade.evaluation.evaluate import evaluate
+from cascade.evaluation.queries import EvaluationError, Queries, held_out
+from cascade.evaluation.stagewise import Lists
+from cascade.filters_wire import decode_exclude
 from cascade.index.topk import share_kept
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
@@ -77,9 +81,14 @@ class TableCascade:
     ) -> None:
         self.tables, self.item_ids, self.sizes = (retrieve, prerank, rank), ids, sizes
 
-    def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
+    def retrieve(
+        self, dense: Scores, categorical: Ids, exclude: Ids | None = None
+    ) -> tuple[Scores, Ids, Ids]:
         ids = categorical[:, :1].astype(np.int64)
-        return dense, ids, top(self.tables[0][ids[:, 0]], self.sizes[0])
+        scores = self.tables[0][ids[:, 0]].copy()
+        for line, packed in enumerate([] if exclude is None else exclude[:, 0]):
+            scores[line, np.isin(self.item_ids, decode_exclude(packed))] = -np.inf
+        return dense, ids, top(scores, self.sizes[0])
 
     def prerank(self, user_dense: Scores, user_ids: Ids, candidates: Ids) -> Ids:
         return top(self.tables[1][user_ids[:, 0]], self.sizes[1], candidates)
@@ -96,18 +105,26 @@ SIZES = (100, 40, 10)
 
 
 def lists_of(
-    retrieve: Scores, prerank: Scores, rank: Scores, sizes: tuple[int, ...] = SIZES
+    retrieve: Scores,
+    prerank: Scores,
+    rank: Scores,
+    sizes: tuple[int, ...] = SIZES,
+    seen: Histories | None = None,
 ) -> Lists:
     items = retrieve.shape[1]
     ids = 7 * np.random.default_rng(5).permutation(items) + 3  # ids are not rows
     users = np.arange(len(retrieve))[:, None]
     queries = Queries(np.zeros((len(users), 1), np.float32), users.astype(object), users)
-    return stagewise.ask(TableCascade(retrieve, prerank, rank, ids, sizes), queries, ids)
+    return stagewise.ask(TableCascade(retrieve, prerank, rank, ids, sizes), queries, ids, seen)
 
 
-def kept(lists: Lists, rank: Scores, **prerankers: Scores) -> dict[str, float]:
+def kept(
+    lists: Lists, rank: Scores, seen: Histories | None = None, **prerankers: Scores
+) -> dict[str, float]:
     others = {name: Table(scores) for name, scores in prerankers.items()}
-    return stagewise.kept_metrics(lists, Table(rank), numbered(rank.shape[1]), others)
+    items = numbered(rank.shape[1])
+    found = stagewise.kept_values(lists, Table(rank), items, others, seen=seen)
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 @pytest.fixture
@@ -117,9 +134,33 @@ def scores() -> Scores:
 
 def test_stages_that_agree_with_the_ranker_keep_all(scores: Scores) -> None:
     found = kept(lists_of(scores, scores, scores), scores, same=scores)
-    shares = {name: value for name, value in found.items() if name != "users"}
-    assert found["users"] == B
-    assert set(shares.values()) == {1.0}
+    assert set(found.values()) == {1.0}
+
+
+def test_what_a_user_has_seen_is_in_no_list(
+    scores: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users have seen from none to 69 of their best items, of which a request can name 50."""
+    monkeypatch.setattr(stagewise, "MOST_EXCLUDED", 50)
+    order = np.argsort(-scores, axis=1)
+    items = np.concatenate([order[line, line::-1][:line] for line in range(B)])
+    seen = Histories(np.cumsum([0, *range(B)]), items)
+    lists = lists_of(scores, scores, scores, seen=seen)
+    for rows in (lists.retrieve, lists.prerank, lists.rank):
+        assert not seen.hold(rows).any()
+        assert not (np.diff((rows < 0).astype(int), axis=1) < 0).any()  # pads stand at the end
+    assert (lists.rank[:51] >= 0).all()
+    assert seen.hold(lists_of(scores, scores, scores).rank).any()
+    found = kept(lists.take(slice(51)), scores, seen=seen.take(np.arange(51)))
+    assert set(found.values()) == {1.0}
+
+
+def test_the_share_of_each_query_has_the_mean_of_all(scores: Scores) -> None:
+    noisy = scores + np.random.default_rng(2).standard_normal(scores.shape).astype(np.float32)
+    held = brute_force.candidate_scores(Table(scores), numbered(B), numbered(N), top(noisy, 20))
+    each = stagewise.shares_kept(held, scores, 10)
+    assert 0 < each.mean() < 1
+    assert each.mean() == pytest.approx(share_kept(held, scores, 10))
 
 
 def test_stages_that_reverse_the_ranker_keep_nothing(scores: Scores) -> None:
@@ -163,7 +204,7 @@ def test_shares_equal_set_overlaps(scores: Scores) -> None:
 def test_small_catalogues(items: int) -> None:
     scores = np.random.default_rng(0).standard_normal((5, items)).astype(np.float32)
     found = kept(lists_of(scores, scores, scores), scores)
-    assert {value for name, value in found.items() if name != "users"} == {1.0}
+    assert set(found.values()) == {1.0}
 
 
 def test_items_that_no_score_tells_apart_stand_in_for_each_other() -> None:
@@ -227,14 +268,17 @@ def test_held_out_positives_after_each_stage() -> None:
         rank=np.array([[7], [1]]),
     )
     positives = np.array([[7], [9]])
-    found = stagewise.list_metrics(lists, positives, np.array([9, 7, -1]))
-    assert found["positives"] == 2
+    popular = np.array([[9, 7, -1]] * 2)
+    named = {name: getattr(lists, name) for name in ("retrieve", "prerank", "rank")}
+    values = stagewise.list_values({**named, "popularity": popular}, positives)
+    found = {name: of.mean() for name, of in values.items()}
     assert found["recall_at_2_retrieve"] == 0
     assert found["recall_at_10_retrieve"] == 0.5
     assert found["ndcg_at_10_retrieve"] == pytest.approx(0.5 / log2(4))
     assert found["ndcg_at_10_prerank"] == pytest.approx(0.5 / log2(3))
     assert found["ndcg_at_10_rank"] == found["map_at_10_rank"] == 0.5
-    assert found["map_at_10_prerank"] == 0.25
+    assert found["map_at_10_prerank"] == found["mrr_at_10_prerank"] == 0.25
+    assert found["hit_rate_at_10_prerank"] == 0.5
     assert found["recall_at_1_popularity"] == 0.5
     assert found["recall_at_10_popularity"] == 1
     assert found["map_at_10_popularity"] == pytest.approx((1 / 2 + 1) / 2)
@@ -244,25 +288,10 @@ def test_item_ids_are_looked_up_and_strangers_refused() -> None:
     ids = np.array([30, 10, 20])
     rows = stagewise.rows_of(np.array([[10, 20, -1], [30, -1, -1]]), ids)
     assert rows.tolist() == [[1, 2, -1], [0, -1, -1]]
-    with pytest.raises(
-        stagewise.EvaluationError, match="answered item 25, which is not in the catalogue"
-    ):
+    with pytest.raises(EvaluationError, match="answered item 25, which is not in the catalogue"):
         stagewise.rows_of(np.array([[25]]), ids)
-    with pytest.raises(stagewise.EvaluationError, match="item 99"):
+    with pytest.raises(EvaluationError, match="item 99"):
         stagewise.rows_of(np.array([[99]]), ids)
-
-
-def test_popularity_adds_up_over_batches() -> None:
-    def batch(items: list[int], labels: list[float]) -> Batch:
-        none = np.zeros((len(items), 1), np.float32)
-        return Batch(np.array(labels, np.float32), np.array(items), none, none.astype(np.int64))
-
-    batches = [batch([3, 3, 1], [1, 0, 1]), batch([3, 2, 2], [1, 0, 0]), batch([1, 3], [0, 1])]
-    assert stagewise.popularity(batches, 5, 3).tolist() == [3, 1, -1]
-    mixed = [batch([4, 4, 4, 2, 2, 7, 7, 9], [0, 0, 1, 1, 1, 1, 1, 0])]
-    assert stagewise.popularity(mixed, 10, 2).tolist() == [2, 7]
-    assert stagewise.popularity(mixed, 10, 5).tolist() == [2, 7, 4, -1, -1]
-    assert stagewise.popularity([batch([1], [0])], 10, 2).tolist() == [-1, -1]
 
 
 def test_click_metrics_name_each_model_and_the_truth() -> None:
@@ -274,7 +303,12 @@ def test_click_metrics_name_each_model_and_the_truth() -> None:
     labels[8:] = np.roll(labels[8:], 4)
     batch = Batch(labels, items, np.zeros((16, 1), np.float32), users[:, None], truth)
     models = {"": Table(table), "_flat": Table(np.zeros((2, 2), np.float32))}
-    found = click_metrics(models, [batch], numbered(2))
+    scored = clicks.score(models, [batch], numbered(2))
+    found = scored.metrics()
+    assert "gauc" not in found  # the rows do not say whose they are
+    predicted, came = scored.reliability()[""]
+    assert predicted == sorted(predicted)
+    assert np.mean(came) == pytest.approx(0.625, abs=0.05)
     assert found["test_rows"] == 16
     assert found["test_rate"] == found["auc_flat"] + 0.125 == 0.625
     assert found["calibration"] == pytest.approx(1)
@@ -297,8 +331,9 @@ def test_evaluate_and_report_on_a_prepared_data_set(tmp_path: Path) -> None:
     ranker = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
     logistic = build("logistic", preset("logistic", "default"), dataset.schema).eval()
     cascade = ScorerCascade(dataset, ranker)
-    models = {"rank": ranker, "baseline": logistic}
-    found = stagewise.evaluate(dataset, models, cascade, users=6, positives=20, rows=100)
+    models = {"rank": ranker, "prerank": ranker, "baseline": logistic}
+    judged = evaluate(dataset, models, cascade, users=6, positives=20, rows=100)
+    found = judged.metrics
     assert found["items"] == dataset.item_count
     assert (found["users"], found["positives"]) == (6, 20)
     assert found["recall_retrieve"] == found["kept_by_prerank"] == found["kept_by_cascade"] == 1
@@ -306,12 +341,49 @@ def test_evaluate_and_report_on_a_prepared_data_set(tmp_path: Path) -> None:
     assert found["kept_by_baseline"] == 1  # untrained: all logits are equal, the order is kept
     assert 0.5 < found["bayes_auc"] < 1
     assert found["auc_baseline"] == 0.5
-    text = report.write(found, tmp_path / "out")
+    assert found["auc_prerank"] == found["auc"]
+    assert 0 < found["auc_logistic_regression"] < 1
+    low, high = judged.intervals["auc"]
+    assert low < found["auc"] < high
+    text = report.write(judged, tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert saved == found
+    assert {name: saved[name] for name in found} == found
+    assert saved["intervals"]["auc"] == [low, high]
+    assert saved["warnings"] == [*judged.verdict.warnings]
+    assert [pair["sentence"] in text for pair in saved["verdict"]] == [True] * len(saved["verdict"])
     assert (tmp_path / "out" / "evaluation.md").read_text() == text
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     for line in ("| ranker ", "| best possible ", "| popularity ", "| baseline, on labels "):
+        assert line in text
+
+
+ML = Path(__file__).parents[2].parent / "shared/data/ml-latest-small"
+
+
+@pytest.mark.skipif(not ML.is_dir(), reason="no MovieLens rows here")
+def test_an_untrained_cascade_of_real_users_is_below_its_baselines(tmp_path: Path) -> None:
+    lines = (ML / "ratings.csv").read_text().splitlines()
+    (tmp_path / "ml").mkdir()
+    chosen = [line for line in lines[1:] if int(line.split(",")[0]) <= 100]
+    (tmp_path / "ml" / "ratings.csv").write_text("\n".join([lines[0], *chosen]) + "\n")
+    for name in ("movies.csv", "links.csv", "tags.csv"):
+        (tmp_path / "ml" / name).write_bytes((ML / name).read_bytes())
+    dataset = prepare(f"movielens:{tmp_path / 'ml'}", tmp_path / "data")
+    torch.manual_seed(0)
+    ranker = build("dlrm", preset("dlrm", "tiny"), dataset.schema).eval()
+    cascade = ScorerCascade(dataset, ranker)
+    judged = evaluate(dataset, {"rank": ranker}, cascade, users=20, positives=150, rows=500)
+    found = judged.metrics
+    assert 10 <= found["distinct_users"] < found["positives"] <= 150
+    assert found["kept_by_cascade"] > 0.9  # 1 for users whom one request can spare all they saw
+    for name in ("recent", "neighbours", "ease"):
+        assert found[f"recall_at_100_{name}"] > found["recall_at_100_retrieve"]
+    assert "ndcg_at_10_with_seen" in found
+    assert 0 < found["gauc"] < 1
+    assert any("retrieve is worse than" in text for text in judged.verdict.warnings)
+    text = report.write(judged, tmp_path / "out")
+    assert "WARNING: retrieve is worse than" in text
+    for line in ("| EASE ", "| item neighbours ", "| rank, seen not left out "):
         assert line in text
 
 
@@ -322,11 +394,16 @@ class ScorerCascade:
         self.dataset, self.scorer, self.items = dataset, scorer, Encoded(*dataset.items())
         self.item_ids = dataset.item_ids()
 
-    def retrieve(self, dense: Scores, categorical: Ids) -> tuple[Scores, Ids, Ids]:
+    def retrieve(
+        self, dense: Scores, categorical: Ids, exclude: Ids | None = None
+    ) -> tuple[Scores, Ids, Ids]:
         user_dense, ids = self.dataset.encoder.encode("user", dense, categorical)
         users = Encoded(user_dense, ids)
-        rows, _ = brute_force.full_order(self.scorer, users, self.items, 1000)
-        return user_dense, ids, rows
+        rows, _ = brute_force.full_order(self.scorer, users, self.items, 2000)
+        for line, packed in enumerate([] if exclude is None else exclude[:, 0]):
+            left = ~np.isin(self.item_ids[rows[line]], decode_exclude(packed)) & (rows[line] >= 0)
+            rows[line] = np.pad(rows[line, left], (0, 2000 - left.sum()), constant_values=-1)
+        return user_dense, ids, rows[:, :1000]
 
     def prerank(self, user_dense: Scores, user_ids: Ids, candidates: Ids) -> Ids:
         return candidates[:, :200]
@@ -335,13 +412,13 @@ class ScorerCascade:
         rows = survivors[:, :10]
         users = Encoded(user_dense, user_ids)
         scores = brute_force.candidate_scores(self.scorer, users, self.items, rows)
-        return self.dataset.item_ids()[rows], scores
+        return np.where(rows < 0, -1, self.dataset.item_ids()[rows]), scores
 
 
 def test_held_out_queries_are_positives_of_the_test_split(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path)
-    queries = stagewise.held_out(dataset, 30, seed=3)
-    again = stagewise.held_out(dataset, 30, seed=3)
+    queries = held_out(dataset, 30, seed=3)
+    again = held_out(dataset, 30, seed=3)
     np.testing.assert_array_equal(queries.positives, again.positives)
     assert queries.positives.shape == (30, 1)
     _, ids = dataset.encoder.encode("user", queries.dense, queries.categorical)
@@ -359,12 +436,10 @@ def test_test_split_without_positives_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = tiny_dataset(tmp_path)
-    dense, categorical, items, labels = dataset.raw_users("test", 50)
-    monkeypatch.setattr(
-        Dataset, "raw_users", lambda *_: (dense, categorical, items, np.zeros_like(labels))
-    )
-    with pytest.raises(stagewise.EvaluationError, match="none of the first 50 test rows"):
-        stagewise.held_out(dataset, 10)
+    none = dataset.raw_sample("test", 0, positives=True)
+    monkeypatch.setattr(Dataset, "raw_sample", lambda *_, **__: none)
+    with pytest.raises(EvaluationError, match="none of the 214 test rows is a positive"):
+        held_out(dataset, 10)
 
 
 @pytest.mark.parametrize(

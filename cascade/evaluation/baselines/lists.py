@@ -6,7 +6,7 @@ a user, as the neighbours of no item, is in the order of popularity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +40,24 @@ class Histories(NamedTuple):
         """Of users of whom nothing is known."""
         return cls(np.zeros(queries + 1, np.int64), np.zeros(0, np.int64))
 
+    def of(self, query: int) -> Ids:
+        """The items of one query."""
+        return self.items[self.offsets[query] : self.offsets[query + 1]]
+
+    def take(self, queries: Ids) -> Histories:
+        """Those of some queries."""
+        size = np.diff(self.offsets)[queries]
+        offsets = np.concatenate(([0], np.cumsum(size)))
+        place = np.arange(offsets[-1]) + np.repeat(self.offsets[queries] - offsets[:-1], size)
+        return Histories(offsets, self.items[place])
+
+    def hold(self, lists: Ids) -> npt.NDArray[np.bool_]:
+        """Whether each item of lists [Q, K] is in the history of its query; no pad is."""
+        span = int(max(lists.max(initial=0), self.items.max(initial=0))) + 1
+        lines = np.arange(len(lists))
+        held = np.repeat(lines, np.diff(self.offsets)) * span + self.items
+        return (lists >= 0) & np.isin(lines[:, None] * span + np.maximum(lists, 0), held)
+
     def matrix(self, items: int) -> sp.csr_matrix:
         """[Q, items], 1 where an item is in a history."""
         data = np.ones(len(self.items), np.float32)
@@ -58,27 +76,39 @@ class Events:
     label: Floats
     time: Floats
 
+    @classmethod
+    def joined(cls, parts: Sequence[Events]) -> Events:
+        """The rows of all parts; without a part, none."""
+        if not parts:
+            return cls(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
+        names = ("user", "item", "label", "time")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
     def take(self, rows: Any) -> Events:
         """Some of the rows."""
         return Events(self.user[rows], self.item[rows], self.label[rows], self.time[rows])
 
     def liked(self) -> Events:
-        """The positives, by user and then by time."""
-        found = self.take(self.label > 0.5)
-        return found.take(np.lexsort((found.time, found.user)))
+        """The positives."""
+        return self.take(self.label > 0.5)
 
-    def liked_before(self, user: Ids, time: Floats) -> Histories:
-        """The positives of each query's user at a strictly earlier time, [Q] queries."""
-        liked = self.liked()
-        moments, at = np.unique(np.concatenate((liked.time, time)), return_inverse=True)
+    def sorted(self) -> Events:
+        """By user, then by time."""
+        return self.take(np.lexsort((self.time, self.user)))
+
+    def before(self, user: Ids, time: Floats) -> Histories:
+        """The items of each query's user at a strictly earlier time, oldest first, [Q] queries."""
+        mine = self.sorted()
+        moments, at = np.unique(np.concatenate((mine.time, time)), return_inverse=True)
         at = at.ravel().astype(np.int64)
         span = len(moments) + 1
-        keys = liked.user * span + at[: len(liked.user)]
+        keys = mine.user * span + at[: len(mine.user)]
         start = np.searchsorted(keys, user * span)
-        size = np.searchsorted(keys, user * span + at[len(liked.user) :]) - start
+        size = np.searchsorted(keys, user * span + at[len(mine.user) :]) - start
+        size = np.where(np.isfinite(time), size, 0)
         offsets = np.concatenate(([0], np.cumsum(size)))
         place = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, size)
-        return Histories(offsets, liked.item[place])
+        return Histories(offsets, mine.item[place])
 
 
 def popularity(events: Events, items: int) -> Ids:
@@ -189,7 +219,7 @@ def chosen(
 
 def _users_by_items(events: Events, items: int) -> tuple[sp.csr_matrix, Ids, Ids]:
     """-> 1 where a user liked an item [U, M], the M items with a positive, all counts [N]."""
-    liked = events.liked()
+    liked = events.liked().sorted()
     users, starts, size = np.unique(liked.user, return_index=True, return_counts=True)
     from_end = np.repeat(starts + size, size) - np.arange(len(liked.user))
     newest = from_end <= MOST_OF_USER

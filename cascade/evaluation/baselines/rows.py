@@ -6,10 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from cascade.evaluation.metrics import log_loss
@@ -20,7 +22,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 BUCKETS = 65_536  # columns of one feature at most: ids beyond share them
 MEMBERS = 256  # the same of a bag or sequence, for trees
-STRENGTHS = (0.003, 0.03, 0.3)  # of logistic regression, the inverse of its L2
+STRENGTHS = (0.01, 0.1, 1.0)  # of logistic regression, the inverse of its L2
 ROUNDS, PATIENCE = 500, 30
 
 
@@ -39,7 +41,6 @@ class Fitted:
     """Probabilities [B] of the rows asked for, by the model's name, and why one is not there."""
 
     probabilities: dict[str, Floats] = field(default_factory=dict)
-    settings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,13 +58,16 @@ def fit(schema: Schema, train: Rows, validation: Rows, test: Rows) -> Fitted:
 
 def _logistic(found: Fitted, schema: Schema, train: Rows, validation: Rows, test: Rows) -> None:
     x, held, asked = (one_hot(schema, rows) for rows in (train, validation, test))
-    best = np.inf
+    best, best_strength = np.inf, 0.0
     for strength in STRENGTHS:
-        model = LogisticRegression(C=strength, max_iter=200).fit(x, train.label > 0.5)
+        with catch_warnings():
+            simplefilter("ignore", ConvergenceWarning)  # the last digits change no comparison
+            model = LogisticRegression(C=strength, max_iter=200).fit(x, train.label > 0.5)
         loss = log_loss(validation.label, model.predict_proba(held)[:, 1])
         if loss < best:
-            best, found.settings["logistic_regression"] = loss, strength
+            best, best_strength = loss, strength
             found.probabilities["logistic_regression"] = model.predict_proba(asked)[:, 1]
+    found.notes.append(f"logistic regression: C {best_strength:g}, by validation")
 
 
 def _trees(found: Fitted, schema: Schema, train: Rows, validation: Rows, test: Rows) -> None:
@@ -90,16 +94,17 @@ def _trees(found: Fitted, schema: Schema, train: Rows, validation: Rows, test: R
     stop = lightgbm.early_stopping(PATIENCE, verbose=False)
     watched = [data.create_valid(held, validation.label)]
     model = lightgbm.train(settings, data, ROUNDS, watched, callbacks=[stop])
-    found.settings["lightgbm"] = model.best_iteration
+    found.notes.append(f"LightGBM: {model.best_iteration} trees, by validation")
     found.probabilities["lightgbm"] = np.asarray(model.predict(asked))
 
 
 def one_hot(schema: Schema, rows: Rows) -> sp.csr_matrix:
-    """[B, M]: the numbers, a column for every id of every feature, and a constant's place is left
-    to the model; a bag or sequence has a 1 for each distinct member."""
+    """[B, M]: the numbers, and a column for every id of every feature; the distinct members of a
+    bag or sequence share 1 among them, as the models see their mean."""
     parts = [*_numbers(rows)]
     for feature, ids in _features(schema, rows):
-        parts.append(_members(feature, ids, min(feature.cardinality, BUCKETS)))
+        members = _members(feature, ids, min(feature.cardinality, BUCKETS))
+        parts.append(sp.diags(1 / np.maximum(1, members.getnnz(axis=1))) @ members)
     return sp.hstack(parts, format="csr")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from cascade.evaluation.report import BLUE, GREY, INK, ROW_METRICS, aligned, number
-from cascade.evaluation.served import LIST_METRICS, Judged
+from cascade.evaluation.served.judge import LIST_METRICS, Judged
 from cascade.evaluation.stagewise import TOP
 from cascade.spec import STAGES
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from cascade.encoding import InvalidInput
 from cascade.evaluation import metrics
-from cascade.evaluation.held_out import HeldOut, HeldOutError, read
 from cascade.evaluation.metrics import Floats, Ids, Metrics
-from cascade.evaluation.stagewise import REQUEST_USERS, TOP, Queries, ask, places_of, rows_of
+from cascade.evaluation.queries import Queries
+from cascade.evaluation.served.table import HeldOut, HeldOutError, read
+from cascade.evaluation.stagewise import REQUEST_USERS, TOP, ask, places_of, rows_of
 from cascade.item_keys import as_keys
 from cascade.release import newest_version, read_release
 from cascade.spec import RANK, STAGES, Sizes, sizes_from
@@ -55,7 +56,7 @@ def judge(
     """Judge the newest release of a repository.
 
     Args:
-        item, label: columns of the table, as `held_out.read` takes them.
+        item, label: columns of the table, as `table.read` takes them.
         users: how many users with a positive are asked, drawn at random.
         rows: how many rows are scored, drawn at random; all if None.
 

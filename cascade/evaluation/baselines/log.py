@@ -1,0 +1,160 @@
+"""The baselines of a prepared data set: fitted on its training rows, tuned on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.data.seen import Seen
+from cascade.data.source import SPLITS, Split
+from cascade.evaluation import metrics
+from cascade.evaluation.baselines import lists, rows
+from cascade.evaluation.baselines.lists import Events, Histories, Ids, ItemModel
+from cascade.evaluation.queries import EvaluationError, Queries, held_out
+from cascade.training.negatives import Negatives, validation
+from cascade.training.negatives import held_out as negatives_beside
+
+BATCH = 8192
+NEIGHBOURS = (50, 200)  # of each item, tried on validation
+STRENGTHS = (300.0, 1000.0, 3000.0)  # of the L2 of EASE; the first of a large catalogue
+SLOW_ITEMS = 8_000  # with a positive, whose matrix takes a minute to invert
+VALIDATION_QUERIES = 500
+DEPTH = 100  # of the lists that settings are chosen by
+TRAINING_ROWS = 200_000  # the newest, that scores of rows are fitted on
+VALIDATION_ROWS = 50_000
+
+
+@dataclass
+class Log:
+    """The rows of a data set, by their users where it says whose they are.
+
+    Attributes:
+        counts: [N], how often each item is a positive of the training rows.
+        train: the training rows.
+        liked: the positives of all splits: what a user liked before a moment is known then.
+    """
+
+    dataset: Dataset
+    counts: Ids
+    train: Events | None = None
+    liked: Events | None = None
+    seen_before: Seen | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Log:
+        """Read the rows of a data set."""
+        counts = np.zeros(dataset.item_count, np.int64)
+        parts: list[list[Events]] = []
+        for number, split in enumerate(SPLITS if dataset.has_users else SPLITS[:1]):
+            parts.append([])
+            for batch in tqdm(dataset.batches(split, BATCH), desc=f"{split} rows", unit="batch"):
+                if split == "train":
+                    positive = batch.item[batch.label > 0.5]
+                    counts += np.bincount(positive, minlength=len(counts))
+                if dataset.has_users:
+                    parts[-1].append(_events(batch, number))
+        if not dataset.has_users:
+            note = "the log does not say whose the rows are: nothing is left out as seen, and "
+            return cls(dataset, counts, notes=[f"{note}popularity is the only baseline list"])
+        liked = Events.joined([part.liked() for some in parts for part in some])
+        return cls(dataset, counts, Events.joined(parts[0]), liked, Seen.of(dataset))
+
+    def seen(self, queries: Queries, split: Split = "test") -> Histories | None:
+        """What each query's user had seen before its moment, the latest first; None where the log
+        does not say."""
+        if self.seen_before is None or queries.user is None:
+            return None
+        return Histories(*self.seen_before.before(queries.user, queries.time, split))
+
+    def lists(self, queries: Queries, k: int) -> dict[str, Ids]:
+        """The list [B, k] of each baseline, by name, without what was seen."""
+        train, items = self.train, self.dataset.item_count
+        if train is None:
+            none = Histories.none(len(queries))
+            return {"popularity": lists.popular_lists(self.counts, none, k)}
+        liked, seen = self._histories(queries)
+        found = {"popularity": lists.popular_lists(self.counts, seen, k)}
+        if self.dataset.source["times"]:
+            recent = lists.recent_popularity(train, items)
+            found["recent"] = lists.popular_lists(recent, seen, k)
+        nearest, model = lists.chosen(
+            NEIGHBOURS, lambda most: lists.neighbours(train, items, int(most)), self._judge
+        )
+        found["neighbours"] = model.lists(liked, seen, k)
+        self.notes.append(f"item neighbours: the {nearest:g} nearest of each, by validation")
+        large = np.count_nonzero(self.counts) > SLOW_ITEMS
+        try:
+            l2, model = lists.chosen(
+                STRENGTHS[:1] if large else STRENGTHS,
+                lambda l2: lists.ease(train, items, l2),
+                self._judge,
+            )
+        except lists.TooManyItems as error:
+            self.notes.append(f"no EASE: {error}")
+        else:
+            found["ease"] = model.lists(liked, seen, k)
+            self.notes.append(f"EASE: L2 {l2:g}, {'not tuned' if large else 'by validation'}")
+        return found
+
+    def _histories(self, queries: Queries, split: Split = "test") -> tuple[Histories, Histories]:
+        """What each query's user liked before its moment, and what the user had seen."""
+        assert self.liked is not None
+        seen, user, time = self.seen(queries, split), queries.user, queries.time
+        assert seen is not None
+        assert user is not None
+        if time is None:  # a split stands for one moment
+            time = np.full(len(user), SPLITS.index(split), np.float64)
+        return self.liked.before(user, time), seen
+
+    def _judge(self, model: ItemModel) -> float:
+        """Recall of held-out positives of the validation split."""
+        try:
+            queries = held_out(self.dataset, VALIDATION_QUERIES, split="validation")
+        except EvaluationError:
+            return 0.0
+        found = model.lists(*self._histories(queries, "validation"), DEPTH)
+        values = metrics.recalls(found, queries.positives, DEPTH)
+        return float(values.mean())
+
+    def scores(self, test: rows.Rows, negatives: Negatives | None) -> rows.Fitted:
+        """Probabilities of test rows by models that were fitted on the newest training rows, with
+        negatives beside them where the log has none."""
+        train = _newest(negatives_beside(self.dataset.batches("train", BATCH), negatives))
+        held = [validation(self.dataset, VALIDATION_ROWS, negatives)]
+        items = self.dataset.items()
+        return rows.fit(self.dataset.schema, encoded(train, *items), encoded(held, *items), test)
+
+
+def encoded(batches: list[Batch], dense: npt.NDArray[np.float32], ids: Ids) -> rows.Rows:
+    """Batches, and the encoded items of the catalogue -> rows."""
+    item = np.concatenate([batch.item for batch in batches])
+    label, user_dense, user_ids = (
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("label", "user_dense", "user_ids")
+    )
+    return rows.Rows(label, user_dense, user_ids, dense[item], ids[item])
+
+
+def _newest(batches: Iterable[Batch]) -> list[Batch]:
+    found: list[Batch] = []
+    size = 0
+    for batch in batches:
+        found.append(batch)
+        size += len(batch)
+        while size - len(found[0]) >= TRAINING_ROWS:
+            size -= len(found.pop(0))
+    return found
+
+
+def _events(batch: Batch, split: int) -> Events:
+    """The rows that say whose they are and when; the number of a split stands for a time."""
+    assert batch.user is not None
+    time = np.full(len(batch), split, np.float64) if batch.time is None else batch.time
+    rows = Events(batch.user, batch.item, batch.label, time)
+    return rows.take((batch.user >= 0) & np.isfinite(time))

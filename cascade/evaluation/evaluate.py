@@ -1,0 +1,262 @@
+"""The whole evaluation of a prepared data set, its checkpoints and a release: metrics, intervals,
+and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.evaluation import bootstrap, clicks
+from cascade.evaluation.baselines.log import BATCH, Log, encoded
+from cascade.evaluation.bootstrap import Floats
+from cascade.evaluation.brute_force import Encoded
+from cascade.evaluation.clicks import MEASURES
+from cascade.evaluation.metrics import Metrics, recalls
+from cascade.evaluation.queries import EvaluationError, Queries, held_out
+from cascade.evaluation.stagewise import (
+    CURVE,
+    Lists,
+    Values,
+    ask,
+    kept_values,
+    list_values,
+    survivors_of,
+)
+from cascade.evaluation.verdict import Evidence, Measured, Verdict, judge
+from cascade.models.scorer import Scorer
+from cascade.spec import STAGES
+from cascade.stages.pipeline import Pipeline
+from cascade.training.negatives import Negatives, Sampling
+from cascade.training.negatives import held_out as negatives_beside
+
+COMPARED = ("prerank_baseline", "prerank_labels", "baseline")  # tried in the preranker's place
+SCORED = ("prerank", "baseline")  # beside the ranker, on the test rows
+DEPTH = 100  # at which retrievers are compared
+NAMES = {  # what the verdict calls them
+    "": "rank",
+    "_prerank": "the preranker",
+    "_baseline": "the trained baseline",
+    "_logistic_regression": "logistic regression",
+    "_lightgbm": "LightGBM",
+    "recent": "recent popularity",
+    "neighbours": "item neighbours",
+    "ease": "EASE",
+    "prerank_labels": "the same model, not distilled",
+    "prerank_baseline": "the baseline, distilled",
+    "baseline": "the baseline, on labels",
+    "retrieve_order": "the retriever's order",
+}
+
+
+@dataclass
+class Evaluated:
+    """What was found.
+
+    Attributes:
+        metrics: by name.
+        intervals: of some of them the 95 % interval.
+        reliability: by suffix of the model's metrics, mean predictions and shares of positives.
+        verdict: what each stage adds, in words.
+        notes: what a reader must know.
+    """
+
+    metrics: Metrics = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    reliability: dict[str, list[list[float]]] = field(default_factory=dict)
+    verdict: Verdict = field(default_factory=Verdict)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    dataset: Dataset,
+    models: dict[str, Scorer],
+    cascade: Pipeline,
+    *,
+    users: int,
+    positives: int,
+    rows: int | None = None,
+    device: str = "cpu",
+    sampling: Sampling | None = None,
+) -> Evaluated:
+    """Judge the stages of a cascade on the test split.
+
+    Args:
+        models: by the name of their checkpoint: `rank`, and what there is of `SCORED` and
+            `COMPARED`.
+        users: for how many of the queries the ranker scores the whole catalogue.
+        positives: how many held-out positives are looked for in the lists.
+        rows: of the test split that the click metrics see, rounded up to whole batches; all if
+            None.
+        sampling: how negatives are drawn beside the test rows of a log of positives only.
+    """
+    items = Encoded(*dataset.items())
+    found = Evaluated({"items": len(items)})
+    queries = held_out(dataset, max(users, positives))
+    log = Log.of(dataset)
+    evidence = Evidence(0)
+    negatives = None if dataset.has_negatives else Negatives(dataset, sampling or Sampling())
+    _rows(found, evidence, log, models, items, negatives, rows, device)
+    _lists(found, evidence, log, models, cascade, queries, items, users, device)
+    found.notes += log.notes
+    found.verdict = judge(evidence)
+    return found
+
+
+def _rows(
+    found: Evaluated,
+    evidence: Evidence,
+    log: Log,
+    models: Mapping[str, Scorer],
+    items: Encoded,
+    negatives: Negatives | None,
+    rows: int | None,
+    device: str,
+) -> None:
+    """Models of clicks on the test rows."""
+
+    def beside(batches: Iterator[Batch]) -> Iterator[Batch]:
+        return negatives_beside(batches, negatives)
+
+    limit = None if rows is None else -(-rows // BATCH)
+    scorers = {
+        "": models["rank"],
+        **{f"_{name}": models[name] for name in SCORED if name in models},
+    }
+    batches = islice(log.dataset.batches("test", BATCH), limit)
+    scored = clicks.score(scorers, clicks.with_users(batches, beside), items, device)
+    fitted = log.scores(encoded(scored.batches, items.dense, items.ids), negatives)
+    scored.predicted |= {f"_{name}": p for name, p in fitted.probabilities.items()}
+    found.notes += fitted.notes
+    found.metrics |= scored.metrics()
+    if scored.named:
+        found.metrics["test_users"] = len(np.unique(scored.user))
+    if negatives is not None:
+        each = negatives.sampling.per_positive
+        found.metrics["test_negatives_sampled"] = found.metrics["test_rows"] * each // (1 + each)
+    found.reliability = scored.reliability()
+    measured = scored.measured(found.metrics)
+    for measure, by_suffix in measured.items():
+        for suffix, figure in by_suffix.items():
+            found.intervals[f"{measure}{suffix}"] = bootstrap.ends(figure.draws)
+    evidence.scorers = {
+        MEASURES[measure]: {
+            NAMES[suffix]: figure for suffix, figure in by_suffix.items() if suffix != "_prerank"
+        }
+        for measure, by_suffix in measured.items()
+    }
+
+
+def _lists(
+    found: Evaluated,
+    evidence: Evidence,
+    log: Log,
+    models: Mapping[str, Scorer],
+    cascade: Pipeline,
+    queries: Queries,
+    items: Encoded,
+    users: int,
+    device: str,
+) -> None:
+    """What the stages and the baselines list, and what the stages keep."""
+    seen = log.seen(queries)
+    if seen is not None:
+        new = np.flatnonzero(~seen.hold(queries.positives).any(axis=1))
+        if not len(new):
+            raise EvaluationError(
+                f"{log.dataset.root}: every positive of the test split is of an item that its user "
+                "had seen, so no list without what was seen can hold one; prepare more rows"
+            )
+        if len(new) < len(queries):
+            found.notes.append(
+                f"{len(queries) - len(new):,} of {len(queries):,} positives were drawn of items "
+                "that their user had seen, and are left out"
+            )
+        queries, seen = queries.take(new), seen.take(new)
+    item_ids, owner = log.dataset.item_ids(), queries.owner
+    lists = ask(cascade, queries, item_ids, seen)
+    plain = lists if seen is None else ask(cascade, queries, item_ids)
+    named = log.lists(queries, CURVE[-1])
+    named |= {stage: getattr(lists, stage) for stage in STAGES}
+    if seen is not None:
+        named["with_seen"] = plain.rank
+    drawn = _add(found, list_values(named, queries.positives), owner)
+    count = found.metrics
+    found.metrics |= {"positives": len(queries), "users": min(users, len(queries))}
+    evidence.users = len(np.unique(owner))
+    count["distinct_users"] = evidence.users
+
+    def measured(key: str, names: list[str]) -> dict[str, Measured]:
+        keys = {NAMES.get(name, name): f"{key}_{name}" for name in names}
+        return {name: Measured(count[at], drawn[at]) for name, at in keys.items() if at in drawn}
+
+    evidence.stages = measured("ndcg_at_10", [*STAGES])
+    depth = max(k for k in CURVE if k <= min(DEPTH, max(10, lists.retrieve.shape[1])))
+    evidence.depth_measure = f"recall@{depth}"
+    evidence.retrievers = measured(
+        f"recall_at_{depth}",
+        [name for name in named if name not in ("prerank", "rank", "with_seen")],
+    )
+    others = {name: models[name] for name in COMPARED if name in models}
+    _prerankers(found, evidence, lists, queries, items, others, device)
+    first = slice(users)
+    some = np.arange(len(queries))[first]
+    values = kept_values(
+        lists.take(first),
+        models["rank"],
+        items,
+        others,
+        device,
+        None if seen is None else seen.take(some),
+        None if seen is None else plain.rank[first],
+    )
+    kept = _add(found, values, owner[first])
+    if len(np.unique(owner[first])) >= 10:
+        evidence.prerankers = {
+            **evidence.prerankers,
+            "share kept of the ranker's top 10": {
+                NAMES.get(name, name): Measured(count[f"kept_by_{name}"], kept[f"kept_by_{name}"])
+                for name in ("prerank", "retrieve_order", *others)
+            },
+        }
+
+
+def _prerankers(
+    found: Evaluated,
+    evidence: Evidence,
+    lists: Lists,
+    queries: Queries,
+    items: Encoded,
+    others: Mapping[str, Scorer],
+    device: str,
+) -> None:
+    """Where held-out positives are among what each preranker hands on."""
+    keep, came = lists.prerank.shape[1], lists.retrieve.shape[1]
+    if keep >= came:
+        return
+    handed = survivors_of(lists, items, others, device)
+    values: Values = {
+        f"recall_of_survivors_{name}": recalls(rows, queries.positives, keep)
+        for name, rows in handed.items()
+    }
+    drawn = _add(found, values, queries.owner)
+    evidence.prerankers = {
+        f"recall@{keep}": {
+            NAMES.get(name, name): Measured(found.metrics[key], drawn[key])
+            for name in handed
+            for key in [f"recall_of_survivors_{name}"]
+        }
+    }
+
+
+def _add(found: Evaluated, values: Values, owner: Any) -> dict[str, Floats]:
+    """Values of queries become means over users, with their intervals; -> the draws, by name."""
+    by_user = bootstrap.of_users(np.stack([*values.values()], axis=1), owner)
+    drawn = bootstrap.means(by_user)
+    found.metrics |= dict(zip(values, np.nanmean(by_user, axis=0).tolist(), strict=True))
+    found.intervals |= {name: bootstrap.ends(drawn[:, i]) for i, name in enumerate(values)}
+    return {name: drawn[:, i] for i, name in enumerate(values)}

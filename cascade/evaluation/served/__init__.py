@@ -1,0 +1,1 @@
+"""An exported repository, judged on a held-out table of raw rows alone."""
