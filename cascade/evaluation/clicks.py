@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,25 +99,6 @@ def score(
         np.concatenate(truth) if truth else None,
         kept,
     )
-
-
-def with_users(batches: Iterable[Batch], widen: Any) -> Iterator[Batch]:
-    """`widen` puts negatives beside the rows of batches; -> its batches, each row with the user of
-    the row that it stands beside."""
-    users: list[Ids | None] = []
-
-    def noted() -> Iterator[Batch]:
-        for batch in batches:
-            users.append(batch.user)
-            yield batch
-
-    for batch in widen(noted()):
-        user = users.pop(0)
-        if batch.user is None and user is not None:
-            each = len(batch) // len(user)
-            rows = (batch.label, batch.item, batch.user_dense, batch.user_ids, batch.probability)
-            batch = Batch(*rows, user=np.repeat(user, each))
-        yield batch
 
 
 def _reliability(label: Floats, p: npt.NDArray[np.floating[Any]]) -> list[list[float]]:

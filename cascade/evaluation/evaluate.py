@@ -3,14 +3,14 @@ and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from cascade.data.dataset import Batch, Dataset
+from cascade.data.dataset import Dataset
 from cascade.evaluation import bootstrap, clicks
 from cascade.evaluation.baselines.log import BATCH, Log, encoded
 from cascade.evaluation.bootstrap import Floats
@@ -118,17 +118,13 @@ def _rows(
     device: str,
 ) -> None:
     """Models of clicks on the test rows."""
-
-    def beside(batches: Iterator[Batch]) -> Iterator[Batch]:
-        return negatives_beside(batches, negatives)
-
     limit = None if rows is None else -(-rows // BATCH)
     scorers = {
         "": models["rank"],
         **{f"_{name}": models[name] for name in SCORED if name in models},
     }
     batches = islice(log.dataset.batches("test", BATCH), limit)
-    scored = clicks.score(scorers, clicks.with_users(batches, beside), items, device)
+    scored = clicks.score(scorers, negatives_beside(batches, negatives), items, device)
     fitted = log.scores(encoded(scored.batches, items.dense, items.ids), negatives)
     scored.predicted |= {f"_{name}": p for name, p in fitted.probabilities.items()}
     found.notes += fitted.notes
