@@ -18,7 +18,7 @@ from export import users as user_files
 from export.build import write_release
 from export.foreign.flat import flat_onnx
 from export.planning.grid import CANDIDATES, SURVIVORS, PlanError, Tried
-from export.planning.plan import KEEP, USERS, Asked
+from export.planning.plan import KEEP, LEAST_USERS, USERS, Asked
 from export.planning.release import PICTURE, PLAN_FILE, write_plan, write_planned
 from export.planning.report import report as report_plan
 from export.releases.commands import add_server, parser, publisher, report, say
@@ -59,7 +59,8 @@ def plan(argv: Sequence[str]) -> None:
     add("--cascade", type=Path, metavar="FILE", help="or a cascade.yaml: docs/your-models.md")
     add("--out", type=Path, metavar="DIR", required=True, help="folder of plan.json and plan.png")
     add("--keep", type=float, default=KEEP, metavar="X", help="of the best [%(default)s]")
-    add("--users", type=int, default=USERS, metavar="N", help="asked, at random [%(default)s]")
+    limits = f"[{USERS}; fewer, down to {LEAST_USERS}, where the ranker takes long]"
+    add("--users", type=int, metavar="N", help=f"asked, at random {limits}")
     for name, sizes in (("candidates", CANDIDATES), ("survivors", SURVIVORS)):
         text = f"[{' '.join(map(str, sizes))}]"
         add(f"--try-{name}", type=int, nargs="+", default=sizes, metavar="N", help=text)

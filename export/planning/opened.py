@@ -20,7 +20,7 @@ from cascade.evaluation.brute_force import Encoded
 from cascade.files import content, link
 from cascade.index import Index
 from cascade.runtime.load import Graph, load_graph
-from cascade.server.threads import threads_per_process
+from cascade.server.threads import cores, threads_per_process
 from cascade.spec import PRERANK, RANK, RETRIEVE, stage_path
 from cascade.stages.load import LoadedStage, load_stage
 from cascade.stages.retrieve import Retrieve
@@ -96,8 +96,9 @@ class Opened:
 
     def _sorting(self, survivors: int) -> Score:
         """The ranker, which hands on the best of the rows it is given, so many of them, as rows and
-        their scores before the sigmoid."""
-        return Score(self._resized(RANK, survivors, as_rows=True), self.serving)
+        their scores before the sigmoid; on all cores, for nothing else is timed by it."""
+        serving = replace(self.serving, threads=cores())
+        return Score(self._resized(RANK, survivors, as_rows=True), serving)
 
     def _resized(self, stage: str, keep: int, as_rows: bool = False) -> Path:
         target = self._scratch / f"{stage}-{keep}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,9 @@ from export.planning.grid import Limits, PlanError, Setting, Tried
 from export.planning.opened import Opened
 from export.users import raw_users
 
-KEEP, USERS = 0.95, 200
+KEEP, USERS, LEAST_USERS = 0.95, 200, 50
+FULL_ORDER_S = 30.0  # for the whole catalogue; beyond, no more users than the least are asked
+ROUNDING = 1e-9  # of a mean over users
 MOST_USERS = 1 << 16  # of users.parquet, from which they are drawn
 
 
@@ -31,18 +34,24 @@ class Asked:
 
     Args:
         keep: the least share of the ranker's own best that an answer must hold.
-        users: how many held-out users are asked, drawn at random.
+        users: how many held-out users are asked, drawn at random. None: `USERS`, or fewer where the
+            ranker takes long to score the whole catalogue for them.
     """
 
     keep: float = KEEP
-    users: int = USERS
+    users: int | None = None
     tried: Tried = field(default_factory=Tried)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise PlanError(f"--keep {self.keep:g}: expected a share above 0 and at most 1")
-        if self.users < 2:
+        if self.count < 2:
             raise PlanError(f"--users {self.users}: expected 2 or more, for an interval")
+
+    @property
+    def count(self) -> int:
+        """The most users that are asked."""
+        return USERS if self.users is None else self.users
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Plan:
 def pick(points: Sequence[Point], keep: float) -> tuple[Point, bool]:
     """The cheapest point that keeps enough, and True; or, where none does, the one that keeps most,
     and False."""
-    enough = [point for point in points if point.kept >= keep]
+    enough = [point for point in points if point.kept >= keep - ROUNDING]
     if enough:
         return min(enough, key=lambda p: p.us_per_request), True
     return max(points, key=lambda p: (p.kept, -p.us_per_request)), False
@@ -110,12 +119,14 @@ def measure(build: Build, base: Build, scratch: Path, asked: Asked) -> Plan:
     opened = Opened(base, scratch)
     limits = _limits(build, opened, len(source.items))
     settings = limits.settings(build.sizes, asked.tried)
-    raw = drawn_users(source, asked.users)
-    users, items, results = opened.encode(*raw), len(source.items), build.sizes.results
-    found = quality.answers(opened, settings, users, results)
-    shares = quality.kept(found, quality.best_of_all(opened, users, items, results))
+    raw, items, results = drawn_users(source, asked.count), len(source.items), build.sizes.results
+    seconds = math.inf if asked.users else FULL_ORDER_S
+    users = opened.encode(*raw)
+    best = quality.best_of_all(opened, users, items, results, seconds, LEAST_USERS)
+    users = users.take(slice(len(best)))
+    shares = quality.kept(quality.answers(opened, settings, users, results), best)
     low, high = metrics.interval(lambda some: shares[some].mean(0), len(shares))
-    ndcgs, positives = _ndcgs(opened, settings, source, asked.users)
+    ndcgs, positives = _ndcgs(opened, settings, source, asked.count)
     alone_us, batch_us = (
         timing.requests_us(opened, settings, raw, at_once, rounds)
         for at_once, rounds in ((1, timing.ROUNDS), (timing.BATCH, timing.BATCH_ROUNDS))

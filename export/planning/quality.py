@@ -8,6 +8,8 @@ fewer survivors is the list of more of them without the others.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -76,24 +78,36 @@ def _places_among(survivors: Ids, ranked: Ids) -> Ids:
     return place
 
 
-def best_of_all(opened: Opened, users: Encoded, items: int, results: int) -> Floats:
-    """The ranker's best scores over the whole catalogue, [B, results]. Memory is bounded by a chunk
-    of the catalogue."""
-    rank = opened.sorting(results)
+def best_of_all(
+    opened: Opened,
+    users: Encoded,
+    items: int,
+    results: int,
+    seconds: float = math.inf,
+    least: int = 0,
+) -> Floats:
+    """The ranker's best scores over the whole catalogue, [b, results], of the first b users: all of
+    them, or as many as fit in so many seconds, and the `least` in any case. Memory is bounded by a
+    chunk of the catalogue."""
+    rank, best = opened.sorting(results), []
     step = max(1, PAIRS_PER_CHUNK // min(items, ITEMS_PER_CHUNK))
-    best = np.full((len(users), results), -np.inf, np.float32)
+    chunks = [
+        np.arange(start, min(start + ITEMS_PER_CHUNK, items))
+        for start in range(0, items, ITEMS_PER_CHUNK)
+    ]
+    began = time.monotonic()
     with tqdm(desc="full order", total=len(users) * items, unit=" pairs", unit_scale=True) as bar:
-        for start in range(0, items, ITEMS_PER_CHUNK):
-            chunk = np.arange(start, min(start + ITEMS_PER_CHUNK, items))
-            padded = np.pad(chunk, (0, max(0, results - len(chunk))), constant_values=-1)
-            for at in range(0, len(users), step):
-                some = slice(at, at + step)
-                user = users.dense[some], users.ids[some]
-                found = rank(*user, np.tile(padded, (len(user[0]), 1)))[1]
-                both = np.concatenate((best[some], found), axis=1)
-                best[some] = -np.sort(-both, axis=1)[:, :results]
+        for at in range(0, len(users), step):
+            if at >= max(1, least) and time.monotonic() - began > seconds:
+                break
+            user = users.dense[at : at + step], users.ids[at : at + step]
+            found = []
+            for chunk in chunks:
+                rows = np.pad(chunk, (0, max(0, results - len(chunk))), constant_values=-1)
+                found.append(rank(*user, np.tile(rows, (len(user[0]), 1)))[1])
                 bar.update(len(user[0]) * len(chunk))
-    return best
+            best.append(-np.sort(-np.concatenate(found, axis=1), axis=1)[:, :results])
+    return np.concatenate(best)
 
 
 def kept(found: Mapping[Setting, Answers], best: Floats) -> npt.NDArray[np.float64]:

@@ -7,7 +7,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from cascade.config import Product
 from cascade.files import write_json
 from cascade.release import RELEASE_FILE, read_release
 from cascade.spec import ENSEMBLE, Sizes
@@ -45,7 +44,7 @@ def write_planned(build: Build, asked: Asked) -> None:
             Opened(each, Path(folder) / name)
             for each, name in ((base, "default"), (sized, "chosen"))
         )
-        users = drawn_users(Source.load(build.checkpoints), asked.users)
+        users = drawn_users(Source.load(build.checkpoints), asked.count)
         pair = (here, plan.default.setting), (there, plan.chosen.setting)
         plan = replace(plan, speedup=compared(*pair, users))
     print(report.said(plan))
@@ -63,7 +62,6 @@ def _planned(build: Build, asked: Asked, folder: Path) -> tuple[Build, Plan]:
         repository=folder / "repository",
         version=VERSION,
         serving=serving,
-        product=Product(),
         state="float32",
         weights="float32",
         also=(),

@@ -26,7 +26,7 @@ from export.artifacts.guard import HeldOut
 from export.artifacts.stage_files import write_scoring
 from export.context import Build, Source
 from export.described import file
-from export.planning import report, timing
+from export.planning import quality, report, timing
 from export.planning.grid import Setting, Tried
 from export.planning.opened import Opened, resize
 from export.planning.plan import Asked, Plan, Point, drawn_users, measure, pick
@@ -165,6 +165,19 @@ def test_the_chosen_is_the_cheapest_that_keeps_enough(made: Made) -> None:
     assert "default" in text
 
 
+@pytest.mark.parametrize("made", ["integers"], indirect=True)
+def test_fewer_users_are_asked_where_time_is_up(made: Made, tmp_path: Path) -> None:
+    build, _, _ = made
+    opened = Opened(build, tmp_path)
+    users = opened.encode(*drawn_users(Source.load(build.checkpoints), 100))
+    every = quality.best_of_all(opened, users, ITEMS, 10)
+    some = quality.best_of_all(opened, users, ITEMS, 10, seconds=-1, least=40)
+    assert len(every) == 100
+    assert 40 <= len(some) < 100
+    np.testing.assert_array_equal(some, every[: len(some)])
+    assert len(quality.best_of_all(opened, users, ITEMS, 10, seconds=-1)) < 40
+
+
 def point(us: float, kept: float) -> Point:
     return Point(int(us), 10, None, kept, kept - 0.1, kept + 0.1, None, us, us)
 
@@ -232,6 +245,7 @@ def test_a_planned_release_serves_the_chosen_sizes(
     facts = json.loads((tmp_path / "out" / RETRIEVE / "1" / "index.json").read_text())
     assert facts["parameters"]["nprobe"] == chosen["effort"]
     assert facts["recall_k"] == chosen["candidates"]
+    assert facts["note"] == "nprobe as planned"
     pipeline = replace(cascade, repository=tmp_path / "out").pipeline()
     dense, categorical = drawn_users(Source.load(cascade.checkpoints), 200)
     encoded = pipeline.retrieve(dense, categorical)
