@@ -282,7 +282,8 @@ def graphs_are_traced_once(shared: Path) -> Iterator[None]:
         pickled = io.BytesIO()
         torch.save(module.eval(), pickled)
         shapes = [(name, value.shape, value.dtype) for name, value in example.items()]
-        key = pickled.getvalue() + repr((shapes, names, onnx_file.EXTERNAL_BYTES)).encode()
+        files = (path.name, weights, onnx_file.EXTERNAL_BYTES)
+        key = pickled.getvalue() + repr((shapes, names, files)).encode()
         with made_once(shared / "graphs", key) as made:
             if not made.exists():
                 real(module, example, *how)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema, Side
-from export.artifacts.onnx_file import trace
+from export.artifacts import onnx_file
 
 OUTPUT = "logit"
 
@@ -55,5 +55,6 @@ def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
             example[f"{side}_ids"] = torch.zeros(2, schema.ids_width(side), dtype=torch.long)
     dynamic = {name: {0: torch.export.Dim("rows")} for name in example}
     path.parent.mkdir(parents=True, exist_ok=True)
-    trace(Flat(scorer), example, dynamic, [*example], [OUTPUT], path, f"{path.name}.data")
+    names = ([*example], [OUTPUT])
+    onnx_file.trace(Flat(scorer), example, dynamic, *names, path, f"{path.name}.data")
     return {"inputs": inputs, "output": OUTPUT, "output_is": "logit"}
