@@ -104,10 +104,12 @@ def screen(
     parts = (out / "evaluation.md").read_text().split("\n\n")
     place = next(i for i, part in enumerate(parts) if part.startswith("The cascade over"))
     same = "all" if summary["server_equals_pipeline"] else "NOT all"
+    warnings = "\n".join(f"WARNING: {text}" for text in summary["warnings"])
     return "\n\n".join(
         [
             answers,
             *parts[place : place + 2],  # the table of the stages, with its title
+            *([warnings] if warnings else []),
             table(["requests in flight", "users/s", "p50 ms", "p95 ms", "p99 ms", "failed"], rows),
             f"{same} of {summary['server_users_compared']} users get from the server what the "
             f"pipeline gives in process; largest difference {summary['server_max_abs']:.1e}\n"

@@ -42,11 +42,13 @@ def test_the_demo_ends_with_one_screen(tmp_path: Path) -> None:
         for n in (1, 4, 16)
     ]
     summary = {"server_equals_pipeline": True, "server_users_compared": 9, "server_max_abs": 0.0}
+    summary["warnings"] = ["rank is worse than prerank"]
     text = screen(tmp_path, tmp_path / "s.json", "rank  item id\n   1  17", measured, summary)
     assert "item id" in text
     assert "The cascade over 5 items" in text
     assert "| rank | 0.8 |" in text
     assert "| c |" not in text
+    assert "\nWARNING: rank is worse than prerank\n" in text
     assert text.count("500") == 3
     assert f"{tmp_path}/evaluation.png" in text
     assert len(text.splitlines()) < 24
