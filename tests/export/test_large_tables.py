@@ -171,15 +171,15 @@ def memory(process: subprocess.Popen[str]) -> dict[str, int]:
 
 @pytest.mark.parametrize("runtime", ["onnx", "torchscript"])
 def test_processes_share_one_item_state(large_state: dict[str, Any], runtime: str) -> None:
-    """Both read 600 MB of it; it is in memory once, and neither has a copy."""
+    """Both read 600 MB of it from the pages of one file, and neither has a copy. How many processes
+    map a page at a moment is the kernel's choice, so that only copies are counted."""
     width = 4 * large_state["module"].item_state.shape[1]
     rows, step = 600 * 2**20 // width, max(1, 4096 // width)  # every page of 600 MB
     arguments = (str(large_state["folder"]), runtime, str(rows), str(step))
     with reader(*arguments) as first, reader(*arguments) as second:
         for found in (memory(first), memory(second)):
             assert found["Rss"] > 600
-            assert found["Pss"] < found["Rss"] - 250  # the half of what both have counts once
-            assert found["Private_Clean"] + found["Private_Dirty"] < found["Rss"] - 550
+            assert found["Private_Dirty"] < found["Rss"] - 550
 
 
 def test_a_user_table_beyond_2_gb(tmp_path: Path) -> None:
