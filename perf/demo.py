@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--schema", type=Path, help="what the columns of --data table are")
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--evaluation-users", type=positive, default=100)
+    parser.add_argument("--evaluation-users", type=positive, default=50)
     args = parser.parse_args(arguments)
     out, started = args.out / args.data.partition(":")[0], time.monotonic()
     out.mkdir(parents=True, exist_ok=True)

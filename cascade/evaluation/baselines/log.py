@@ -25,7 +25,7 @@ STRENGTHS = (300.0, 1000.0, 3000.0)  # of the L2 of EASE; the first of a large c
 SLOW_ITEMS = 8_000  # with a positive, whose matrix takes a minute to invert
 VALIDATION_QUERIES = 500
 DEPTH = 100  # of the lists that settings are chosen by
-TRAINING_ROWS = 200_000  # the newest, that scores of rows are fitted on
+TRAINING_ROWS = 100_000  # the newest, that scores of rows are fitted on
 VALIDATION_ROWS = 50_000
 
 
