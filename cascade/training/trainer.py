@@ -45,7 +45,7 @@ class Training:
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
 ON_CANDIDATES = Hyperparameters(
-    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=1, validations=6, patience=4
+    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=1, validations=3, patience=3
 )
 TRAININGS = {  # in this order; a checkpoint has the name of its training
     "retrieve": Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
