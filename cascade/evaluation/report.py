@@ -49,19 +49,33 @@ INK, GREY, BLUE, ORANGE = "#222222", "#9aa0a6", "#2f6db5", "#d9822b"
 
 def write(found: Evaluated, folder: Path) -> str:
     """Write evaluation.json, evaluation.md and evaluation.png; -> the tables as text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = tables(found)
-    content = {
-        **{name: _plain(value) for name, value in found.metrics.items()},
-        "intervals": {name: [*map(_plain, ends)] for name, ends in found.intervals.items()},
+    more = {
         "reliability": found.reliability,
         "notes": found.notes,
         "verdict": found.verdict.content(),
         "warnings": [*found.verdict.warnings],
     }
+    return write_files(folder, tables(found), figure(found), found.metrics, found.intervals, more)
+
+
+def write_files(
+    folder: Path,
+    text: str,
+    drawn: Figure,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    more: Mapping[str, Any],
+) -> str:
+    """Write the three files of an evaluation, NaN as null in the JSON; -> the text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        **{name: _plain(value) for name, value in metrics.items()},
+        "intervals": {name: [*map(_plain, ends)] for name, ends in intervals.items()},
+        **more,
+    }
     (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / "evaluation.md").write_text(text)
-    figure(found).savefig(folder / "evaluation.png", dpi=150)
+    drawn.savefig(folder / "evaluation.png", dpi=150)
     return text
 
 

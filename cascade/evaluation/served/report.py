@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from cascade.evaluation.report import BLUE, GREY, INK, ROW_METRICS, aligned, number
+from cascade.evaluation.report import BLUE, GREY, INK, ROW_METRICS, aligned, number, write_files
 from cascade.evaluation.served.judge import LIST_METRICS, Judged
 from cascade.evaluation.stagewise import TOP
 from cascade.spec import STAGES
@@ -21,19 +20,8 @@ MEASURES = {  # by name, before `_STAGE`
 
 def write(found: Judged, folder: Path) -> str:
     """Write evaluation.json, evaluation.md and evaluation.png; -> the tables as text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = tables(found)
-    intervals = {name: [*map(_plain, ends)] for name, ends in found.intervals.items()}
-    plain = {name: _plain(value) for name, value in found.metrics.items()}
-    content = {**plain, "intervals": intervals, "notes": found.notes}
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "evaluation.md").write_text(text)
-    figure(found).savefig(folder / "evaluation.png", dpi=150)
-    return text
-
-
-def _plain(value: float) -> float | None:
-    return None if value != value else value
+    what = (tables(found), figure(found), found.metrics, found.intervals)
+    return write_files(folder, *what, {"notes": found.notes})
 
 
 def tables(found: Judged) -> str:
