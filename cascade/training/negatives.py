@@ -93,10 +93,12 @@ class Negatives:
         return Batch(label.ravel(), items.ravel(), *users, user=who, time=when)
 
 
-def held_out(batches: Iterable[Batch], negatives: Negatives | None) -> Iterator[Batch]:
+def held_out(
+    batches: Iterable[Batch], negatives: Negatives | None, first: int = 0
+) -> Iterator[Batch]:
     """Batches to validate or to test on, with negatives where the rows have none: the same ones
-    whenever the same batches come."""
-    for number, batch in enumerate(batches):
+    whenever the same batches come, of which the number `first` is the first."""
+    for number, batch in enumerate(batches, first):
         if negatives is None:
             yield batch
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,7 +124,10 @@ class Log:
     def scores(self, test: rows.Rows, negatives: Negatives | None) -> rows.Fitted:
         """Probabilities of test rows by models that were fitted on the newest training rows, with
         negatives beside them where the log has none."""
-        train = _newest(negatives_beside(self.dataset.batches("train", BATCH), negatives))
+        each = 1 if negatives is None else 1 + negatives.sampling.per_positive
+        skip = max(0, self.dataset.rows("train") - -(-TRAINING_ROWS // each)) // BATCH
+        newest = self.dataset.batches("train", BATCH, skip=skip)
+        train = [*negatives_beside(newest, negatives, skip)]
         held = [validation(self.dataset, VALIDATION_ROWS, negatives)]
         items = self.dataset.items()
         return rows.fit(self.dataset.schema, encoded(train, *items), encoded(held, *items), test)
@@ -139,17 +141,6 @@ def encoded(batches: list[Batch], dense: npt.NDArray[np.float32], ids: Ids) -> r
         for name in ("label", "user_dense", "user_ids")
     )
     return rows.Rows(label, user_dense, user_ids, dense[item], ids[item])
-
-
-def _newest(batches: Iterable[Batch]) -> list[Batch]:
-    found: list[Batch] = []
-    size = 0
-    for batch in batches:
-        found.append(batch)
-        size += len(batch)
-        while size - len(found[0]) >= TRAINING_ROWS:
-            size -= len(found.pop(0))
-    return found
 
 
 def _events(batch: Batch, split: int) -> Events:
