@@ -3,7 +3,7 @@ and a verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from cascade.data.dataset import Dataset
+from cascade.data.source import Split
 from cascade.evaluation import bootstrap, clicks
+from cascade.evaluation.baselines.lists import Histories, Ids
 from cascade.evaluation.baselines.log import BATCH, Log, encoded
 from cascade.evaluation.bootstrap import Floats
 from cascade.evaluation.brute_force import Encoded
@@ -27,7 +29,7 @@ from cascade.evaluation.stagewise import (
     list_values,
     survivors_of,
 )
-from cascade.evaluation.verdict import Evidence, Measured, Verdict, judge
+from cascade.evaluation.verdict import FEWEST_USERS, Evidence, Measured, Verdict, judge
 from cascade.models.scorer import Scorer
 from cascade.spec import STAGES
 from cascade.stages.pipeline import Pipeline
@@ -159,46 +161,17 @@ def _lists(
     device: str,
 ) -> None:
     """What the stages and the baselines list, and what the stages keep."""
-    seen = log.seen(queries)
-    if seen is not None:
-        new = np.flatnonzero(~seen.hold(queries.positives).any(axis=1))
-        if not len(new):
-            raise EvaluationError(
-                f"{log.dataset.root}: every positive of the test split is of an item that its user "
-                "had seen, so no list without what was seen can hold one; prepare more rows"
-            )
-        if len(new) < len(queries):
-            found.notes.append(
-                f"{len(queries) - len(new):,} of {len(queries):,} positives were drawn of items "
-                "that their user had seen, and are left out"
-            )
-        queries, seen = queries.take(new), seen.take(new)
+    queries, seen = of_unseen(found, log, queries, "test")
     item_ids, owner = log.dataset.item_ids(), queries.owner
     lists = ask(cascade, queries, item_ids, seen)
     plain = lists if seen is None else ask(cascade, queries, item_ids)
     named = log.lists(queries, CURVE[-1])
-    named |= {stage: getattr(lists, stage) for stage in STAGES}
-    if seen is not None:
-        named["with_seen"] = plain.rank
-    drawn = _add(found, list_values(named, queries.positives), owner)
-    count = found.metrics
-    found.metrics |= {"positives": len(queries), "users": min(users, len(queries))}
-    evidence.users = len(np.unique(owner))
-    count["distinct_users"] = evidence.users
-
-    def measured(key: str, names: list[str]) -> dict[str, Measured]:
-        keys = {NAMES.get(name, name): f"{key}_{name}" for name in names}
-        return {name: Measured(count[at], drawn[at]) for name, at in keys.items() if at in drawn}
-
-    evidence.stages = measured("ndcg_at_10", [*STAGES])
-    depth = max(k for k in CURVE if k <= min(DEPTH, max(10, lists.retrieve.shape[1])))
-    evidence.depth_measure = f"recall@{depth}"
-    evidence.retrievers = measured(
-        f"recall_at_{depth}",
-        [name for name in named if name not in ("prerank", "rank", "with_seen")],
-    )
+    more = {} if seen is None else {"with_seen": plain.rank}
+    add_lists(found, evidence, queries, lists, named, more)
+    found.metrics["users"] = min(users, len(queries))
     others = {name: models[name] for name in COMPARED if name in models}
-    _prerankers(found, evidence, lists, queries, items, others, device)
+    handed = survivors_of(lists, items, others, device)
+    add_survivors(found, evidence, queries, lists.retrieve.shape[1], handed)
     first = slice(users)
     some = np.arange(len(queries))[first]
     values = kept_values(
@@ -210,43 +183,86 @@ def _lists(
         None if seen is None else seen.take(some),
         None if seen is None else plain.rank[first],
     )
-    kept = _add(found, values, owner[first])
-    if len(np.unique(owner[first])) >= 10:
-        evidence.prerankers = {
-            **evidence.prerankers,
-            "share kept of the ranker's top 10": {
-                NAMES.get(name, name): Measured(count[f"kept_by_{name}"], kept[f"kept_by_{name}"])
-                for name in ("prerank", "retrieve_order", *others)
-            },
-        }
+    add_kept(found, evidence, values, owner[first], handed)
 
 
-def _prerankers(
+def of_unseen(
+    found: Evaluated, log: Log, queries: Queries, split: Split
+) -> tuple[Queries, Histories | None]:
+    """The queries of a split whose positive its user had not seen, and what each user had seen;
+    None where the log does not say. Raises EvaluationError: there is no such query."""
+    seen = log.seen(queries, split)
+    if seen is None:
+        return queries, None
+    new = np.flatnonzero(~seen.hold(queries.positives).any(axis=1))
+    if not len(new):
+        raise EvaluationError(
+            f"{log.dataset.root}: every positive of the {split} split is of an item that its user "
+            "had seen, so no list without what was seen can hold one; prepare more rows"
+        )
+    if len(new) < len(queries):
+        found.notes.append(
+            f"{len(queries) - len(new):,} of {len(queries):,} positives were drawn of items "
+            "that their user had seen, and are left out"
+        )
+    return queries.take(new), seen.take(new)
+
+
+def add_lists(
     found: Evaluated,
     evidence: Evidence,
-    lists: Lists,
     queries: Queries,
-    items: Encoded,
-    others: Mapping[str, Scorer],
-    device: str,
+    lists: Lists,
+    baselines: Mapping[str, Ids],
+    more: Mapping[str, Ids],
 ) -> None:
-    """Where held-out positives are among what each preranker hands on."""
-    keep, came = lists.prerank.shape[1], lists.retrieve.shape[1]
+    """Where held-out positives are in the lists of the stages, of baselines of the retriever, and
+    in `more`, which nothing is compared with; [B, K] by name."""
+    named = {**baselines, **{stage: getattr(lists, stage) for stage in STAGES}, **more}
+    drawn = _add(found, list_values(named, queries.positives), queries.owner)
+    evidence.users = len(np.unique(queries.owner))
+    found.metrics |= {"positives": len(queries), "distinct_users": evidence.users}
+    evidence.stages = _measured(found, drawn, "ndcg_at_10_{}", STAGES)
+    depth = max(k for k in CURVE if k <= min(DEPTH, max(10, lists.retrieve.shape[1])))
+    evidence.depth_measure = f"recall@{depth}"
+    retrievers = (*baselines, "retrieve")
+    evidence.retrievers = _measured(found, drawn, f"recall_at_{depth}_{{}}", retrievers)
+
+
+def add_survivors(
+    found: Evaluated, evidence: Evidence, queries: Queries, came: int, handed: Mapping[str, Ids]
+) -> None:
+    """Where held-out positives are among what each preranker hands on, [B, K] by name, of as many
+    candidates as came."""
+    keep = handed["prerank"].shape[1]
     if keep >= came:
         return
-    handed = survivors_of(lists, items, others, device)
     values: Values = {
         f"recall_of_survivors_{name}": recalls(rows, queries.positives, keep)
         for name, rows in handed.items()
     }
     drawn = _add(found, values, queries.owner)
-    evidence.prerankers = {
-        f"recall@{keep}": {
-            NAMES.get(name, name): Measured(found.metrics[key], drawn[key])
-            for name in handed
-            for key in [f"recall_of_survivors_{name}"]
-        }
-    }
+    measured = _measured(found, drawn, "recall_of_survivors_{}", handed)
+    evidence.prerankers = {**evidence.prerankers, f"recall@{keep}": measured}
+
+
+def add_kept(
+    found: Evaluated, evidence: Evidence, values: Values, owner: Any, prerankers: Iterable[str]
+) -> None:
+    """What the stages keep of the ranker's best, by query, and the prerankers by `kept_by_NAME`."""
+    drawn = _add(found, values, owner)
+    if len(np.unique(owner)) >= FEWEST_USERS:
+        measured = _measured(found, drawn, "kept_by_{}", prerankers)
+        measure = "share kept of the ranker's top 10"
+        evidence.prerankers = {**evidence.prerankers, measure: measured}
+
+
+def _measured(
+    found: Evaluated, drawn: Mapping[str, Floats], pattern: str, names: Iterable[str]
+) -> dict[str, Measured]:
+    """Figures that are there, by what the verdict calls them."""
+    keys = {NAMES.get(name, name): pattern.format(name) for name in names}
+    return {name: Measured(found.metrics[k], drawn[k]) for name, k in keys.items() if k in drawn}
 
 
 def _add(found: Evaluated, values: Values, owner: Any) -> dict[str, Floats]:

@@ -68,15 +68,24 @@ def write_files(
 ) -> str:
     """Write the three files of an evaluation, NaN as null in the JSON; -> the text."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
+    found = content(metrics, intervals, more)
+    (folder / "evaluation.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "evaluation.md").write_text(text)
+    drawn.savefig(folder / "evaluation.png", dpi=150)
+    return text
+
+
+def content(
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    more: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Figures as JSON, NaN as null."""
+    return {
         **{name: _plain(value) for name, value in metrics.items()},
         "intervals": {name: [*map(_plain, ends)] for name, ends in intervals.items()},
         **more,
     }
-    (folder / "evaluation.json").write_text(json.dumps(content, indent=1) + "\n")
-    (folder / "evaluation.md").write_text(text)
-    drawn.savefig(folder / "evaluation.png", dpi=150)
-    return text
 
 
 def _plain(value: float) -> float | None:

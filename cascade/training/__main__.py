@@ -3,6 +3,7 @@
 OUT/schema.json, vocabulary/, catalogue.parquet, users.*   what the models were trained on
 OUT/retrieve, rank, prerank                                the cascade
 OUT/baseline, prerank_baseline, prerank_labels             what it is compared with
+OUT/verdict.json                                           what each stage adds, by validation rows
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from cascade.data.opening import add_arguments
 from cascade.data.prepare import prepare_as
 from cascade.errors import run
+from cascade.evaluation.trained import tell
 from cascade.models.registry import Recipe
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import BYS, Sampling
@@ -40,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = {"per_positive": options.negatives, "by": options.negatives_by}
     asked = {key: value for key, value in asked.items() if value is not None}
     sampling = Sampling(**asked) if asked else None
-    Trainer(dataset, options.out, device, recipe, changes, options.log, sampling).run()
+    trainer = Trainer(dataset, options.out, device, recipe, changes, options.log, sampling)
+    trainer.run()
+    tell(dataset, trainer.models, options.out, options.device)
 
 
 def _parser() -> argparse.ArgumentParser:

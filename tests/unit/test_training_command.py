@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,10 @@ def test_the_command_writes_every_model(trained, synthetic):
         assert files == {"checkpoint.json", "weights.safetensors", "curves.png", "tensorboard"}
     towers = checkpoint.load(out / "retrieve", synthetic.schema)
     assert type(towers).__name__ == "TwoTower"
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert all(pair["sentence"] in output for pair in verdict["verdict"])
+    assert {f"recall_at_100_{name}" for name in ("retrieve", "popularity")} <= verdict.keys()
+    assert "kept_by_prerank_labels" in verdict
 
 
 def events(folder):

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 EASE_ITEMS = 20_000  # the square matrix of so many takes 1.6 GB, and its inverse minutes
 MOST_OF_USER = 500  # the newest positives of a user that say which items go together
-USERS_PER_BLOCK = 64
+USERS_PER_BLOCK, SCORES_PER_BLOCK = 64, 2**23  # whichever is fewer, and at least one user
 
 
 class TooManyItems(CascadeError, ValueError):
@@ -132,7 +132,9 @@ def popular_lists(counts: npt.NDArray[Any], seen: Histories, k: int) -> Ids:
     """The k items [Q, k] of the highest counts [N] that each user has not seen, -1 where fewer have
     a count; of equals, the lower row comes first."""
     scores = _places(counts)
-    return _best(lambda some: np.tile(scores, (some.stop - some.start, 1)), seen, len(counts), k)
+    return best_unseen(
+        lambda some: np.tile(scores, (some.stop - some.start, 1)), seen, len(counts), k
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class ItemModel:
             found[:, self.active] = np.where(dense != 0, dense, found[:, self.active])
             return found
 
-        return _best(scores, seen, items, k)
+        return best_unseen(scores, seen, items, k)
 
 
 def neighbours(events: Events, items: int, most: int) -> ItemModel:
@@ -181,6 +183,13 @@ def neighbours(events: Events, items: int, most: int) -> ItemModel:
             line[np.argpartition(-line, most)[most:]] = 0
     cosine.eliminate_zeros()
     return ItemModel(active, cosine.T.tocsr(), counts)
+
+
+def pairs(events: Events) -> int:
+    """How many pairs of items of one user `neighbours` goes through."""
+    liked = events.liked()
+    each = np.minimum(np.unique(liked.user, return_counts=True)[1], MOST_OF_USER)
+    return int((each**2).sum())
 
 
 def ease(events: Events, items: int, l2: float) -> ItemModel:
@@ -206,9 +215,12 @@ def chosen(
     judge: Callable[[ItemModel], float],
 ) -> tuple[float, ItemModel]:
     """The hyperparameter whose model is best by `judge`, higher is better, on validation; the first
-    of equals."""
+    of equals. One alone is not judged."""
+    values = [*candidates]
+    if len(values) == 1:
+        return values[0], fit(values[0])
     best: tuple[float, float, ItemModel] | None = None
-    for value in candidates:
+    for value in values:
         model = fit(value)
         quality = judge(model)
         if best is None or quality > best[0]:
@@ -238,12 +250,13 @@ def _places(counts: npt.NDArray[Any]) -> Floats:
     return np.where(counts > 0, places, -np.inf)
 
 
-def _best(scores: Callable[[slice], Floats], seen: Histories, items: int, k: int) -> Ids:
+def best_unseen(scores: Callable[[slice], Floats], seen: Histories, items: int, k: int) -> Ids:
     """The best k rows [Q, k] of the scores of some queries, [., N], without what was seen."""
     queries, width = len(seen.offsets) - 1, min(k, items)
     found = np.full((queries, k), -1, np.int64)
-    for start in range(0, queries, USERS_PER_BLOCK):
-        some = slice(start, min(start + USERS_PER_BLOCK, queries))
+    step = max(1, min(USERS_PER_BLOCK, SCORES_PER_BLOCK // items))
+    for start in range(0, queries, step):
+        some = slice(start, min(start + step, queries))
         block = scores(some)
         ends = seen.offsets[start : some.stop + 1]
         line = np.repeat(np.arange(len(block)), np.diff(ends))

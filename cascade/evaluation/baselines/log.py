@@ -22,6 +22,7 @@ BATCH = 8192
 NEIGHBOURS = (50, 200)  # of each item, tried on validation
 STRENGTHS = (300.0, 1000.0, 3000.0)  # of the L2 of EASE; the first of a large catalogue
 SLOW_ITEMS = 8_000  # with a positive, whose matrix takes a minute to invert
+QUICK_ITEMS, QUICK_PAIRS = 6_000, 5 * 10**7  # up to which EASE and neighbours take seconds
 VALIDATION_QUERIES = 500
 DEPTH = 100  # of the lists that settings are chosen by
 TRAINING_ROWS = 100_000  # the newest, that scores of rows are fitted on
@@ -71,34 +72,45 @@ class Log:
             return None
         return Histories(*self.seen_before.before(queries.user, queries.time, split))
 
-    def lists(self, queries: Queries, k: int) -> dict[str, Ids]:
-        """The list [B, k] of each baseline, by name, without what was seen."""
+    def lists(
+        self, queries: Queries, k: int, split: Split = "test", quick: bool = False
+    ) -> dict[str, Ids]:
+        """The list [B, k] of each baseline, by name, without what was seen, for queries of a split.
+        `quick` tunes none, and leaves out those that would take more than seconds."""
         train, items = self.train, self.dataset.item_count
         if train is None:
             none = Histories.none(len(queries))
             return {"popularity": lists.popular_lists(self.counts, none, k)}
-        liked, seen = self._histories(queries)
+        liked, seen = self._histories(queries, split)
         found = {"popularity": lists.popular_lists(self.counts, seen, k)}
         if self.dataset.source["times"]:
             recent = lists.recent_popularity(train, items)
             found["recent"] = lists.popular_lists(recent, seen, k)
-        nearest, model = lists.chosen(
-            NEIGHBOURS, lambda most: lists.neighbours(train, items, int(most)), self._judge
-        )
-        found["neighbours"] = model.lists(liked, seen, k)
-        self.notes.append(f"item neighbours: the {nearest:g} nearest of each, by validation")
-        large = np.count_nonzero(self.counts) > SLOW_ITEMS
+        active, tuned = np.count_nonzero(self.counts), "not tuned" if quick else "by validation"
+        if quick and lists.pairs(train) > QUICK_PAIRS:
+            self.notes.append("no item neighbours: of so many rows they take long")
+        else:
+            nearest, model = lists.chosen(
+                NEIGHBOURS[-1:] if quick else NEIGHBOURS,
+                lambda most: lists.neighbours(train, items, int(most)),
+                self._judge,
+            )
+            found["neighbours"] = model.lists(liked, seen, k)
+            self.notes.append(f"item neighbours: the {nearest:g} nearest of each, {tuned}")
+        if quick and active > QUICK_ITEMS:
+            self.notes.append("no EASE: of so many items it takes long")
+            return found
+        strengths = STRENGTHS[:1] if quick or active > SLOW_ITEMS else STRENGTHS
         try:
             l2, model = lists.chosen(
-                STRENGTHS[:1] if large else STRENGTHS,
-                lambda l2: lists.ease(train, items, l2),
-                self._judge,
+                strengths, lambda l2: lists.ease(train, items, l2), self._judge
             )
         except lists.TooManyItems as error:
             self.notes.append(f"no EASE: {error}")
         else:
             found["ease"] = model.lists(liked, seen, k)
-            self.notes.append(f"EASE: L2 {l2:g}, {'not tuned' if large else 'by validation'}")
+            tuned = "by validation" if len(strengths) > 1 else "not tuned"
+            self.notes.append(f"EASE: L2 {l2:g}, {tuned}")
         return found
 
     def _histories(self, queries: Queries, split: Split = "test") -> tuple[Histories, Histories]:
