@@ -36,9 +36,9 @@ from cascade.files import write_json
 from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Sizes
 from cascade.training import checkpoint
-from cascade.training.bundle import VERDICT_FILE
 from cascade.training.tasks import catalogue, item_states
 
+FILE = "verdict.json"
 POSITIVES = 300
 KEPT = slice(100)  # of them, for which the ranker scores all candidates
 SPLIT: Any = "validation"
@@ -48,7 +48,7 @@ Floats = npt.NDArray[np.floating[Any]]
 def tell(dataset: Dataset, models: Mapping[str, Scorer], folder: Path, device: str) -> None:
     """Judge the models of a folder of checkpoints, print the verdict and write verdict.json. A
     judgement that fails is a line of text, for the models are as good without."""
-    path = folder / VERDICT_FILE
+    path = folder / FILE
     path.unlink(missing_ok=True)
     try:
         found = judge(dataset, models, device)

@@ -2,7 +2,8 @@
 
 OUT/schema.json, vocabulary/, catalogue.parquet, users.*   what the models were trained on
 OUT/retrieve, rank, prerank                                the cascade
-OUT/baseline, prerank_baseline, prerank_labels             what it is compared with
+OUT/retrieve_labels, prerank_labels                        before the ranker taught them
+OUT/baseline, prerank_baseline                             what it is compared with
 OUT/verdict.json                                           what each stage adds, by validation rows
 """
 

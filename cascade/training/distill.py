@@ -18,7 +18,7 @@ from cascade.data.source import Split
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
-from cascade.training.tasks import Rows, catalogue, item_states, labelled
+from cascade.training.tasks import Rows, catalogue, item_states, labelled, pair_logits
 
 VALIDATION_USERS = 512
 TUNING_USERS = 128
@@ -123,9 +123,8 @@ class DistillTask:
         # One lookup per distinct item, as in serving; the gradient adds up over its places.
         student = self.student.score(self.student.user(*users), functional.embedding(where, states))
         with torch.no_grad():
-            teacher = self.teacher.score(
-                self.teacher.user(*users), self.teacher_items[items.clamp(min=0)]
-            )
+            user = self.teacher.user(*users)
+            teacher = pair_logits(self.teacher, user, self.teacher_items, items.clamp(min=0))
         pads = items < 0
         student, teacher = (logits.masked_fill(pads, -30.0) for logits in (student, teacher))
         label = functional.binary_cross_entropy_with_logits(student[:, 0], clicked)
@@ -147,5 +146,5 @@ class DistillTask:
 
 def _top(model: Scorer, states: Tensor, users: Rows, items: Tensor, k: int) -> Tensor:
     """Places of the k best of each user's candidates [B, K] -> [B, k]; a pad, -1, comes last."""
-    logits = model.score(model.user(*users[:2]), states[items.clamp(min=0)])
+    logits = pair_logits(model, model.user(*users[:2]), states, items.clamp(min=0))
     return logits.masked_fill(items < 0, -torch.inf).topk(min(k, items.shape[1]), 1).indices

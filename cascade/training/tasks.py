@@ -22,6 +22,7 @@ from cascade.training.negatives import Negatives, validation
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
+PAIRS = 8_192  # that are scored at once in inference
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
 # item's catalogue row [B], label [B]
@@ -37,6 +38,19 @@ def item_states(scorer: Scorer, items: TensorDataset, chunk: int = 16_384) -> Te
     parts = (items[i : i + chunk] for i in range(0, len(items), chunk))
     with torch.inference_mode():
         return torch.cat([scorer.item(*part) for part in parts])
+
+
+def pair_logits(scorer: Scorer, user: Tensor, states: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Logits [B, K] of user states [B, U] beside item states [B or 1, K, V], or beside the `rows`
+    [B, K] of item states [N, V]. A part at a time, whose layers stay in the processor's cache:
+    twice as fast as all at once. For inference."""
+    width = states.shape[1] if rows is None else rows.shape[1]
+    step = max(1, PAIRS // len(user))
+    parts = []
+    for at in range(0, width, step):
+        part = states[:, at : at + step] if rows is None else states[rows[:, at : at + step]]
+        parts.append(scorer.score(user, part.expand(len(user), -1, -1)))
+    return torch.cat(parts, dim=1)
 
 
 def labelled(batch: Batch, device: torch.device) -> TensorDataset:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -23,13 +23,16 @@ from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
+from cascade.training.teach import TeachTask
 
 # What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
 # early stopping ends what overfits.
 ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
 DISTILL_USERS = 8_192
-TEACHERS = ("retrieve", "rank")
+LABELS = "retrieve_labels"
+TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
+TEACH_USERS = 4_096
 KNOWN_LOGS: dict[str, Log] = {"movielens": "choices"}  # of sources that do not say it themselves
 
 
@@ -39,21 +42,26 @@ class Training:
 
     model: str  # the stage of the recipe whose model is trained
     hyper: Hyperparameters
-    taught: bool = False  # by the ranker, on what the retriever returns; else by the rows' labels
+    # By the ranker on what the retriever returns, by the preranker on the catalogue, or by labels.
+    taught: Literal["", "candidates", "catalogue"] = ""
     starts_from: str = ""  # an earlier training of the same model, whose weights it begins with
 
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
 ON_CANDIDATES = Hyperparameters(
-    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=1, validations=3, patience=3
+    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
+)
+ON_CATALOGUE = Hyperparameters(
+    batch_size=64, lr=1e-3, embedding_lr=5e-3, epochs=1, validations=4, patience=4
 )
 TRAININGS = {  # in this order; a checkpoint has the name of its training
-    "retrieve": Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
+    LABELS: Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
     "rank": Training("rank", ON_ROWS),
     "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
     "prerank_labels": Training("prerank", ON_ROWS),
-    "prerank": Training("prerank", ON_CANDIDATES, True, "prerank_labels"),
-    "prerank_baseline": Training("baseline", ON_CANDIDATES, True, "baseline"),
+    "prerank": Training("prerank", ON_CANDIDATES, "candidates", "prerank_labels"),
+    "prerank_baseline": Training("baseline", ON_CANDIDATES, "candidates", "baseline"),
+    "retrieve": Training("retrieve", ON_CATALOGUE, "catalogue", LABELS),
 }
 
 
@@ -123,7 +131,7 @@ class Trainer:
         training, hyper = TRAININGS[name], self.hyperparameters(name)
         folder, schema = self.out / name, self.dataset.schema
         model, size = self.recipe.model(training.model)
-        config, teachers = preset(model, size), TEACHERS if training.taught else ()
+        config, teachers = preset(model, size), TEACHERS[training.taught]
         begun = (training.starts_from,) if training.starts_from else ()
         made_from = {
             "model": model,
@@ -141,6 +149,8 @@ class Trainer:
             if all(found.get(key) == value for key, value in wanted.items()):
                 print(f"{name}: already trained, {folder}")
                 return checkpoint.load(folder, schema).to(self.device)
+        if name == RETRIEVE and self.log == "choices":
+            return self._as_it_is(name, wanted)
         torch.manual_seed(hyper.seed)
         scorer = build(model, config, schema).to(self.device)
         for other in begun:
@@ -151,12 +161,23 @@ class Trainer:
         checkpoint.finish(folder)
         _draw(folder / "curves.png", name, history)
         if training.taught:
-            print(_taught(name, history[0]["validation_kept"], best["validation_kept"]))
+            kept = history[0]["validation_kept"], best["validation_kept"]
+            print(_taught(name, PLACES[training.taught], *kept))
         return scorer.eval()
+
+    def _as_it_is(self, name: str, wanted: Mapping[str, Any]) -> Scorer:
+        """The weights that the training started from, under its own name: in a log of choices an
+        item that a user took says more than a ranker that was trained on the items taken."""
+        begun = TRAININGS[name].starts_from
+        found = checkpoint.describe(self.out / begun)
+        measured = {key: found[key] for key in ("metrics", "history")}
+        checkpoint.save(self.out / name, self.models[begun], {**wanted, **measured})
+        print(f"{name}: as {begun}; in a log of choices no ranker teaches the retriever")
+        return self.models[begun]
 
     def _made_of_rows(self, name: str) -> dict[str, Any]:
         """What else the weights depend on, where it is not as it always was."""
-        if name == RETRIEVE:
+        if name == LABELS:
             usual = KNOWN_LOGS.get(_source(self.dataset), "impressions")
             return {} if self.log == usual else {"log": self.log}
         if TRAININGS[name].taught or self.sampling is None:
@@ -164,10 +185,13 @@ class Trainer:
         return {"negatives": self.sampling.identity()}
 
     def _task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
-        if name == RETRIEVE:
+        where = (self.dataset, hyper, self.device)
+        if name == LABELS:
             contract.check_retriever(scorer)
-            objective = OBJECTIVES[self.log]
-            return RetrievalTask(scorer, self.dataset, hyper, self.device, objective)
+            return RetrievalTask(scorer, *where, OBJECTIVES[self.log])
+        if name == RETRIEVE:
+            sizes = (TEACH_USERS, Sizes().candidates)
+            return TeachTask(scorer, self.models["prerank"], *where, *sizes)
         contract.check(scorer)
         if TRAININGS[name].taught:
             teacher, keep = self.models["rank"], Sizes().survivors
@@ -175,12 +199,12 @@ class Trainer:
             if self.sampling is not None:
                 task.label_weight = 0  # all labels are 1
             return task
-        return RankTask(scorer, self.dataset, hyper, self.device, self.negatives)
+        return RankTask(scorer, *where, self.negatives)
 
     @cached_property
     def _candidates(self) -> Candidates:
         """What the retriever returns: one search for all that are taught."""
-        where = (self.models["retrieve"], self.dataset, self.device)
+        where = (self.models[LABELS], self.dataset, self.device)
         found = Candidates(*where, DISTILL_USERS, Sizes().candidates)
         print(f"prerankers are taught and compared on {found.drawn}, drawn at random")
         return found
@@ -215,11 +239,17 @@ def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
     return found, why
 
 
-def _taught(name: str, before: float, after: float) -> str:
+PLACES = {  # in which a taught model keeps the ten best of its teacher
+    "candidates": f"ten best of the ranker's among {Sizes().candidates} candidates",
+    "catalogue": f"ten best of the catalogue, as the preranker sees it, among {Sizes().candidates}",
+}
+
+
+def _taught(name: str, what: str, before: float, after: float) -> str:
     """What distillation added, in words."""
-    kept = f"keeps {after:.4f} of the ranker's ten best among the candidates"
+    kept = f"keeps {after:.4f} of the {what}"
     if after > before:
-        return f"{name}: taught by the ranker it {kept}; by labels alone it kept {before:.4f}"
+        return f"{name}: taught, it {kept}; by labels alone it kept {before:.4f}"
     return (
         f"WARNING: {name}: distillation made nothing better, so the weights that were trained on "
         f"labels are kept: it {kept}"

@@ -1,0 +1,132 @@
+"""A retriever learns the ranker's order over the whole catalogue, of which it retrieves.
+
+The labels of a log of impressions tell of items that were shown. What a retriever has to find are
+the items that the ranker would put first, shown or not. A preranker that was taught by the ranker
+stands for it here, because it scores a catalogue in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from cascade.data.dataset import Dataset
+from cascade.models.scorer import Scorer
+from cascade.training.loop import Hyperparameters
+from cascade.training.tasks import catalogue, item_states, labelled, pair_logits
+
+DRAWN = 8_192  # items of the catalogue that a batch is about
+NEAR = 128  # of them that the student puts first for a user, whose order it has to learn
+SHARED = 256  # of them that every user of the batch is asked about
+TEMPERATURE = 0.5  # of the teacher's logits
+VALIDATION_USERS = 64
+TOP = 10
+
+
+class Scaled(nn.Module):
+    """A retriever with a parameter that only its teaching needs: how sharp its scores are."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+
+class TeachTask:
+    """Of items drawn anew for each batch, the student has to give those that it puts first itself,
+    and some at random, the distribution that the teacher's logits give them.
+
+    Args:
+        student: a retriever, trained on labels before: the weights that it comes with are
+            validated, too, and stay where the teacher makes nothing better.
+        users: training rows whose users are taught, drawn over the users.
+        keep: candidates of a user, among which the teacher's ten best of all items should be.
+    """
+
+    trained = True
+
+    def __init__(
+        self,
+        student: Scorer,
+        teacher: Scorer,
+        dataset: Dataset,
+        hyper: Hyperparameters,
+        device: torch.device,
+        users: int,
+        keep: int,
+    ) -> None:
+        self.student, self.teacher, self.hyper, self.device = student, teacher, hyper, device
+        self.module: nn.Module = (scaled := Scaled(student).to(device))
+        self.scale = scaled.scale
+        self.items = catalogue(dataset, device)
+        self.keep = min(keep, len(self.items))
+        self.first = max(1, self.keep // 5)
+        self.teacher_items = item_states(teacher, self.items)
+        self.train = labelled(dataset.sample("train", users), device)
+        self.validation = labelled(dataset.sample("validation", VALIDATION_USERS), device)
+        self.wanted = self._best_of_all(self.validation)
+        self.steps_per_epoch = -(-len(self.train) // hyper.batch_size)
+
+    def _best_of_all(self, rows: TensorDataset) -> Tensor:
+        """The teacher's ten best of the whole catalogue, [B, 10]."""
+        found = []
+        with torch.inference_mode():
+            for at in tqdm(range(len(rows)), "the teacher's best of all", leave=False):
+                user = self.teacher.user(*rows[at : at + 1][:2])
+                logits = pair_logits(self.teacher, user, self.teacher_items[None])
+                found.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices)
+        return torch.cat(found)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """-> training rows [B], and the items of the batch [DRAWN]."""
+        order = np.random.default_rng((self.hyper.seed, epoch)).permutation(len(self.train))
+        size = self.hyper.batch_size
+        for step in range(skip, self.steps_per_epoch):
+            draw = np.random.default_rng((self.hyper.seed, epoch, step))
+            drawn = draw.permutation(len(self.items))[:DRAWN]
+            chosen = order[step * size : (step + 1) * size]
+            yield (
+                torch.from_numpy(chosen).to(self.device),
+                torch.from_numpy(drawn).to(self.device),
+            )
+
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        chosen, drawn = batch
+        users = self.train[chosen][:2]
+        user = self.student.user(*users)
+        with torch.no_grad():
+            asked = self._asked(user, self.student.item(*self.items[drawn]))  # [B, NEAR + SHARED]
+            own = self.teacher.user(*users)
+            teacher = pair_logits(self.teacher, own, self.teacher_items, drawn[asked])
+            teacher /= TEMPERATURE
+        known, where = torch.unique(asked, return_inverse=True)
+        items = functional.embedding(where, self.student.item(*self.items[drawn[known]]))
+        student = (items @ (user * self.scale).unsqueeze(-1)).squeeze(-1)
+        return functional.cross_entropy(student, functional.softmax(teacher, dim=1))
+
+    def _asked(self, user: Tensor, items: Tensor) -> Tensor:
+        """Places among the drawn items: those that the student puts first for each user, and the
+        same others for all, [B, K]; no place comes twice."""
+        shared = torch.arange(min(SHARED, len(items)), device=user.device)
+        rest = (user @ items[len(shared) :].t()).topk(min(NEAR, len(items) - len(shared)), dim=1)
+        return torch.cat((rest.indices + len(shared), shared.expand(len(user), -1)), dim=1)
+
+    def validate(self) -> dict[str, float]:
+        """Shares of the teacher's ten best of the whole catalogue among the student's candidates,
+        as many as are served and a fifth of them; the objective is the mean of both."""
+        vectors = item_states(self.student, self.items)
+        scores = self.student.user(*self.validation[:][:2]) @ vectors.t()
+        found = scores.topk(self.keep, dim=1).indices
+        same = self.wanted.unsqueeze(2) == found.unsqueeze(1)  # [B, 10, keep]
+        kept, first = (float(same[..., :k].any(2).float().mean()) for k in (self.keep, self.first))
+        return {
+            "objective": -(kept + first) / 2,
+            "validation_kept": kept,
+            f"validation_kept_at_{self.first}": first,
+        }

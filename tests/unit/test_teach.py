@@ -1,0 +1,106 @@
+"""A retriever learns which items its teacher puts first in the whole catalogue."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cascade.training import tasks, teach
+from cascade.training.loop import Hyperparameters, fit
+from cascade.training.teach import TeachTask
+from tests.weights import fresh
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+HYPER = Hyperparameters(batch_size=64, epochs=4, lr=0.01, embedding_lr=0.03, patience=99)
+
+
+@pytest.fixture(scope="module")
+def teacher(synthetic):
+    """Drawn, with embeddings wide enough that it has an opinion."""
+    scorer = fresh(synthetic.schema, size="small", seed=3)
+    for embeddings in (scorer.user_ids, scorer.item_ids):
+        nn.init.normal_(embeddings.table.weight, std=0.7)
+    return scorer.eval()
+
+
+def task_of(synthetic, teacher, hyper=HYPER, users=600, keep=30):
+    student = fresh(synthetic.schema, "two_tower", seed=5)
+    return TeachTask(student, teacher, synthetic, hyper, CPU, users, keep)
+
+
+def everything(scorer, rows, items):
+    """Logits [B, N] of all items."""
+    states = scorer.item(*items[:])
+    return scorer.score(scorer.user(*rows[:2]), states.expand(len(rows[0]), -1, -1))
+
+
+def test_a_student_finds_what_its_teacher_puts_first(synthetic, teacher, tmp_path):
+    """30 of 300 items: by chance, a tenth of the teacher's ten."""
+    task = task_of(synthetic, teacher)
+    history = fit(task, HYPER, tmp_path, "student")
+    assert history[0]["validation_kept"] < 0.35
+    assert history[-1]["validation_kept"] > history[0]["validation_kept"] + 0.3
+
+
+def test_the_best_are_those_of_all_items(synthetic, teacher, monkeypatch):
+    monkeypatch.setattr(tasks, "PAIRS", 70)  # a part of the catalogue at once
+    task = task_of(synthetic, teacher)
+    rows = task.validation[:]
+    with torch.inference_mode():
+        logits = everything(teacher, rows, task.items)
+    best = logits.topk(10, dim=1).values
+    torch.testing.assert_close(logits.gather(1, task.wanted), best)
+
+
+def test_a_batch_that_asks_for_everything_compares_whole_distributions(
+    synthetic, teacher, monkeypatch
+):
+    monkeypatch.setattr(teach, "NEAR", 200)
+    monkeypatch.setattr(teach, "SHARED", 100)  # together all 300 items
+    task = task_of(synthetic, teacher, users=20)
+    chosen, drawn = torch.arange(20), torch.randperm(300)
+    with torch.no_grad():
+        rows = task.train[chosen]
+        wanted = (everything(teacher, rows, task.items) / teach.TEMPERATURE).softmax(1)
+        scores = everything(task.student, rows, task.items) * task.scale
+        expected = functional.cross_entropy(scores, wanted)
+        torch.testing.assert_close(task.loss((chosen, drawn), 0), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_user_is_asked_about_no_item_twice(synthetic, teacher, monkeypatch):
+    monkeypatch.setattr(teach, "SHARED", 40)
+    task = task_of(synthetic, teacher, users=20)
+    with torch.no_grad():
+        user, items = task.student.user(*task.train[:][:2]), task.student.item(*task.items[:])
+        asked = task._asked(user, items)
+        scores = (user @ items.t())[:, 40:]
+    assert all(len(set(places)) == 40 + teach.NEAR for places in asked.tolist())
+    near = (user @ items.t()).gather(1, asked[:, : teach.NEAR])
+    torch.testing.assert_close(near, scores.topk(teach.NEAR, dim=1).values)
+    assert (asked[:, teach.NEAR :] == torch.arange(40)).all()
+
+
+def test_weights_that_find_all_stay(synthetic, tmp_path):
+    """The teacher is the student as it came: nothing can become better."""
+    teacher = fresh(synthetic.schema, "two_tower", seed=5).eval()
+    task = task_of(synthetic, teacher, replace(HYPER, epochs=1), keep=60)
+    before = copy.deepcopy(task.student.state_dict())
+    history = fit(task, replace(HYPER, epochs=1), tmp_path, "student")
+    assert history[0]["objective"] == -1.0
+    for name, weight in task.student.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+def test_batches_depend_on_the_epoch_and_the_step_alone(synthetic, teacher):
+    task = task_of(synthetic, teacher)
+    for one, other in zip(task.batches(1, 3), list(task.batches(1, 0))[3:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    everyone = torch.cat([chosen for chosen, _ in task.batches(0, 0)])
+    assert sorted(everyone.tolist()) == list(range(600))
