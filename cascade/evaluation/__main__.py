@@ -14,15 +14,18 @@ from pathlib import Path
 import torch
 
 from cascade.data.dataset import Dataset
+from cascade.data.source import Log
 from cascade.errors import run
 from cascade.evaluation import report
 from cascade.evaluation.evaluate import COMPARED, SCORED, evaluate
 from cascade.evaluation.queries import EvaluationError
 from cascade.evaluation.served import judge as served
 from cascade.evaluation.served import report as served_report
+from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.negatives import Sampling
+from cascade.training.trainer import log_of
 
 OF_DATA = ("data", "checkpoints", "positives", "device")
 OF_HELD_OUT = ("item_column", "label_column")
@@ -101,8 +104,17 @@ def _of_data(options: argparse.Namespace) -> str:
         rows=options.rows,
         device=device,
         sampling=Sampling(**drawn) if drawn else None,
+        impressions=_log(dataset, trained) == "impressions",
     )
     return report.write(found, options.out)
+
+
+def _log(dataset: Dataset, trained: Path) -> Log:
+    """How the items of the rows were chosen: as the training was told, or as it thinks itself."""
+    said: Log | None = None
+    if (trained / RETRIEVE / "checkpoint.json").is_file():
+        said = checkpoint.describe(trained / RETRIEVE).get("log")
+    return said or log_of(dataset)[0]
 
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def evaluate(
     rows: int | None = None,
     device: str = "cpu",
     sampling: Sampling | None = None,
+    impressions: bool = False,
 ) -> Evaluated:
     """Judge the stages of a cascade on the test split.
 
@@ -95,12 +96,13 @@ def evaluate(
         rows: of the test split that the click metrics see, rounded up to whole batches; all if
             None.
         sampling: how negatives are drawn beside the test rows of a log of positives only.
+        impressions: whether the system showed the items of the rows.
     """
     items = Encoded(*dataset.items())
     found = Evaluated({"items": len(items)})
     queries = held_out(dataset, max(users, positives))
     log = Log.of(dataset)
-    evidence = Evidence(0)
+    evidence = Evidence(0, impressions=impressions)
     negatives = None if dataset.has_negatives else Negatives(dataset, sampling or Sampling())
     _rows(found, evidence, log, models, items, negatives, rows, device)
     _lists(found, evidence, log, models, cascade, queries, items, users, device)

@@ -45,13 +45,19 @@ SPLIT: Any = "validation"
 Floats = npt.NDArray[np.floating[Any]]
 
 
-def tell(dataset: Dataset, models: Mapping[str, Scorer], folder: Path, device: str) -> None:
+def tell(
+    dataset: Dataset,
+    models: Mapping[str, Scorer],
+    folder: Path,
+    device: str,
+    impressions: bool = False,
+) -> None:
     """Judge the models of a folder of checkpoints, print the verdict and write verdict.json. A
     judgement that fails is a line of text, for the models are as good without."""
     path = folder / FILE
     path.unlink(missing_ok=True)
     try:
-        found = judge(dataset, models, device)
+        found = judge(dataset, models, device, impressions=impressions)
         more = {
             "split": SPLIT,
             "checkpoints": {name: checkpoint.digest(folder / name) for name in STAGES},
@@ -77,6 +83,7 @@ def judge(
     device: str = "cpu",
     positives: int = POSITIVES,
     sizes: Sizes | None = None,
+    impressions: bool = False,
 ) -> Evaluated:
     """Judge trained models on the validation split.
 
@@ -84,11 +91,13 @@ def judge(
         models: by the name of their checkpoint: the three stages, and what there is of `COMPARED`.
         positives: how many held-out positives are looked for.
         sizes: what each stage hands on; by default as an export does.
+        impressions: whether the system showed the items of the rows.
 
     Raises EvaluationError: the split has no positive, or every user had seen theirs.
     """
     sizes, items = sizes or Sizes(), Encoded(*dataset.items())
-    found, evidence, log = Evaluated({"items": len(items)}), Evidence(0), Log.of(dataset)
+    found, evidence = Evaluated({"items": len(items)}), Evidence(0, impressions=impressions)
+    log = Log.of(dataset)
     queries = held_out(dataset, positives, split=SPLIT)
     queries, seen = of_unseen(found, log, queries, SPLIT)
     users = Encoded(*dataset.encoder.encode("user", queries.dense, queries.categorical))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cascade.evaluation.bootstrap import difference
 
 Result = Literal["better", "worse", "tie"]
+SHOWN = "the log is of impressions, whose positives follow what was shown and say little of a list"
 FEWEST_USERS = 10  # whose differences say something
 
 
@@ -83,6 +84,8 @@ class Evidence:
         prerankers: the served preranker, under `prerank`, and those that could take its place; by
             measure.
         scorers: the ranker, under `rank`, and the baselines of rows; by measure.
+        impressions: whether the system showed the items of the rows, so that a positive is one of
+            what was shown; a warning of held-out lists then says so.
     """
 
     users: int
@@ -92,6 +95,7 @@ class Evidence:
     retrievers: Mapping[str, Measured] = field(default_factory=dict)
     prerankers: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
     scorers: Mapping[str, Mapping[str, Measured]] = field(default_factory=dict)
+    impressions: bool = False
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -99,6 +103,7 @@ def judge(evidence: Evidence) -> Verdict:
     with everything at hand, and the ranker with the best baseline of rows."""
     found: list[Comparison] = []
     warnings: list[str] = []
+    shown = f"; {SHOWN}" if evidence.impressions else ""
 
     def compared(
         measured: Mapping[str, Measured], name: str, others: Sequence[str], measure: str, so: str
@@ -114,14 +119,15 @@ def judge(evidence: Evidence) -> Verdict:
 
     stages = [*evidence.stages]
     for before, stage in pairwise(stages):
-        so = f"the stage {stage} makes held-out lists worse"
+        so = f"the stage {stage} makes held-out lists worse{shown}"
         compared(evidence.stages, stage, [before], evidence.list_measure, so)
     best = _best(evidence.retrievers, "retrieve")
-    so = "the simpler list is the better retriever"
+    so = f"the simpler list is the better retriever{shown}"
     compared(evidence.retrievers, "retrieve", best, evidence.depth_measure, so)
     for measure, measured in evidence.prerankers.items():
         others = [name for name in measured if name != "prerank"]
-        compared(measured, "prerank", others, measure, "a better preranker is at hand")
+        so = "a better preranker is at hand" + (shown if measure.startswith("recall@") else "")
+        compared(measured, "prerank", others, measure, so)
     for measure, measured in evidence.scorers.items():
         so = "the simpler model is the better ranker of rows"
         compared(measured, "rank", _best(measured, "rank"), measure, so)

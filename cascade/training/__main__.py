@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sampling = Sampling(**asked) if asked else None
     trainer = Trainer(dataset, options.out, device, recipe, changes, options.log, sampling)
     trainer.run()
-    tell(dataset, trainer.models, options.out, options.device)
+    shown = trainer.log == "impressions"
+    tell(dataset, trainer.models, options.out, options.device, shown)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cascade.evaluation.verdict import Evidence, Measured, judge
+from cascade.evaluation.verdict import SHOWN, Evidence, Measured, judge
 
 
 def measured(value: float, noise: float = 0.0, seed: int = 0) -> Measured:
@@ -43,6 +43,19 @@ def test_a_retriever_is_compared_with_the_best_baseline() -> None:
     lists["retrieve"] = measured(0.5)
     found = judge(Evidence(500, retrievers=lists))
     assert (found.comparisons[0].result, found.warnings) == ("better", ())
+
+
+def test_what_was_shown_says_little_of_lists() -> None:
+    lists = {"popularity": measured(0.4), "retrieve": measured(0.3, 0.01)}
+    kept = {"prerank": measured(0.7, 0.01, 1), "retriever's order": measured(0.9)}
+    stages = {"retrieve": measured(0.20), "prerank": measured(0.15, 0.01, 1)}
+    prerankers = {"recall@200": kept, "share kept of the ranker's top 10": kept}
+    evidence = Evidence(500, stages=stages, retrievers=lists, prerankers=prerankers)
+    assert SHOWN not in " ".join(judge(evidence).warnings)
+    evidence.impressions = True
+    stage, retriever, recall, share = judge(evidence).warnings
+    assert all(text.endswith(f"; {SHOWN}") for text in (stage, retriever, recall))
+    assert SHOWN not in share
 
 
 def test_a_preranker_is_compared_with_all_at_hand() -> None:
