@@ -193,7 +193,7 @@ def _write_own(build: Build, source: Source, own: Own, variant: Variant) -> Writ
     eager, rounded = own.eager(source.items), variant != PLAIN
     parities = _compare(build, source, stage.name, eager, width, rounded, ["onnx"])
     if forms := build.forms.torch:
-        where = (stage, source.items, folder, variant.state, build.forms)
+        where = (stage, eager.item_state.numpy(), folder, variant.state, build.forms)
         module = add_torch_forms(own.scorer, *where)
         parities += _compare(build, source, stage.name, module, width, forms=forms)
     return Written({"bytes_per_item": size, "split": own.derived.facts()}, parities)

@@ -92,11 +92,10 @@ def write_item_state(
     folder: Path,
     stage: str,
     precision: Precision = "float32",
-    name: str = ITEM_STATE,
 ) -> Mapped:
     """Write the item state of the whole catalogue."""
     states, shape = item_states(scorer, items, stage), (len(items), scorer.item_width)
-    return write_mapped(folder, name, states, precision, shape)
+    return write_mapped(folder, ITEM_STATE, states, precision, shape)
 
 
 def write_item_ids(items: Catalogue, folder: Path) -> Mapped:
@@ -146,15 +145,16 @@ def write_scoring(
 def add_torch_forms(
     scorer: Scorer,
     stage: Stage,
-    items: Catalogue,
+    states: Array,
     folder: Path,
     precision: Precision,
     forms: Forms,
 ) -> TopCandidates:
-    """Write the torch forms beside a model.onnx that was taken apart, with the item state of the
-    model's own methods; returns the eager module over it."""
+    """Write the torch forms beside a model.onnx that was taken apart, with the item states of the
+    model's own methods, float32 [N, V]; returns the eager module over them."""
     module = top_candidates(scorer, stage, precision)
-    state = write_item_state(scorer, items, folder, stage.name, precision, TORCH_STATE)
+    chunks = (states[start : start + CHUNK] for start in range(0, len(states), CHUNK))
+    state = write_mapped(folder, TORCH_STATE, chunks, precision, states.shape)
     description = replace(Description.load(folder), torch_state=state)
     example = example_users(scorer.schema, stage.inputs[-1].dims[0])
     _write_torch_forms(module, example, description, folder, forms)
