@@ -13,7 +13,7 @@ SHELL := /bin/bash -o pipefail
 # Some containers forbid it; then each process compiles PyTorch's modules anew, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint serve perf own resilience clean
+.PHONY: demo test lint serve perf own quality resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
@@ -40,6 +40,10 @@ perf: .venv/ready
 own: .venv/ready
 	@mkdir -p build/own
 	$(BIN)/python -m perf.own --out build/own | tee build/own/output.txt
+
+quality: .venv/ready
+	@mkdir -p build/quality
+	$(BIN)/python -m perf.quality --out build/quality --device $(DEVICE) | tee build/quality/output.txt
 
 resilience: .venv/ready
 	@mkdir -p build/resilience

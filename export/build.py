@@ -33,6 +33,7 @@ from cascade.spec import (
 )
 from cascade.stages import rerank
 from cascade.training import checkpoint
+from export import verdict
 from export.artifacts import batching, filters, names, parity, retrieval, variants
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
@@ -61,9 +62,13 @@ class Written(NamedTuple):
     parities: list[Parity]
 
 
-def write_release(build: Build) -> None:
+def write_release(build: Build, judged: bool = True) -> None:
     """Write a version of every model of the repository; release.json comes last. Raises
-    ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError."""
+    ArtifactError, CheckpointError, ForeignError, GuardError, ParityError, SchemaError.
+
+    Args:
+        judged: say what the release adds or loses, and keep it in release.json.
+    """
     source = Source.load(build.checkpoints)
     schema = source.schema
     foreign = {stage: Foreign(*files, schema) for stage, files in build.foreign.items()}
@@ -123,8 +128,13 @@ def write_release(build: Build) -> None:
     if build.measure_batching:
         release["users_per_run"] = _measure_batching(build, schema, users)
         write_json(front / RELEASE_FILE, release)
+    if judged:
+        release |= verdict.of_release(build, source, release)
+        write_json(front / RELEASE_FILE, release)
     seal(build.repository, build.version, users)
     print(f"exported release {build.version} of {len(source.items):,} items to {build.repository}")
+    if judged:
+        print(verdict.text(release))
 
 
 def write_configs(build: Build, schema: Schema, runs: Mapping[str, int] | None = None) -> None:

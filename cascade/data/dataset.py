@@ -151,6 +151,10 @@ class Dataset:
         """A whole split, or its first `limit` rows, in memory."""
         return _batch(self._first(split, self._columns(), limit), slice(None))
 
+    def columns(self, split: Split, names: list[str]) -> Columns:
+        """Some columns of a whole split, as they are stored."""
+        return self._first(split, names, None)
+
     def sample(self, split: Split, count: int, seed: int = 0) -> Batch:
         """Up to `count` rows drawn at random over the users of a split, as
         `cascade.data.sample.draw` says; in the order in which they were drawn."""

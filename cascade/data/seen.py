@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cascade.data.dataset import Dataset
-from cascade.data.parts import read_groups, row_groups
 from cascade.data.source import SPLITS, DataError, Split
 from cascade.encoding import Ids
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Events:
+    """R rows of a log: user int64 [R], item int64 [R], label [R] of 0 and 1, time [R]."""
+
+    user: Ids
+    item: Ids
+    label: Floats
+    time: Floats
+
+    @classmethod
+    def read(cls, dataset: Dataset, split: Split) -> Events:
+        """The rows of a split. Where the source does not say whose they are, the user is -1; where
+        it gives no times, the number of the split stands for one."""
+        named, timed = dataset.has_users, bool(dataset.source["times"])
+        stored = (*(["@user"] if named else []), *(["@time"] if timed else []))
+        columns = dataset.columns(split, ["item", "label", *stored])
+        item, size = columns["item"], len(columns["item"])
+        user = columns["@user"] if named else np.full(size, -1)
+        time = columns["@time"] if timed else np.full(size, SPLITS.index(split), np.float64)
+        return cls(user, item, columns["label"], time)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Events]) -> Events:
+        """The rows of all parts; without a part, none."""
+        if not parts:
+            return cls(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
+        names = ("user", "item", "label", "time")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def take(self, rows: Any) -> Events:
+        """Some of the rows."""
+        return Events(self.user[rows], self.item[rows], self.label[rows], self.time[rows])
+
+    def liked(self) -> Events:
+        """The positives."""
+        return self.take(self.label > 0.5)
+
+    def known(self) -> Events:
+        """The rows that say whose they are and when."""
+        return self.take((self.user >= 0) & ~np.isnan(self.time))
+
+    def sorted(self) -> Events:
+        """By user, then by time."""
+        return self.take(np.lexsort((self.time, self.user)))
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The interactions of all splits, by user, then by time; about 12 bytes each."""
+    """Interactions by user, then by time; about 12 bytes each."""
 
     _keys: Ids  # [R], sorted: a user's number times the moments, plus the place of the moment
     _items: npt.NDArray[np.int32]  # [R], rows of the catalogue
@@ -25,22 +74,19 @@ class Seen:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Seen:
-        """Read the interactions of a data set once. A row without a user or a time has none."""
-        timed, users = bool(dataset.source["times"]), dataset.user_count
-        parts = []
-        for number, split in enumerate(SPLITS if users else ()):
-            names = ["@user", "item", *(["@time"] if timed else [])]
-            columns = read_groups(row_groups(dataset.root / split), names)
-            user, item = columns["@user"], columns["item"].astype(np.int32)
-            time = columns["@time"] if timed else np.full(len(user), number, np.float64)
-            known = (user >= 0) & ~np.isnan(time)
-            parts.append((user[known], item[known], time[known]))
-        none = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0))
-        user, items, time = map(np.concatenate, zip(*(parts or [none]), strict=True))
-        moments, place = np.unique(time, return_inverse=True)
-        keys = user * len(moments) + place
+        """Read the interactions of all splits once. A row without a user or a time has none."""
+        splits = SPLITS if dataset.has_users else ()
+        return cls.made(Events.joined([Events.read(dataset, split) for split in splits]), dataset)
+
+    @classmethod
+    def made(cls, events: Events, dataset: Dataset) -> Seen:
+        """Of some of the rows of a data set, from any of its splits."""
+        known = events.known()
+        moments, place = np.unique(known.time, return_inverse=True)
+        keys = known.user * len(moments) + place.ravel()
         order = np.argsort(keys, kind="stable")
-        return cls(keys[order], items[order], moments, users, timed)
+        items = known.item.astype(np.int32)[order]
+        return cls(keys[order], items, moments, dataset.user_count, bool(dataset.source["times"]))
 
     def before(
         self, user: Ids, time: npt.NDArray[np.float64] | None = None, split: Split = "test"

@@ -36,9 +36,9 @@ from cascade.files import write_json
 from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, Sizes
 from cascade.training import checkpoint
+from cascade.training.bundle import VERDICT_FILE
 from cascade.training.tasks import catalogue, item_states
 
-FILE = "verdict.json"
 POSITIVES = 300
 KEPT = slice(100)  # of them, for which the ranker scores all candidates
 SPLIT: Any = "validation"
@@ -54,7 +54,7 @@ def tell(
 ) -> None:
     """Judge the models of a folder of checkpoints, print the verdict and write verdict.json. A
     judgement that fails is a line of text, for the models are as good without."""
-    path = folder / FILE
+    path = folder / VERDICT_FILE
     path.unlink(missing_ok=True)
     try:
         found = judge(dataset, models, device, impressions=impressions)

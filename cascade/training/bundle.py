@@ -21,6 +21,7 @@ from cascade.training.negatives import Negatives, validation
 
 USERS = 4096
 HELD_OUT_FILE = "held_out.parquet"
+VERDICT_FILE = "verdict.json"  # what `cascade.evaluation.trained` writes
 HELD_OUT_ROWS = 50_000
 HELD_OUT: tuple[Split, ...] = ("validation", "test")
 

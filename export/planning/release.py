@@ -50,7 +50,14 @@ def write_planned(build: Build, asked: Asked) -> None:
     print(report.said(plan))
     release = read_release(build.repository, build.version)
     path = build.repository / ENSEMBLE / str(build.version) / RELEASE_FILE
-    write_json(path, {**release, "plan": plan.to_dict()})
+    sentence = f"sizes as planned: {plan.chosen.kept:.3f} of the ranker's best are kept"
+    said = {"by": "plan", "name": "kept", "value": plan.chosen.kept, "sentence": sentence}
+    said_too = {"plan": plan.to_dict(), "verdict": [*release["verdict"], said]}
+    if not plan.reached:
+        missed = f"no planned sizes keep {plan.keep:g} of the ranker's best: {plan.chosen.kept:.3f}"
+        said_too["warnings"] = [*release["warnings"], missed]
+        print(f"WARNING: {missed}")
+    write_json(path, {**release, **said_too})
 
 
 def _planned(build: Build, asked: Asked, folder: Path) -> tuple[Build, Plan]:
@@ -67,7 +74,7 @@ def _planned(build: Build, asked: Asked, folder: Path) -> tuple[Build, Plan]:
         also=(),
         measure_batching=False,
     )
-    write_release(base)
+    write_release(base, judged=False)
     return base, measure(build, base, folder / "sizes", asked)
 
 

@@ -25,7 +25,7 @@ def run(module: str, *arguments: object, log: Path | None = None) -> float:
     started = time.monotonic()
     code = _logged(words, log, started) if log else subprocess.run(words, check=False).returncode
     if code:
-        seen = f"{log}, which ends with\n{_tail(log, 10)}" if log else "above"
+        seen = f"{log}, which ends with\n{tail(log, 10)}" if log else "above"
         raise SystemExit(f"error: python -m {module} failed with code {code}: see {seen}")
     return time.monotonic() - started
 
@@ -38,10 +38,10 @@ def _logged(words: list[str], log: Path, started: float) -> int:
                 try:
                     return process.wait(PROGRESS_S)
                 except subprocess.TimeoutExpired:
-                    print(f"{time.monotonic() - started:6.0f} s  {_tail(log, 1)[:90]}", flush=True)
+                    print(f"{time.monotonic() - started:6.0f} s  {tail(log, 1)[:90]}", flush=True)
 
 
-def _tail(log: Path, lines: int) -> str:
+def tail(log: Path, lines: int) -> str:
     """The last lines; of a progress bar its last state."""
     text = re.sub(CURSOR, "", log.read_text(errors="replace")).replace("\r", "\n")
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])

@@ -382,6 +382,8 @@ def test_the_teams_ranker_is_stored_in_the_variant_that_the_guard_passes(small):
     assert release["stages"]["rank"]["variant"]["state"] == "float16"
     assert [v["stage"] for v in release["variants"] if v["chosen"]] == ["rank"]
     assert all(p["quantised"] for p in release["parity"] if p["stage"] == "rank")
+    said = [line for line in release["verdict"] if line["by"] == "held_out"]
+    assert next((line["name"], line["other"]) for line in said) == ("rank", "retrieve")
     users = people(folder)
     ids, scores = answers(pipeline, users)
     for row, (wanted, own) in enumerate(expected(folder, users)):

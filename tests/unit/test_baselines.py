@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_similarity
 
+from cascade.data.seen import Events
 from cascade.evaluation import metrics
 from cascade.evaluation.baselines import lists, rows
-from cascade.evaluation.baselines.lists import Events, Histories
+from cascade.evaluation.baselines.lists import Histories
 from cascade.schema import Feature, Schema
 
 
@@ -49,14 +50,10 @@ def test_recent_popularity_counts_the_last_tenth_of_the_time() -> None:
     assert counts[3] > counts[0]  # behind the recent ones, but not unknown
 
 
-def test_what_a_user_liked_before_is_strictly_earlier_and_positive() -> None:
-    asked = np.array([0, 0, 0, 2, 2, 7])
-    found = LOG.liked().before(asked, np.array([0, 1, 200, 100, 101, 50.0]))
-    assert found.offsets.tolist() == [0, 0, 1, 4, 4, 5, 5]
-    assert found.items.tolist() == [3, 3, 1, 2, 1]
-    assert LOG.before(asked[3:4], np.array([100.0])).items.tolist() == [3]  # disliked, but seen
-    some = found.take(np.array([4, 2]))
-    assert [some.of(query).tolist() for query in (0, 1)] == [[1], [3, 1, 2]]
+def test_histories_are_taken_and_searched_by_query() -> None:
+    found = histories([], [3], [2, 1, 3], [1])
+    some = found.take(np.array([3, 2]))
+    assert [some.of(query).tolist() for query in (0, 1)] == [[1], [2, 1, 3]]
     assert some.hold(np.array([[1, -1, 3], [1, 3, 9]])).tolist() == [
         [True, False, False],
         [True, True, False],

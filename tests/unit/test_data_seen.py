@@ -15,7 +15,7 @@ import pytest
 from cascade.data import DataError, Dataset, prepare
 from cascade.data.dataset import FORMAT
 from cascade.data.prepare import write
-from cascade.data.seen import Seen
+from cascade.data.seen import Events, Seen
 from cascade.data.source import SPLITS
 from cascade.files import write_json
 from cascade.schema import Feature, Schema
@@ -83,6 +83,8 @@ def test_a_log_by_hand(tmp_path: Path) -> None:
     assert asked([1, 2, 2, 1, 1], [4, 5, 6, 0, np.inf]) == [[4], [], [1], [], [7, 4]]
     assert asked([-1, 3, 99, 0], [9, 9, 9, np.nan]) == [[], [], [], []]
     assert asked([], []) == []
+    liked = Seen.made(Events.joined([Events.read(dataset, s) for s in SPLITS]).liked(), dataset)
+    assert lists(liked.before(np.array([0, 1]), np.array([9, 9.0]))) == [[2, 3], [4]]
     with pytest.raises(DataError, match="have times; give those of the users"):
         seen.before(np.array([0]))
 

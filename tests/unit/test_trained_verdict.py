@@ -17,6 +17,7 @@ from cascade.models import build, preset
 from cascade.models.scorer import Scorer
 from cascade.spec import STAGES, Sizes
 from cascade.training import checkpoint
+from cascade.training.bundle import VERDICT_FILE
 
 ML = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
 SIZES = Sizes(100, 30, 10)
@@ -84,7 +85,7 @@ def test_the_verdict_is_told_and_written(
         checkpoint.save(tmp_path / name, models[name], {"metrics": {}})
     trained.tell(synthetic, models, tmp_path, "cpu")
     text = capsys.readouterr().out
-    saved = json.loads((tmp_path / trained.FILE).read_text())
+    saved = json.loads((tmp_path / VERDICT_FILE).read_text())
     assert saved["split"] == "validation"
     assert saved["checkpoints"]["rank"] == checkpoint.digest(tmp_path / "rank")
     assert len(saved["verdict"]) >= 4
@@ -96,10 +97,10 @@ def test_the_verdict_is_told_and_written(
 def test_a_judgement_that_fails_is_a_line(
     synthetic: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / trained.FILE).write_text("{}")  # of an earlier training
+    (tmp_path / VERDICT_FILE).write_text("{}")  # of an earlier training
     trained.tell(synthetic, {}, tmp_path, "cpu")
     assert capsys.readouterr().out == "no verdict on what was trained: KeyError: 'retrieve'\n"
-    assert not (tmp_path / trained.FILE).exists()
+    assert not (tmp_path / VERDICT_FILE).exists()
 
 
 @pytest.mark.skipif(not ML.is_dir(), reason="no MovieLens rows here")

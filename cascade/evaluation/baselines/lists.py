@@ -6,7 +6,7 @@ a user, as the neighbours of no item, is in the order of popularity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import scipy.linalg
 import scipy.sparse as sp
 
+from cascade.data.seen import Events
 from cascade.errors import CascadeError
 
 Ids = npt.NDArray[np.int64]
@@ -65,50 +66,6 @@ class Histories(NamedTuple):
         found.sum_duplicates()
         found.data[:] = 1
         return found
-
-
-@dataclass(frozen=True)
-class Events:
-    """R rows of a log: user int64 [R], item int64 [R], label [R] of 0 and 1, time [R]."""
-
-    user: Ids
-    item: Ids
-    label: Floats
-    time: Floats
-
-    @classmethod
-    def joined(cls, parts: Sequence[Events]) -> Events:
-        """The rows of all parts; without a part, none."""
-        if not parts:
-            return cls(*np.zeros((2, 0), np.int64), *np.zeros((2, 0)))
-        names = ("user", "item", "label", "time")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def take(self, rows: Any) -> Events:
-        """Some of the rows."""
-        return Events(self.user[rows], self.item[rows], self.label[rows], self.time[rows])
-
-    def liked(self) -> Events:
-        """The positives."""
-        return self.take(self.label > 0.5)
-
-    def sorted(self) -> Events:
-        """By user, then by time."""
-        return self.take(np.lexsort((self.time, self.user)))
-
-    def before(self, user: Ids, time: Floats) -> Histories:
-        """The items of each query's user at a strictly earlier time, oldest first, [Q] queries."""
-        mine = self.sorted()
-        moments, at = np.unique(np.concatenate((mine.time, time)), return_inverse=True)
-        at = at.ravel().astype(np.int64)
-        span = len(moments) + 1
-        keys = mine.user * span + at[: len(mine.user)]
-        start = np.searchsorted(keys, user * span)
-        size = np.searchsorted(keys, user * span + at[len(mine.user) :]) - start
-        size = np.where(np.isfinite(time), size, 0)
-        offsets = np.concatenate(([0], np.cumsum(size)))
-        place = np.arange(offsets[-1]) - np.repeat(offsets[:-1] - start, size)
-        return Histories(offsets, mine.item[place])
 
 
 def popularity(events: Events, items: int) -> Ids:

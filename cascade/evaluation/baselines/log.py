@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from cascade.data.dataset import Batch, Dataset
-from cascade.data.seen import Seen
+from cascade.data.seen import Events, Seen
 from cascade.data.source import SPLITS, Split
 from cascade.evaluation import metrics
 from cascade.evaluation.baselines import lists, rows
-from cascade.evaluation.baselines.lists import Events, Histories, Ids, ItemModel
+from cascade.evaluation.baselines.lists import Histories, Ids, ItemModel
 from cascade.evaluation.queries import EvaluationError, Queries, held_out
 from cascade.training.negatives import Negatives, validation
 from cascade.training.negatives import held_out as negatives_beside
@@ -42,28 +41,23 @@ class Log:
     dataset: Dataset
     counts: Ids
     train: Events | None = None
-    liked: Events | None = None
+    liked: Seen | None = None
     seen_before: Seen | None = None
     notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Log:
         """Read the rows of a data set."""
-        counts = np.zeros(dataset.item_count, np.int64)
-        parts: list[list[Events]] = []
-        for number, split in enumerate(SPLITS if dataset.has_users else SPLITS[:1]):
-            parts.append([])
-            for batch in tqdm(dataset.batches(split, BATCH), desc=f"{split} rows", unit="batch"):
-                if split == "train":
-                    positive = batch.item[batch.label > 0.5]
-                    counts += np.bincount(positive, minlength=len(counts))
-                if dataset.has_users:
-                    parts[-1].append(_events(batch, number))
+        splits = SPLITS if dataset.has_users else SPLITS[:1]
+        parts = [Events.read(dataset, split) for split in splits]
+        train = parts[0]
+        counts = lists.popularity(train, dataset.item_count)
         if not dataset.has_users:
             note = "the log does not say whose the rows are: nothing is left out as seen, and "
             return cls(dataset, counts, notes=[f"{note}popularity is the only baseline list"])
-        liked = Events.joined([part.liked() for some in parts for part in some])
-        return cls(dataset, counts, Events.joined(parts[0]), liked, Seen.of(dataset))
+        every = Events.joined(parts)
+        liked, seen = (Seen.made(some, dataset) for some in (every.liked(), every))
+        return cls(dataset, counts, train.known(), liked, seen)
 
     def seen(self, queries: Queries, split: Split = "test") -> Histories | None:
         """What each query's user had seen before its moment, the latest first; None where the log
@@ -116,12 +110,10 @@ class Log:
     def _histories(self, queries: Queries, split: Split = "test") -> tuple[Histories, Histories]:
         """What each query's user liked before its moment, and what the user had seen."""
         assert self.liked is not None
-        seen, user, time = self.seen(queries, split), queries.user, queries.time
+        seen = self.seen(queries, split)
         assert seen is not None
-        assert user is not None
-        if time is None:  # a split stands for one moment
-            time = np.full(len(user), SPLITS.index(split), np.float64)
-        return self.liked.before(user, time), seen
+        assert queries.user is not None
+        return Histories(*self.liked.before(queries.user, queries.time, split)), seen
 
     def _judge(self, model: ItemModel) -> float:
         """Recall of held-out positives of the validation split."""
@@ -153,11 +145,3 @@ def encoded(batches: list[Batch], dense: npt.NDArray[np.float32], ids: Ids) -> r
         for name in ("label", "user_dense", "user_ids")
     )
     return rows.Rows(label, user_dense, user_ids, dense[item], ids[item])
-
-
-def _events(batch: Batch, split: int) -> Events:
-    """The rows that say whose they are and when; the number of a split stands for a time."""
-    assert batch.user is not None
-    time = np.full(len(batch), split, np.float64) if batch.time is None else batch.time
-    rows = Events(batch.user, batch.item, batch.label, time)
-    return rows.take((batch.user >= 0) & np.isfinite(time))

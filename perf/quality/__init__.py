@@ -1,0 +1,1 @@
+"""`make quality`: what every stage adds, on planted and on real data, against simple baselines."""

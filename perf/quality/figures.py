@@ -1,0 +1,108 @@
+"""The figures of one run, by their keys in the summary, from evaluation.json and plan.json; None
+where one cannot be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Found = Mapping[str, Any]  # a JSON object
+Figures = dict[str, float | None]
+
+LISTS = ("popularity", "recent", "neighbours", "ease")  # that need no network
+LISTED = {
+    "popularity_ndcg": "ndcg_at_10_popularity",
+    "retrieve_ndcg": "ndcg_at_10_retrieve",
+    "prerank_ndcg": "ndcg_at_10_prerank",
+    "rank_ndcg": "ndcg_at_10_rank",
+}
+SCORED = {
+    "rank_auc": "auc",
+    "logistic_auc": "auc_logistic_regression",
+    "lightgbm_auc": "auc_lightgbm",
+}
+CLICKS = {
+    **SCORED,
+    "rank_log_loss": "log_loss",
+    "logistic_log_loss": "log_loss_logistic_regression",
+    "calibration": "calibration",
+}
+DISTILLED = {"distilled": "kept_by_prerank", "undistilled": "kept_by_prerank_labels"}
+CANDIDATES = 200  # that the retriever returns for `kept_at_200`
+
+
+def of_lists(found: Found) -> Figures:
+    """NDCG@10 after each stage, and what the stages gain over the best list that needs no network:
+    by NDCG@10 for the ranker, by recall@100 for the retriever."""
+    ndcg, recall = (
+        [found[f"{measure}_{name}"] for name in LISTS if f"{measure}_{name}" in found]
+        for measure in ("ndcg_at_10", "recall_at_100")
+    )
+    return {
+        **_named(found, LISTED),
+        "rank_ndcg_over_retrieve": _ratio(found["ndcg_at_10_rank"], found["ndcg_at_10_retrieve"]),
+        "retrieve_recall100_over_best_baseline": _ratio(
+            found["recall_at_100_retrieve"], max(recall)
+        ),
+        "rank_ndcg_over_best_baseline": _ratio(found["ndcg_at_10_rank"], max(ndcg)),
+        **_named(found, DISTILLED),
+    }
+
+
+def of_choices(found: Found) -> Figures:
+    """Of a log of choices with negatives: lists, and the ranker beside simple models."""
+    return {**of_lists(found), **_named(found, SCORED)}
+
+
+def of_clicks(found: Found) -> Figures:
+    """Of a log of impressions: the ranker beside simple models, and what distillation adds."""
+    return {**_named(found, CLICKS), **_named(found, DISTILLED)}
+
+
+def of_positives(found: Found) -> Figures:
+    """Of a log of positives only: lists, and whether every figure of the evaluation is a number."""
+    return {**of_lists(found), "finite": finite(found)}
+
+
+def of_planted(found: Found, plan: Found) -> Figures:
+    """Of data drawn from a known model: what the stages keep of the ranker's ten best, how near the
+    ranker is to the best possible one, and what a plan gains.
+
+    `kept_at_200` is the share of the ranker's ten best of all items that is among 200 candidates;
+    `plan_speedup` the median ratio of the time of a request at the default sizes to that at the
+    planned sizes, in turn, one request at a time; None where no size keeps enough.
+    """
+    whole = [
+        point["kept"]
+        for point in plan["points"]
+        if point["candidates"] == point["survivors"] == CANDIDATES
+        and point["effort"] == plan["default"]["effort"]
+    ]
+    return {
+        "kept_by_cascade": found.get("kept_by_cascade"),
+        "kept_at_200": whole[0] if whole else None,
+        "rank_auc": found.get("auc"),
+        "best_auc": found.get("bayes_auc"),
+        "auc_gap": found["bayes_auc"] - found["auc"],
+        "plan_kept": plan["chosen"]["kept"],
+        "plan_speedup": plan["speedup"]["1"]["speedup"] if plan["reached"] else None,
+        **_named(found, DISTILLED),
+    }
+
+
+def finite(value: Any) -> bool:
+    """Whether a JSON value holds no null and no number that is not finite."""
+    if isinstance(value, Mapping):
+        return all(map(finite, value.values()))
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _named(found: Found, names: Mapping[str, str]) -> dict[str, Any]:
+    return {key: found.get(name) for key, name in names.items()}
+
+
+def _ratio(value: float, other: float) -> float | None:
+    return value / other if other else None

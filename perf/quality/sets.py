@@ -1,0 +1,138 @@
+"""The data sets: what is run on each, by the product's own commands, and what is read of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from perf.quality import deepfm, figures, positives
+from perf.quality.figures import Figures
+from perf.quality.steps import Steps
+
+KEEP, EVALUATION_USERS = 0.95, 50
+PLANTED = {False: "synthetic", True: "synthetic:rows=20000,items=2000"}  # by whether it is quick
+UNTUNED = ("--untuned",)
+SMALL_MODELS = [f"{stage}:tiny" for stage in ("retrieve=two_tower", "prerank=dlrm", "rank=dlrm")]
+QUICK: dict[str, tuple[object, ...]] = {
+    "cascade.training": ("--recipe", *SMALL_MODELS, "--epochs", 0.02),
+    "cascade.evaluation": ("--users", 20, "--positives", 200),
+    "plan": (*UNTUNED, "--users", 20),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a data set, and all that follows.
+
+    Attributes:
+        folder: of its files.
+        source: of its raw rows; None where they are drawn.
+        quick: small models, trained for a moment.
+    """
+
+    steps: Steps
+    folder: Path
+    source: Path | None
+    seed: int
+    device: str
+    quick: bool
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def evaluated(self, *data: object, tuned: bool, users: int | None = None) -> Any:
+        """Train, export and evaluate; -> evaluation.json.
+
+        Args:
+            tuned: whether the export measures which index and precisions are the fastest.
+            users: ranked over all items; as many as usual if None.
+        """
+        place = ("--repository", self.folder / "model_repository")
+        made, device = ("--checkpoints", self.checkpoints), ("--device", self.device)
+        seed = ("--out", self.checkpoints, "--seed", self.seed)
+        self._run("cascade.training", *data, *seed, *device)
+        self.steps.run("export", *made, *place, *device, *(() if tuned else UNTUNED))
+        judged = ("--data", self.checkpoints / "data", "--out", self.folder)
+        asked = () if users is None else ("--users", users)
+        self._run("cascade.evaluation", *judged, *made, *place, *device, *asked)
+        return _json(self.folder / "evaluation.json")
+
+    def planned(self) -> Any:
+        """Plan the sizes; -> plan.json."""
+        made = ("--checkpoints", self.checkpoints, "--out", self.folder, "--device", self.device)
+        quick = QUICK["plan"] if self.quick else ()
+        self.steps.run("export", "plan", *made, "--keep", KEEP, *quick)
+        return _json(self.folder / "plan.json")
+
+    def deepfm(self) -> float | None:
+        """The AUC of DeepFM on the same rows; None where the package is not installed."""
+        if find_spec(deepfm.PACKAGE) is None:
+            return None
+        out = self.folder / "deepfm.json"
+        data = ("--data", self.checkpoints / "data", "--seed", self.seed, "--out", out)
+        self.steps.run("perf.quality.deepfm", *data)
+        found: float = _json(out)["auc"]
+        return found
+
+    def _run(self, module: str, *arguments: object) -> None:
+        self.steps.run(module, *arguments, *(QUICK[module] if self.quick else ()))
+
+
+def synthetic(run: Run) -> Figures:
+    """Clicks drawn from a known model: what the stages keep, and what planned sizes gain."""
+    data = ("--data", PLANTED[run.quick])
+    found = run.evaluated(*data, tuned=not run.quick, users=EVALUATION_USERS)
+    return figures.of_planted(found, run.planned())
+
+
+def movielens(run: Run) -> Figures:
+    """Ratings, with the items that users found by themselves: lists, and the ranker."""
+    return figures.of_choices(run.evaluated("--data", f"movielens:{run.source}", tuned=False))
+
+
+def criteo(run: Run) -> Figures:
+    """Impressions of advertisements: the ranker of clicks."""
+    found = run.evaluated("--data", f"criteo:{run.source}", tuned=False)
+    return {**figures.of_clicks(found), "deepfm_auc": run.deepfm()}
+
+
+def positives_only(run: Run) -> Figures:
+    """What users of MovieLens liked, as a table without labels: lists."""
+    assert run.source is not None
+    schema = positives.write(run.source, run.folder / "tables")
+    found = run.evaluated("--data", "table", "--schema", schema, tuned=False)
+    return figures.of_positives(found)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One of the data sets.
+
+    Attributes:
+        figures: what is run, and what comes of it.
+        folder: where its raw rows are among the shared data; empty where they are drawn.
+        seeds: whether it is run for several seeds.
+        alone: whether it has all cores to itself, because times are compared.
+    """
+
+    figures: Callable[[Run], Figures]
+    folder: str = ""
+    seeds: bool = False
+    alone: bool = False
+
+
+SETS = {
+    "synthetic": DataSet(synthetic, alone=True),
+    "movielens": DataSet(movielens, "ml-latest-small", seeds=True),
+    "criteo": DataSet(criteo, "criteo-kaggle-10k/train.txt", seeds=True),
+    "positives_only": DataSet(positives_only, "ml-latest-small"),
+}
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
