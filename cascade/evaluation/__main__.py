@@ -25,7 +25,7 @@ from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.negatives import Sampling
-from cascade.training.trainer import log_of
+from cascade.training.trainer import LABELS, log_of
 
 OF_DATA = ("data", "checkpoints", "positives", "device")
 OF_HELD_OUT = ("item_column", "label_column")
@@ -111,10 +111,12 @@ def _of_data(options: argparse.Namespace) -> str:
 
 def _log(dataset: Dataset, trained: Path) -> Log:
     """How the items of the rows were chosen: as the training was told, or as it thinks itself."""
-    said: Log | None = None
-    if (trained / RETRIEVE / "checkpoint.json").is_file():
-        said = checkpoint.describe(trained / RETRIEVE).get("log")
-    return said or log_of(dataset)[0]
+    for name in (LABELS, RETRIEVE):  # the second, where an earlier version trained it on labels
+        if (trained / name / "checkpoint.json").is_file():
+            found: Log | None = checkpoint.describe(trained / name).get("log")
+            if found:
+                return found
+    return log_of(dataset)[0]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 
 from cascade.data import Dataset, prepare
 from cascade.data.source import DataError
+from cascade.evaluation.__main__ import _log as log_of_checkpoints
 from cascade.models.registry import Recipe
 from cascade.training import negatives, trainer
 from cascade.training.__main__ import main
@@ -161,3 +162,12 @@ def test_how_the_items_were_chosen(
     found, why = trainer.log_of(dataset, log)  # type: ignore[arg-type]
     assert found == expected[0]
     assert why.startswith(expected[1])
+
+
+def test_an_evaluation_knows_what_the_training_was_told(synthetic: Dataset, tmp_path: Path) -> None:
+    assert log_of_checkpoints(synthetic, tmp_path) == "impressions"
+    told = trainer.Trainer(
+        synthetic, tmp_path, torch.device("cpu"), TINY, {"epochs": 0.1}, "choices"
+    )
+    told._trained(trainer.LABELS)
+    assert log_of_checkpoints(synthetic, tmp_path) == "choices"
