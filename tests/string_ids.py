@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cascade.spec import Sizes
-from tests.conftest import BAGS, Cascade, raw_rows, string_id, table_of
+from tests.cascades import BAGS, Cascade, raw_rows, string_id, table_of
 
 WORLD: dict[str, Any] = {"items": 300, "users": 40, "sizes": Sizes(100, 40, 10), "index": "flat"}
 STRINGS = replace(BAGS, string_ids=True)

@@ -21,7 +21,7 @@ EXPORT = """
 import sys
 from pathlib import Path
 from cascade.spec import Serving
-from tests.conftest import BAGS, Plan, export_cascade
+from tests.cascades import BAGS, Plan, export_cascade
 
 models = {"retrieve": ("two_tower", "tiny"), "prerank": ("dlrm", "tiny"), "rank": ("dlrm", "tiny")}
 for topology in ("ensemble", "fused"):

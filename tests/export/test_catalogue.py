@@ -27,7 +27,7 @@ from export.artifacts import filters
 from export.context import Catalogue, Source, read_catalogue
 from export.releases.manifest import verify
 from export.releases.refresh import Change, Refresh, change, read_ids, read_items
-from tests.conftest import Cascade, raw_rows, table_of
+from tests.cascades import Cascade, raw_rows, table_of
 from tests.example_models import TEXTBOOK
 
 ITEMS, NEW = 600, 40

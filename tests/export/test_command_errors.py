@@ -12,7 +12,7 @@ from cascade.config import Product, Serving
 from cascade.errors import run
 from cascade.spec import Sizes
 from export import __main__ as front
-from tests.conftest import BAGS, Cascade
+from tests.cascades import BAGS, Cascade
 
 SCREEN = 40
 

@@ -21,7 +21,7 @@ from export.artifacts.guard import Verdict
 from export.artifacts.stage_files import Variant
 from export.artifacts.variants import GuardError, best, choose
 from export.context import Build, Source
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 SMALL = {"items": 300, "users": 60}
 

@@ -17,7 +17,7 @@ from cascade.release import read_release
 from cascade.schema import SchemaError
 from export.releases.canary import USERS, Canary
 from export.releases.manifest import FORMAT, verify
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 
 @pytest.fixture

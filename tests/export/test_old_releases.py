@@ -26,7 +26,7 @@ from export.releases.manifest import verify
 from export.releases.publishing import Publisher
 from export.releases.repository import Repository
 from export.releases.rewire import from_export, rewire, serving_of
-from tests.conftest import BAGS, Cascade
+from tests.cascades import BAGS, Cascade
 
 Ask = Callable[[Canary], tuple[Any, Any]]  # -> item_ids, scores
 

@@ -12,6 +12,7 @@ import pytest
 
 from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Serving
+from cascade.data.criteo import SCHEMA as RAW_CRITEO
 from cascade.models.dlrm import DLRM, PRESETS
 from cascade.release import read_release
 from cascade.runtime.load import load_graph
@@ -23,8 +24,7 @@ from export.artifacts.stage_files import ITEMS_FILE, PLAIN, Variant, write_scori
 from export.foreign.own import Own
 from export.foreign.split import BOTH, USER, NotSplit
 from export.foreign.split.dots import LANES
-from tests.conftest import CRITEO as RAW_CRITEO
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 from tests.example_models import TEXTBOOK
 from tests.export.exported import (
     BAGS,

@@ -32,7 +32,7 @@ from export.planning.opened import Opened, resize
 from export.planning.plan import Asked, Plan, Point, drawn_users, measure, pick
 from export.planning.plan import front as pareto
 from export.planning.release import write_plan
-from tests.conftest import BAGS, Cascade
+from tests.cascades import BAGS, Cascade
 from tests.export.described_files import dump, write
 
 SIZES = Sizes(120, 40, 10)

@@ -20,7 +20,7 @@ from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Make, Publisher, PublishError
 from export.releases.repository import BusyError, Repository, pinned
 from export.releases.rewire import from_export
-from tests.conftest import BAGS, Cascade
+from tests.cascades import BAGS, Cascade
 
 
 @dataclass

@@ -38,7 +38,7 @@ from export.releases.canary import Canary
 from export.releases.manifest import verify
 from export.releases.refresh import Refresh, change, read_ids, read_items
 from export.releases.rewire import rewire, serving_of
-from tests.conftest import Cascade, string_id
+from tests.cascades import Cascade, string_id
 from tests.filter_cases import column
 from tests.own_tables import FIRST_ITEM, STRING_SCHEMA, with_string_ids, write_shop
 from tests.string_ids import Twins, make_twins, named, new_items

@@ -30,7 +30,7 @@ from cascade.store import OtherLayout, StoreError, UserStore
 from export import __main__ as export_command
 from export import users
 from export.releases.rewire import rewire, serving_of, settings_of
-from tests.conftest import BAGS
+from tests.cascades import BAGS
 
 SERVING = Serving(instances=2)
 STORED = Product(store="redis://host:6379/1")

@@ -23,7 +23,7 @@ from cascade.training import checkpoint
 from cascade.training.bundle import HELD_OUT_FILE, VERDICT_FILE
 from export.build import write_release
 from export.context import Build
-from tests.conftest import BAGS, Cascade
+from tests.cascades import BAGS, Cascade
 
 SIZES = Sizes(40, 15, 10)
 

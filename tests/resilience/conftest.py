@@ -23,7 +23,7 @@ import pytest
 from cascade.config import Serving
 from export.releases.rewire import rewire, serving_of
 from perf.harness.artifacts import Artifacts, make
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 from tests.resilience.claims import Record, keep
 
 OUT = Path(__file__).parents[2] / "build" / "resilience"

@@ -28,7 +28,7 @@ from cascade.training import checkpoint
 from export.context import read_catalogue
 from perf.harness.artifacts import Artifacts
 from perf.harness.table import number
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 from tests.filter_cases import Shop, column, draw
 from tests.resilience.claims import Record
 

@@ -34,7 +34,7 @@ from cascade.store import UserStore
 from clients import examples
 from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
-from tests.conftest import BAGS, PLAIN
+from tests.cascades import BAGS, PLAIN
 from tests.docs import TEXTS, blocks
 from tests.programs import status
 

@@ -10,7 +10,7 @@ import pytest
 from cascade.client import Recommender
 from cascade.server.launcher import Server
 from export import __main__ as export_command
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 ROOT = Path(__file__).parents[2]
 

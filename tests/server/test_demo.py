@@ -8,7 +8,7 @@ import pytest
 from cascade.server.launcher import Server
 from perf.demo import compare, screen
 from perf.harness.measurement import Load, Measurement
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 
 def test_the_server_is_the_pipeline(criteo: Cascade, criteo_server: Server) -> None:

@@ -28,7 +28,7 @@ from export.releases.refresh import Refresh, change, read_items
 from export.releases.repository import Repository
 from export.releases.rewire import from_export, rewire, serving_of
 from export.users import layout_of
-from tests.conftest import Cascade, string_id
+from tests.cascades import Cascade, string_id
 from tests.programs import status
 from tests.string_ids import Twins, make_twins, named, new_items
 

@@ -28,7 +28,7 @@ from export.releases.control import Control, ControlError
 from export.releases.publishing import STEPS, Publisher
 from export.releases.repository import Repository
 from export.releases.rewire import from_export, rewire
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 USERS = 12
 KEY = "a-key-that-only-this-test-knows"

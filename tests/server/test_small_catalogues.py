@@ -15,7 +15,7 @@ from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
 from cascade.training import checkpoint
 from export.context import read_catalogue
-from tests.conftest import PLAIN
+from tests.cascades import PLAIN
 
 
 def exact(cascade: Any, model: str, keep: int) -> list[list[tuple[int, float]]]:

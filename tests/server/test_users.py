@@ -33,7 +33,7 @@ from export.releases.publishing import Publisher
 from export.releases.repository import Repository
 from export.releases.rewire import from_export, rewire, serving_of
 from export.users import layout_of
-from tests.conftest import BAGS
+from tests.cascades import BAGS
 from tests.programs import status
 from tests.redis_server import RedisServer
 

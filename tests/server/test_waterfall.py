@@ -11,7 +11,7 @@ from export.releases.rewire import rewire
 from perf.harness.payload import Payload, PayloadError, layout_of, load
 from perf.waterfall import main
 from perf.waterfall_trace import ask, intervals_of
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 COMPUTE = ("encode", "tower", "search", "prerank.sort", "prerank", "rank.sort", "rank")
 

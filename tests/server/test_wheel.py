@@ -17,7 +17,7 @@ import pytest
 
 from cascade.client import Recommender
 from cascade.server.launcher import Server
-from tests.conftest import Cascade
+from tests.cascades import Cascade
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnx", "onnxruntime", "faiss", "pyarrow", "pandas", "tqdm", "pytriton")

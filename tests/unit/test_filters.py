@@ -27,7 +27,7 @@ from cascade.stages.filters.items import FilterItems
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.context import read_catalogue
-from tests.conftest import BAGS
+from tests.cascades import BAGS
 from tests.filter_cases import Case, Shop, column, draw
 
 ITEMS, CASES, DENY_LISTS = 240, 1000, 10

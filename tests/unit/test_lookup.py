@@ -21,7 +21,7 @@ from cascade.stages.lookup import CircuitBreaker, Lookup
 from cascade.store import OtherLayout, StoreError, UserStore, open_backend
 from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
-from tests.conftest import BAGS
+from tests.cascades import BAGS
 from tests.redis_server import RedisServer
 
 LAYOUT = RequestLayout.of(BAGS)

@@ -22,7 +22,7 @@ from cascade.stages.rerank import Reranked
 from cascade.stages.scoring import Score
 from cascade.training import checkpoint
 from export.context import read_catalogue
-from tests.conftest import BAGS
+from tests.cascades import BAGS
 from tests.filter_cases import intra_list_similarity
 
 POOL, RESULTS, DIVERSITY = 30, 10, 0.4
