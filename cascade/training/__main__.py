@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = {"per_positive": options.negatives, "by": options.negatives_by}
     asked = {key: value for key, value in asked.items() if value is not None}
     sampling = Sampling(**asked) if asked else None
-    trainer = Trainer(dataset, options.out, device, recipe, changes, options.log, sampling)
+    trainer = Trainer(
+        dataset, options.out, device, recipe, changes, options.log, sampling, options.baseline
+    )
     trainer.run()
     shown = trainer.log == "impressions"
     tell(dataset, trainer.models, options.out, options.device, shown)
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--negatives", type=int, metavar="N", help=drawn)
     add("--negatives-by", choices=BYS, help="how often an item is drawn [uniform]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    alone = "leave out the baseline and its distilled form, which are only compared with"
+    add("--no-baseline", dest="baseline", action="store_false", help=alone)
     add("--restart", action="store_true", help="forget what was trained before")
     group = parser.add_argument_group("hyperparameters", "for every model, in place of its own")
     group.add_argument("--optimizer", choices=("adam", "adagrad", "sgd"))

@@ -32,6 +32,7 @@ MOST_EPOCHS = 12
 DISTILL_USERS = 8_192
 LABELS = "retrieve_labels"
 TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
+BASELINE = "baseline"  # the part of a recipe that no stage serves
 TEACH_USERS = 4_096
 KNOWN_LOGS: dict[str, Log] = {"movielens": "choices"}  # of sources that do not say it themselves
 
@@ -74,6 +75,7 @@ class Trainer:
         log: how the items of the rows were chosen, a key of `OBJECTIVES`; by default as `log_of`
             tells.
         sampling: how negatives are drawn for a log of positives only.
+        baseline: whether the baseline is trained, too, which is compared with alone.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Trainer:
         changes: Mapping[str, Any],
         log: Log | None = None,
         sampling: Sampling | None = None,
+        baseline: bool = True,
     ) -> None:
+        self.baseline = baseline
         self.dataset, self.out, self.device = dataset, out, device
         self.recipe, self.changes = recipe, changes
         self.log, self._why = log_of(dataset, log)
@@ -112,7 +116,7 @@ class Trainer:
                 "of a click"
             )
         bundle.write(self.dataset, self.out, self.negatives)
-        for name in TRAININGS:
+        for name in (n for n, of in TRAININGS.items() if self.baseline or of.model != BASELINE):
             self.models[name] = self._trained(name)
 
     def hyperparameters(self, name: str) -> Hyperparameters:

@@ -55,7 +55,7 @@ class Run:
         place = ("--repository", self.folder / "model_repository")
         made, device = ("--checkpoints", self.checkpoints), ("--device", self.device)
         seed = ("--out", self.checkpoints, "--seed", self.seed)
-        self._run("cascade.training", *data, *seed, *device)
+        self._run("cascade.training", *data, *seed, *device, "--no-baseline")
         self.steps.run("export", *made, *place, *device, *(() if tuned else UNTUNED))
         judged = ("--data", self.checkpoints / "data", "--out", self.folder)
         asked = () if users is None else ("--users", users)

@@ -68,6 +68,9 @@ def test_every_figure_is_there(tmp_path: Path) -> None:
         assert claim["figure"] == found[claim["key"]]
         assert claim["holds"] == (claim["figure"] >= claim["target"])
     assert found["holds"] == all(claim["holds"] for claim in found["claims"])
+    trained = tmp_path / "out" / "movielens" / "seed-0" / "checkpoints"
+    assert (trained / "prerank_labels").exists()
+    assert not [*trained.glob("*baseline*")]
     table = (tmp_path / "out" / "quality.md").read_text()
     assert table in ended.stdout
     assert all(key in table for key in LISTS)
