@@ -97,8 +97,8 @@ def _outcome(job: tuple[str, Run]) -> Outcome:
     name, run = job
     try:
         return SETS[name].figures(run)
-    except CascadeError as error:
-        return error
+    except (CascadeError, OSError) as error:
+        return CascadeError(str(error))
 
 
 def _summary(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:

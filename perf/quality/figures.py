@@ -35,17 +35,12 @@ CANDIDATES = 200  # that the retriever returns for `kept_at_200`
 def of_lists(found: Found) -> Figures:
     """NDCG@10 after each stage, and what the stages gain over the best list that needs no network:
     by NDCG@10 for the ranker, by recall@100 for the retriever."""
-    ndcg, recall = (
-        [found[f"{measure}_{name}"] for name in LISTS if f"{measure}_{name}" in found]
-        for measure in ("ndcg_at_10", "recall_at_100")
-    )
+    ndcg, recall = found.get("ndcg_at_10_rank"), found.get("recall_at_100_retrieve")
     return {
         **_named(found, LISTED),
-        "rank_ndcg_over_retrieve": _ratio(found["ndcg_at_10_rank"], found["ndcg_at_10_retrieve"]),
-        "retrieve_recall100_over_best_baseline": _ratio(
-            found["recall_at_100_retrieve"], max(recall)
-        ),
-        "rank_ndcg_over_best_baseline": _ratio(found["ndcg_at_10_rank"], max(ndcg)),
+        "rank_ndcg_over_retrieve": _ratio(ndcg, found.get("ndcg_at_10_retrieve")),
+        "retrieve_recall100_over_best_baseline": _ratio(recall, _best(found, "recall_at_100")),
+        "rank_ndcg_over_best_baseline": _ratio(ndcg, _best(found, "ndcg_at_10")),
         **_named(found, DISTILLED),
     }
 
@@ -79,12 +74,13 @@ def of_planted(found: Found, plan: Found) -> Figures:
         if point["candidates"] == point["survivors"] == CANDIDATES
         and point["effort"] == plan["default"]["effort"]
     ]
+    auc, best = found.get("auc"), found.get("bayes_auc")
     return {
         "kept_by_cascade": found.get("kept_by_cascade"),
         "kept_at_200": whole[0] if whole else None,
-        "rank_auc": found.get("auc"),
-        "best_auc": found.get("bayes_auc"),
-        "auc_gap": found["bayes_auc"] - found["auc"],
+        "rank_auc": auc,
+        "best_auc": best,
+        "auc_gap": None if auc is None or best is None else best - auc,
         "plan_kept": plan["chosen"]["kept"],
         "plan_speedup": plan["speedup"]["1"]["speedup"] if plan["reached"] else None,
         **_named(found, DISTILLED),
@@ -104,5 +100,11 @@ def _named(found: Found, names: Mapping[str, str]) -> dict[str, Any]:
     return {key: found.get(name) for key, name in names.items()}
 
 
-def _ratio(value: float, other: float) -> float | None:
-    return value / other if other else None
+def _best(found: Found, measure: str) -> float | None:
+    """The highest figure of the lists that need no network; some are not there for every log."""
+    values = [value for name in LISTS if (value := found.get(f"{measure}_{name}")) is not None]
+    return max(values, default=None)
+
+
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return None if value is None or not other else value / other

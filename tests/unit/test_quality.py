@@ -42,6 +42,19 @@ def test_lists_are_measured_against_the_best_baseline() -> None:
     )
 
 
+@pytest.mark.parametrize("name", LISTED)
+def test_a_figure_that_is_not_there_is_told_as_none(name: str) -> None:
+    found = figures.of_lists({**LISTED, name: None})
+    plan = {"points": [], "default": {"effort": None}, "chosen": {"kept": 0.9}, "reached": False}
+    assert None not in figures.of_lists(LISTED).values()
+    assert sum(value is None for value in found.values()) == {
+        **{"ndcg_at_10_rank": 3, "ndcg_at_10_retrieve": 2, "recall_at_100_retrieve": 1},
+        **{"ndcg_at_10_prerank": 1, "ndcg_at_10_popularity": 1},
+        **{"kept_by_prerank": 1, "kept_by_prerank_labels": 1},
+    }.get(name, 0)
+    assert of_planted({name: None}, plan)["auc_gap"] is None
+
+
 @pytest.mark.parametrize("reached", [True, False])
 def test_a_plan_that_keeps_too_little_has_no_speedup(reached: bool) -> None:
     def point(candidates: int, survivors: int, effort: int, kept: float) -> dict[str, Any]:
