@@ -13,7 +13,8 @@ from perf.quality import deepfm, figures, positives
 from perf.quality.figures import Figures
 from perf.quality.steps import Steps
 
-KEEP, EVALUATION_USERS = 0.95, 50
+KEEP = 0.95
+EVALUATION_USERS = 50  # for whom the ranker scores all items
 PLANTED = {False: "synthetic", True: "synthetic:rows=20000,items=2000"}  # by whether it is quick
 UNTUNED = ("--untuned",)
 SMALL_MODELS = [f"{stage}:tiny" for stage in ("retrieve=two_tower", "prerank=dlrm", "rank=dlrm")]
@@ -45,12 +46,11 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
-    def evaluated(self, *data: object, tuned: bool, users: int | None = None) -> Any:
+    def evaluated(self, *data: object, tuned: bool) -> Any:
         """Train, export and evaluate; -> evaluation.json.
 
         Args:
             tuned: whether the export measures which index and precisions are the fastest.
-            users: ranked over all items; as many as usual if None.
         """
         place = ("--repository", self.folder / "model_repository")
         made, device = ("--checkpoints", self.checkpoints), ("--device", self.device)
@@ -58,7 +58,7 @@ class Run:
         self._run("cascade.training", *data, *seed, *device, "--no-baseline")
         self.steps.run("export", *made, *place, *device, *(() if tuned else UNTUNED))
         judged = ("--data", self.checkpoints / "data", "--out", self.folder)
-        asked = () if users is None else ("--users", users)
+        asked = ("--users", EVALUATION_USERS)
         self._run("cascade.evaluation", *judged, *made, *place, *device, *asked)
         return _json(self.folder / "evaluation.json")
 
@@ -86,7 +86,7 @@ class Run:
 def synthetic(run: Run) -> Figures:
     """Clicks drawn from a known model: what the stages keep, and what planned sizes gain."""
     data = ("--data", PLANTED[run.quick])
-    found = run.evaluated(*data, tuned=not run.quick, users=EVALUATION_USERS)
+    found = run.evaluated(*data, tuned=not run.quick)
     return figures.of_planted(found, run.planned())
 
 
