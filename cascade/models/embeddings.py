@@ -11,8 +11,9 @@ from cascade.schema import Feature, SchemaError
 
 
 class Embeddings(nn.Module):
-    """ids [B, C] -> one vector per feature [B, F, D]; that of a bag or sequence is the mean of its
-    members. A model that knows order reads a sequence by `members`.
+    """ids [B, C] -> one vector per feature [B, F, D]; that of a bag or sequence is the sum of its
+    members over (their number) ^ `power`: by default the mean. A model that knows order
+    reads a sequence by `members`.
 
     All features share one table and find their rows by an offset: one gather, and one sparse
     gradient. Rows start uniform in +-1/sqrt(cardinality), as in the DLRM code.
@@ -20,12 +21,12 @@ class Embeddings(nn.Module):
 
     offsets: Tensor
 
-    def __init__(self, features: Sequence[Feature], width: int) -> None:
+    def __init__(self, features: Sequence[Feature], width: int, power: float = 1.0) -> None:
         super().__init__()
         if unfitted := [f.name for f in features if f.cardinality < 1]:
             raise SchemaError(f"features {unfitted} have no cardinality: fit the schema first")
         self.features = tuple(features)
-        self.width = width
+        self.width, self.power = width, power
         rows = [feature.cardinality for feature in self.features]
         self.table = nn.Embedding(max(1, sum(rows)), width, sparse=True)
         offsets: list[int] = []
@@ -60,6 +61,7 @@ class Embeddings(nn.Module):
             if multivalued:
                 present = (ids[:, start:stop] > 0).to(part.dtype).unsqueeze(-1)  # 0 = no member
                 count = present.sum(1, keepdim=True).clamp(min=1)
+                count = count if self.power == 1 else count**self.power
                 part = (part * present).sum(1, keepdim=True) / count
             parts.append(part)
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

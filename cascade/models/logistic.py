@@ -35,6 +35,11 @@ class LogisticRegression(Scorer):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    def forget_items(self) -> None:
+        """All items alike: what is left depends on the user alone."""
+        for weight in (self.item_ids.table.weight, self.item_dense.weight):
+            nn.init.zeros_(weight)
+
     def user_parts(self) -> tuple[str, ...]:
         return ("user_ids", "user_dense", "bias")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -108,20 +108,26 @@ def parse(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The models of the three stages, and the one that rankers are compared with.
+    """The models of the three stages, and the one that rankers are compared with. Empty: the usual
+    one for the log, which is the caller's to know.
 
     On a command line: `retrieve=two_tower:default rank=my_package.models:Net:large`. In a file
     (TOML): `rank = "my_package.models:Net:large"`.
     """
 
-    retrieve: str = "two_tower:default"
-    prerank: str = "dlrm:small"
-    rank: str = "dlrm:criteo"
-    baseline: str = "logistic:default"
+    retrieve: str = ""
+    prerank: str = ""
+    rank: str = ""
+    baseline: str = ""
 
     def __post_init__(self) -> None:
-        for stage in asdict(self):
-            self.model(stage)
+        for stage, model in asdict(self).items():
+            if model:
+                self.model(stage)
+
+    def over(self, usual: Recipe) -> Recipe:
+        """These models, and those of `usual` for the stages that were not chosen."""
+        return replace(usual, **{stage: model for stage, model in asdict(self).items() if model})
 
     def model(self, stage: str) -> tuple[str, str]:
         """The model of a stage and its preset."""

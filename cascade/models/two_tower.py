@@ -22,9 +22,15 @@ class TwoTowerConfig:
 
     width: int = 16  # of each feature's embedding
     layers: tuple[int, ...] = (512, 256, 256)  # the last is that of the shared space
+    factors: bool = False  # whether each id has a vector of its own in the shared space, too
 
 
-PRESETS = {"default": TwoTowerConfig(), "tiny": TwoTowerConfig(width=4, layers=(16, 8))}
+PRESETS = {
+    "default": TwoTowerConfig(),
+    # For logs of choices: what a layer learns of all ids, plus a factorisation of the log.
+    "factors": TwoTowerConfig(layers=(128, 128), factors=True),
+    "tiny": TwoTowerConfig(width=4, layers=(16, 8)),
+}
 
 
 class Tower(nn.Module):
@@ -44,14 +50,39 @@ class Tower(nn.Module):
         return nn.functional.normalize(run_mlp(self.layers, x), dim=-1)
 
 
+class Factors(nn.Module):
+    """A tower's vectors [B, D], and a vector for each id added to them; the last number of an
+    item's vector is a bias, that of a user's is 1.
+
+    As in matrix factorisation, an id that occurs often has a vector of its own; as in a tower, one
+    that occurs seldom is where its features are. A list of L members adds the sum of their vectors
+    over the square root of L.
+    """
+
+    def __init__(self, schema: Schema, side: Side, config: TwoTowerConfig) -> None:
+        super().__init__()
+        self.user = side == "user"
+        self.tower = Tower(schema, side, config)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.ids = Embeddings(schema.ids(side), config.layers[-1], power=0.5)
+        nn.init.normal_(self.ids.table.weight, std=0.05)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        vectors: Tensor = self.tower(dense, ids) * self.scale + self.ids(ids).sum(1)
+        if not self.user:
+            return vectors
+        return torch.cat((vectors[:, :-1], torch.ones_like(vectors[:, -1:])), dim=1)
+
+
 class TwoTower(Scorer):
-    """`user` and `item` are the towers, `cross` is the cosine of the two. U = V = D."""
+    """`user` and `item` are the towers, `cross` is the dot product of the two. U = V = D."""
 
     def __init__(self, schema: Schema, config: TwoTowerConfig) -> None:
         super().__init__(schema)
         self.user_width = self.item_width = config.layers[-1]
-        self.user_tower = Tower(schema, "user", config)
-        self.item_tower = Tower(schema, "item", config)
+        tower = Factors if config.factors else Tower
+        self.user_tower = tower(schema, "user", config)
+        self.item_tower = tower(schema, "item", config)
 
     def user_parts(self) -> tuple[str, ...]:
         return ("user_tower",)

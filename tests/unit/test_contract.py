@@ -218,7 +218,10 @@ def test_a_model_and_its_preset_are_read(text: str, expected: tuple[str, str]) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dln", r"there is no model 'dln'; choose one of \['dlrm', 'logistic', 'two_tower'\]"),
+        (
+            "dln",
+            r"no model 'dln'; choose one of \['blend', 'dlrm', 'logistic', 'two_tower'\]",
+        ),
         ("dlrm", r"dlrm has no preset 'default'; choose one of \['criteo'"),
         ("dlrm:huge", "dlrm has no preset 'huge'"),
         ("no.such:Model", r"no model 'no.such:Model' \(No module named 'no'\); choose one of"),

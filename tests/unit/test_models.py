@@ -52,12 +52,13 @@ def make(model: str, name: str, schema: Schema, seed: int) -> Case:
     return Case(schema, scorer.eval(), users, items)
 
 
-def embeddings_of(scorer: Scorer, side: str) -> Embeddings:
-    (found,) = (
+def embeddings_of(scorer: Scorer, side: str) -> list[Embeddings]:
+    found = [
         module
         for path, module in scorer.named_modules()
-        if isinstance(module, Embeddings) and path.startswith(side)
-    )
+        if isinstance(module, Embeddings) and any(name.startswith(side) for name in path.split("."))
+    ]
+    assert found
     return found
 
 
@@ -166,14 +167,14 @@ def test_gradients_of_the_tables_are_sparse_and_name_the_rows_that_were_read(
     items = case.items[slice(0, USERS)]
     case.scorer(*case.users.both, *items.both).sum().backward()
     for side, rows in (("user", case.users), ("item", items)):
-        embeddings = embeddings_of(case.scorer, side)
-        gradient = embeddings.table.weight.grad
-        if not schema.ids(side):
-            assert gradient is None
-            continue
-        assert gradient.is_sparse
-        read = (rows.ids + embeddings.offsets).unique()
-        assert torch.equal(gradient.coalesce().indices()[0], read)
+        for embeddings in embeddings_of(case.scorer, side):
+            gradient = embeddings.table.weight.grad
+            if not schema.ids(side):
+                assert gradient is None
+                continue
+            assert gradient.is_sparse
+            read = (rows.ids + embeddings.offsets).unique()
+            assert torch.equal(gradient.coalesce().indices()[0], read)
     dense = [p for p in case.scorer.parameters() if p.grad is not None and not p.grad.is_sparse]
     assert dense
     assert all(torch.isfinite(p.grad).all() for p in dense)
@@ -197,10 +198,11 @@ def test_bags_known_by_hand(model, name):
     ids = torch.tensor([[2, *members] for members in seen])
     states = scorer.user(torch.zeros(4, 1), ids)
     torch.testing.assert_close(states[1], states[0], atol=1e-6, rtol=0)
-    torch.testing.assert_close(states[2], states[0], atol=1e-6, rtol=0)
+    if name != "factors":  # which add up the members over the root of their number
+        torch.testing.assert_close(states[2], states[0], atol=1e-6, rtol=0)
     assert torch.isfinite(states).all()
     assert not torch.allclose(states[3], states[0])
-    weight = embeddings_of(scorer, "user").table.weight
+    weight = embeddings_of(scorer, "user")[0].table.weight
     states.square().sum().backward()
     assert weight.grad.to_dense()[4].count_nonzero() == 0  # `city` has rows 0 to 3: 4 is the pad
     with torch.no_grad():
@@ -234,7 +236,7 @@ def test_towers_are_unit_vectors():
 
 
 def test_what_cannot_be_built_is_named():
-    with pytest.raises(ModelError, match=r"no model 'dln'; choose one of \['dlrm', 'logistic'"):
+    with pytest.raises(ModelError, match=r"no model 'dln'; choose one of \['blend', 'dlrm'"):
         build("dln", {}, BAGS)
     with pytest.raises(ModelError, match=r"no model 'dln'"):
         preset("dln", "tiny")

@@ -1,0 +1,98 @@
+"""A ranker that adds up what several models say of a user and an item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cascade.models import dlrm
+from cascade.models.logistic import LogisticConfig, LogisticRegression
+from cascade.models.registry import build
+from cascade.models.scorer import Scorer
+from cascade.schema import Schema
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """Which models are added up; `retriever` may be left out."""
+
+    deep: str = "dlrm"
+    deep_config: Mapping[str, Any] = field(default_factory=lambda: asdict(dlrm.PRESETS["small"]))
+    retriever: str = ""
+    retriever_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS = {"default": BlendConfig()}
+
+
+class Blend(Scorer):
+    """A deep model, plus a logistic regression on the same features (Cheng et al., "Wide & Deep
+    Learning for Recommender Systems", DLRS 2016), plus the retriever's score times a weight.
+
+    The retriever comes trained and stays as it is: the ranker starts from its order. A usual item
+    counts 0 in the retriever's score. U and V are the sums of the parts' widths.
+    """
+
+    def __init__(self, schema: Schema, config: BlendConfig) -> None:
+        super().__init__(schema)
+        self.deep = build(config.deep, config.deep_config, schema)
+        self.wide = LogisticRegression(schema, LogisticConfig())
+        self.names = ["deep", "wide"]
+        if config.retriever:
+            self.retriever = build(config.retriever, config.retriever_config, schema)
+            self.retriever.requires_grad_(False)
+            self.names.append("retriever")
+            self.weight = nn.Parameter(torch.tensor(0.03))
+            self.register_buffer("centre", torch.zeros(self.retriever.item_width))
+        self.user_widths = [part.user_width for part in self._parts()]
+        self.item_widths = [part.item_width for part in self._parts()]
+        self.user_width, self.item_width = sum(self.user_widths), sum(self.item_widths)
+
+    centre: Tensor
+
+    @property
+    def exact_states(self) -> bool:
+        return "names" in self.__dict__ and any(part.exact_states for part in self._parts())
+
+    def begin(self, retriever: Scorer, centre: Tensor) -> None:
+        """Take the weights of a trained retriever, whose order is that of the ranker until it
+        learns another.
+
+        Args:
+            centre: [V], the retriever's state of a usual item. An item's score counts by how far
+                it is above that one's, so that it says nothing of the user alone.
+        """
+        self.retriever.load_state_dict(retriever.state_dict())
+        self.centre.copy_(centre)
+        last = [module for module in self.deep.modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.zero_()
+
+    def _parts(self) -> list[Scorer]:
+        return [getattr(self, name) for name in self.names]
+
+    def user_parts(self) -> tuple[str, ...]:
+        return tuple(f"{n}.{part}" for n in self.names for part in getattr(self, n).user_parts())
+
+    def item_parts(self) -> tuple[str, ...]:
+        return tuple(f"{n}.{part}" for n in self.names for part in getattr(self, n).item_parts())
+
+    def user(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return torch.cat([part.user(dense, ids) for part in self._parts()], dim=1)
+
+    def item(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return torch.cat([part.item(dense, ids) for part in self._parts()], dim=1)
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        users = torch.split(user, self.user_widths, 1)
+        items = torch.split(item, self.item_widths, 2)
+        total = self.deep.score(users[0], items[0]) + self.wide.score(users[1], items[1])
+        if "retriever" in self.names:
+            found = self.retriever.score(users[2], items[2] - self.centre)
+            total = total + self.weight * found
+        return total
