@@ -24,8 +24,9 @@ from cascade.evaluation.served import report as served_report
 from cascade.spec import RETRIEVE
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
+from cascade.training.log import log_of
 from cascade.training.negatives import Sampling
-from cascade.training.trainer import LABELS, log_of
+from cascade.training.trainer import LABELS
 
 OF_DATA = ("data", "checkpoints", "positives", "device")
 OF_HELD_OUT = ("item_column", "label_column")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from cascade.models.registry import Recipe
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import BYS, Sampling
 from cascade.training.tasks import OBJECTIVES
-from cascade.training.trainer import TRAININGS, Trainer
+from cascade.training.trainer import RECIPES, TRAININGS, Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="STAGE=MODEL",
         help="the models: stage=model:preset, stage=package.module:Class:preset, or a TOML file "
-        f"of them [{' '.join(f'{f.name}={f.default}' for f in fields(Recipe))}]",
+        f"of them [{' '.join(f'{k}={v}' for k, v in asdict(RECIPES['impressions']).items())}; for "
+        f"a log of choices retrieve={RECIPES['choices'].retrieve}]",
     )
     add("--model", metavar="MODEL", help="short for --recipe rank=MODEL")
     add("--log", choices=OBJECTIVES, help="how the items of the rows were chosen [by the source]")

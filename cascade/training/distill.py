@@ -65,13 +65,14 @@ class Candidates:
         return rows, torch.from_numpy(np.concatenate(found)).to(self.device)
 
 
-def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+def distillation(student: Tensor, teacher: Tensor, sharpness: float = 1.0) -> Tensor:
     """Learn the teacher's order and level over one user's candidates: logits [B, K] of both.
 
     The listwise part (Hinton et al., 2015, over candidates instead of classes) weighs the top of
     the teacher's list; the pointwise part keeps the student a click probability.
     """
-    order = functional.cross_entropy(student, functional.softmax(teacher, dim=1))
+    wanted = functional.softmax(teacher * sharpness, dim=1)
+    order = functional.cross_entropy(student * sharpness, wanted)
     level = functional.binary_cross_entropy_with_logits(student, torch.sigmoid(teacher))
     return order + level
 
@@ -98,6 +99,7 @@ class DistillTask:
         self.teacher, self.hyper, self.keep = teacher, hyper, keep
         self.rows, self.found = candidates.train
         self.validation = candidates.validation
+        self.sharpness = 1.0  # of all logits, where their order is learnt
         self.sample, self.label_weight = min(sample, candidates.k), label_weight
         self.items = candidates.items
         self.teacher_items = item_states(teacher, self.items)
@@ -128,7 +130,7 @@ class DistillTask:
         pads = items < 0
         student, teacher = (logits.masked_fill(pads, -30.0) for logits in (student, teacher))
         label = functional.binary_cross_entropy_with_logits(student[:, 0], clicked)
-        return distillation(student, teacher) + self.label_weight * label
+        return distillation(student, teacher, self.sharpness) + self.label_weight * label
 
     def validate(self) -> dict[str, float]:
         """Share of the teacher's top 10 of the candidates that the student keeps."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,6 +31,7 @@ class Hyperparameters:
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
     lr: float = 1e-3  # of all but the embeddings
     embedding_lr: float = 1e-2
+    weight_decay: float = 0.0  # of Adam: what a step takes off each weight it changes, times lr
     seed: int = 0
     patience: int = 3  # validations without improvement before the training stops
     validations: int = 2  # per epoch
@@ -72,7 +74,27 @@ def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.opt
     groups = zip(
         kinds[hyper.optimizer], (sparse, dense), (hyper.embedding_lr, hyper.lr), strict=True
     )
-    return [kind(parameters, lr=lr) for kind, parameters, lr in groups if parameters]
+    optimizers = [kind(parameters, lr=lr) for kind, parameters, lr in groups if parameters]
+    if hyper.weight_decay:
+        for optimizer in optimizers:
+            optimizer.register_step_post_hook(partial(_decay, hyper.weight_decay))
+    return optimizers
+
+
+def _decay(weight_decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Decoupled weight decay (Loshchilov and Hutter, ICLR 2019) after a step; of a table, the rows
+    that were in the batch."""
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            left = 1 - group["lr"] * weight_decay
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                if weight.grad.is_sparse:
+                    rows = weight.grad._indices().unique()
+                    weight[rows] *= left
+                else:
+                    weight.mul_(left)
 
 
 def fit(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
@@ -17,8 +19,10 @@ from torch.utils.data import TensorDataset
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
+from cascade.schema import Side
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import Negatives, validation
+from cascade.training.unknowns import Unknowns
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
@@ -87,14 +91,34 @@ class RowTask:
 
 
 class RankTask(RowTask):
-    """Click probability by binary cross-entropy: rankers, and prerankers without a teacher."""
+    """Click probability by binary cross-entropy: rankers, and prerankers without a teacher.
+
+    `meet_unknowns` makes ids unknown as often as validation rows have unknown ones: a small log
+    knows many an id from one row, which says nothing of the next.
+    """
+
+    meet_unknowns = False
 
     def logits(self, rows: Rows) -> Tensor:
         dense, ids, item, _ = rows
         return self.scorer.score_rows(dense, ids, *self.items[item])
 
     def loss(self, batch: Rows, step: int) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(self.logits(batch), batch[3])
+        if not self.meet_unknowns:
+            return functional.binary_cross_entropy_with_logits(self.logits(batch), batch[3])
+        random = np.random.default_rng((self.hyper.seed, step))
+        dense, ids, item, label = batch
+        item_dense, item_ids = self.items[item]
+        ids, item_ids = (
+            self._unknowns[side].put(part, random)
+            for side, part in (("user", ids), ("item", item_ids))
+        )
+        logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
+        return functional.binary_cross_entropy_with_logits(logits, label)
+
+    @cached_property
+    def _unknowns(self) -> dict[str, Unknowns]:
+        return {side: Unknowns(self.dataset, side) for side in get_args(Side)}
 
     def validate(self) -> dict[str, float]:
         rows = labelled(self.validation, self.device)

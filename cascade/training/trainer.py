@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 
 from cascade.data.dataset import Dataset
 from cascade.data.source import DataError, Log
 from cascade.models import build, contract, preset
+from cascade.models.blend import Blend, BlendConfig
 from cascade.models.registry import Recipe
 from cascade.models.scorer import Scorer
-from cascade.spec import RETRIEVE, Sizes
+from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
+from cascade.training.choices import ChoiceRetrievalTask
+from cascade.training.curves import draw
 from cascade.training.distill import Candidates, DistillTask
+from cascade.training.log import KNOWN_LOGS, log_of, source_of
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
+from cascade.training.rank_choices import SHARPNESS, ChoiceRankTask, shown
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
 from cascade.training.teach import TeachTask
 
@@ -34,7 +38,10 @@ LABELS = "retrieve_labels"
 TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
 BASELINE = "baseline"  # the part of a recipe that no stage serves
 TEACH_USERS = 4_096
-KNOWN_LOGS: dict[str, Log] = {"movielens": "choices"}  # of sources that do not say it themselves
+RECIPES: dict[Log, Recipe] = {
+    "impressions": Recipe("two_tower:default", "dlrm:small", "dlrm:criteo", "logistic:default"),
+    "choices": Recipe("two_tower:factors", "dlrm:small", "dlrm:small", "logistic:default"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,32 @@ class Training:
 
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
+FEW_ROWS = 100_000  # fewer need more care
+ON_FEW_ROWS = Hyperparameters(
+    512, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=10, patience=15
+)
 ON_CANDIDATES = Hyperparameters(
     batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
 )
 ON_CATALOGUE = Hyperparameters(
     batch_size=64, lr=1e-3, embedding_lr=5e-3, epochs=1, validations=4, patience=4
 )
+CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
+OF_CHOICES = {  # the trainings that a log of choices changes
+    LABELS: Hyperparameters(
+        512, 8, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
+    ),
+    "rank": Hyperparameters(
+        256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6
+    ),
+    "prerank_labels": Hyperparameters(
+        256, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=4
+    ),
+}
 TRAININGS = {  # in this order; a checkpoint has the name of its training
     LABELS: Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
-    "rank": Training("rank", ON_ROWS),
     "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
+    "rank": Training("rank", ON_ROWS),
     "prerank_labels": Training("prerank", ON_ROWS),
     "prerank": Training("prerank", ON_CANDIDATES, "candidates", "prerank_labels"),
     "prerank_baseline": Training("baseline", ON_CANDIDATES, "candidates", "baseline"),
@@ -91,8 +114,8 @@ class Trainer:
     ) -> None:
         self.baseline = baseline
         self.dataset, self.out, self.device = dataset, out, device
-        self.recipe, self.changes = recipe, changes
         self.log, self._why = log_of(dataset, log)
+        self.recipe, self.changes = recipe.over(RECIPES[self.log]), changes
         if sampling is not None and dataset.has_negatives:
             raise DataError(
                 f"negatives are drawn for logs of positives only, and {dataset.root} has "
@@ -116,18 +139,29 @@ class Trainer:
                 "of a click"
             )
         bundle.write(self.dataset, self.out, self.negatives)
-        for name in (n for n, of in TRAININGS.items() if self.baseline or of.model != BASELINE):
-            self.models[name] = self._trained(name)
+        for name, training in TRAININGS.items():
+            if self.baseline or training.model != BASELINE or name in self._made_of(RANK):
+                self.models[name] = self._trained(name)
 
     def hyperparameters(self, name: str) -> Hyperparameters:
         """Those of the table, over as many epochs as the size of the data asks for."""
         training, rows = TRAININGS[name], self.dataset.rows("train")
-        found = training.hyper
+        if self.log == "choices" and name in OF_CHOICES:
+            found = OF_CHOICES[name]
+            found = replace(found, epochs=max(1, min(found.epochs, CHOICES_IN_ALL // rows)))
+            return replace(found, **self.changes)
+        found = ON_FEW_ROWS if self._regularised(name) else training.hyper
         if not training.taught:
             epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
             size = min(found.batch_size, max(32, rows // 100))
             found = replace(found, epochs=found.epochs * epochs, batch_size=size)
         return replace(found, **self.changes)
+
+    def _regularised(self, name: str) -> bool:
+        """Whether a ranker learns from so few rows that it would learn them by heart."""
+        training = TRAININGS[name]
+        of_rows = training.model in (RANK, PRERANK) and not training.taught
+        return of_rows and self.dataset.rows("train") < FEW_ROWS
 
     def _trained(self, name: str) -> Scorer:
         """Train one model and write its checkpoint and curves, or read it if it is there: trained
@@ -137,13 +171,16 @@ class Trainer:
         model, size = self.recipe.model(training.model)
         config, teachers = preset(model, size), TEACHERS[training.taught]
         begun = (training.starts_from,) if training.starts_from else ()
+        parts = self._made_of(name)
+        if parts:
+            model, config = "blend", self._blended(model, config)
         made_from = {
             "model": model,
             "preset": size,
             "config": config,
             "schema_hash": schema.hash,
             "taught_by": {
-                other: checkpoint.digest(self.out / other) for other in (*teachers, *begun)
+                other: checkpoint.digest(self.out / other) for other in (*teachers, *begun, *parts)
             },
             **self._made_of_rows(name),
         }
@@ -157,17 +194,37 @@ class Trainer:
             return self._as_it_is(name, wanted)
         torch.manual_seed(hyper.seed)
         scorer = build(model, config, schema).to(self.device)
+        if isinstance(scorer, Blend) and parts:
+            self._begin(scorer)
         for other in begun:
             scorer.load_state_dict(self.models[other].state_dict())
         history = fit(self._task(name, scorer, hyper), hyper, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
-        _draw(folder / "curves.png", name, history)
+        draw(folder / "curves.png", name, history)
         if training.taught:
             kept = history[0]["validation_kept"], best["validation_kept"]
             print(_taught(name, PLACES[training.taught], *kept))
         return scorer.eval()
+
+    def _made_of(self, name: str) -> tuple[str, ...]:
+        """The trained models that a ranker of a log of choices has as parts."""
+        if self.log != "choices" or TRAININGS[name].model not in (RANK, PRERANK):
+            return ()
+        return (LABELS, *([BASELINE] if self.recipe.model(BASELINE)[0] == "logistic" else []))
+
+    def _blended(self, model: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A ranker of a log of choices: the model of the recipe beside the retriever."""
+        retriever, size = self.recipe.model(RETRIEVE)
+        return asdict(BlendConfig(model, config, retriever, preset(retriever, size)))
+
+    def _begin(self, scorer: Blend) -> None:
+        """Begin with the retriever's order, and with what the baseline says of a user alone."""
+        scorer.begin(self.models[LABELS], shown(self.dataset, self.models[LABELS], self.device))
+        if BASELINE in self._made_of(RANK):
+            scorer.wide.load_state_dict(self.models[BASELINE].state_dict())
+            scorer.wide.forget_items()
 
     def _as_it_is(self, name: str, wanted: Mapping[str, Any]) -> Scorer:
         """The weights that the training started from, under its own name: in a log of choices an
@@ -182,7 +239,7 @@ class Trainer:
     def _made_of_rows(self, name: str) -> dict[str, Any]:
         """What else the weights depend on, where it is not as it always was."""
         if name == LABELS:
-            usual = KNOWN_LOGS.get(_source(self.dataset), "impressions")
+            usual = KNOWN_LOGS.get(source_of(self.dataset), "impressions")
             return {} if self.log == usual else {"log": self.log}
         if TRAININGS[name].taught or self.sampling is None:
             return {}
@@ -192,18 +249,26 @@ class Trainer:
         where = (self.dataset, hyper, self.device)
         if name == LABELS:
             contract.check_retriever(scorer)
+            if self.log == "choices":
+                return ChoiceRetrievalTask(scorer, *where)
             return RetrievalTask(scorer, *where, OBJECTIVES[self.log])
         if name == RETRIEVE:
             sizes = (TEACH_USERS, Sizes().candidates)
             return TeachTask(scorer, self.models["prerank"], *where, *sizes)
         contract.check(scorer)
+        if name in OF_CHOICES and self.log == "choices":
+            return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)
         if TRAININGS[name].taught:
             teacher, keep = self.models["rank"], Sizes().survivors
             task = DistillTask(scorer, teacher, self._candidates, hyper, keep)
+            if self.log == "choices":
+                task.sharpness = SHARPNESS
             if self.sampling is not None:
                 task.label_weight = 0  # all labels are 1
             return task
-        return RankTask(scorer, *where, self.negatives)
+        of_rows = RankTask(scorer, *where, self.negatives)
+        of_rows.meet_unknowns = self._regularised(name)
+        return of_rows
 
     @cached_property
     def _candidates(self) -> Candidates:
@@ -212,35 +277,6 @@ class Trainer:
         found = Candidates(*where, DISTILL_USERS, Sizes().candidates)
         print(f"prerankers are taught and compared on {found.drawn}, drawn at random")
         return found
-
-
-def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
-    """How the items of the rows were chosen, and why that is thought: as `log` says, as the source
-    says, as it is known for, or by whether there are rows of label 0. Raises a DataError where a
-    training row is no positive, and where a log of impressions has no negative."""
-    if not dataset.positives:
-        raise DataError(
-            f"{dataset.root}: none of the {dataset.rows('train'):,} training rows has the label 1, "
-            "so there is nothing to learn; give rows that users clicked or liked"
-        )
-    source = _source(dataset)
-    if log is not None:
-        found, why = log, "as --log says"
-    elif dataset.source.get("log"):
-        found, why = dataset.source["log"], "as the source says"
-    elif source in KNOWN_LOGS:
-        found, why = KNOWN_LOGS[source], f"as {source} is known for"
-    elif dataset.has_negatives:
-        found = "impressions"
-        why = "because there are rows of label 0; pass --log choices where users found the items"
-    else:
-        found, why = "choices", "because every row is a positive"
-    if found == "impressions" and not dataset.has_negatives:
-        raise DataError(
-            f"{dataset.root}: a log of impressions ({why}) has rows of label 0, and every training "
-            "row here is a positive; pass --log choices"
-        )
-    return found, why
 
 
 PLACES = {  # in which a taught model keeps the ten best of its teacher
@@ -258,24 +294,3 @@ def _taught(name: str, what: str, before: float, after: float) -> str:
         f"WARNING: {name}: distillation made nothing better, so the weights that were trained on "
         f"labels are kept: it {kept}"
     )
-
-
-def _source(dataset: Dataset) -> str:
-    return str(dataset.source["fingerprint"].get("source", ""))
-
-
-def _draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
-    """Training curves: one panel per measure over the training steps."""
-    measures = [key for key in history[-1] if key not in ("step", "objective")]
-    width = 4 * len(measures)
-    figure = Figure(figsize=(width, 3))
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.2 / width, bottom=0.17, top=0.8)
-    figure.suptitle(name)
-    panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axes, measure in zip(panels, measures, strict=True):
-        points = [(record["step"], record[measure]) for record in history if measure in record]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
-        axes.set_title(measure.replace("_", " "), fontsize=10)
-        axes.set_xlabel("batches")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)

@@ -16,6 +16,7 @@ from cascade.evaluation.__main__ import _log as log_of_checkpoints
 from cascade.models.registry import Recipe
 from cascade.training import negatives, trainer
 from cascade.training.__main__ import main
+from cascade.training.log import log_of
 from cascade.training.negatives import Negatives, Sampling
 from tests.own_tables import ITEMS, SCHEMA, write_shop
 from tests.programs import last_error, status
@@ -159,7 +160,7 @@ def test_how_the_items_were_chosen(
 ) -> None:
     source = {**synthetic.source, "log": None, "fingerprint": {"source": "own"}, **changes}
     dataset = Dataset(synthetic.root, source, synthetic.encoder)
-    found, why = trainer.log_of(dataset, log)  # type: ignore[arg-type]
+    found, why = log_of(dataset, log)  # type: ignore[arg-type]
     assert found == expected[0]
     assert why.startswith(expected[1])
 

@@ -1,0 +1,208 @@
+"""Training on a log of choices, in which users found the items by themselves.
+
+That an item is in such a log tells most, so a retriever learns which item comes next among all of
+them, and lists on validation rows say when it has learnt enough. Rows from long ago tell less of
+what users choose today, and ids that a client will send unknown have to be met in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cascade.data.dataset import Batch, Dataset
+from cascade.data.seen import Seen
+from cascade.data.source import Split
+from cascade.encoding import Ids
+from cascade.models.scorer import Scorer
+from cascade.training.loop import Hyperparameters
+from cascade.training.tasks import Rows, catalogue, item_states, labelled
+from cascade.training.unknowns import Unknowns, columns
+
+ALL = 32_768  # items of a catalogue that are candidates of every batch; of a larger one, this many
+QUERIES = 2_000  # validation positives whose lists are judged
+HALF_LIFE = 1 / 3  # of the training rows in time, after which a row counts half
+LIST_DROPOUT = 0.3  # mean share of a list's members that a batch leaves out
+VECTOR_DROPOUT = 0.2  # of a user's vector
+MOMENTS = 1_001  # quantiles of time by which the age of a row is told
+LISTS = (10, 100)  # the places of a list that NDCG and recall look at
+
+
+class Recency:
+    """How much a training row counts: 1 at the end of the log, half of it `HALF_LIFE` before."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        time = dataset.sample("train", 50_000).time if dataset.source["times"] else None
+        self._moments = None
+        if time is not None and not np.isnan(time).all():
+            self._moments = np.nanquantile(time, np.linspace(0, 1, MOMENTS))
+
+    @property
+    def mean(self) -> float:
+        """The mean weight of a training row."""
+        if self._moments is None:
+            return 1.0
+        return float((0.5 ** (np.linspace(0, 1, MOMENTS) / HALF_LIFE)).mean())
+
+    def weight(self, time: npt.NDArray[np.float64] | None, count: int) -> npt.NDArray[np.float64]:
+        """[B], for rows of these times; all alike where the log gives no times."""
+        if self._moments is None or time is None:
+            return np.ones(count)
+        place = np.searchsorted(self._moments, np.where(np.isnan(time), self._moments[0], time))
+        return 0.5 ** ((1 - place / MOMENTS) / HALF_LIFE)
+
+
+class Chosen:
+    """The training rows of a log of choices: positives, thinned by their age."""
+
+    def __init__(self, dataset: Dataset, batch_size: int) -> None:
+        self.dataset, self.recency = dataset, Recency(dataset)
+        self.users = Unknowns(dataset, "user")
+        self.lists = [
+            (start, start + feature.length)
+            for start, feature in columns(dataset.schema, "user")
+            if feature.multivalued
+        ]
+        rows = dataset.rows("train")
+        share = max(dataset.positives / rows * self.recency.mean, 1 / rows)
+        self.read = min(max(batch_size, round(batch_size / share)), 65_536)  # rows for a batch
+        self.steps_per_epoch = -(-rows // self.read)
+
+    def batches(self, seed: int, epoch: int, skip: int) -> Iterator[tuple[Batch, Batch]]:
+        """-> the rows that were read, and the positives among them that stay; both are changed so
+        that parts of their users are unknown."""
+        read = self.dataset.batches("train", self.read, seed, epoch, skip)
+        for step, batch in enumerate(read, skip):
+            random = np.random.default_rng((seed, epoch, step))
+            batch = replace(batch, user_ids=self._less(batch.user_ids, random))
+            weight = self.recency.weight(batch.time, len(batch))
+            stay = np.flatnonzero((batch.label > 0) & (random.random(len(batch)) < weight))
+            yield batch, _take(batch, stay)
+
+    def _less(self, ids: Ids, random: np.random.Generator) -> Ids:
+        """Users of whom less is known: ids and members of lists are left out at random."""
+        ids = self.users.put(torch.from_numpy(ids.copy()), random).numpy()
+        for start, stop in self.lists:
+            share = random.random((len(ids), 1)) * 2 * LIST_DROPOUT
+            ids[:, start:stop][random.random((len(ids), stop - start)) < share] = 0
+        return ids
+
+
+def _take(batch: Batch, rows: Ids) -> Batch:
+    return Batch(
+        batch.label[rows],
+        batch.item[rows],
+        batch.user_dense[rows],
+        batch.user_ids[rows],
+        user=None if batch.user is None else batch.user[rows],
+        time=None if batch.time is None else batch.time[rows],
+    )
+
+
+class Queries:
+    """Validation positives drawn over users, and what each user had met before: lists of them are
+    judged without these items, as the evaluation does."""
+
+    def __init__(self, dataset: Dataset, device: torch.device, count: int = QUERIES) -> None:
+        drawn = dataset.sample("validation", 50_000)
+        drawn = _take(drawn, np.flatnonzero(drawn.label > 0)[:count])
+        self.batch, self.rows = drawn, labelled(drawn, device)
+        self._seen = Seen.of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def seen(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Places (query - start, item) of what the users of some queries have seen."""
+        return seen(
+            self._seen, _take(self.batch, np.arange(start, min(stop, len(self)))), "validation"
+        )
+
+
+def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+    """Places (row, item) of what the users of some rows had met before them."""
+    if batch.user is None or (not log._timed and split == "train"):
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    offsets, items = log.before(batch.user, batch.time, split)
+    row = np.repeat(np.arange(len(batch)), np.diff(offsets))
+    return torch.from_numpy(row), torch.from_numpy(items)
+
+
+def measures(places: Tensor) -> dict[str, float]:
+    """Of the places, from 0, at which lists have the items chosen."""
+    top, deep = LISTS
+    gain = torch.where(places < top, 1 / torch.log2(2 + places), 0.0)
+    ndcg, recall = float(gain.mean()), float((places < deep).double().mean())
+    return {
+        "objective": -(ndcg + recall / 10),
+        f"validation_ndcg_at_{top}": ndcg,
+        f"validation_recall_at_{deep}": recall,
+    }
+
+
+class ChoiceRetrievalTask:
+    """Softmax over the catalogue for the item that a user chose next.
+
+    A catalogue of more than `ALL` items is sampled for each batch, half of it as the batch's own
+    items, half uniformly, so that the loss stays within memory.
+    """
+
+    def __init__(
+        self, scorer: Scorer, dataset: Dataset, hyper: Hyperparameters, device: torch.device
+    ) -> None:
+        self.scorer, self.hyper, self.device = scorer, hyper, device
+        self.module: nn.Module = scorer
+        self.items = catalogue(dataset, device)
+        for table in scorer.modules():
+            # Every batch has all items of a small catalogue: a sparse gradient would save nothing.
+            if isinstance(table, nn.Embedding) and table.num_embeddings <= ALL:
+                table.sparse = False
+        self.unknown_items = Unknowns(dataset, "item")
+        self.rows = Chosen(dataset, hyper.batch_size)
+        self.steps_per_epoch = self.rows.steps_per_epoch
+        self.queries = Queries(dataset, device)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Rows, Tensor, Tensor]]:
+        """-> rows, the candidates' rows of the catalogue [K], their ids [K, C]."""
+        seed = self.hyper.seed
+        for step, (_, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
+            random = np.random.default_rng((seed, epoch, step, 1))
+            rows = np.arange(len(self.items))
+            if len(rows) > ALL:
+                rows = np.unique(np.r_[chosen.item, random.choice(rows, ALL, replace=False)])
+            candidates = torch.from_numpy(rows).to(self.device)
+            ids = self.unknown_items.put(self.items[candidates][1], random)
+            yield labelled(chosen, self.device)[:], candidates, ids
+
+    def loss(self, batch: tuple[Rows, Tensor, Tensor], step: int) -> Tensor:
+        (dense, ids, chosen, _), candidates, item_ids = batch
+        user = self.scorer.user(dense, ids) * self._dropout(len(dense), step)
+        items = self.scorer.item(self.items[candidates][0], item_ids)
+        logits = user @ items.t()
+        if not len(chosen):  # all of these rows are too old
+            return logits.sum()
+        return functional.cross_entropy(logits, torch.searchsorted(candidates, chosen))
+
+    def _dropout(self, count: int, step: int) -> Tensor:
+        """[B, D], of which a part is 0; the same for the same step."""
+        random = torch.Generator().manual_seed(self.hyper.seed * 1_000_003 + step)
+        stay = torch.rand((count, self.scorer.user_width), generator=random) >= VECTOR_DROPOUT
+        return (stay / (1 - VECTOR_DROPOUT)).to(self.device)
+
+    def validate(self) -> dict[str, float]:
+        """NDCG@10 and recall@100 of the lists of the whole catalogue without what was seen."""
+        states = item_states(self.scorer, self.items)
+        places = []
+        for at in range(0, len(self.queries), 256):
+            dense, ids, chosen, _ = self.queries.rows[at : at + 256]
+            scores = self.scorer.user(dense, ids) @ states.t()
+            own = scores.gather(1, chosen[:, None])
+            scores[self.queries.seen(at, at + 256)] = -torch.inf
+            places.append((scores > own).sum(1))
+        return measures(torch.cat(places).float())

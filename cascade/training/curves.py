@@ -1,0 +1,24 @@
+"""Pictures of trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
+    """Training curves: one panel per measure over the training steps."""
+    measures = [key for key in history[-1] if key not in ("step", "objective")]
+    width = 4 * len(measures)
+    figure = Figure(figsize=(width, 3))
+    figure.subplots_adjust(left=0.6 / width, right=1 - 0.2 / width, bottom=0.17, top=0.8)
+    figure.suptitle(name)
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axes, measure in zip(panels, measures, strict=True):
+        points = [(record["step"], record[measure]) for record in history if measure in record]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        axes.set_title(measure.replace("_", " "), fontsize=10)
+        axes.set_xlabel("batches")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

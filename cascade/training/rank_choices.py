@@ -1,0 +1,165 @@
+"""A ranker learns from a log of choices: which of the items that the retriever returns a user
+chose, and from all rows how likely a label is.
+
+Of the items that nobody looked at, the log says nothing; of those that the retriever returns, the
+one that the user chose is the best. The order is learnt by a softmax over them, the level of the
+probability by cross-entropy on the labels; what depends on the user alone changes no order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cascade.data.dataset import Dataset
+from cascade.data.seen import Seen
+from cascade.models.scorer import Scorer
+from cascade.training.choices import Chosen, Queries, measures, seen
+from cascade.training.loop import Hyperparameters
+from cascade.training.negatives import Negatives, validation
+from cascade.training.tasks import (
+    VALIDATION_ROWS,
+    Rows,
+    catalogue,
+    item_states,
+    labelled,
+    pair_logits,
+)
+from cascade.training.unknowns import Unknowns
+
+NEAR = 500  # items that the retriever puts first, of which negatives are drawn
+DRAWN = 32  # negatives of a positive
+RANKED = 200  # candidates of a validation query
+SHARPNESS = 30.0  # where training starts: how much sharper a choice is than the chance of a label
+LABELS = 1.0  # the weight of the cross-entropy on labels
+
+
+class Sharpened(nn.Module):
+    """A ranker with a parameter that only its training needs: how much sharper a choice among
+    items is than the chance of a label."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
+
+
+def shown(dataset: Dataset, retriever: Scorer, device: torch.device) -> Tensor:
+    """The mean item state [V] over training rows: where an item of the log is."""
+    items = dataset.sample("train", VALIDATION_ROWS).item
+    with torch.no_grad():
+        return item_states(retriever, catalogue(dataset, device))[torch.tensor(items)].mean(0)
+
+
+class ChoiceRankTask:
+    """Softmax over a chosen item and items of the retriever's list, plus cross-entropy on labels.
+    The ranker begins with the retriever's order, which stays where it learns nothing better.
+
+    Args:
+        scorer: the ranker.
+        retriever: trained; its lists without seen items are what is ranked.
+        negatives: drawn beside rows for the cross-entropy, where the log has no label 0.
+    """
+
+    trained = True
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        retriever: Scorer,
+        dataset: Dataset,
+        hyper: Hyperparameters,
+        device: torch.device,
+        negatives: Negatives | None = None,
+    ) -> None:
+        self.scorer, self.retriever, self.hyper, self.device = scorer, retriever, hyper, device
+        self.sharpened = Sharpened(scorer).to(device)
+        self.module: nn.Module = self.sharpened
+        self.items, self.negatives = catalogue(dataset, device), negatives
+        self.near = item_states(retriever, self.items)
+        self.unknown_items = Unknowns(dataset, "item")
+        self.rows = Chosen(dataset, hyper.batch_size)
+        self.steps_per_epoch = self.rows.steps_per_epoch
+        self.seen = Seen.of(dataset)
+        self.queries = Queries(dataset, device, 1_000)
+        self.candidates = self._candidates()
+        self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
+
+    def _candidates(self) -> Tensor:
+        """What the retriever returns for each validation query, [Q, RANKED]."""
+        found = []
+        with torch.inference_mode():
+            for at in range(0, len(self.queries), 256):
+                scores = self.retriever.user(*self.queries.rows[at : at + 256][:2]) @ self.near.t()
+                scores[self.queries.seen(at, at + 256)] = -torch.inf
+                found.append(scores.topk(min(RANKED, scores.shape[1]), dim=1).indices)
+        return torch.cat(found)
+
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Rows, Rows, Tensor, Any]]:
+        """-> all rows that were read, the choices among them, negatives of these [P, DRAWN], and
+        what draws the unknown items."""
+        seed = self.hyper.seed
+        for step, (read, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
+            random = np.random.default_rng((seed, epoch, step, 1))
+            if self.negatives is not None:
+                read = self.negatives.beside(read, random)
+            choices = labelled(chosen, self.device)[:]
+            negatives = self._drawn(choices, chosen, random)
+            yield labelled(read, self.device)[:], choices, negatives, random
+
+    def _drawn(self, rows: Rows, chosen: Any, random: np.random.Generator) -> Tensor:
+        with torch.no_grad():
+            scores = self.retriever.user(*rows[:2]) @ self.near.t()
+        scores[seen(self.seen, chosen, "train")] = -torch.inf
+        scores.scatter_(1, rows[2][:, None], -torch.inf)
+        near = scores.topk(min(NEAR, scores.shape[1] - 1), dim=1).indices
+        unseen = torch.isfinite(scores).sum(1).clamp(min=1, max=near.shape[1]).cpu().numpy()
+        columns = (random.random((len(near), DRAWN)) * unseen[:, None]).astype(np.int64)
+        return near.gather(1, torch.from_numpy(columns).to(near.device))
+
+    def loss(self, batch: tuple[Rows, Rows, Tensor, Any], step: int) -> Tensor:
+        rows, chosen, negatives, random = batch
+        dense, ids, item, label = rows
+        item_dense, item_ids = self.items[item]
+        item_ids = self.unknown_items.put(item_ids, random)
+        logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
+        loss = LABELS * functional.binary_cross_entropy_with_logits(logits, label)
+        if len(chosen[2]):
+            asked = torch.cat((chosen[2][:, None], negatives), dim=1)
+            known, where = torch.unique(asked, return_inverse=True)
+            item_dense, item_ids = self.items[known]
+            states = self.scorer.item(item_dense, self.unknown_items.put(item_ids, random))
+            user = self.scorer.user(*chosen[:2])
+            scores = self.scorer.score(user, functional.embedding(where, states))
+            first = torch.zeros_like(chosen[2])
+            loss = loss + functional.cross_entropy(scores * self.sharpened.sharpness, first)
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """NDCG@10 of the retriever's candidates in the ranker's order, and the loss on labels."""
+        states, places = item_states(self.scorer, self.items), []
+        for at in range(0, len(self.queries), 256):
+            dense, ids, chosen, _ = self.queries.rows[at : at + 256]
+            items = self.candidates[at : at + 256]
+            logits = pair_logits(self.scorer, self.scorer.user(dense, ids), states, items)
+            own = items == chosen[:, None]
+            score = logits.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+            place = (logits > score).sum(1).float()
+            places.append(torch.where(own.any(1), place, torch.inf))
+        found = measures(torch.cat(places))
+        rows = labelled(self.labelled, self.device)
+        parts = []
+        for at in range(0, len(rows), 8192):
+            dense, ids, item, _ = rows[at : at + 8192]
+            parts.append(self.scorer.score_rows(dense, ids, *self.items[item]))
+        probability, label = torch.sigmoid(torch.cat(parts)).cpu().numpy(), self.labelled.label
+        found["validation_log_loss"] = float(log_loss(label, probability, labels=[0, 1]))
+        if 0 < label.mean() < 1:
+            found["validation_auc"] = float(roc_auc_score(label, probability))
+        return found
