@@ -26,7 +26,7 @@ from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from cascade.training.log import log_of
 from cascade.training.negatives import Sampling
-from cascade.training.trainer import LABELS
+from cascade.training.recipes import LABELS
 
 OF_DATA = ("data", "checkpoints", "positives", "device")
 OF_HELD_OUT = ("item_column", "label_column")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -24,6 +24,7 @@ else:
     import tomli as tomllib
 
 DEFAULT = "default"
+STAGES = ("retrieve", "prerank", "rank", "baseline")  # of a recipe
 
 
 class ModelError(CascadeError):
@@ -112,22 +113,27 @@ class Recipe:
     one for the log, which is the caller's to know.
 
     On a command line: `retrieve=two_tower:default rank=my_package.models:Net:large`. In a file
-    (TOML): `rank = "my_package.models:Net:large"`.
+    (TOML): `rank = "my_package.models:Net:large"`, and for each training a table of numbers, as
+    `[hyperparameters.rank]` with `lr = 0.001`.
     """
 
     retrieve: str = ""
     prerank: str = ""
     rank: str = ""
     baseline: str = ""
+    hyperparameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for stage, model in asdict(self).items():
-            if model:
-                self.model(stage)
+        for stage in self.models():
+            self.model(stage)
+
+    def models(self) -> dict[str, str]:
+        """The models that were chosen, by stage."""
+        return {stage: model for stage in STAGES if (model := getattr(self, stage))}
 
     def over(self, usual: Recipe) -> Recipe:
         """These models, and those of `usual` for the stages that were not chosen."""
-        return replace(usual, **{stage: model for stage, model in asdict(self).items() if model})
+        return replace(usual, **self.models(), hyperparameters=self.hyperparameters)
 
     def model(self, stage: str) -> tuple[str, str]:
         """The model of a stage and its preset."""
@@ -148,10 +154,16 @@ class Recipe:
                 raise ModelError(
                     f"recipe {word} is neither stage=model:preset nor a TOML file: {error}"
                 ) from error
-        stages = [field.name for field in fields(cls)]
+        hyperparameters = chosen.pop("hyperparameters", {})
         for stage, model in chosen.items():
-            if stage not in stages:
-                raise ModelError(f"recipe: {values.unknown_name('stage', stage, stages)}")
+            if stage not in STAGES:
+                raise ModelError(f"recipe: {values.unknown_name('stage', stage, STAGES)}")
             if not isinstance(model, str):
                 raise ModelError(f"recipe, {stage}: {model!r} came; expected text, model:preset")
-        return cls(**chosen)
+        tables = hyperparameters.values() if isinstance(hyperparameters, dict) else [None]
+        if not all(isinstance(table, dict) for table in tables):
+            raise ModelError(
+                f"recipe, hyperparameters: {hyperparameters!r} came; expected a table for each "
+                "training, as [hyperparameters.rank]"
+            )
+        return cls(**chosen, hyperparameters=hyperparameters)

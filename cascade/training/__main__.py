@@ -5,14 +5,17 @@ OUT/retrieve, rank, prerank                                the cascade
 OUT/retrieve_labels, prerank_labels                        before the ranker taught them
 OUT/baseline, prerank_baseline                             what it is compared with
 OUT/verdict.json                                           what each stage adds, by validation rows
+
+`python -m cascade.training tune` searches the hyperparameters of one training.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -22,15 +25,21 @@ from cascade.data.prepare import prepare_as
 from cascade.errors import run
 from cascade.evaluation.trained import tell
 from cascade.models.registry import Recipe
+from cascade.training import tune
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import BYS, Sampling
+from cascade.training.recipes import RECIPES, TRAININGS
 from cascade.training.tasks import OBJECTIVES
-from cascade.training.trainer import RECIPES, TRAININGS, Trainer
+from cascade.training.trainer import Trainer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["tune"]:
+        tune.main(words[1:])
+        return
+    options = _parser().parse_args(words)
     known = {field.name for field in fields(Hyperparameters)}
     changes = {k: v for k, v in vars(options).items() if k in known and v is not None}
     model = [f"rank={options.model}"] if options.model else []
@@ -67,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="STAGE=MODEL",
         help="the models: stage=model:preset, stage=package.module:Class:preset, or a TOML file "
-        f"of them [{' '.join(f'{k}={v}' for k, v in asdict(RECIPES['impressions']).items())}; for "
+        f"of them [{' '.join(f'{k}={v}' for k, v in RECIPES['impressions'].models().items())}; for "
         f"a log of choices retrieve={RECIPES['choices'].retrieve}]",
     )
     add("--model", metavar="MODEL", help="short for --recipe rank=MODEL")

@@ -7,7 +7,7 @@ random draws depend only on (seed, step), and the optimisers' state is saved wit
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
@@ -103,6 +103,7 @@ def fit(
     folder: Path,
     name: str,
     made_from: Mapping[str, Any] | None = None,
+    told: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train until the epochs are over or validation stops improving; keep the best weights.
 
@@ -111,6 +112,7 @@ def fit(
             there, unless it was made from something else.
         name: for the progress bar.
         made_from: what else the weights depend on, as JSON: the model, the data.
+        told: called with the record of each validation; what it raises ends the training.
 
     Returns:
         One record per validation: step, training loss and the validation measures.
@@ -128,6 +130,7 @@ def fit(
     with unchecked, progress as bar:
         if not run.step and getattr(task, "trained", False):
             bar.set_postfix(run.validated())
+            _tell(told, run)
         while run.step < total and run.bad < hyper.patience:
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
@@ -135,6 +138,7 @@ def fit(
                 bar.update()
                 if run.step % every == 0 or run.step == total:
                     bar.set_postfix(run.validated())
+                    _tell(told, run)
                 if run.step % hyper.save_every == 0:
                     run.save()
                 if run.bad >= hyper.patience or run.step == total:
@@ -143,6 +147,11 @@ def fit(
     if run.best is not None:
         task.module.load_state_dict(run.best)
     return run.history
+
+
+def _tell(told: Callable[[dict[str, float]], None] | None, run: _Run) -> None:
+    if told is not None:
+        told(run.history[-1])
 
 
 class _Run:

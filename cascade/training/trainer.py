@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -20,73 +20,31 @@ from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
 from cascade.training.choices import ChoiceRetrievalTask
-from cascade.training.curves import draw
 from cascade.training.distill import Candidates, DistillTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
 from cascade.training.rank_choices import SHARPNESS, ChoiceRankTask, shown
+from cascade.training.recipes import (
+    BASELINE,
+    CHOICES_IN_ALL,
+    FEW_ROWS,
+    LABELS,
+    MOST_EPOCHS,
+    OF_CHOICES,
+    ON_FEW_ROWS,
+    RECIPES,
+    ROWS_IN_ALL,
+    TEACHERS,
+    TRAININGS,
+    check,
+)
 from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
 from cascade.training.teach import TeachTask
+from cascade.training.told import draw, taught
 
-# What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
-# early stopping ends what overfits.
-ROWS_IN_ALL = 1_000_000
-MOST_EPOCHS = 12
 DISTILL_USERS = 8_192
-LABELS = "retrieve_labels"
-TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
-BASELINE = "baseline"  # the part of a recipe that no stage serves
 TEACH_USERS = 4_096
-RECIPES: dict[Log, Recipe] = {
-    "impressions": Recipe("two_tower:default", "dlrm:small", "dlrm:criteo", "logistic:default"),
-    "choices": Recipe("two_tower:factors", "dlrm:small", "dlrm:small", "logistic:default"),
-}
-
-
-@dataclass(frozen=True)
-class Training:
-    """One of the trainings."""
-
-    model: str  # the stage of the recipe whose model is trained
-    hyper: Hyperparameters
-    # By the ranker on what the retriever returns, by the preranker on the catalogue, or by labels.
-    taught: Literal["", "candidates", "catalogue"] = ""
-    starts_from: str = ""  # an earlier training of the same model, whose weights it begins with
-
-
-ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
-FEW_ROWS = 100_000  # fewer need more care
-ON_FEW_ROWS = Hyperparameters(
-    512, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=10, patience=15
-)
-ON_CANDIDATES = Hyperparameters(
-    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
-)
-ON_CATALOGUE = Hyperparameters(
-    batch_size=64, lr=1e-3, embedding_lr=5e-3, epochs=1, validations=4, patience=4
-)
-CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
-OF_CHOICES = {  # the trainings that a log of choices changes
-    LABELS: Hyperparameters(
-        512, 8, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
-    ),
-    "rank": Hyperparameters(
-        256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6
-    ),
-    "prerank_labels": Hyperparameters(
-        256, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=4
-    ),
-}
-TRAININGS = {  # in this order; a checkpoint has the name of its training
-    LABELS: Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
-    "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
-    "rank": Training("rank", ON_ROWS),
-    "prerank_labels": Training("prerank", ON_ROWS),
-    "prerank": Training("prerank", ON_CANDIDATES, "candidates", "prerank_labels"),
-    "prerank_baseline": Training("baseline", ON_CANDIDATES, "candidates", "baseline"),
-    "retrieve": Training("retrieve", ON_CATALOGUE, "catalogue", LABELS),
-}
 
 
 class Trainer:
@@ -114,6 +72,7 @@ class Trainer:
     ) -> None:
         self.baseline = baseline
         self.dataset, self.out, self.device = dataset, out, device
+        check(recipe)
         self.log, self._why = log_of(dataset, log)
         self.recipe, self.changes = recipe.over(RECIPES[self.log]), changes
         if sampling is not None and dataset.has_negatives:
@@ -141,21 +100,36 @@ class Trainer:
         bundle.write(self.dataset, self.out, self.negatives)
         for name, training in TRAININGS.items():
             if self.baseline or training.model != BASELINE or name in self._made_of(RANK):
-                self.models[name] = self._trained(name)
+                self.train(name)
+
+    def train(self, name: str) -> None:
+        """One of the trainings, after those that it is made from."""
+        self.models[name] = self._trained(name)
+
+    def needed(self, name: str) -> tuple[str, ...]:
+        """The trainings that come before one by name, in their order."""
+        training = TRAININGS[name]
+        direct = {*TEACHERS[training.taught], *self._made_of(name), training.starts_from} - {""}
+        found = direct.union(*(self.needed(other) for other in direct))
+        return tuple(other for other in TRAININGS if other in found)
 
     def hyperparameters(self, name: str) -> Hyperparameters:
-        """Those of the table, over as many epochs as the size of the data asks for."""
+        """Those of the table, over as many epochs as the size of the data asks for; then those of
+        the recipe, then those that were given for every model."""
+        found = replace(self._usual(name), **self.recipe.hyperparameters.get(name, {}))
+        return replace(found, **self.changes)
+
+    def _usual(self, name: str) -> Hyperparameters:
         training, rows = TRAININGS[name], self.dataset.rows("train")
         if self.log == "choices" and name in OF_CHOICES:
             found = OF_CHOICES[name]
-            found = replace(found, epochs=max(1, min(found.epochs, CHOICES_IN_ALL // rows)))
-            return replace(found, **self.changes)
+            return replace(found, epochs=max(1, min(found.epochs, CHOICES_IN_ALL // rows)))
         found = ON_FEW_ROWS if self._regularised(name) else training.hyper
         if not training.taught:
             epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
             size = min(found.batch_size, max(32, rows // 100))
             found = replace(found, epochs=found.epochs * epochs, batch_size=size)
-        return replace(found, **self.changes)
+        return found
 
     def _regularised(self, name: str) -> bool:
         """Whether a ranker learns from so few rows that it would learn them by heart."""
@@ -168,12 +142,10 @@ class Trainer:
         by the same recipe and taught by the same models."""
         training, hyper = TRAININGS[name], self.hyperparameters(name)
         folder, schema = self.out / name, self.dataset.schema
-        model, size = self.recipe.model(training.model)
-        config, teachers = preset(model, size), TEACHERS[training.taught]
+        size = self.recipe.model(training.model)[1]
+        teachers, parts = TEACHERS[training.taught], self._made_of(name)
         begun = (training.starts_from,) if training.starts_from else ()
-        parts = self._made_of(name)
-        if parts:
-            model, config = "blend", self._blended(model, config)
+        model, config = self._built(name)
         made_from = {
             "model": model,
             "preset": size,
@@ -192,20 +164,15 @@ class Trainer:
                 return checkpoint.load(folder, schema).to(self.device)
         if name == RETRIEVE and self.log == "choices":
             return self._as_it_is(name, wanted)
-        torch.manual_seed(hyper.seed)
-        scorer = build(model, config, schema).to(self.device)
-        if isinstance(scorer, Blend) and parts:
-            self._begin(scorer)
-        for other in begun:
-            scorer.load_state_dict(self.models[other].state_dict())
-        history = fit(self._task(name, scorer, hyper), hyper, folder, name, made_from)
+        scorer = self.fresh(name, hyper)
+        history = fit(self.task(name, scorer, hyper), hyper, folder, name, made_from)
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
         draw(folder / "curves.png", name, history)
         if training.taught:
             kept = history[0]["validation_kept"], best["validation_kept"]
-            print(_taught(name, PLACES[training.taught], *kept))
+            print(taught(name, training.taught, *kept))
         return scorer.eval()
 
     def _made_of(self, name: str) -> tuple[str, ...]:
@@ -214,10 +181,26 @@ class Trainer:
             return ()
         return (LABELS, *([BASELINE] if self.recipe.model(BASELINE)[0] == "logistic" else []))
 
-    def _blended(self, model: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A ranker of a log of choices: the model of the recipe beside the retriever."""
+    def _built(self, name: str) -> tuple[str, dict[str, Any]]:
+        """What is trained under a name: a model and its configuration. A ranker of a log of choices
+        has the model of the recipe beside the retriever."""
+        model, size = self.recipe.model(TRAININGS[name].model)
+        config = preset(model, size)
+        if not self._made_of(name):
+            return model, config
         retriever, size = self.recipe.model(RETRIEVE)
-        return asdict(BlendConfig(model, config, retriever, preset(retriever, size)))
+        return "blend", asdict(BlendConfig(model, config, retriever, preset(retriever, size)))
+
+    def fresh(self, name: str, hyper: Hyperparameters) -> Scorer:
+        """A model as its training begins: drawn by the seed, or with the weights of the trainings
+        before it that it starts from."""
+        torch.manual_seed(hyper.seed)
+        scorer = build(*self._built(name), self.dataset.schema).to(self.device)
+        if isinstance(scorer, Blend) and self._made_of(name):
+            self._begin(scorer)
+        if before := TRAININGS[name].starts_from:
+            scorer.load_state_dict(self.models[before].state_dict())
+        return scorer
 
     def _begin(self, scorer: Blend) -> None:
         """Begin with the retriever's order, and with what the baseline says of a user alone."""
@@ -245,7 +228,8 @@ class Trainer:
             return {}
         return {"negatives": self.sampling.identity()}
 
-    def _task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
+    def task(self, name: str, scorer: Scorer, hyper: Hyperparameters) -> Task:
+        """What a model learns, and on what."""
         where = (self.dataset, hyper, self.device)
         if name == LABELS:
             contract.check_retriever(scorer)
@@ -277,20 +261,3 @@ class Trainer:
         found = Candidates(*where, DISTILL_USERS, Sizes().candidates)
         print(f"prerankers are taught and compared on {found.drawn}, drawn at random")
         return found
-
-
-PLACES = {  # in which a taught model keeps the ten best of its teacher
-    "candidates": f"ten best of the ranker's among {Sizes().candidates} candidates",
-    "catalogue": f"ten best of the catalogue, as the preranker sees it, among {Sizes().candidates}",
-}
-
-
-def _taught(name: str, what: str, before: float, after: float) -> str:
-    """What distillation added, in words."""
-    kept = f"keeps {after:.4f} of the {what}"
-    if after > before:
-        return f"{name}: taught, it {kept}; by labels alone it kept {before:.4f}"
-    return (
-        f"WARNING: {name}: distillation made nothing better, so the weights that were trained on "
-        f"labels are kept: it {kept}"
-    )

@@ -1,10 +1,28 @@
-"""Pictures of trainings."""
+"""What a training tells of itself: a sentence and a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from cascade.spec import Sizes
+
+PLACES = {  # in which a taught model keeps the ten best of its teacher
+    "candidates": f"ten best of the ranker's among {Sizes().candidates} candidates",
+    "catalogue": f"ten best of the catalogue, as the preranker sees it, among {Sizes().candidates}",
+}
+
+
+def taught(name: str, by: str, before: float, after: float) -> str:
+    """What distillation added, in words."""
+    kept = f"keeps {after:.4f} of the {PLACES[by]}"
+    if after > before:
+        return f"{name}: taught, it {kept}; by labels alone it kept {before:.4f}"
+    return (
+        f"WARNING: {name}: distillation made nothing better, so the weights that were trained on "
+        f"labels are kept: it {kept}"
+    )
 
 
 def draw(path: Path, name: str, history: list[dict[str, float]]) -> None:

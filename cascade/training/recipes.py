@@ -1,0 +1,88 @@
+"""What is trained for a cascade: in which order, which models, and by which numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from cascade import values
+from cascade.data.source import Log
+from cascade.models.registry import ModelError, Recipe
+from cascade.training.loop import Hyperparameters
+
+# What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
+# early stopping ends what overfits.
+ROWS_IN_ALL = 1_000_000
+MOST_EPOCHS = 12
+LABELS = "retrieve_labels"
+TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
+BASELINE = "baseline"  # the part of a recipe that no stage serves
+RECIPES: dict[Log, Recipe] = {
+    "impressions": Recipe("two_tower:default", "dlrm:small", "dlrm:criteo", "logistic:default"),
+    "choices": Recipe("two_tower:factors", "dlrm:small", "dlrm:small", "logistic:default"),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of the trainings."""
+
+    model: str  # the stage of the recipe whose model is trained
+    hyper: Hyperparameters
+    # By the ranker on what the retriever returns, by the preranker on the catalogue, or by labels.
+    taught: Literal["", "candidates", "catalogue"] = ""
+    starts_from: str = ""  # an earlier training of the same model, whose weights it begins with
+
+
+ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
+FEW_ROWS = 100_000  # fewer need more care
+ON_FEW_ROWS = Hyperparameters(
+    512, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=10, patience=15
+)
+ON_CANDIDATES = Hyperparameters(
+    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
+)
+ON_CATALOGUE = Hyperparameters(
+    batch_size=64, lr=1e-3, embedding_lr=5e-3, epochs=1, validations=4, patience=4
+)
+CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
+OF_CHOICES = {  # the trainings that a log of choices changes
+    LABELS: Hyperparameters(
+        512, 8, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
+    ),
+    "rank": Hyperparameters(
+        256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6
+    ),
+    "prerank_labels": Hyperparameters(
+        256, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=4
+    ),
+}
+TRAININGS = {  # in this order; a checkpoint has the name of its training
+    LABELS: Training("retrieve", replace(ON_ROWS, embedding_lr=2e-2)),
+    "baseline": Training("baseline", Hyperparameters(batch_size=1024, lr=1e-2, embedding_lr=1e-2)),
+    "rank": Training("rank", ON_ROWS),
+    "prerank_labels": Training("prerank", ON_ROWS),
+    "prerank": Training("prerank", ON_CANDIDATES, "candidates", "prerank_labels"),
+    "prerank_baseline": Training("baseline", ON_CANDIDATES, "candidates", "baseline"),
+    "retrieve": Training("retrieve", ON_CATALOGUE, "catalogue", LABELS),
+}
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ModelError: the hyperparameters of a recipe name a training or a field that there is
+    not, or give no number where one is expected."""
+    known = {field.name: type(field.default) for field in fields(Hyperparameters)}
+    for name, table in recipe.hyperparameters.items():
+        where = "recipe, hyperparameters"
+        if name not in TRAININGS:
+            raise ModelError(f"{where}: {values.unknown_name('training', name, [*TRAININGS])}")
+        for key, value in table.items():
+            if key not in known:
+                raise ModelError(
+                    f"{where}.{name}: {values.unknown_name('hyperparameter', key, [*known])}"
+                )
+            numbers = (int, float) if known[key] is float or key == "epochs" else (known[key],)
+            if isinstance(value, bool) or not isinstance(value, numbers):
+                raise ModelError(
+                    f"{where}.{name}.{key}: {value!r} came; expected {known[key].__name__}"
+                )
