@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from cascade.evaluation.metrics import first_mentions
 from cascade.models.scorer import Scorer
+from cascade.training.tasks import pair_logits
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 ITEMS_PER_CHUNK = 4096
 USERS_PER_CHUNK = 32
-PAIRS_PER_CHUNK = 8_192  # whose layers stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,11 @@ def full_order(
         states = scorer.user(*users.tensors(device))
         for start in range(0, len(items), ITEMS_PER_CHUNK):
             item = scorer.item(*items.take(slice(start, start + ITEMS_PER_CHUNK)).tensors(device))
-            step = max(1, PAIRS_PER_CHUNK // len(item))
-            for at in range(0, len(users), step):
-                some = slice(at, at + step)
-                logits = scorer.score(states[some], item.expand(len(states[some]), -1, -1))
-                here = torch.arange(start, start + len(item), device=device).expand_as(logits)
-                top, place = torch.cat((best[some], logits), 1).topk(k)
-                best[some], rows[some] = top, torch.cat((rows[some], here), 1).gather(1, place)
-                bar.update(logits.numel())
+            logits = pair_logits(scorer, states, item[None])
+            here = torch.arange(start, start + len(item), device=device).expand_as(logits)
+            best, place = torch.cat((best, logits), 1).topk(k)
+            rows = torch.cat((rows, here), 1).gather(1, place)
+            bar.update(logits.numel())
     return rows.cpu().numpy(), best.float().cpu().numpy()
 
 
@@ -77,11 +74,8 @@ def candidate_scores(
             item = scorer.item(*items.take(np.maximum(present, 0)).tensors(device))
             user = scorer.user(*users.take(some).tensors(device))
             places = places.reshape(-1, candidates.shape[1])
-            step = max(1, PAIRS_PER_CHUNK // candidates.shape[1])
-            for at in range(0, len(user), step):
-                chosen = item[torch.from_numpy(places[at : at + step]).to(device)]  # [., K, V]
-                scores = scorer.score(user[at : at + step], chosen)
-                logits[start + at : start + at + len(scores)] = scores.float().cpu().numpy()
+            scores = pair_logits(scorer, user, item, torch.from_numpy(places).to(device))
+            logits[some] = scores.float().cpu().numpy()
     return np.where(first_mentions(candidates), logits, np.float32(-np.inf))
 
 

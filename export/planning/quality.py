@@ -19,8 +19,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from cascade.evaluation import metrics
-from cascade.evaluation.brute_force import ITEMS_PER_CHUNK, PAIRS_PER_CHUNK, Encoded
+from cascade.evaluation.brute_force import ITEMS_PER_CHUNK, Encoded
 from cascade.index.topk import share_kept
+from cascade.training.tasks import PAIRS
 from export.planning.grid import Setting
 from export.planning.opened import Opened
 
@@ -90,7 +91,7 @@ def best_of_all(
     them, or as many as fit in so many seconds, and the `least` in any case. Memory is bounded by a
     chunk of the catalogue."""
     rank, best = opened.sorting(results), []
-    step = max(1, PAIRS_PER_CHUNK // min(items, ITEMS_PER_CHUNK))
+    step = max(1, PAIRS // min(items, ITEMS_PER_CHUNK))
     chunks = [
         np.arange(start, min(start + ITEMS_PER_CHUNK, items))
         for start in range(0, items, ITEMS_PER_CHUNK)

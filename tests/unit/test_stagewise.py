@@ -26,6 +26,7 @@ from cascade.index.topk import share_kept
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
+from cascade.training import tasks
 
 Scores = brute_force.Floats
 
@@ -225,7 +226,7 @@ def test_full_order_in_chunks_equals_a_sort(
     scores: Scores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(brute_force, "ITEMS_PER_CHUNK", 64)
-    monkeypatch.setattr(brute_force, "PAIRS_PER_CHUNK", 640)
+    monkeypatch.setattr(tasks, "PAIRS", 640)
     rows, best = brute_force.full_order(Table(scores), numbered(B), numbered(N), 10)
     np.testing.assert_array_equal(rows, top(scores, 10))
     np.testing.assert_array_equal(best, np.take_along_axis(scores, rows, 1))
