@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.models import build, preset
+from cascade.models.dlrm import DLRM
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 
@@ -16,6 +17,15 @@ def fresh(schema: Schema, model: str = "dlrm", size: str = "tiny", seed: int = 0
     """A model as training finds it."""
     torch.manual_seed(seed)
     return build(model, preset(model, size), schema)
+
+
+def opinionated(schema: Schema, seed: int) -> Scorer:
+    """A small DLRM that was drawn, with embeddings wide enough that it has an opinion."""
+    scorer = fresh(schema, size="small", seed=seed)
+    assert isinstance(scorer, DLRM)
+    for embeddings in (scorer.user_ids, scorer.item_ids):
+        nn.init.normal_(embeddings.table.weight, std=0.7)
+    return scorer.eval()
 
 
 def assert_same_weights(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

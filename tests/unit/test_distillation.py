@@ -7,12 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Hyperparameters, fit
-from tests.weights import fresh
+from tests.weights import fresh, opinionated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,11 +26,7 @@ def candidates(synthetic):
 
 @pytest.fixture(scope="module")
 def teacher(synthetic):
-    """Drawn, with embeddings wide enough that it has an opinion."""
-    scorer = fresh(synthetic.schema, size="small", seed=3)
-    for embeddings in (scorer.user_ids, scorer.item_ids):
-        nn.init.normal_(embeddings.table.weight, std=0.7)
-    return scorer.eval()
+    return opinionated(synthetic.schema, seed=3)
 
 
 def test_a_student_keeps_the_first_choices_of_its_teacher(synthetic, candidates, teacher, tmp_path):

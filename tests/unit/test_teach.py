@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from cascade.training import tasks, teach
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.teach import TeachTask
-from tests.weights import fresh
+from tests.weights import fresh, opinionated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,11 +22,7 @@ HYPER = Hyperparameters(batch_size=64, epochs=4, lr=0.01, embedding_lr=0.03, pat
 
 @pytest.fixture(scope="module")
 def teacher(synthetic):
-    """Drawn, with embeddings wide enough that it has an opinion."""
-    scorer = fresh(synthetic.schema, size="small", seed=3)
-    for embeddings in (scorer.user_ids, scorer.item_ids):
-        nn.init.normal_(embeddings.table.weight, std=0.7)
-    return scorer.eval()
+    return opinionated(synthetic.schema, seed=3)
 
 
 def task_of(synthetic, teacher, hyper=HYPER, users=600, keep=30):
