@@ -25,11 +25,10 @@ from cascade.data.prepare import prepare_as
 from cascade.errors import run
 from cascade.evaluation.trained import tell
 from cascade.models.registry import Recipe
-from cascade.training import tune
+from cascade.training import recipes, tune
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import BYS, Sampling
-from cascade.training.recipes import RECIPES, TRAININGS
-from cascade.training.tasks import OBJECTIVES
+from cascade.training.recipes import TRAININGS
 from cascade.training.trainer import Trainer
 
 
@@ -67,24 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    recipes.add_arguments(parser)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the checkpoints")
     add("--prepared", type=Path, help="folder of the prepared data [OUT/data]")
-    add(
-        "--recipe",
-        nargs="+",
-        default=[],
-        metavar="STAGE=MODEL",
-        help="the models: stage=model:preset, stage=package.module:Class:preset, or a TOML file "
-        f"of them [{' '.join(f'{k}={v}' for k, v in RECIPES['impressions'].models().items())}; for "
-        f"a log of choices retrieve={RECIPES['choices'].retrieve}]",
-    )
     add("--model", metavar="MODEL", help="short for --recipe rank=MODEL")
-    add("--log", choices=OBJECTIVES, help="how the items of the rows were chosen [by the source]")
     drawn = "items drawn beside each row of a log of positives only [4]"
     add("--negatives", type=int, metavar="N", help=drawn)
     add("--negatives-by", choices=BYS, help="how often an item is drawn [uniform]")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     alone = "leave out the baseline and its distilled form, which are only compared with"
     add("--no-baseline", dest="baseline", action="store_false", help=alone)
     add("--restart", action="store_true", help="forget what was trained before")

@@ -23,7 +23,7 @@ from cascade.encoding import Ids
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
 from cascade.training.tasks import Rows, catalogue, item_states, labelled
-from cascade.training.unknowns import Unknowns, columns
+from cascade.training.unknowns import Unknowns
 
 ALL = 32_768  # items of a catalogue that are candidates of every batch; of a larger one, this many
 QUERIES = 2_000  # validation positives whose lists are judged
@@ -65,8 +65,8 @@ class Chosen:
         self.dataset, self.recency = dataset, Recency(dataset)
         self.users = Unknowns(dataset, "user")
         self.lists = [
-            (start, start + feature.length)
-            for start, feature in columns(dataset.schema, "user")
+            (start := dataset.schema.first_column(feature), start + feature.length)
+            for feature in dataset.schema.ids("user")
             if feature.multivalued
         ]
         rows = dataset.rows("train")
@@ -113,7 +113,7 @@ class Queries:
         drawn = dataset.sample("validation", 50_000)
         drawn = _take(drawn, np.flatnonzero(drawn.label > 0)[:count])
         self.batch, self.rows = drawn, labelled(drawn, device)
-        self._seen = Seen.of(dataset)
+        self.log = Seen.of(dataset)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -121,13 +121,13 @@ class Queries:
     def seen(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Places (query - start, item) of what the users of some queries have seen."""
         return seen(
-            self._seen, _take(self.batch, np.arange(start, min(stop, len(self)))), "validation"
+            self.log, _take(self.batch, np.arange(start, min(stop, len(self)))), "validation"
         )
 
 
 def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
     """Places (row, item) of what the users of some rows had met before them."""
-    if batch.user is None or (not log._timed and split == "train"):
+    if batch.user is None:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     offsets, items = log.before(batch.user, batch.time, split)
     row = np.repeat(np.arange(len(batch)), np.diff(offsets))

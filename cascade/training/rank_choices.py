@@ -1,8 +1,8 @@
 """A ranker learns from a log of choices: which of the items that the retriever returns a user
 chose, and from all rows how likely a label is.
 
-Of the items that nobody looked at, the log says nothing; of those that the retriever returns, the
-one that the user chose is the best. The order is learnt by a softmax over them, the level of the
+The log says nothing of items without an event; of those that the retriever returns, the one that
+the user chose is the best. The order is learnt by a softmax over them, the level of the
 probability by cross-entropy on the labels; what depends on the user alone changes no order.
 """
 
@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cascade.data.dataset import Dataset
-from cascade.data.seen import Seen
 from cascade.models.scorer import Scorer
 from cascade.training.choices import Chosen, Queries, measures, seen
 from cascade.training.loop import Hyperparameters
@@ -26,9 +24,11 @@ from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
     VALIDATION_ROWS,
     Rows,
+    WithNumber,
     catalogue,
     item_states,
     labelled,
+    of_rows,
     pair_logits,
 )
 from cascade.training.unknowns import Unknowns
@@ -37,17 +37,6 @@ NEAR = 500  # items that the retriever puts first, of which negatives are drawn
 DRAWN = 32  # negatives of a positive
 RANKED = 200  # candidates of a validation query
 SHARPNESS = 30.0  # where training starts: how much sharper a choice is than the chance of a label
-LABELS = 1.0  # the weight of the cross-entropy on labels
-
-
-class Sharpened(nn.Module):
-    """A ranker with a parameter that only its training needs: how much sharper a choice among
-    items is than the chance of a label."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
 
 
 def shown(dataset: Dataset, retriever: Scorer, device: torch.device) -> Tensor:
@@ -79,14 +68,14 @@ class ChoiceRankTask:
         negatives: Negatives | None = None,
     ) -> None:
         self.scorer, self.retriever, self.hyper, self.device = scorer, retriever, hyper, device
-        self.sharpened = Sharpened(scorer).to(device)
-        self.module: nn.Module = self.sharpened
+        module = WithNumber(scorer, SHARPNESS).to(device)
+        self.module: nn.Module = module
+        self.sharpness = module.number
         self.items, self.negatives = catalogue(dataset, device), negatives
         self.near = item_states(retriever, self.items)
         self.unknown_items = Unknowns(dataset, "item")
         self.rows = Chosen(dataset, hyper.batch_size)
         self.steps_per_epoch = self.rows.steps_per_epoch
-        self.seen = Seen.of(dataset)
         self.queries = Queries(dataset, device, 1_000)
         self.candidates = self._candidates()
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
@@ -116,7 +105,7 @@ class ChoiceRankTask:
     def _drawn(self, rows: Rows, chosen: Any, random: np.random.Generator) -> Tensor:
         with torch.no_grad():
             scores = self.retriever.user(*rows[:2]) @ self.near.t()
-        scores[seen(self.seen, chosen, "train")] = -torch.inf
+        scores[seen(self.queries.log, chosen, "train")] = -torch.inf
         scores.scatter_(1, rows[2][:, None], -torch.inf)
         near = scores.topk(min(NEAR, scores.shape[1] - 1), dim=1).indices
         unseen = torch.isfinite(scores).sum(1).clamp(min=1, max=near.shape[1]).cpu().numpy()
@@ -129,7 +118,7 @@ class ChoiceRankTask:
         item_dense, item_ids = self.items[item]
         item_ids = self.unknown_items.put(item_ids, random)
         logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
-        loss = LABELS * functional.binary_cross_entropy_with_logits(logits, label)
+        loss = functional.binary_cross_entropy_with_logits(logits, label)
         if len(chosen[2]):
             asked = torch.cat((chosen[2][:, None], negatives), dim=1)
             known, where = torch.unique(asked, return_inverse=True)
@@ -138,7 +127,7 @@ class ChoiceRankTask:
             user = self.scorer.user(*chosen[:2])
             scores = self.scorer.score(user, functional.embedding(where, states))
             first = torch.zeros_like(chosen[2])
-            loss = loss + functional.cross_entropy(scores * self.sharpened.sharpness, first)
+            loss = loss + functional.cross_entropy(scores * self.sharpness, first)
         return loss
 
     def validate(self) -> dict[str, float]:
@@ -153,13 +142,4 @@ class ChoiceRankTask:
             place = (logits > score).sum(1).float()
             places.append(torch.where(own.any(1), place, torch.inf))
         found = measures(torch.cat(places))
-        rows = labelled(self.labelled, self.device)
-        parts = []
-        for at in range(0, len(rows), 8192):
-            dense, ids, item, _ = rows[at : at + 8192]
-            parts.append(self.scorer.score_rows(dense, ids, *self.items[item]))
-        probability, label = torch.sigmoid(torch.cat(parts)).cpu().numpy(), self.labelled.label
-        found["validation_log_loss"] = float(log_loss(label, probability, labels=[0, 1]))
-        if 0 < label.mean() < 1:
-            found["validation_auc"] = float(roc_auc_score(label, probability))
-        return found
+        return {**found, **of_rows(self.scorer, self.labelled, self.items, self.device)}

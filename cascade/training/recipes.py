@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Literal
 
+import torch
+
 from cascade import values
-from cascade.data.source import Log
+from cascade.data.source import LOGS, Log
 from cascade.models.registry import ModelError, Recipe
 from cascade.training.loop import Hyperparameters
 
@@ -66,6 +70,23 @@ TRAININGS = {  # in this order; a checkpoint has the name of its training
     "prerank_baseline": Training("baseline", ON_CANDIDATES, "candidates", "baseline"),
     "retrieve": Training("retrieve", ON_CATALOGUE, "catalogue", LABELS),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command takes that trains: --out, --recipe, --log, --device."""
+    add = parser.add_argument
+    usual = " ".join(f"{k}={v}" for k, v in RECIPES["impressions"].models().items())
+    add("--out", type=Path, required=True, help="folder of the checkpoints")
+    add(
+        "--recipe",
+        nargs="+",
+        default=[],
+        metavar="STAGE=MODEL",
+        help="the models: stage=model:preset, stage=package.module:Class:preset, or a TOML file "
+        f"of them [{usual}; for a log of choices retrieve={RECIPES['choices'].retrieve}]",
+    )
+    add("--log", choices=LOGS, help="how the items of the rows were chosen [by the source]")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def check(recipe: Recipe) -> None:

@@ -6,7 +6,6 @@ The labels are those of a model's first task; the logits of further tasks are no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
 
@@ -26,6 +25,8 @@ from cascade.training.unknowns import Unknowns
 
 VALIDATION_ROWS = 50_000
 VALIDATION_QUERIES = 1_000
+CLICK_WEIGHT = 20.0  # of the cross-entropy on labels beside the sampled softmax
+TEMPERATURE = 0.25  # of the cosine between the towers; small where users differ much
 PAIRS = 8_192  # that are scored at once in inference
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
@@ -99,20 +100,13 @@ class RankTask(RowTask):
 
     meet_unknowns = False
 
-    def logits(self, rows: Rows) -> Tensor:
-        dense, ids, item, _ = rows
-        return self.scorer.score_rows(dense, ids, *self.items[item])
-
     def loss(self, batch: Rows, step: int) -> Tensor:
-        if not self.meet_unknowns:
-            return functional.binary_cross_entropy_with_logits(self.logits(batch), batch[3])
-        random = np.random.default_rng((self.hyper.seed, step))
         dense, ids, item, label = batch
         item_dense, item_ids = self.items[item]
-        ids, item_ids = (
-            self._unknowns[side].put(part, random)
-            for side, part in (("user", ids), ("item", item_ids))
-        )
+        if self.meet_unknowns:
+            random = np.random.default_rng((self.hyper.seed, step))
+            ids = self._unknowns["user"].put(ids, random)
+            item_ids = self._unknowns["item"].put(item_ids, random)
         logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
         return functional.binary_cross_entropy_with_logits(logits, label)
 
@@ -121,40 +115,33 @@ class RankTask(RowTask):
         return {side: Unknowns(self.dataset, side) for side in get_args(Side)}
 
     def validate(self) -> dict[str, float]:
-        rows = labelled(self.validation, self.device)
-        parts = [self.logits(rows[i : i + 8192]) for i in range(0, len(rows), 8192)]
-        probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
-        label = self.validation.label
-        loss = float(log_loss(label, probability, labels=[0, 1]))
-        found = {"objective": loss, "validation_log_loss": loss}
-        if 0 < label.mean() < 1:  # one class alone has no AUC
-            found["validation_auc"] = float(roc_auc_score(label, probability))
-        return found
+        found = of_rows(self.scorer, self.validation, self.items, self.device)
+        return {"objective": found["validation_log_loss"], **found}
 
 
-@dataclass(frozen=True)
-class RetrievalObjective:
-    """How a retriever learns, which depends on how the items of the rows were chosen."""
+def of_rows(
+    scorer: Scorer, batch: Batch, items: TensorDataset, device: torch.device
+) -> dict[str, float]:
+    """Log loss and, where both labels are there, AUC of a ranker on the rows of validation."""
+    rows = labelled(batch, device)
+    parts = []
+    for at in range(0, len(rows), PAIRS):
+        dense, ids, item, _ = rows[at : at + PAIRS]
+        parts.append(scorer.score_rows(dense, ids, *items[item]))
+    probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
+    found = {"validation_log_loss": float(log_loss(batch.label, probability, labels=[0, 1]))}
+    if 0 < batch.label.mean() < 1:  # one class alone has no AUC
+        found["validation_auc"] = float(roc_auc_score(batch.label, probability))
+    return found
 
-    click_weight: float  # of the cross-entropy on labels beside the sampled softmax
-    temperature: float  # of the cosine between the towers; small where users differ much
 
+class WithNumber(nn.Module):
+    """A model and a number that only its training needs and learns."""
 
-OBJECTIVES = {
-    # The system chose what to show: only the label tells about the user.
-    "impressions": RetrievalObjective(click_weight=20.0, temperature=0.25),
-    # The user chose what to rate: that an item is in the log tells most.
-    "choices": RetrievalObjective(click_weight=0.5, temperature=0.05),
-}
-
-
-class Towers(nn.Module):
-    """A retriever with a parameter that only its training needs: the level of a click's logit."""
-
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorer, start: float) -> None:
         super().__init__()
         self.scorer = scorer
-        self.bias = nn.Parameter(torch.tensor(-1.0))
+        self.number = nn.Parameter(torch.tensor(start))
 
 
 def sampled_softmax(
@@ -180,7 +167,8 @@ def sampled_softmax(
 
 
 class RetrievalTask(RowTask):
-    """Sampled softmax over the items of a batch, plus cross-entropy on the labels."""
+    """Sampled softmax over the items of a batch, plus cross-entropy on the labels, for a log of
+    impressions: the system chose what to show, so the label tells most about the user."""
 
     def __init__(
         self,
@@ -188,13 +176,12 @@ class RetrievalTask(RowTask):
         dataset: Dataset,
         hyper: Hyperparameters,
         device: torch.device,
-        objective: RetrievalObjective = OBJECTIVES["impressions"],
     ):
         super().__init__(scorer, dataset, hyper, device)
-        self.module = self.towers = Towers(scorer).to(device)
+        self.module = module = WithNumber(scorer, -1.0).to(device)
+        self.bias = module.number  # the level of a click's logit
         # Where all labels are 1, they teach nothing; the other items of a batch are the negatives.
-        self.click_weight = objective.click_weight if dataset.has_negatives else 0.0
-        self.objective = objective
+        self.click_weight = CLICK_WEIGHT if dataset.has_negatives else 0.0
         counts = np.zeros(dataset.item_count)
         for batch in dataset.batches("train", 65_536):
             counts += np.bincount(batch.item, minlength=len(counts))
@@ -203,9 +190,9 @@ class RetrievalTask(RowTask):
 
     def loss(self, batch: Rows, step: int) -> Tensor:
         dense, ids, shown, label = batch
-        user = self.scorer.user(dense, ids) / self.objective.temperature
+        user = self.scorer.user(dense, ids) / TEMPERATURE
         item = self.scorer.item(*self.items[shown])
-        logit = (user * item).sum(1) + self.towers.bias
+        logit = (user * item).sum(1) + self.bias
         click = functional.binary_cross_entropy_with_logits(logit, label)
         loss = self.click_weight * click
         positive = label > 0

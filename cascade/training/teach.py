@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
 from cascade.training.loop import Hyperparameters
-from cascade.training.tasks import catalogue, item_states, labelled, pair_logits
+from cascade.training.tasks import WithNumber, catalogue, item_states, labelled, pair_logits
 
 DRAWN = 8_192  # items of the catalogue that a batch is about
 NEAR = 128  # of them that the student puts first for a user, whose order it has to learn
@@ -27,15 +27,6 @@ SHARED = 256  # of them that every user of the batch is asked about
 TEMPERATURE = 0.5  # of the teacher's logits
 VALIDATION_USERS = 64
 TOP = 10
-
-
-class Scaled(nn.Module):
-    """A retriever with a parameter that only its teaching needs: how sharp its scores are."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-        self.scale = nn.Parameter(torch.tensor(10.0))
 
 
 class TeachTask:
@@ -62,8 +53,9 @@ class TeachTask:
         keep: int,
     ) -> None:
         self.student, self.teacher, self.hyper, self.device = student, teacher, hyper, device
-        self.module: nn.Module = (scaled := Scaled(student).to(device))
-        self.scale = scaled.scale
+        module = WithNumber(student, 10.0).to(device)
+        self.module: nn.Module = module
+        self.scale = module.number  # how sharp the student's scores are
         self.items = catalogue(dataset, device)
         self.keep = min(keep, len(self.items))
         self.first = max(1, self.keep // 5)

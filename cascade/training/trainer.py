@@ -39,7 +39,7 @@ from cascade.training.recipes import (
     TRAININGS,
     check,
 )
-from cascade.training.tasks import OBJECTIVES, RankTask, RetrievalTask
+from cascade.training.tasks import RankTask, RetrievalTask
 from cascade.training.teach import TeachTask
 from cascade.training.told import draw, taught
 
@@ -53,7 +53,7 @@ class Trainer:
     Args:
         out: a folder for each model is made in it.
         changes: fields of `Hyperparameters` that replace those of the table, for every model.
-        log: how the items of the rows were chosen, a key of `OBJECTIVES`; by default as `log_of`
+        log: how the items of the rows were chosen, one of `LOGS`; by default as `log_of`
             tells.
         sampling: how negatives are drawn for a log of positives only.
         baseline: whether the baseline is trained, too, which is compared with alone.
@@ -235,7 +235,7 @@ class Trainer:
             contract.check_retriever(scorer)
             if self.log == "choices":
                 return ChoiceRetrievalTask(scorer, *where)
-            return RetrievalTask(scorer, *where, OBJECTIVES[self.log])
+            return RetrievalTask(scorer, *where)
         if name == RETRIEVE:
             sizes = (TEACH_USERS, Sizes().candidates)
             return TeachTask(scorer, self.models["prerank"], *where, *sizes)

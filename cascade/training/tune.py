@@ -23,12 +23,11 @@ from tabulate import tabulate
 
 from cascade.data.opening import add_arguments
 from cascade.data.prepare import prepare_as
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, need
 from cascade.models.registry import Recipe
-from cascade.training import bundle
+from cascade.training import bundle, recipes
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.recipes import TRAININGS
-from cascade.training.tasks import OBJECTIVES
 from cascade.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -49,12 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("trials", "minutes"):
         if (count := getattr(options, name)) is not None and count <= 0:
             raise TuneError(f"--{name} {count:g} came; expected more than 0")
-    try:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as error:
-        raise TuneError(f"{error}: the search needs Optuna; pip install 'cascade[tune]'") from error
+    optuna = need("optuna", "the search of hyperparameters", "tune", TuneError)
+    storages = need("optuna.storages.journal", "the search of hyperparameters", "tune", TuneError)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     dataset = prepare_as(options, options.out / "data")
     recipe, device = Recipe.read(options.recipe), torch.device(options.device)
@@ -66,7 +61,9 @@ def main(arguments: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=options.model,
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))),
+        storage=optuna.storages.JournalStorage(
+            storages.JournalFileBackend(str(folder / "study.log"))
+        ),
         sampler=optuna.samplers.TPESampler(seed=options.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=WARM_UP),
         load_if_exists=True,
@@ -93,7 +90,6 @@ def _judge(trainer: Trainer, name: str, usual: Hyperparameters, trial: optuna.Tr
 
     def told(record: dict[str, float]) -> None:
         trial.report(record["objective"], int(record["step"]))
-        trial.set_user_attr("measures", {k: v for k, v in record.items() if k not in KEPT})
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -124,8 +120,7 @@ def write(study: optuna.Study, name: str, folder: Path) -> str:
 
     Raises TuneError: no trial came to its end.
     """
-    done = [trial for trial in study.trials if trial.value is not None]
-    ended = [trial for trial in done if trial.state.name == "COMPLETE"]
+    ended = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     if not ended:
         raise TuneError(f"{folder}: no trial of {name} came to its end; give more --minutes")
     best = study.best_trial
@@ -168,14 +163,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    recipes.add_arguments(parser)
     add = parser.add_argument
     searched = [name for name, training in TRAININGS.items() if not training.taught]
-    add("--out", type=Path, required=True, help="folder of the checkpoints")
     add("--model", choices=searched, default="rank", help="which training [%(default)s]")
     add("--trials", type=int, default=20, help="in all, those of earlier calls too [%(default)s]")
     add("--minutes", type=float, default=30.0, help="no trial begins after [%(default)s]")
-    add("--recipe", nargs="+", default=[], metavar="STAGE=MODEL", help="as of a training")
-    add("--log", choices=OBJECTIVES, help="how the items of the rows were chosen [by the source]")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--seed", type=int, default=0, help="of the search [%(default)s]")
     return parser

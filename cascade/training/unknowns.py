@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from cascade.data.dataset import Dataset
-from cascade.schema import Feature, Schema, Side
+from cascade.schema import Feature, Side
 
 
 class Unknowns:
@@ -20,7 +18,8 @@ class Unknowns:
         self.share: dict[int, tuple[float, int]] = {}  # by column: how often, the unknown id
         items = dataset.items()[1]
         rows = [dataset.sample(split, 20_000) for split in ("train", "validation")]
-        for column, feature in columns(dataset.schema, side):
+        for feature in dataset.schema.ids(side):
+            column = dataset.schema.first_column(feature)
             if _has_unknown(feature):
                 ids = [(r.user_ids if side == "user" else items[r.item])[:, column] for r in rows]
                 before, now = (float((part == feature.unknown_id).mean()) for part in ids)
@@ -38,11 +37,3 @@ class Unknowns:
 
 def _has_unknown(feature: Feature) -> bool:
     return feature.kind == "categorical" and feature.unknown_id >= 0
-
-
-def columns(schema: Schema, side: Side) -> Iterator[tuple[int, Feature]]:
-    """Each id feature of a side after the number of its first column."""
-    column = 0
-    for feature in schema.ids(side):
-        yield column, feature
-        column += feature.length
