@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer, mlp, run_mlp
-from cascade.schema import Schema, Side
+from cascade.schema import Feature, Schema, Side
+
+OTHERS = 0.1  # how large drawn vectors are beside those that training begins with
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,15 @@ class Factors(nn.Module):
         self.user = side == "user"
         self.tower = Tower(schema, side, config)
         self.scale = nn.Parameter(torch.tensor(1.0))
-        self.ids = Embeddings(schema.ids(side), config.layers[-1], power=0.5)
+        self.ids = Embeddings(schema.ids(side), config.layers[-1], power=0.5, by_age=True)
         nn.init.normal_(self.ids.table.weight, std=0.05)
+
+    @torch.no_grad()
+    def begin(self, feature: Feature, ids: Tensor, vectors: Tensor) -> None:
+        """Begin with vectors [M, R], R < D, for some ids [M] of a feature."""
+        table = self.ids.table.weight
+        table *= OTHERS  # what is drawn says nothing, beside vectors that do
+        table[self.ids.first_row(feature) + ids, : vectors.shape[1]] += vectors.to(table.device)
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         vectors: Tensor = self.tower(dense, ids) * self.scale + self.ids(ids).sum(1)
@@ -80,6 +89,7 @@ class TwoTower(Scorer):
     def __init__(self, schema: Schema, config: TwoTowerConfig) -> None:
         super().__init__(schema)
         self.user_width = self.item_width = config.layers[-1]
+        self.factors = config.factors
         tower = Factors if config.factors else Tower
         self.user_tower = tower(schema, "user", config)
         self.item_tower = tower(schema, "item", config)

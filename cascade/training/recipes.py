@@ -52,7 +52,7 @@ ON_CATALOGUE = Hyperparameters(
 CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
 OF_CHOICES = {  # the trainings that a log of choices changes
     LABELS: Hyperparameters(
-        512, 8, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
+        512, 6, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
     ),
     "rank": Hyperparameters(
         256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6

@@ -17,8 +17,9 @@ from cascade.models import build, contract, preset
 from cascade.models.blend import Blend, BlendConfig
 from cascade.models.registry import Recipe
 from cascade.models.scorer import Scorer
+from cascade.models.two_tower import TwoTower
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
-from cascade.training import bundle, checkpoint
+from cascade.training import bundle, checkpoint, ease
 from cascade.training.choices import ChoiceRetrievalTask
 from cascade.training.distill import Candidates, DistillTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
@@ -198,6 +199,9 @@ class Trainer:
         scorer = build(*self._built(name), self.dataset.schema).to(self.device)
         if isinstance(scorer, Blend) and self._made_of(name):
             self._begin(scorer)
+        if name == LABELS and self.log == "choices" and isinstance(scorer, TwoTower):
+            if scorer.factors:
+                print(f"{name}: {ease.begin(scorer, self.dataset)}")
         if before := TRAININGS[name].starts_from:
             scorer.load_state_dict(self.models[before].state_dict())
         return scorer

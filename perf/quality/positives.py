@@ -18,7 +18,8 @@ def write(movielens: Path, folder: Path) -> Path:
     """Write the ratings above 3 of an unpacked MovieLens folder as likes.parquet, without a label,
     the movies as items.parquet, and the schema.yaml that describes both; -> the last.
 
-    A like has the user, the time in seconds, and up to 50 movies that the user liked before it.
+    A like has the user, the time in seconds, and up to 50 movies that the user liked before it, the
+    newest last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = MovieLens(movielens, BadRows())
@@ -31,7 +32,7 @@ def write(movielens: Path, folder: Path) -> Path:
     pq.write_table(source.catalogue(), folder / "items.parquet")
     features = [
         {"name": "user_id", "side": "user", "kind": "categorical"},
-        {"name": "history", "side": "user", "kind": "bag", "length": 50},
+        {"name": "history", "side": "user", "kind": "sequence", "length": 50},
         {"name": "movie_id", "side": "item", "kind": "categorical"},
         {"name": "genres", "side": "item", "kind": "bag", "length": 8},
         {"name": "year", "side": "item", "kind": "categorical"},

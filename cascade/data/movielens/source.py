@@ -43,7 +43,7 @@ def schema(demographics: bool) -> Schema:
             Feature("positives", "user", "dense", "log1p"),
             *PAST,
             *(Feature(name, "user", "categorical", "vocabulary") for name in about_user),
-            Feature("history", "user", "bag", "vocabulary", length=HISTORY),
+            Feature("history", "user", "sequence", "vocabulary", length=HISTORY),
             Feature("movie_id", "item", "categorical", "vocabulary"),
             Feature("genres", "item", "bag", "vocabulary", length=GENRES),
             Feature("year", "item", "categorical", "vocabulary"),
@@ -186,7 +186,7 @@ class MovieLens(Source):
         lengths = np.minimum(before - user_starts, HISTORY)
         offsets = np.concatenate(([0], np.cumsum(lengths)))
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        latest_first = np.repeat(before, lengths) - 1 - within
-        names = self._movies["movie_id"].combine_chunks().take(pa.array(movies[latest_first]))
-        bags = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
-        return before - user_starts, pc.binary_join(bags, "|")
+        latest_last = np.repeat(before - lengths, lengths) + within
+        names = self._movies["movie_id"].combine_chunks().take(pa.array(movies[latest_last]))
+        lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
+        return before - user_starts, pc.binary_join(lists, "|")

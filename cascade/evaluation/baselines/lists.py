@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 import scipy.sparse as sp
 
 from cascade.data.seen import Events
 from cascade.errors import CascadeError
+from cascade.training.ease import MOST_OF_USER, users_by_items, weights
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 
 EASE_ITEMS = 20_000  # the square matrix of so many takes 1.6 GB, and its inverse minutes
-MOST_OF_USER = 500  # the newest positives of a user that say which items go together
 USERS_PER_BLOCK, SCORES_PER_BLOCK = 64, 2**23  # whichever is fewer, and at least one user
 
 
@@ -128,7 +127,7 @@ class ItemModel:
 
 def neighbours(events: Events, items: int, most: int) -> ItemModel:
     """Item neighbours: the cosine of the items' sets of users, of the `most` nearest of each."""
-    matrix, active, counts = _users_by_items(events, items)
+    (matrix, active), counts = users_by_items(events), popularity(events, items)
     together = (matrix.T @ matrix).tocsr()
     together.setdiag(0)
     together.eliminate_zeros()
@@ -152,18 +151,13 @@ def pairs(events: Events) -> int:
 def ease(events: Events, items: int, l2: float) -> ItemModel:
     """EASE (Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019), in closed
     form. Raises TooManyItems: more than `EASE_ITEMS` items have a positive."""
-    matrix, active, counts = _users_by_items(events, items)
+    matrix, active = users_by_items(events)
     if len(active) > EASE_ITEMS:
         raise TooManyItems(
             f"EASE inverts a matrix of items by items; {len(active):,} have a positive, and at "
             f"most {EASE_ITEMS:,} are tried: compare with item neighbours instead"
         )
-    gram = (matrix.T @ matrix).toarray().astype(np.float32)
-    gram[np.diag_indices(len(active))] += l2
-    inverse = scipy.linalg.inv(gram, overwrite_a=True, check_finite=False)
-    weights = inverse / -np.diag(inverse)
-    weights[np.diag_indices(len(active))] = 0
-    return ItemModel(active, weights, counts)
+    return ItemModel(active, weights(matrix, l2), popularity(events, items))
 
 
 def chosen(
@@ -184,20 +178,6 @@ def chosen(
             best = quality, value, model
     assert best is not None
     return best[1], best[2]
-
-
-def _users_by_items(events: Events, items: int) -> tuple[sp.csr_matrix, Ids, Ids]:
-    """-> 1 where a user liked an item [U, M], the M items with a positive, all counts [N]."""
-    liked = events.liked().sorted()
-    users, starts, size = np.unique(liked.user, return_index=True, return_counts=True)
-    from_end = np.repeat(starts + size, size) - np.arange(len(liked.user))
-    newest = from_end <= MOST_OF_USER
-    active, item = np.unique(liked.item[newest], return_inverse=True)
-    user = np.searchsorted(users, liked.user[newest])
-    ones = np.ones(len(user), np.float32)
-    matrix = sp.csr_matrix((ones, (user, item.ravel())), (len(users), len(active)))
-    matrix.data[:] = 1
-    return matrix, active, popularity(events, items)
 
 
 def _places(counts: npt.NDArray[Any]) -> Floats:
