@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from cascade.models import dlrm
 from cascade.models.logistic import LogisticConfig, LogisticRegression
 from cascade.models.registry import build
 from cascade.models.scorer import Scorer
+from cascade.models.two_tower import TwoTower
 from cascade.schema import Schema
 
 
@@ -27,14 +28,16 @@ class BlendConfig:
 
 
 PRESETS = {"default": BlendConfig()}
+WEIGHT = 0.02  # of a factorisation's score, made for a softmax, in the logit of a label
 
 
 class Blend(Scorer):
     """A deep model, plus a logistic regression on the same features (Cheng et al., "Wide & Deep
     Learning for Recommender Systems", DLRS 2016), plus the retriever's score times a weight.
 
-    The retriever comes trained and stays as it is: the ranker starts from its order. A usual item
-    counts 0 in the retriever's score. U and V are the sums of the parts' widths.
+    The retriever comes trained and stays as it is: the ranker starts from its order. The deep model
+    may be a factorisation of its own, whose score has a weight, too. A usual item counts 0 in both
+    scores. U and V are the sums of the parts' widths.
     """
 
     def __init__(self, schema: Schema, config: BlendConfig) -> None:
@@ -46,32 +49,43 @@ class Blend(Scorer):
             self.retriever = build(config.retriever, config.retriever_config, schema)
             self.retriever.requires_grad_(False)
             self.names.append("retriever")
-            self.weight = nn.Parameter(torch.tensor(0.03))
+            self.weight = nn.Parameter(torch.tensor(WEIGHT))
             self.register_buffer("centre", torch.zeros(self.retriever.item_width))
+        self.factored = isinstance(self.deep, TwoTower)
+        if self.factored:
+            self.deep_weight = nn.Parameter(torch.tensor(WEIGHT))
+            self.register_buffer("deep_centre", torch.zeros(self.deep.item_width))
         self.user_widths = [part.user_width for part in self._parts()]
         self.item_widths = [part.item_width for part in self._parts()]
         self.user_width, self.item_width = sum(self.user_widths), sum(self.item_widths)
 
     centre: Tensor
+    deep_centre: Tensor
 
     @property
     def exact_states(self) -> bool:
         return "names" in self.__dict__ and any(part.exact_states for part in self._parts())
 
-    def begin(self, retriever: Scorer, centre: Tensor) -> None:
+    def begin(self, retriever: Scorer, usual: Callable[[Scorer], Tensor]) -> None:
         """Take the weights of a trained retriever, whose order is that of the ranker until it
         learns another.
 
         Args:
-            centre: [V], the retriever's state of a usual item. An item's score counts by how far
+            usual: gives the state [V] of a usual item in a model. An item's score counts by how far
                 it is above that one's, so that it says nothing of the user alone.
         """
         self.retriever.load_state_dict(retriever.state_dict())
-        self.centre.copy_(centre)
-        last = [module for module in self.deep.modules() if isinstance(module, nn.Linear)][-1]
-        with torch.no_grad():
-            last.weight.zero_()
-            last.bias.zero_()
+        self.centre.copy_(usual(self.retriever))
+        if self.factored:
+            self.deep_centre.copy_(usual(self.deep))
+        else:
+            self.silence()
+
+    def silence(self) -> None:
+        """Let the deep model begin with 0 for all, so that it learns what the others lack."""
+        for last in [part for part in self.deep.modules() if isinstance(part, nn.Linear)][-1:]:
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     def _parts(self) -> list[Scorer]:
         return [getattr(self, name) for name in self.names]
@@ -91,7 +105,11 @@ class Blend(Scorer):
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         users = torch.split(user, self.user_widths, 1)
         items = torch.split(item, self.item_widths, 2)
-        total = self.deep.score(users[0], items[0]) + self.wide.score(users[1], items[1])
+        if self.factored:
+            deep = self.deep_weight * self.deep.score(users[0], items[0] - self.deep_centre)
+        else:
+            deep = self.deep.score(users[0], items[0])
+        total = deep + self.wide.score(users[1], items[1])
         if "retriever" in self.names:
             found = self.retriever.score(users[2], items[2] - self.centre)
             total = total + self.weight * found

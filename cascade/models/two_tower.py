@@ -94,6 +94,12 @@ class TwoTower(Scorer):
         self.user_tower = tower(schema, "user", config)
         self.item_tower = tower(schema, "item", config)
 
+    def begin(self, feature: Feature, ids: Tensor, vectors: Tensor) -> None:
+        """Let the factors of some ids [M] of a feature begin with vectors [M, R], R < D."""
+        tower = self.user_tower if feature.side == "user" else self.item_tower
+        assert isinstance(tower, Factors)
+        tower.begin(feature, ids, vectors)
+
     def user_parts(self) -> tuple[str, ...]:
         return ("user_tower",)
 

@@ -107,11 +107,20 @@ def _take(batch: Batch, rows: Ids) -> Batch:
 
 class Queries:
     """Validation positives drawn over users, and what each user had met before: lists of them are
-    judged without these items, as the evaluation does."""
+    judged without these items, as the evaluation does.
 
-    def __init__(self, dataset: Dataset, device: torch.device, count: int = QUERIES) -> None:
+    Args:
+        after: how many to pass over, as those by which the retriever was chosen: its lists are
+            better for them than they will be. Where fewer than half of a set are left, none.
+    """
+
+    def __init__(
+        self, dataset: Dataset, device: torch.device, count: int = QUERIES, after: int = 0
+    ) -> None:
         drawn = dataset.sample("validation", 50_000)
-        drawn = _take(drawn, np.flatnonzero(drawn.label > 0)[:count])
+        positive = np.flatnonzero(drawn.label > 0)
+        after = after if len(positive) >= after + count / 2 else 0
+        drawn = _take(drawn, positive[after : after + count])
         self.batch, self.rows = drawn, labelled(drawn, device)
         self.log = Seen.of(dataset)
 

@@ -83,6 +83,7 @@ class DistillTask:
     comes with are validated, too, and stay where the teacher makes nothing better."""
 
     trained = True
+    best_possible = -1.0  # all that the teacher puts first is kept
 
     def __init__(
         self,

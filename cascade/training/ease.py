@@ -1,4 +1,4 @@
-"""EASE, the closed form of which items users like together, and a retriever that begins with it.
+"""EASE, the closed form of which items users like together, and models that begin with it.
 
 Steck, "Embarrassingly shallow autoencoders for sparse data", WWW 2019. What the items of a user's
 list say of the next one is a matrix of items by items; its singular vectors are vectors of the
@@ -21,6 +21,7 @@ from sklearn.utils.extmath import randomized_svd
 from cascade.data.dataset import Dataset
 from cascade.data.seen import Events, Seen
 from cascade.encoding import FIRST, Ids
+from cascade.errors import CascadeError
 from cascade.models.two_tower import TwoTower
 from cascade.schema import Feature
 
@@ -32,6 +33,10 @@ ITEMS = 8_192  # most liked, that it is made of: an inverse of some seconds
 USERS = 50_000  # drawn, that it is made of
 SHARPNESS = 30.0  # of its scores, as logits over a catalogue
 ROWS = 2_000  # of the log, which tell whether a list holds what its user liked
+
+
+class CannotBegin(CascadeError):
+    """A log that does not say which items go together, or what they are in a user's list."""
 
 
 def weights(matrix: sp.csr_matrix, l2: float) -> Floats:
@@ -73,39 +78,52 @@ class Members:
     of_item: Ids
 
 
-def begin(retriever: TwoTower, dataset: Dataset) -> str:
-    """Give a retriever of factors the singular vectors of EASE; -> in words what was done, or why
-    nothing was."""
-    events = Events.read(dataset, "train").known()
-    members, own = members_of(dataset, events), own_ids(dataset)
-    if members is None:
-        return "no list of the user holds items, which the vectors of EASE would stand for"
-    if own is None:
-        return "no feature tells items apart, which a vector of EASE would stand for"
-    feature, ids = own
-    events = events.take((members.of_item > 0)[events.item] & (ids >= FIRST)[events.item])
-    matrix, items = users_by_items(_fewer(events))
-    width = min(retriever.item_width - 1, len(items) - 1)
-    if width < 1:
-        return "too few items were liked for EASE"
-    left, size, right = randomized_svd(weights(matrix, L2), width, n_iter=4, random_state=0)
-    root = np.sqrt(size * SHARPNESS)
-    for tower, of, rows, vectors in (
-        (retriever.user_tower, members.feature, members.of_item[items], left * root),
-        (retriever.item_tower, feature, ids[items], right.T * root),
-    ):
-        tower.begin(of, torch.from_numpy(rows), torch.from_numpy(vectors.astype(np.float32)))
-    return (
-        f"begins with the vectors of EASE for {len(items):,} items and as members of "
-        f"{members.feature.name}"
-    )
+@dataclass(frozen=True)
+class Vectors:
+    """The singular vectors of EASE, R numbers each, of M items.
+
+    Attributes:
+        members, item: the list of the user that holds items, and the feature that tells them apart.
+        member_ids, item_ids: [M], their ids.
+        of_members, of_items: [M, R]; a member's times an item's is what the one says of the other.
+    """
+
+    members: Feature
+    item: Feature
+    member_ids: Ids
+    item_ids: Ids
+    of_members: Floats
+    of_items: Floats
+
+    @classmethod
+    def of(cls, dataset: Dataset, width: int) -> Vectors:
+        """Those of the training rows, `width` numbers at most. Raises CannotBegin: the rows or
+        their features do not say what is needed."""
+        events = Events.read(dataset, "train").known()
+        members, (item, ids) = members_of(dataset, events), own_ids(dataset)
+        events = events.take((members.of_item > 0)[events.item] & (ids >= FIRST)[events.item])
+        matrix, items = users_by_items(_fewer(events))
+        if len(items) <= width:
+            raise CannotBegin(f"only {len(items)} items were liked")
+        left, size, right = randomized_svd(weights(matrix, L2), width, n_iter=4, random_state=0)
+        root = np.sqrt(size * SHARPNESS).astype(np.float32)
+        places = members.feature, item, members.of_item[items], ids[items]
+        return cls(*places, left * root, right.T * root)
+
+    def give(self, towers: TwoTower) -> None:
+        """Let a retriever of factors begin with these vectors."""
+        for feature, ids, vectors in (
+            (self.members, self.member_ids, self.of_members),
+            (self.item, self.item_ids, self.of_items),
+        ):
+            towers.begin(feature, torch.from_numpy(ids), torch.from_numpy(vectors))
 
 
-def members_of(dataset: Dataset, events: Events) -> Members | None:
-    """The list of the user that holds what the user liked before, if there is one."""
+def members_of(dataset: Dataset, events: Events) -> Members:
+    """The list of the user that holds what the user liked before."""
     drawn = dataset.sample("train", ROWS)
     if drawn.user is None:
-        return None
+        raise CannotBegin("the log does not say whose the rows are")
     offsets, liked = Seen.made(events.liked(), dataset).before(drawn.user, drawn.time, "train")
     row = np.repeat(np.arange(len(drawn)), np.diff(offsets))
     for feature in dataset.schema.ids("user"):
@@ -119,10 +137,10 @@ def members_of(dataset: Dataset, events: Events) -> Members | None:
                 asked = np.arange(len(held))[:, None] * feature.cardinality + held
                 if (np.isin(asked, pairs) & (held >= FIRST)).sum() > count / 2:
                     return Members(feature, of_item)
-    return None
+    raise CannotBegin("no list of the user holds what the user liked before")
 
 
-def own_ids(dataset: Dataset) -> tuple[Feature, Ids] | None:
+def own_ids(dataset: Dataset) -> tuple[Feature, Ids]:
     """The feature that tells items apart, and the id of each item in it [N]."""
     ids = dataset.items()[1]
     for feature in dataset.schema.ids("item"):
@@ -130,7 +148,7 @@ def own_ids(dataset: Dataset) -> tuple[Feature, Ids] | None:
         known = column[column >= FIRST]
         if not feature.multivalued and len(np.unique(known)) > 0.95 * len(known) > 0:
             return feature, column
-    return None
+    raise CannotBegin("no feature tells the items apart")
 
 
 def _ids_in(dataset: Dataset, feature: Feature) -> Iterator[Ids]:

@@ -131,7 +131,7 @@ def fit(
         if not run.step and getattr(task, "trained", False):
             bar.set_postfix(run.validated())
             _tell(told, run)
-        while run.step < total and run.bad < hyper.patience:
+        while run.step < total and not run.ended(hyper.patience):
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
                 run.one_step(batch, total)
@@ -141,7 +141,7 @@ def fit(
                     _tell(told, run)
                 if run.step % hyper.save_every == 0:
                     run.save()
-                if run.bad >= hyper.patience or run.step == total:
+                if run.ended(hyper.patience) or run.step == total:
                     break
     run.writer.close()
     if run.best is not None:
@@ -183,6 +183,11 @@ class _Run:
         self.step += 1
         self.loss_sum += float(loss.detach())
         self.loss_count += 1
+
+    def ended(self, patience: int) -> bool:
+        """Whether validation stopped improving, or cannot improve."""
+        best_possible = getattr(self.task, "best_possible", -inf)
+        return self.bad >= patience or any(h["objective"] <= best_possible for h in self.history)
 
     def validated(self) -> dict[str, str]:
         """Validate, remember the best weights, and return what the progress bar shows."""

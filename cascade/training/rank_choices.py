@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.choices import Chosen, Queries, measures, seen
+from cascade.training.choices import QUERIES, Chosen, Queries, measures, seen
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
@@ -39,11 +39,11 @@ RANKED = 200  # candidates of a validation query
 SHARPNESS = 30.0  # where training starts: how much sharper a choice is than the chance of a label
 
 
-def shown(dataset: Dataset, retriever: Scorer, device: torch.device) -> Tensor:
+def usual(dataset: Dataset, model: Scorer, device: torch.device) -> Tensor:
     """The mean item state [V] over training rows: where an item of the log is."""
     items = dataset.sample("train", VALIDATION_ROWS).item
     with torch.no_grad():
-        return item_states(retriever, catalogue(dataset, device))[torch.tensor(items)].mean(0)
+        return item_states(model, catalogue(dataset, device))[torch.tensor(items)].mean(0)
 
 
 class ChoiceRankTask:
@@ -76,7 +76,7 @@ class ChoiceRankTask:
         self.unknown_items = Unknowns(dataset, "item")
         self.rows = Chosen(dataset, hyper.batch_size)
         self.steps_per_epoch = self.rows.steps_per_epoch
-        self.queries = Queries(dataset, device, 1_000)
+        self.queries = Queries(dataset, device, after=QUERIES)
         self.candidates = self._candidates()
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
 

@@ -21,9 +21,10 @@ MOST_EPOCHS = 12
 LABELS = "retrieve_labels"
 TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
 BASELINE = "baseline"  # the part of a recipe that no stage serves
+FACTORS = "two_tower:factors"
 RECIPES: dict[Log, Recipe] = {
     "impressions": Recipe("two_tower:default", "dlrm:small", "dlrm:criteo", "logistic:default"),
-    "choices": Recipe("two_tower:factors", "dlrm:small", "dlrm:small", "logistic:default"),
+    "choices": Recipe(FACTORS, FACTORS, FACTORS, "logistic:default"),
 }
 
 
@@ -40,6 +41,7 @@ class Training:
 
 ON_ROWS = Hyperparameters(batch_size=512, lr=1e-3, embedding_lr=1e-2)
 FEW_ROWS = 100_000  # fewer need more care
+FEW_EPOCHS, FEWEST_STEPS = 4, 400  # of few rows, whichever is more: the rate falls while it helps
 ON_FEW_ROWS = Hyperparameters(
     512, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=10, patience=15
 )
@@ -47,7 +49,7 @@ ON_CANDIDATES = Hyperparameters(
     batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
 )
 ON_CATALOGUE = Hyperparameters(
-    batch_size=64, lr=1e-3, embedding_lr=5e-3, epochs=1, validations=4, patience=4
+    batch_size=64, lr=3e-3, embedding_lr=2e-2, epochs=1, validations=4, patience=4
 )
 CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
 OF_CHOICES = {  # the trainings that a log of choices changes

@@ -22,8 +22,8 @@ from cascade.training.loop import Hyperparameters
 from cascade.training.tasks import WithNumber, catalogue, item_states, labelled, pair_logits
 
 DRAWN = 8_192  # items of the catalogue that a batch is about
-NEAR = 128  # of them that the student puts first for a user, whose order it has to learn
-SHARED = 256  # of them that every user of the batch is asked about
+NEAR = 64  # of them that the student puts first for a user, whose order it has to learn
+SHARED = 1_024  # of them that every user of the batch is asked about
 TEMPERATURE = 0.5  # of the teacher's logits
 VALIDATION_USERS = 64
 TOP = 10

@@ -25,11 +25,13 @@ from cascade.training.distill import Candidates, DistillTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
-from cascade.training.rank_choices import SHARPNESS, ChoiceRankTask, shown
+from cascade.training.rank_choices import SHARPNESS, ChoiceRankTask, usual
 from cascade.training.recipes import (
     BASELINE,
     CHOICES_IN_ALL,
+    FEW_EPOCHS,
     FEW_ROWS,
+    FEWEST_STEPS,
     LABELS,
     MOST_EPOCHS,
     OF_CHOICES,
@@ -45,7 +47,7 @@ from cascade.training.teach import TeachTask
 from cascade.training.told import draw, taught
 
 DISTILL_USERS = 8_192
-TEACH_USERS = 4_096
+TEACH_USERS = 8_192
 
 
 class Trainer:
@@ -84,6 +86,7 @@ class Trainer:
             )
         self.sampling = None if dataset.has_negatives else sampling or Sampling()
         self.models: dict[str, Scorer] = {}
+        self._ease: dict[int, ease.Vectors] = {}
 
     @cached_property
     def negatives(self) -> Negatives | None:
@@ -125,17 +128,19 @@ class Trainer:
         if self.log == "choices" and name in OF_CHOICES:
             found = OF_CHOICES[name]
             return replace(found, epochs=max(1, min(found.epochs, CHOICES_IN_ALL // rows)))
-        found = ON_FEW_ROWS if self._regularised(name) else training.hyper
-        if not training.taught:
-            epochs = max(1, min(MOST_EPOCHS, ROWS_IN_ALL // rows))
-            size = min(found.batch_size, max(32, rows // 100))
-            found = replace(found, epochs=found.epochs * epochs, batch_size=size)
-        return found
+        if training.taught:
+            return training.hyper
+        few = self._residual(name)
+        found = ON_FEW_ROWS if few else training.hyper
+        size = min(found.batch_size, max(32, rows // 100))
+        wanted = max(FEW_EPOCHS, FEWEST_STEPS * size // rows) if few else ROWS_IN_ALL // rows
+        epochs = max(1, min(MOST_EPOCHS, wanted))
+        return replace(found, epochs=found.epochs * epochs, batch_size=size)
 
-    def _regularised(self, name: str) -> bool:
-        """Whether a ranker learns from so few rows that it would learn them by heart."""
-        training = TRAININGS[name]
-        of_rows = training.model in (RANK, PRERANK) and not training.taught
+    def _residual(self, name: str) -> bool:
+        """Whether a ranker of impressions has so few rows that it would learn them by heart: it
+        then learns what logistic regression, which is trained with it, does not."""
+        of_rows = self.log == "impressions" and TRAININGS[name].model in (RANK, PRERANK)
         return of_rows and self.dataset.rows("train") < FEW_ROWS
 
     def _trained(self, name: str) -> Scorer:
@@ -184,9 +189,12 @@ class Trainer:
 
     def _built(self, name: str) -> tuple[str, dict[str, Any]]:
         """What is trained under a name: a model and its configuration. A ranker of a log of choices
-        has the model of the recipe beside the retriever."""
+        has the model of the recipe beside the retriever, one of few rows beside a logistic
+        regression."""
         model, size = self.recipe.model(TRAININGS[name].model)
         config = preset(model, size)
+        if self._residual(name):
+            return "blend", asdict(BlendConfig(model, config))
         if not self._made_of(name):
             return model, config
         retriever, size = self.recipe.model(RETRIEVE)
@@ -198,17 +206,37 @@ class Trainer:
         torch.manual_seed(hyper.seed)
         scorer = build(*self._built(name), self.dataset.schema).to(self.device)
         if isinstance(scorer, Blend) and self._made_of(name):
-            self._begin(scorer)
-        if name == LABELS and self.log == "choices" and isinstance(scorer, TwoTower):
-            if scorer.factors:
-                print(f"{name}: {ease.begin(scorer, self.dataset)}")
+            self._begin(name, scorer)
+        elif isinstance(scorer, Blend) and self._residual(name):
+            scorer.silence()
+        if name == LABELS and self.log == "choices":
+            self._factorise(name, scorer)
         if before := TRAININGS[name].starts_from:
             scorer.load_state_dict(self.models[before].state_dict())
         return scorer
 
-    def _begin(self, scorer: Blend) -> None:
+    def _factorise(self, name: str, scorer: Scorer) -> None:
+        """Let a model of factors begin with EASE, where the log has what it is made of."""
+        if not isinstance(scorer, TwoTower) or not scorer.factors:
+            return
+        try:
+            width = scorer.item_width - 1  # the last is a bias
+            if width not in self._ease:
+                self._ease[width] = ease.Vectors.of(self.dataset, width)
+            found = self._ease[width]
+        except ease.CannotBegin as error:
+            print(f"{name}: begins without EASE, because {error}")
+            return
+        found.give(scorer)
+        print(
+            f"{name}: begins with EASE, as vectors of {len(found.item_ids):,} items and of the "
+            f"members of {found.members.name}"
+        )
+
+    def _begin(self, name: str, scorer: Blend) -> None:
         """Begin with the retriever's order, and with what the baseline says of a user alone."""
-        scorer.begin(self.models[LABELS], shown(self.dataset, self.models[LABELS], self.device))
+        self._factorise(name, scorer.deep)
+        scorer.begin(self.models[LABELS], lambda model: usual(self.dataset, model, self.device))
         if BASELINE in self._made_of(RANK):
             scorer.wide.load_state_dict(self.models[BASELINE].state_dict())
             scorer.wide.forget_items()
@@ -255,7 +283,7 @@ class Trainer:
                 task.label_weight = 0  # all labels are 1
             return task
         of_rows = RankTask(scorer, *where, self.negatives)
-        of_rows.meet_unknowns = self._regularised(name)
+        of_rows.meet_unknowns = self._residual(name)
         return of_rows
 
     @cached_property

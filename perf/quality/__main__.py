@@ -33,7 +33,9 @@ AT_ONCE = 2  # runs, of one thread each
 LACKING = {
     "lightgbm_auc": "LightGBM, which pip install 'cascade[dev]' brings",
     "deepfm_auc": "DeepCTR-Torch, which pip install 'cascade[dev]' brings",
-    "plan_speedup": "a size that keeps enough, and none does",
+    **dict.fromkeys(
+        ("plan_speedup", "plan_speedup_alone"), "a size that keeps enough, and none does"
+    ),
 }
 
 

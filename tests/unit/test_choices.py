@@ -18,7 +18,7 @@ from cascade.models.two_tower import TwoTowerConfig
 from cascade.training import choices
 from cascade.training.choices import ChoiceRetrievalTask, Chosen, Queries, Recency
 from cascade.training.loop import Hyperparameters, fit, make_optimizers
-from cascade.training.rank_choices import ChoiceRankTask, shown
+from cascade.training.rank_choices import ChoiceRankTask, usual
 from cascade.training.tasks import catalogue, item_states
 from cascade.training.unknowns import Unknowns
 from tests.weights import assert_same_weights, fresh
@@ -72,13 +72,14 @@ def trained(log: Dataset, tmp_path_factory: pytest.TempPathFactory):
     return towers.eval(), history
 
 
-def blend(log: Dataset, towers: torch.nn.Module) -> Blend:
-    config = BlendConfig(
-        "dlrm", {"width": 4, "bottom": (8,), "top": (8,)}, "two_tower", vars(FACTORS)
-    )
+DEEP = {"dlrm": {"width": 4, "bottom": (8,), "top": (8,)}, "two_tower": vars(FACTORS)}
+
+
+def blend(log: Dataset, towers: torch.nn.Module, deep: str = "dlrm") -> Blend:
+    config = BlendConfig(deep, DEEP[deep], "two_tower", vars(FACTORS))
     torch.manual_seed(1)
     ranker = Blend(log.schema, config)
-    ranker.begin(towers, shown(log, towers, CPU))
+    ranker.begin(towers, lambda model: usual(log, model, CPU))
     return ranker
 
 
@@ -164,6 +165,15 @@ def test_validation_leaves_out_what_users_have_seen(log, trained):
     assert len(Queries(log, CPU, 7)) == 7
 
 
+def test_a_ranker_is_judged_by_other_users_than_its_retriever(log):
+    first, rest = Queries(log, CPU, 100).rows[:], Queries(log, CPU, 60, after=40).rows[:]
+    for part, other in zip(first, rest, strict=True):
+        torch.testing.assert_close(part[40:], other)
+    everything = len(Queries(log, CPU))
+    assert len(Queries(log, CPU, 100, after=everything - 50)) == 50
+    assert len(Queries(log, CPU, 100, after=everything - 49)) == 100  # too few are left
+
+
 def test_a_blend_begins_with_the_order_of_its_retriever(log, trained):
     towers, _ = trained
     ranker = blend(log, towers).eval()
@@ -178,6 +188,25 @@ def test_a_blend_begins_with_the_order_of_its_retriever(log, trained):
     torch.testing.assert_close(usual, usual[:, :1].expand_as(usual), atol=1e-5, rtol=1e-4)
     learnt = {name for name, weight in ranker.named_parameters() if weight.requires_grad}
     assert not any(name.startswith("retriever.") for name in learnt)
+
+
+def test_the_factors_of_a_blend_say_nothing_of_a_usual_item(log, trained):
+    towers, _ = trained
+    ranker = blend(log, towers, "two_tower").eval()
+    check(ranker)
+    rows, items = log.sample("test", 30), catalogue(log, CPU)
+    user = ranker.user(torch.tensor(rows.user_dense), torch.tensor(rows.user_ids))
+    deep, wide, retriever = ranker.item_widths
+    usual_item = torch.zeros(1, 1, deep + wide + retriever)
+    usual_item[..., :deep] = ranker.deep_centre
+    usual_item[..., deep + wide :] = ranker.centre
+    with torch.no_grad():
+        own = [part.item(*items[:]) for part in (ranker.deep, ranker.retriever)]
+        drawn = log.sample("train", 50_000).item
+        for centre, states in zip((ranker.deep_centre, ranker.centre), own, strict=True):
+            torch.testing.assert_close(centre, states[torch.tensor(drawn)].mean(0))
+        user_alone = user[:, ranker.user_widths[0] : ranker.user_widths[0] + 1]
+        torch.testing.assert_close(ranker.score(user, usual_item.expand(30, -1, -1)), user_alone)
 
 
 def test_negatives_are_unseen_items_of_the_retrievers_list(log, trained):

@@ -105,10 +105,10 @@ def test_hand_made_events(tmp_path, layout):
         ("2", 10, 0, "20", 1),  # 120
         ("2", 3, 1, "20", 1),  # 130: the rating of 2 is not in the history
         ("5", 7, 1, "", 0),  # 140
-        ("1", 7, 0, "3|10", 2),  # 150
+        ("1", 7, 0, "10|3", 2),  # 150
         ("5", 3, 0, "7", 1),  # 160
-        ("1", 20, 1, "3|10", 2),  # 200
-        ("2", 7, 1, "3|20", 2),  # 210: the most recent first
+        ("1", 20, 1, "10|3", 2),  # 200
+        ("2", 7, 1, "20|3", 2),  # 210: the newest last
     ]
     assert [row["split"] for row in rows] == ["train"] * 8 + ["validation", "test"]
     assert [str(row["@user"]) for row in rows] == [row["user_id"] for row in rows]
@@ -162,7 +162,7 @@ def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
     expected = []
     for user, movie, rating, time in sorted(ratings, key=lambda row: row[3]):
         before = [m for m, t in liked[user] if t < time]
-        expected.append((str(user), movie, "|".join(map(str, before[::-1][:HISTORY])), len(before)))
+        expected.append((str(user), movie, "|".join(map(str, before[-HISTORY:])), len(before)))
         if rating > 3:
             liked[user].append((movie, time))
     got = [(r["user_id"], r["item_id"], r["history"] or "", r["positives"]) for r in rows]
@@ -170,7 +170,7 @@ def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
     assert max(count for *_, count in expected) > HISTORY
 
 
-def test_prepared_data_encodes_bags(tmp_path):
+def test_prepared_data_encodes_lists(tmp_path):
     dataset = prepare(f"movielens:{write_dat(tmp_path / 'ml')}", tmp_path / "out")
     assert dataset.schema.layout_hash == schema(demographics=True).layout_hash
     assert dataset.titles() == [movie[1].strip() for movie in MOVIES]
@@ -184,13 +184,13 @@ def test_prepared_data_encodes_bags(tmp_path):
     # 2 positives of 3 events with a mean of 11 / 3; 6 positives of all 9, with a mean of 33 / 9
     past = [np.log1p(3), (2 / 3 - 0.5) / 0.25, np.log1p(80 / 86_400), 11 / 3 - 3.5]
     np.testing.assert_allclose(test.user_dense, [[np.log1p(2), *past]], rtol=1e-5)
-    assert test.user_ids[0, -HISTORY:].tolist() == [4, 2] + [0] * (HISTORY - 2)  # 3 and 20
+    assert test.user_ids[0, -HISTORY:].tolist() == [0] * (HISTORY - 2) + [2, 4]  # 20 and 3
     _, ids = dataset.items()
     assert ids.shape == (4, 1 + GENRES + 1)
     assert ids[:, 0].tolist() == [2, 4, 5, 3]
     assert (ids[2, 1:] == 0).all()  # Babylon 5: neither genres nor a year
     dense, wire, item, label = dataset.raw_users("test", 10)
-    assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"3|20"]]
+    assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"20|3"]]
     np.testing.assert_allclose(dense, [[2, 3, 2 / 3, 80 / 86_400, 11 / 3]], rtol=1e-6)
     assert (item.tolist(), label.tolist()) == ([2], [1])
 

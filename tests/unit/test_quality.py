@@ -68,7 +68,8 @@ def test_a_plan_that_keeps_too_little_has_no_speedup(reached: bool) -> None:
     found = of_planted(evaluation, {**plan, "reached": reached})
     assert found["kept_at_200"] == 0.8
     assert found["auc_gap"] == pytest.approx(0.02)
-    assert found["plan_speedup"] == (2.5 if reached else None)
+    assert found["plan_speedup"] == (9.0 if reached else None)
+    assert found["plan_speedup_alone"] == (2.5 if reached else None)
     assert found["distilled"] is None
 
 
