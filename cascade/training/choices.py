@@ -155,13 +155,6 @@ def measures(places: Tensor) -> dict[str, float]:
     }
 
 
-def dense_gradients(scorer: Scorer) -> None:
-    """Every batch has most rows of a small table: a sparse gradient would save nothing."""
-    for table in scorer.modules():
-        if isinstance(table, nn.Embedding) and table.num_embeddings <= ALL:
-            table.sparse = False
-
-
 class ChoiceRetrievalTask:
     """Softmax over the catalogue for the item that a user chose next.
 
@@ -175,7 +168,10 @@ class ChoiceRetrievalTask:
         self.scorer, self.hyper, self.device = scorer, hyper, device
         self.module: nn.Module = scorer
         self.items = catalogue(dataset, device)
-        dense_gradients(scorer)
+        for table in scorer.modules():
+            # Every batch has all items of a small catalogue: a sparse gradient would save nothing.
+            if isinstance(table, nn.Embedding) and table.num_embeddings <= ALL:
+                table.sparse = False
         self.unknown_items = Unknowns(dataset, "item")
         self.rows = Chosen(dataset, hyper.batch_size)
         self.steps_per_epoch = self.rows.steps_per_epoch

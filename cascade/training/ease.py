@@ -137,7 +137,7 @@ def members_of(dataset: Dataset, events: Events) -> Members:
                 asked = np.arange(len(held))[:, None] * feature.cardinality + held
                 if (np.isin(asked, pairs) & (held >= FIRST)).sum() > count / 2:
                     return Members(feature, of_item)
-    raise CannotBegin("no list of the user holds what the user liked before")
+    raise CannotBegin("no list of the user with a vocabulary holds what the user liked before")
 
 
 def own_ids(dataset: Dataset) -> tuple[Feature, Ids]:

@@ -18,14 +18,7 @@ from torch.nn import functional
 
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.choices import (
-    QUERIES,
-    Chosen,
-    Queries,
-    dense_gradients,
-    measures,
-    seen,
-)
+from cascade.training.choices import QUERIES, Chosen, Queries, measures, seen
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
@@ -78,7 +71,6 @@ class ChoiceRankTask:
         module = WithNumber(scorer, SHARPNESS).to(device)
         self.module: nn.Module = module
         self.sharpness = module.number
-        dense_gradients(scorer)
         self.items, self.negatives = catalogue(dataset, device), negatives
         self.near = item_states(retriever, self.items)
         self.unknown_items = Unknowns(dataset, "item")

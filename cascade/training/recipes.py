@@ -46,7 +46,7 @@ ON_FEW_ROWS = Hyperparameters(
     512, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=10, patience=15
 )
 ON_CANDIDATES = Hyperparameters(
-    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=3, validations=4, patience=4
+    batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=1.5, validations=4, patience=4
 )
 ON_CATALOGUE = Hyperparameters(
     batch_size=64, lr=3e-3, embedding_lr=2e-2, epochs=1, validations=4, patience=4

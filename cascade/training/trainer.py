@@ -15,7 +15,7 @@ from cascade.data.dataset import Dataset
 from cascade.data.source import DataError, Log
 from cascade.models import build, contract, preset
 from cascade.models.blend import Blend, BlendConfig
-from cascade.models.registry import Recipe
+from cascade.models.registry import MODELS, Recipe
 from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
@@ -48,6 +48,7 @@ from cascade.training.told import draw, taught
 
 DISTILL_USERS = 8_192
 TEACH_USERS = 8_192
+NOT_BESIDE = ("blend", "logistic", "two_tower")  # a logistic regression of its own
 
 
 class Trainer:
@@ -130,16 +131,15 @@ class Trainer:
             return replace(found, epochs=max(1, min(found.epochs, CHOICES_IN_ALL // rows)))
         if training.taught:
             return training.hyper
-        few = self._residual(name)
+        few = self._few(name)
         found = ON_FEW_ROWS if few else training.hyper
         size = min(found.batch_size, max(32, rows // 100))
         wanted = max(FEW_EPOCHS, FEWEST_STEPS * size // rows) if few else ROWS_IN_ALL // rows
         epochs = max(1, min(MOST_EPOCHS, wanted))
         return replace(found, epochs=found.epochs * epochs, batch_size=size)
 
-    def _residual(self, name: str) -> bool:
-        """Whether a ranker of impressions has so few rows that it would learn them by heart: it
-        then learns what logistic regression, which is trained with it, does not."""
+    def _few(self, name: str) -> bool:
+        """Whether a ranker of impressions has so few rows that it would learn them by heart."""
         of_rows = self.log == "impressions" and TRAININGS[name].model in (RANK, PRERANK)
         return of_rows and self.dataset.rows("train") < FEW_ROWS
 
@@ -189,11 +189,11 @@ class Trainer:
 
     def _built(self, name: str) -> tuple[str, dict[str, Any]]:
         """What is trained under a name: a model and its configuration. A ranker of a log of choices
-        has the model of the recipe beside the retriever, one of few rows beside a logistic
-        regression."""
+        has the model of the recipe beside the retriever; one of few rows learns what a logistic
+        regression beside it lacks. A team's own model has its own tasks, and stays as it is."""
         model, size = self.recipe.model(TRAININGS[name].model)
         config = preset(model, size)
-        if self._residual(name):
+        if self._few(name) and model in MODELS and model not in NOT_BESIDE:
             return "blend", asdict(BlendConfig(model, config))
         if not self._made_of(name):
             return model, config
@@ -207,7 +207,7 @@ class Trainer:
         scorer = build(*self._built(name), self.dataset.schema).to(self.device)
         if isinstance(scorer, Blend) and self._made_of(name):
             self._begin(name, scorer)
-        elif isinstance(scorer, Blend) and self._residual(name):
+        elif isinstance(scorer, Blend) and self._few(name):
             scorer.silence()
         if name == LABELS and self.log == "choices":
             self._factorise(name, scorer)
@@ -283,7 +283,7 @@ class Trainer:
                 task.label_weight = 0  # all labels are 1
             return task
         of_rows = RankTask(scorer, *where, self.negatives)
-        of_rows.meet_unknowns = self._residual(name)
+        of_rows.meet_unknowns = self._few(name)
         return of_rows
 
     @cached_property

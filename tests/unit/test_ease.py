@@ -68,7 +68,7 @@ def test_a_list_that_holds_items_is_found_by_their_names_or_ids(tmp_path, played
 
 def test_a_list_of_something_else_is_none(tmp_path):
     log = written(tmp_path, played="random")
-    with pytest.raises(ease.CannotBegin, match="no list of the user holds"):
+    with pytest.raises(ease.CannotBegin, match="no list of the user with a vocabulary holds"):
         ease.Vectors.of(log, 8)
 
 

@@ -237,3 +237,29 @@ def test_a_retriever_that_is_no_dot_product_is_refused_before_it_is_trained(synt
     with pytest.raises(ContractError, match="DLRM cannot retrieve"):
         found.run()
     assert not (tmp_path / "retrieve" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "made"),
+    [
+        ("dlrm:tiny", 100_000, "Blend"),
+        ("dlrm:tiny", 100, "DLRM"),
+        ("logistic", 100_000, "LogisticRegression"),
+        ("tests.example_models:TwoTasks:wide", 100_000, "TwoTasks"),
+    ],
+)
+def test_a_model_of_few_rows_learns_what_logistic_regression_lacks(
+    synthetic, tmp_path, monkeypatch, model, rows, made
+):
+    """A DLRM of fewer than `rows` rows; other models stay as they are."""
+    monkeypatch.setattr(trainer, "FEW_ROWS", rows)
+    recipe = Recipe(rank=model)
+    found = trainer.Trainer(synthetic, tmp_path, torch.device("cpu"), recipe, {})
+    ranker = found.fresh("rank", found.hyperparameters("rank")).eval()
+    assert type(ranker).__name__ == made
+    if made == "Blend":
+        batch, (dense, ids) = synthetic.sample("test", 20), synthetic.items()
+        user = ranker.user(torch.tensor(batch.user_dense), torch.tensor(batch.user_ids))
+        states = ranker.item(*map(torch.tensor, (dense, ids)))
+        logits = ranker.score(user, states.expand(len(user), -1, -1))
+        assert logits.abs().max() == 0
