@@ -19,13 +19,13 @@ from cascade.models.registry import MODELS, Recipe
 from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
-from cascade.training import bundle, checkpoint, ease
-from cascade.training.choices import ChoiceRetrievalTask
-from cascade.training.distill import Candidates, DistillTask
+from cascade.training import bundle, checkpoint
+from cascade.training.choices import ease
+from cascade.training.choices.rank import SHARPNESS, ChoiceRankTask, usual
+from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
-from cascade.training.rank_choices import SHARPNESS, ChoiceRankTask, usual
 from cascade.training.recipes import (
     BASELINE,
     CHOICES_IN_ALL,
@@ -43,8 +43,9 @@ from cascade.training.recipes import (
     check,
 )
 from cascade.training.tasks import RankTask, RetrievalTask
-from cascade.training.teach import TeachTask
-from cascade.training.told import draw, taught
+from cascade.training.teaching.distill import Candidates, DistillTask
+from cascade.training.teaching.teach import TeachTask
+from cascade.training.teaching.told import draw, taught
 
 DISTILL_USERS = 8_192
 TEACH_USERS = 8_192

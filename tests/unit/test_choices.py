@@ -15,10 +15,11 @@ from cascade.models import build
 from cascade.models.blend import Blend, BlendConfig
 from cascade.models.contract import check
 from cascade.models.two_tower import TwoTowerConfig
-from cascade.training import choices
-from cascade.training.choices import ChoiceRetrievalTask, Chosen, Queries, Recency
+from cascade.training.choices import retrieve
+from cascade.training.choices.rank import ChoiceRankTask, usual
+from cascade.training.choices.retrieve import ChoiceRetrievalTask
+from cascade.training.choices.rows import Chosen, Queries, Recency
 from cascade.training.loop import Hyperparameters, fit, make_optimizers
-from cascade.training.rank_choices import ChoiceRankTask, usual
 from cascade.training.tasks import catalogue, item_states
 from cascade.training.unknowns import Unknowns
 from tests.weights import assert_same_weights, fresh
@@ -124,7 +125,7 @@ def test_the_rows_of_an_epoch_are_positives_thinned_by_age(log):
 
 
 def test_the_loss_is_that_of_the_whole_catalogue(log, monkeypatch):
-    monkeypatch.setattr(choices, "VECTOR_DROPOUT", 0.0)
+    monkeypatch.setattr(retrieve, "VECTOR_DROPOUT", 0.0)
     task = ChoiceRetrievalTask(retriever(log), log, HYPER, CPU)
     task.unknown_items.share.clear()
     batch = next(task.batches(0, 0))
@@ -135,7 +136,7 @@ def test_the_loss_is_that_of_the_whole_catalogue(log, monkeypatch):
 
 
 def test_a_large_catalogue_is_sampled_with_the_items_chosen(log, monkeypatch):
-    monkeypatch.setattr(choices, "ALL", 10)
+    monkeypatch.setattr(retrieve, "ALL", 10)
     task = ChoiceRetrievalTask(retriever(log), log, HYPER, CPU)
     batch = next(task.batches(0, 0))
     (_, _, chosen, _), candidates, ids = batch

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cascade.training.distill import Candidates, DistillTask
 from cascade.training.loop import Hyperparameters, fit
+from cascade.training.teaching.distill import Candidates, DistillTask
 from tests.weights import assert_same_weights, fresh, opinionated
 
 pytestmark = pytest.mark.usefixtures("one_thread")

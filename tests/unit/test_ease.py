@@ -13,7 +13,7 @@ from cascade.models import build
 from cascade.models.embeddings import Embeddings
 from cascade.models.two_tower import TwoTowerConfig
 from cascade.schema import Feature
-from cascade.training import ease
+from cascade.training.choices import ease
 
 SONGS, PEOPLE, HELD = 40, 60, 8
 SCHEMA = """\

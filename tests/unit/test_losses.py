@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.training.distill import distillation
 from cascade.training.tasks import sampled_softmax
+from cascade.training.teaching.distill import distillation
 
 # Users and items in the plane: the dot products are read off.
 USER = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

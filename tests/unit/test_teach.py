@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cascade.training import tasks, teach
+from cascade.training import tasks
 from cascade.training.loop import Hyperparameters, fit
-from cascade.training.teach import TeachTask
+from cascade.training.teaching import teach
+from cascade.training.teaching.teach import TeachTask
 from tests.weights import fresh, opinionated
 
 pytestmark = pytest.mark.usefixtures("one_thread")

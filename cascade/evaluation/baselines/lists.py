@@ -16,7 +16,7 @@ import scipy.sparse as sp
 
 from cascade.data.seen import Events
 from cascade.errors import CascadeError
-from cascade.training.ease import MOST_OF_USER, users_by_items, weights
+from cascade.training.choices.ease import MOST_OF_USER, users_by_items, weights
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]

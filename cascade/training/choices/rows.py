@@ -1,9 +1,4 @@
-"""Training on a log of choices, in which users found the items by themselves.
-
-That an item is in such a log tells most, so a retriever learns which item comes next among all of
-them, and lists on validation rows say when it has learnt enough. Rows from long ago tell less of
-what users choose today, and ids that a client will send unknown have to be met in training.
-"""
+"""The rows of a log of choices: what is learnt from, and what lists are judged by."""
 
 from __future__ import annotations
 
@@ -13,23 +8,18 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.data.seen import Seen
 from cascade.data.source import Split
 from cascade.encoding import Ids
-from cascade.models.scorer import Scorer
-from cascade.training.loop import Hyperparameters
-from cascade.training.tasks import Rows, catalogue, item_states, labelled
+from cascade.training.tasks import labelled
 from cascade.training.unknowns import Unknowns
 
-ALL = 32_768  # items of a catalogue that are candidates of every batch; of a larger one, this many
 QUERIES = 2_000  # validation positives whose lists are judged
 HALF_LIFE = 1 / 3  # of the training rows in time, after which a row counts half
 LIST_DROPOUT = 0.3  # mean share of a list's members that a batch leaves out
-VECTOR_DROPOUT = 0.2  # of a user's vector
 MOMENTS = 1_001  # quantiles of time by which the age of a row is told
 LISTS = (10, 100)  # the places of a list that NDCG and recall look at
 
@@ -153,65 +143,3 @@ def measures(places: Tensor) -> dict[str, float]:
         f"validation_ndcg_at_{top}": ndcg,
         f"validation_recall_at_{deep}": recall,
     }
-
-
-class ChoiceRetrievalTask:
-    """Softmax over the catalogue for the item that a user chose next.
-
-    A catalogue of more than `ALL` items is sampled for each batch, half of it as the batch's own
-    items, half uniformly, so that the loss stays within memory.
-    """
-
-    def __init__(
-        self, scorer: Scorer, dataset: Dataset, hyper: Hyperparameters, device: torch.device
-    ) -> None:
-        self.scorer, self.hyper, self.device = scorer, hyper, device
-        self.module: nn.Module = scorer
-        self.items = catalogue(dataset, device)
-        for table in scorer.modules():
-            # Every batch has all items of a small catalogue: a sparse gradient would save nothing.
-            if isinstance(table, nn.Embedding) and table.num_embeddings <= ALL:
-                table.sparse = False
-        self.unknown_items = Unknowns(dataset, "item")
-        self.rows = Chosen(dataset, hyper.batch_size)
-        self.steps_per_epoch = self.rows.steps_per_epoch
-        self.queries = Queries(dataset, device)
-
-    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-        """-> rows, the candidates' rows of the catalogue [K], their ids [K, C]."""
-        seed = self.hyper.seed
-        for step, (_, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
-            random = np.random.default_rng((seed, epoch, step, 1))
-            rows = np.arange(len(self.items))
-            if len(rows) > ALL:
-                rows = np.unique(np.r_[chosen.item, random.choice(rows, ALL, replace=False)])
-            candidates = torch.from_numpy(rows).to(self.device)
-            ids = self.unknown_items.put(self.items[candidates][1], random)
-            yield labelled(chosen, self.device)[:], candidates, ids
-
-    def loss(self, batch: tuple[Rows, Tensor, Tensor], step: int) -> Tensor:
-        (dense, ids, chosen, _), candidates, item_ids = batch
-        user = self.scorer.user(dense, ids) * self._dropout(len(dense), step)
-        items = self.scorer.item(self.items[candidates][0], item_ids)
-        logits = user @ items.t()
-        if not len(chosen):  # all of these rows are too old
-            return logits.sum()
-        return functional.cross_entropy(logits, torch.searchsorted(candidates, chosen))
-
-    def _dropout(self, count: int, step: int) -> Tensor:
-        """[B, D], of which a part is 0; the same for the same step."""
-        random = torch.Generator().manual_seed(self.hyper.seed * 1_000_003 + step)
-        stay = torch.rand((count, self.scorer.user_width), generator=random) >= VECTOR_DROPOUT
-        return (stay / (1 - VECTOR_DROPOUT)).to(self.device)
-
-    def validate(self) -> dict[str, float]:
-        """NDCG@10 and recall@100 of the lists of the whole catalogue without what was seen."""
-        states = item_states(self.scorer, self.items)
-        places = []
-        for at in range(0, len(self.queries), 256):
-            dense, ids, chosen, _ = self.queries.rows[at : at + 256]
-            scores = self.scorer.user(dense, ids) @ states.t()
-            own = scores.gather(1, chosen[:, None])
-            scores[self.queries.seen(at, at + 256)] = -torch.inf
-            places.append((scores > own).sum(1))
-        return measures(torch.cat(places).float())

@@ -17,6 +17,8 @@ PLACES = {  # in which a taught model keeps the ten best of its teacher
 def taught(name: str, by: str, before: float, after: float) -> str:
     """What distillation added, in words."""
     kept = f"keeps {after:.4f} of the {PLACES[by]}"
+    if before == 1:
+        return f"{name}: by labels alone it {kept}, and nothing was left to learn"
     if after > before:
         return f"{name}: taught, it {kept}; by labels alone it kept {before:.4f}"
     return (

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.choices import QUERIES, Chosen, Queries, measures, seen
+from cascade.training.choices.rows import QUERIES, Chosen, Queries, measures, seen
 from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
