@@ -19,7 +19,7 @@ from cascade.training.loop import Hyperparameters
 ROWS_IN_ALL = 1_000_000
 MOST_EPOCHS = 12
 LABELS = "retrieve_labels"
-TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("prerank",)}
+TEACHERS = {"": (), "candidates": (LABELS, "rank"), "catalogue": ("rank", "prerank")}
 BASELINE = "baseline"  # the part of a recipe that no stage serves
 FACTORS = "two_tower:factors"
 RECIPES: dict[Log, Recipe] = {
@@ -34,7 +34,7 @@ class Training:
 
     model: str  # the stage of the recipe whose model is trained
     hyper: Hyperparameters
-    # By the ranker on what the retriever returns, by the preranker on the catalogue, or by labels.
+    # By the ranker on what the retriever returns or on the catalogue, or by labels.
     taught: Literal["", "candidates", "catalogue"] = ""
     starts_from: str = ""  # an earlier training of the same model, whose weights it begins with
 
@@ -49,7 +49,7 @@ ON_CANDIDATES = Hyperparameters(
     batch_size=64, lr=3e-3, embedding_lr=1e-2, epochs=1.5, validations=4, patience=4
 )
 ON_CATALOGUE = Hyperparameters(
-    batch_size=64, lr=3e-3, embedding_lr=2e-2, epochs=1, validations=4, patience=4
+    batch_size=64, lr=2e-3, embedding_lr=1e-2, epochs=1, validations=4, patience=4
 )
 CHOICES_IN_ALL = 4_000_000  # rows of a log of choices, as ROWS_IN_ALL; `epochs` are the most
 OF_CHOICES = {  # the trainings that a log of choices changes

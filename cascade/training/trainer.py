@@ -271,7 +271,7 @@ class Trainer:
             return RetrievalTask(scorer, *where)
         if name == RETRIEVE:
             sizes = (TEACH_USERS, Sizes().candidates)
-            return TeachTask(scorer, self.models["prerank"], *where, *sizes)
+            return TeachTask(scorer, self.models[RANK], self.models[PRERANK], *where, *sizes)
         contract.check(scorer)
         if name in OF_CHOICES and self.log == "choices":
             return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)

@@ -26,9 +26,9 @@ def teacher(synthetic):
     return opinionated(synthetic.schema, seed=3)
 
 
-def task_of(synthetic, teacher, hyper=HYPER, users=600, keep=30):
+def task_of(synthetic, teacher, hyper=HYPER, users=600, keep=30, quick=None):
     student = fresh(synthetic.schema, "two_tower", seed=5)
-    return TeachTask(student, teacher, synthetic, hyper, CPU, users, keep)
+    return TeachTask(student, teacher, quick or teacher, synthetic, hyper, CPU, users, keep)
 
 
 def everything(scorer, rows, items):
@@ -52,6 +52,18 @@ def test_the_best_are_those_of_all_items(synthetic, teacher, monkeypatch):
     with torch.inference_mode():
         logits = everything(teacher, rows, task.items)
     best = logits.topk(10, dim=1).values
+    torch.testing.assert_close(logits.gather(1, task.wanted), best)
+
+
+def test_the_best_are_those_of_a_shortlist_of_the_quick_model(synthetic, teacher, monkeypatch):
+    monkeypatch.setattr(teach, "SHORTLIST", 40)
+    quick = opinionated(synthetic.schema, seed=8)
+    task = task_of(synthetic, teacher, quick=quick)
+    rows = task.validation[:]
+    with torch.inference_mode():
+        first = everything(quick, rows, task.items).topk(40, dim=1).indices
+        logits = everything(teacher, rows, task.items)
+    best = logits.gather(1, first).topk(10, dim=1).values
     torch.testing.assert_close(logits.gather(1, task.wanted), best)
 
 

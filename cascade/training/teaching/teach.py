@@ -1,8 +1,7 @@
 """A retriever learns the ranker's order over the whole catalogue, of which it retrieves.
 
 The labels of a log of impressions tell of items that were shown. What a retriever has to find are
-the items that the ranker would put first, shown or not. A preranker that was taught by the ranker
-stands for it here, because it scores a catalogue in a fraction of the time.
+the items that the ranker would put first, shown or not.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from cascade.training.loop import Hyperparameters
 from cascade.training.tasks import WithNumber, catalogue, item_states, labelled, pair_logits
 
 DRAWN = 8_192  # items of the catalogue that a batch is about
-NEAR = 64  # of them that the student puts first for a user, whose order it has to learn
-SHARED = 1_024  # of them that every user of the batch is asked about
+NEAR = 128  # of them that the student puts first for a user, whose order it has to learn
+SHARED = 256  # of them that every user of the batch is asked about
 TEMPERATURE = 0.5  # of the teacher's logits
 VALIDATION_USERS = 64
-TOP = 10
+TOP, SHORTLIST = 10, 2_000  # the teacher's best of all are its best of a shortlist
 
 
 class TeachTask:
@@ -36,6 +35,9 @@ class TeachTask:
     Args:
         student: a retriever, trained on labels before: the weights that it comes with are
             validated, too, and stay where the teacher makes nothing better.
+        teacher: the ranker.
+        quick: the preranker, which scores a catalogue in a fraction of the time: of the items that
+            it puts first, the teacher's best are wanted of the student in validation.
         users: training rows whose users are taught, drawn over the users.
         keep: candidates of a user, among which the teacher's ten best of all items should be.
     """
@@ -46,6 +48,7 @@ class TeachTask:
         self,
         student: Scorer,
         teacher: Scorer,
+        quick: Scorer,
         dataset: Dataset,
         hyper: Hyperparameters,
         device: torch.device,
@@ -62,17 +65,21 @@ class TeachTask:
         self.teacher_items = item_states(teacher, self.items)
         self.train = labelled(dataset.sample("train", users), device)
         self.validation = labelled(dataset.sample("validation", VALIDATION_USERS), device)
-        self.wanted = self._best_of_all(self.validation)
+        self.wanted = self._best_of_all(quick, self.validation)
         self.steps_per_epoch = -(-len(self.train) // hyper.batch_size)
 
-    def _best_of_all(self, rows: TensorDataset) -> Tensor:
-        """The teacher's ten best of the whole catalogue, [B, 10]."""
-        found = []
+    def _best_of_all(self, quick: Scorer, rows: TensorDataset) -> Tensor:
+        """The teacher's ten best of those that `quick` puts first in the catalogue, [B, 10]."""
+        found, states = [], item_states(quick, self.items)
         with torch.inference_mode():
-            for at in tqdm(range(len(rows)), "the teacher's best of all", leave=False):
-                user = self.teacher.user(*rows[at : at + 1][:2])
-                logits = pair_logits(self.teacher, user, self.teacher_items[None])
-                found.append(logits.topk(min(TOP, logits.shape[1]), dim=1).indices)
+            for at in tqdm(range(len(rows)), "the best of the catalogue", leave=False):
+                users = rows[at : at + 1][:2]
+                logits = pair_logits(quick, quick.user(*users), states[None])
+                first = logits.topk(min(SHORTLIST, logits.shape[1]), dim=1).indices
+                own = pair_logits(
+                    self.teacher, self.teacher.user(*users), self.teacher_items, first
+                )
+                found.append(first.gather(1, own.topk(min(TOP, own.shape[1]), dim=1).indices))
         return torch.cat(found)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:

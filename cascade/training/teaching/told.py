@@ -10,7 +10,7 @@ from cascade.spec import Sizes
 
 PLACES = {  # in which a taught model keeps the ten best of its teacher
     "candidates": f"ten best of the ranker's among {Sizes().candidates} candidates",
-    "catalogue": f"ten best of the catalogue, as the preranker sees it, among {Sizes().candidates}",
+    "catalogue": f"ten best of the ranker's in the catalogue among {Sizes().candidates}",
 }
 
 
