@@ -19,7 +19,7 @@ SONGS, PEOPLE, HELD = 40, 60, 8
 SCHEMA = """\
 interactions: log.csv
 items: songs.csv
-item: {key}
+item: id
 user: person
 label: liked
 time: time
@@ -31,7 +31,7 @@ features:
 """
 
 
-def written(folder, kind: str = "sequence", played: str = "name", key: str = "id") -> Dataset:
+def written(folder, kind: str = "sequence", played: str = "name") -> Dataset:
     """Plays of songs in two genres. The list of a row has what was liked before it, by `played`."""
     random = np.random.default_rng(0)
     names = {song: f"song {song}" if played == "name" else str(100 + song) for song in range(SONGS)}
@@ -49,7 +49,7 @@ def written(folder, kind: str = "sequence", played: str = "name", key: str = "id
     songs = ["id,genre,song"] + [f"{100 + n},{n % 2},song {n}" for n in range(SONGS)]
     (folder / "log.csv").write_text("\n".join(lines))
     (folder / "songs.csv").write_text("\n".join(songs))
-    (folder / "schema.yaml").write_text(SCHEMA.format(kind=kind, key=key))
+    (folder / "schema.yaml").write_text(SCHEMA.format(kind=kind))
     return prepare("table", folder / "data", schema_file=folder / "schema.yaml")
 
 

@@ -177,5 +177,6 @@ def test_deepfm_on_the_rows_of_a_data_set(tmp_path: Path) -> None:
 @pytest.mark.skipif(not MOVIES.exists(), reason="the real rows are not here")
 def test_deepfm_wants_single_values(tmp_path: Path) -> None:
     dataset = prepare(f"movielens:{MOVIES}", tmp_path / "data")
-    with pytest.raises(CascadeError, match=r"history is a sequence; .* give a data set"):
+    message = r"history is a sequence; .* give a data set without bags"
+    with pytest.raises(CascadeError, match=message):
         deepfm.judged(dataset, 0)
