@@ -12,6 +12,12 @@ from cascade.schema import Feature, SchemaError
 FADING = 1.0  # where learning starts: the k-th newest of a sequence weighs k ** -FADING
 
 
+def embeddings_of(model: nn.Module, features: Sequence[Feature]) -> Embeddings | None:
+    """The widest embeddings of just these features in a model, if it has any."""
+    found = [m for m in model.modules() if isinstance(m, Embeddings) and m.features == (*features,)]
+    return max(found, key=lambda one: one.width, default=None)
+
+
 class Embeddings(nn.Module):
     """ids [B, C] -> one vector per feature [B, F, D]; that of a bag or sequence is the sum of its
     members over (their number) ^ `power`: by default the mean. With `by_age` the members of a
@@ -51,6 +57,17 @@ class Embeddings(nn.Module):
                 self.segments.append((first, len(offsets), several))
                 start += count
         self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.long), persistent=False)
+
+    @torch.no_grad()
+    def take(self, other: Embeddings) -> None:
+        """Begin with the vectors of another model for the same features. Of wider ones, the
+        directions along which they lie farthest from 0; beside narrower ones, drawn numbers stay
+        behind."""
+        vectors = other.table.weight
+        if other.width > self.width:
+            axes = torch.linalg.eigh(vectors.t() @ vectors).eigenvectors  # the largest is the last
+            vectors = vectors @ axes[:, -self.width :]
+        self.table.weight[:, : vectors.shape[1]] = vectors
 
     def first_row(self, feature: Feature) -> int:
         """Where the rows of a feature begin in the table."""

@@ -7,12 +7,13 @@ random draws depend only on (seed, step), and the optimisers' state is saved wit
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from tensorboardX import SummaryWriter
@@ -42,21 +43,35 @@ class Hyperparameters:
         return {key: value for key, value in asdict(self).items() if key != "save_every"}
 
 
-class Task(Protocol):
-    """What is trained and on what."""
+class Task(ABC):
+    """What is trained and on what.
+
+    Attributes:
+        trained: whether the module is validated before its first batch, too, because it comes with
+            weights that training may not improve.
+        best_possible: an objective that no weights can be better than.
+    """
 
     module: nn.Module
     steps_per_epoch: int
+    trained: bool = False
+    best_possible: float = -inf
 
+    def begin(self) -> None:  # noqa: B027, for most tasks begin with what was validated
+        """Called before the first batch, after the weights that the module came with were
+        validated."""
+
+    @abstractmethod
     def batches(self, epoch: int, skip: int) -> Iterator[Any]:
         """The batches of an epoch without the first `skip`."""
 
+    @abstractmethod
     def loss(self, batch: Any, step: int) -> Tensor:
         """A scalar."""
 
+    @abstractmethod
     def validate(self) -> dict[str, float]:
-        """Measures on the validation split; `objective` is what early stopping minimises. A task
-        whose `trained` is true is validated before its first batch, too."""
+        """Measures on the validation split; `objective` is what early stopping minimises."""
 
 
 def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.optim.Optimizer]:
@@ -128,9 +143,11 @@ def fit(
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
     progress = tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches")
     with unchecked, progress as bar:
-        if not run.step and getattr(task, "trained", False):
-            bar.set_postfix(run.validated())
-            _tell(told, run)
+        if not run.step:
+            if task.trained:
+                bar.set_postfix(run.validated())
+                _tell(told, run)
+            task.begin()
         while run.step < total and not run.ended(hyper.patience):
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
@@ -186,7 +203,7 @@ class _Run:
 
     def ended(self, patience: int) -> bool:
         """Whether validation stopped improving, or cannot improve."""
-        best_possible = getattr(self.task, "best_possible", -inf)
+        best_possible = self.task.best_possible
         return self.bad >= patience or any(h["objective"] <= best_possible for h in self.history)
 
     def validated(self) -> dict[str, str]:

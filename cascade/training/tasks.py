@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.scorer import Scorer
 from cascade.schema import Side
-from cascade.training.loop import Hyperparameters
+from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.unknowns import Unknowns
 
@@ -64,7 +64,7 @@ def labelled(batch: Batch, device: torch.device) -> TensorDataset:
     return TensorDataset(*(torch.tensor(array, device=device) for array in arrays))
 
 
-class RowTask:
+class RowTask(Task):
     """A training on (user, item, label) rows; `negatives` are drawn beside each of them."""
 
     def __init__(

@@ -212,7 +212,7 @@ class Trainer:
             scorer.silence()
         if name == LABELS and self.log == "choices":
             self._factorise(name, scorer)
-        if before := TRAININGS[name].starts_from:
+        if name != RETRIEVE and (before := TRAININGS[name].starts_from):
             scorer.load_state_dict(self.models[before].state_dict())
         return scorer
 
@@ -270,8 +270,9 @@ class Trainer:
                 return ChoiceRetrievalTask(scorer, *where)
             return RetrievalTask(scorer, *where)
         if name == RETRIEVE:
+            labels, rank, prerank = (self.models[other] for other in (LABELS, RANK, PRERANK))
             sizes = (TEACH_USERS, Sizes().candidates)
-            return TeachTask(scorer, self.models[RANK], self.models[PRERANK], *where, *sizes)
+            return TeachTask(scorer, labels, rank, prerank, *where, *sizes)
         contract.check(scorer)
         if name in OF_CHOICES and self.log == "choices":
             return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)

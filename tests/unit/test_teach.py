@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
+from cascade.models import build
+from cascade.models.scorer import Scorer
+from cascade.models.two_tower import TwoTowerConfig
 from cascade.training import tasks
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.teaching import teach
 from cascade.training.teaching.teach import TeachTask
-from tests.weights import fresh, opinionated
+from tests.weights import assert_same_weights, fresh, opinionated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +31,9 @@ def teacher(synthetic):
 
 
 def task_of(synthetic, teacher, hyper=HYPER, users=600, keep=30, quick=None):
-    student = fresh(synthetic.schema, "two_tower", seed=5)
-    return TeachTask(student, teacher, quick or teacher, synthetic, hyper, CPU, users, keep)
+    student, trained = (fresh(synthetic.schema, "two_tower", seed=seed) for seed in (4, 5))
+    others = (trained, teacher, quick or teacher)
+    return TeachTask(student, *others, synthetic, hyper, CPU, users, keep)
 
 
 def everything(scorer, rows, items):
@@ -93,6 +98,44 @@ def test_a_user_is_asked_about_no_item_twice(synthetic, teacher, monkeypatch):
     near = (user @ items.t()).gather(1, asked[:, : teach.NEAR])
     torch.testing.assert_close(near, scores.topk(teach.NEAR, dim=1).values)
     assert (asked[:, teach.NEAR :] == torch.arange(40)).all()
+
+
+@pytest.mark.parametrize("width", [2, 8, 12])
+def test_a_student_begins_with_the_embeddings_of_its_teacher(synthetic, teacher, width):
+    """Narrower than the teacher's 8 numbers, with the directions that say most; wider, with all."""
+    config = TwoTowerConfig(width=width, layers=(16, 8))
+    student, trained = (build("two_tower", asdict(config), synthetic.schema) for _ in range(2))
+    task = TeachTask(student, trained, teacher, teacher, synthetic, HYPER, CPU, 20, 30)
+    assert_same_weights(student.state_dict(), trained.state_dict())  # they are validated first
+    task.begin()
+    found, wanted = (
+        embeddings.table.weight.detach()
+        for embeddings in (student.item_tower.embeddings, teacher.item_ids)
+    )
+    if width >= 8:
+        assert torch.equal(found[:, :8], wanted)
+    else:
+        spread = torch.linalg.svdvals(wanted)
+        torch.testing.assert_close(torch.linalg.svdvals(found), spread[:width])
+
+
+class Numbers(Scorer):
+    """A model without embeddings."""
+
+    def __init__(self, schema):
+        super().__init__(schema)
+        self.all = nn.Linear(schema.dense_width("user") + schema.dense_width("item"), 1)
+
+    def forward(self, user_dense, user_ids, item_dense, item_ids):
+        return self.all(torch.cat((user_dense, item_dense), dim=1)).squeeze(1)
+
+
+def test_a_teacher_without_such_embeddings_teaches_the_trained_weights(synthetic):
+    teacher = Numbers(synthetic.schema).eval()
+    task = task_of(synthetic, teacher)
+    before = copy.deepcopy(task.student.state_dict())
+    task.begin()
+    assert_same_weights(task.student.state_dict(), before)
 
 
 def test_weights_that_find_all_stay(synthetic, tmp_path):

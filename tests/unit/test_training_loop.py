@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from cascade.training.checkpoint import CheckpointError
-from cascade.training.loop import Hyperparameters, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, Task, fit, make_optimizers
 from cascade.training.tasks import RankTask
 from tests.weights import assert_same_weights, fresh
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Scripted:
+class Scripted(Task):
     """A task whose validations have a given outcome; remembers the weights of each."""
 
     def __init__(self, objectives, fail_at=None, seed=0):

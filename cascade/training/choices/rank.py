@@ -19,7 +19,7 @@ from torch.nn import functional
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
 from cascade.training.choices.rows import QUERIES, Chosen, Queries, measures, seen
-from cascade.training.loop import Hyperparameters
+from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
     VALIDATION_ROWS,
@@ -46,7 +46,7 @@ def usual(dataset: Dataset, model: Scorer, device: torch.device) -> Tensor:
         return item_states(model, catalogue(dataset, device))[torch.tensor(items)].mean(0)
 
 
-class ChoiceRankTask:
+class ChoiceRankTask(Task):
     """Softmax over a chosen item and items of the retriever's list, plus cross-entropy on labels.
     The ranker begins with the retriever's order, which stays where it learns nothing better.
 

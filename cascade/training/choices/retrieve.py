@@ -12,7 +12,7 @@ from torch.nn import functional
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
 from cascade.training.choices.rows import Chosen, Queries, measures
-from cascade.training.loop import Hyperparameters
+from cascade.training.loop import Hyperparameters, Task
 from cascade.training.tasks import Rows, catalogue, item_states, labelled
 from cascade.training.unknowns import Unknowns
 
@@ -20,7 +20,7 @@ ALL = 32_768  # items of a catalogue that are candidates of every batch; of a la
 VECTOR_DROPOUT = 0.2  # of a user's vector
 
 
-class ChoiceRetrievalTask:
+class ChoiceRetrievalTask(Task):
     """Softmax over the catalogue for the item that a user chose next.
 
     A catalogue of more than `ALL` items is sampled for each batch, half of it as the batch's own

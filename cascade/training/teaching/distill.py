@@ -17,7 +17,7 @@ from cascade.data.sample import distinct_users
 from cascade.data.source import Split
 from cascade.encoding import Floats
 from cascade.models.scorer import Scorer
-from cascade.training.loop import Hyperparameters
+from cascade.training.loop import Hyperparameters, Task
 from cascade.training.tasks import Rows, catalogue, item_states, labelled, pair_logits
 
 VALIDATION_USERS = 512
@@ -77,7 +77,7 @@ def distillation(student: Tensor, teacher: Tensor, sharpness: float = 1.0) -> Te
     return order + level
 
 
-class DistillTask:
+class DistillTask(Task):
     """The student scores a sample of each user's candidates as the teacher does; the row's own
     item and label are mixed in. The student has learnt from labels before, so the weights that it
     comes with are validated, too, and stay where the teacher makes nothing better."""

@@ -7,6 +7,7 @@ the items that the ranker would put first, shown or not.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,25 +17,49 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from cascade.data.dataset import Dataset
+from cascade.models.embeddings import embeddings_of
 from cascade.models.scorer import Scorer
-from cascade.training.loop import Hyperparameters
+from cascade.schema import Side
+from cascade.training.loop import Hyperparameters, Task
 from cascade.training.tasks import WithNumber, catalogue, item_states, labelled, pair_logits
 
 DRAWN = 8_192  # items of the catalogue that a batch is about
 NEAR = 128  # of them that the student puts first for a user, whose order it has to learn
 SHARED = 256  # of them that every user of the batch is asked about
 TEMPERATURE = 0.5  # of the teacher's logits
+SCALE = 10.0  # where training starts: how sharp the student's scores are
 VALIDATION_USERS = 64
 TOP, SHORTLIST = 10, 2_000  # the teacher's best of all are its best of a shortlist
 
 
-class TeachTask:
+def take_embeddings(student: Scorer, teacher: Scorer) -> bool:
+    """Let a student begin with the teacher's embeddings; -> whether both models have some for the
+    id features of both sides."""
+    pairs = [
+        (embeddings_of(student, features), embeddings_of(teacher, features))
+        for side in get_args(Side)
+        if (features := student.schema.ids(side))
+    ]
+    for own, other in pairs:
+        if own is None or other is None:
+            return False
+        own.take(other)
+    return bool(pairs)
+
+
+class TeachTask(Task):
     """Of items drawn anew for each batch, the student has to give those that it puts first itself,
     and some at random, the distribution that the teacher's logits give them.
 
+    The student begins with the teacher's embeddings, where the teacher has some for the same
+    features, and with layers that are drawn. What the teacher says of an id is then there from the
+    start, and the layers learn it for all ids alike.
+
     Args:
-        student: a retriever, trained on labels before: the weights that it comes with are
-            validated, too, and stay where the teacher makes nothing better.
+        student: a retriever as it is drawn.
+        trained: the same one trained on labels. Its weights are validated, too, and stay where the
+            teacher makes nothing better; the training begins with them where the teacher has no
+            embeddings to begin with.
         teacher: the ranker.
         quick: the preranker, which scores a catalogue in a fraction of the time: of the items that
             it puts first, the teacher's best are wanted of the student in validation.
@@ -47,6 +72,7 @@ class TeachTask:
     def __init__(
         self,
         student: Scorer,
+        trained: Scorer,
         teacher: Scorer,
         quick: Scorer,
         dataset: Dataset,
@@ -56,7 +82,11 @@ class TeachTask:
         keep: int,
     ) -> None:
         self.student, self.teacher, self.hyper, self.device = student, teacher, hyper, device
-        module = WithNumber(student, 10.0).to(device)
+        module = WithNumber(student, SCALE).to(device)
+        self.drawn: dict[str, Tensor] = {}  # the weights of the first batch
+        if take_embeddings(student, teacher):
+            self.drawn = {key: value.clone() for key, value in student.state_dict().items()}
+        student.load_state_dict(trained.state_dict())
         self.module: nn.Module = module
         self.scale = module.number  # how sharp the student's scores are
         self.items = catalogue(dataset, device)
@@ -67,6 +97,10 @@ class TeachTask:
         self.validation = labelled(dataset.sample("validation", VALIDATION_USERS), device)
         self.wanted = self._best_of_all(quick, self.validation)
         self.steps_per_epoch = -(-len(self.train) // hyper.batch_size)
+
+    def begin(self) -> None:
+        if self.drawn:
+            self.student.load_state_dict(self.drawn)
 
     def _best_of_all(self, quick: Scorer, rows: TensorDataset) -> Tensor:
         """The teacher's ten best of those that `quick` puts first in the catalogue, [B, 10]."""
