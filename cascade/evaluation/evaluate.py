@@ -85,6 +85,7 @@ def evaluate(
     device: str = "cpu",
     sampling: Sampling | None = None,
     impressions: bool = False,
+    baselines: bool = True,
 ) -> Evaluated:
     """Judge the stages of a cascade on the test split.
 
@@ -97,6 +98,7 @@ def evaluate(
             None.
         sampling: how negatives are drawn beside the test rows of a log of positives only.
         impressions: whether the system showed the items of the rows.
+        baselines: whether simple lists and models are fitted, too, and judged beside the stages.
     """
     items = Encoded(*dataset.items())
     found = Evaluated({"items": len(items)})
@@ -104,8 +106,8 @@ def evaluate(
     log = Log.of(dataset)
     evidence = Evidence(0, impressions=impressions)
     negatives = None if dataset.has_negatives else Negatives(dataset, sampling or Sampling())
-    _rows(found, evidence, log, models, items, negatives, rows, device)
-    _lists(found, evidence, log, models, cascade, queries, items, users, device)
+    _rows(found, evidence, log, models, items, negatives, rows, device, baselines)
+    _lists(found, evidence, log, models, cascade, queries, items, users, device, baselines)
     found.notes += log.notes
     found.verdict = judge(evidence)
     return found
@@ -120,6 +122,7 @@ def _rows(
     negatives: Negatives | None,
     rows: int | None,
     device: str,
+    baselines: bool,
 ) -> None:
     """Models of clicks on the test rows."""
     limit = None if rows is None else -(-rows // BATCH)
@@ -129,9 +132,10 @@ def _rows(
     }
     batches = islice(log.dataset.batches("test", BATCH), limit)
     scored = clicks.score(scorers, negatives_beside(batches, negatives), items, device)
-    fitted = log.scores(encoded(scored.batches, items.dense, items.ids), negatives)
-    scored.predicted |= {f"_{name}": p for name, p in fitted.probabilities.items()}
-    found.notes += fitted.notes
+    if baselines:
+        fitted = log.scores(encoded(scored.batches, items.dense, items.ids), negatives)
+        scored.predicted |= {f"_{name}": p for name, p in fitted.probabilities.items()}
+        found.notes += fitted.notes
     found.metrics |= scored.metrics()
     if scored.named:
         found.metrics["test_users"] = len(np.unique(scored.user))
@@ -161,13 +165,14 @@ def _lists(
     items: Encoded,
     users: int,
     device: str,
+    baselines: bool,
 ) -> None:
     """What the stages and the baselines list, and what the stages keep."""
     queries, seen = of_unseen(found, log, queries, "test")
     item_ids, owner = log.dataset.item_ids(), queries.owner
     lists = ask(cascade, queries, item_ids, seen)
     plain = lists if seen is None else ask(cascade, queries, item_ids)
-    named = log.lists(queries, CURVE[-1])
+    named = log.lists(queries, CURVE[-1]) if baselines else {}
     more = {} if seen is None else {"with_seen": plain.rank}
     add_lists(found, evidence, queries, lists, named, more)
     found.metrics["users"] = min(users, len(queries))

@@ -19,12 +19,14 @@ from cascade.schema import Schema
 
 @dataclass(frozen=True)
 class BlendConfig:
-    """Which models are added up; `retriever` may be left out."""
+    """Which models are added up; `retriever` may be left out, and the `wide_config` of the logistic
+    regression, for its usual one."""
 
     deep: str = "dlrm"
     deep_config: Mapping[str, Any] = field(default_factory=lambda: asdict(dlrm.PRESETS["small"]))
     retriever: str = ""
     retriever_config: Mapping[str, Any] = field(default_factory=dict)
+    wide_config: Mapping[str, Any] = field(default_factory=lambda: asdict(LogisticConfig()))
 
 
 PRESETS = {"default": BlendConfig()}
@@ -43,7 +45,7 @@ class Blend(Scorer):
     def __init__(self, schema: Schema, config: BlendConfig) -> None:
         super().__init__(schema)
         self.deep = build(config.deep, config.deep_config, schema)
-        self.wide = LogisticRegression(schema, LogisticConfig())
+        self.wide = build("logistic", config.wide_config, schema)
         self.names = ["deep", "wide"]
         if config.retriever:
             self.retriever = build(config.retriever, config.retriever_config, schema)
@@ -80,6 +82,14 @@ class Blend(Scorer):
             self.deep_centre.copy_(usual(self.deep))
         else:
             self.silence()
+
+    def widen(self, baseline: Scorer) -> None:
+        """Take what a trained logistic regression says of a user alone, which changes no order, and
+        stays as it is."""
+        assert isinstance(self.wide, LogisticRegression)
+        self.wide.load_state_dict(baseline.state_dict())
+        self.wide.forget_items()
+        self.wide.requires_grad_(False)
 
     def silence(self) -> None:
         """Let the deep model begin with 0 for all, so that it learns what the others lack."""

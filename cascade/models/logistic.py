@@ -8,16 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
-from cascade.models.scorer import Scorer
+from cascade.models.scorer import Scorer, mlp, run_mlp
 from cascade.schema import Schema
 
 
 @dataclass(frozen=True)
 class LogisticConfig:
-    """Nothing to choose: one weight per id and per number."""
+    """One weight per id and per number; with `user_layers`, hidden layers over the user's numbers
+    in place of their weights."""
+
+    user_layers: tuple[int, ...] = ()
 
 
-PRESETS = {"default": LogisticConfig()}
+PRESETS = {
+    "default": LogisticConfig(),
+    # For logs of choices: what a user's past says of a label is no straight line.
+    "bent": LogisticConfig(user_layers=(32,)),
+}
 
 
 class LogisticRegression(Scorer):
@@ -29,11 +36,14 @@ class LogisticRegression(Scorer):
         super().__init__(schema)
         self.user_ids = Embeddings(schema.ids("user"), 1)
         self.item_ids = Embeddings(schema.ids("item"), 1)
-        self.user_dense = nn.Linear(schema.dense_width("user"), 1, bias=False)
+        numbers = schema.dense_width("user")
+        last = (numbers, *config.user_layers)[-1]
+        self.user_dense = nn.Linear(last, 1, bias=False)
         self.item_dense = nn.Linear(schema.dense_width("item"), 1, bias=False)
         self.bias = nn.Parameter(torch.zeros(1))
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
+        self.user_layers = mlp((numbers, *config.user_layers))
 
     def forget_items(self) -> None:
         """All items alike: what is left depends on the user alone."""
@@ -41,7 +51,7 @@ class LogisticRegression(Scorer):
             nn.init.zeros_(weight)
 
     def user_parts(self) -> tuple[str, ...]:
-        return ("user_ids", "user_dense", "bias")
+        return ("user_ids", "user_layers", "user_dense", "bias")
 
     def item_parts(self) -> tuple[str, ...]:
         return ("item_ids", "item_dense")
@@ -49,7 +59,7 @@ class LogisticRegression(Scorer):
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         total: Tensor = self.user_ids(ids).sum(1)
         if self.schema.dense("user"):
-            total = total + self.user_dense(dense)
+            total = total + self.user_dense(run_mlp(self.user_layers, dense, last_relu=True))
         return total + self.bias
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ BASELINE = "baseline"  # the part of a recipe that no stage serves
 FACTORS = "two_tower:factors"
 RECIPES: dict[Log, Recipe] = {
     "impressions": Recipe("two_tower:default", "dlrm:small", "dlrm:criteo", "logistic:default"),
-    "choices": Recipe(FACTORS, FACTORS, FACTORS, "logistic:default"),
+    "choices": Recipe(FACTORS, FACTORS, FACTORS, "logistic:bent"),
 }
 
 
@@ -56,6 +56,7 @@ OF_CHOICES = {  # the trainings that a log of choices changes
     LABELS: Hyperparameters(
         512, 6, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=4
     ),
+    BASELINE: Hyperparameters(1024, 12, lr=3e-3, embedding_lr=3e-4),
     "rank": Hyperparameters(
         256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6
     ),

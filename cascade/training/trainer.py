@@ -199,7 +199,10 @@ class Trainer:
         if not self._made_of(name):
             return model, config
         retriever, size = self.recipe.model(RETRIEVE)
-        return "blend", asdict(BlendConfig(model, config, retriever, preset(retriever, size)))
+        parts = BlendConfig(model, config, retriever, preset(retriever, size))
+        if BASELINE in self._made_of(name):
+            parts = replace(parts, wide_config=preset(*self.recipe.model(BASELINE)))
+        return "blend", asdict(parts)
 
     def fresh(self, name: str, hyper: Hyperparameters) -> Scorer:
         """A model as its training begins: drawn by the seed, or with the weights of the trainings
@@ -235,12 +238,11 @@ class Trainer:
         )
 
     def _begin(self, name: str, scorer: Blend) -> None:
-        """Begin with the retriever's order, and with what the baseline says of a user alone."""
+        """Begin with the retriever's order, beside what the baseline says of a user alone."""
         self._factorise(name, scorer.deep)
         scorer.begin(self.models[LABELS], lambda model: usual(self.dataset, model, self.device))
         if BASELINE in self._made_of(RANK):
-            scorer.wide.load_state_dict(self.models[BASELINE].state_dict())
-            scorer.wide.forget_items()
+            scorer.widen(self.models[BASELINE])
 
     def _as_it_is(self, name: str, wanted: Mapping[str, Any]) -> Scorer:
         """The weights that the training started from, under its own name: in a log of choices an
@@ -274,8 +276,6 @@ class Trainer:
             sizes = (TEACH_USERS, Sizes().candidates)
             return TeachTask(scorer, labels, rank, prerank, *where, *sizes)
         contract.check(scorer)
-        if name in OF_CHOICES and self.log == "choices":
-            return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)
         if TRAININGS[name].taught:
             teacher, keep = self.models["rank"], Sizes().survivors
             task = DistillTask(scorer, teacher, self._candidates, hyper, keep)
@@ -284,6 +284,8 @@ class Trainer:
             if self.sampling is not None:
                 task.label_weight = 0  # all labels are 1
             return task
+        if self._made_of(name):
+            return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)
         of_rows = RankTask(scorer, *where, self.negatives)
         of_rows.meet_unknowns = self._few(name)
         return of_rows

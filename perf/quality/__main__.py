@@ -24,11 +24,11 @@ from cascade.files import write_json
 from clients.options import positive
 from perf.harness.commands import say
 from perf.quality import claims, tables
-from perf.quality.figures import Figures
+from perf.quality.figures import Found, beside
 from perf.quality.sets import SETS, Run
 from perf.quality.steps import Steps
 
-Outcome = Figures | CascadeError
+Outcome = Found | CascadeError
 AT_ONCE = 2  # runs, of one thread each
 LACKING = {
     "lightgbm_auc": "LightGBM, which pip install 'cascade[dev]' brings",
@@ -81,7 +81,7 @@ def _runs(name: str, args: argparse.Namespace) -> Iterator[Run]:
         title = f"{name}, seed {seed}" if kind.seeds else name
         steps = Steps(title, folder / "quality.log", AT_ONCE if kind.alone else 1)
         source = args.shared / kind.folder if kind.folder else None
-        yield Run(steps, folder, source, seed, args.device, args.quick)
+        yield Run(steps, folder, source, seed, args.device, args.quick, baselines=seed == 0)
 
 
 def _all(jobs: list[tuple[str, Run]]) -> dict[str, list[Outcome]]:
@@ -98,14 +98,15 @@ def _all(jobs: list[tuple[str, Run]]) -> dict[str, list[Outcome]]:
 def _outcome(job: tuple[str, Run]) -> Outcome:
     name, run = job
     try:
-        return SETS[name].figures(run)
+        return SETS[name].run(run)
     except (CascadeError, OSError) as error:
         return CascadeError(str(error))
 
 
 def _summary(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of a data set, and its claims beside them."""
-    seeds = [outcome for outcome in outcomes if not isinstance(outcome, CascadeError)]
+    ended = [outcome for outcome in outcomes if not isinstance(outcome, CascadeError)]
+    seeds = [SETS[name].figures(beside(one, ended[0])) for one in ended]
     failed = [str(outcome) for outcome in outcomes if isinstance(outcome, CascadeError)]
     found, lacking = claims.summed(seeds, SETS[name].seeds) if seeds else ({}, [])
     why = {key: LACKING.get(key, "what the evaluation does not tell") for key in lacking}

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-Found = Mapping[str, Any]  # a JSON object
+Found = Mapping[str, Any]  # evaluation.json, and what else was measured
 Figures = dict[str, float | None]
 
 LISTS = ("popularity", "recent", "neighbours", "ease")  # that need no network
@@ -27,9 +27,17 @@ CLICKS = {
     "rank_log_loss": "log_loss",
     "logistic_log_loss": "log_loss_logistic_regression",
     "calibration": "calibration",
+    "deepfm_auc": "deepfm_auc",
 }
 DISTILLED = {"distilled": "kept_by_prerank", "undistilled": "kept_by_prerank_labels"}
+WITHOUT_SEED = tuple(f"_{name}" for name in (*LISTS, "logistic_regression", "lightgbm"))
 CANDIDATES = 200  # that the retriever returns for `kept_at_200`
+
+
+def beside(found: Found, first: Found) -> Found:
+    """What was found with a seed, beside the figures of the simple models, which know no seed and
+    were found with the first one."""
+    return {**{key: value for key, value in first.items() if key.endswith(WITHOUT_SEED)}, **found}
 
 
 def of_lists(found: Found) -> Figures:
@@ -60,7 +68,7 @@ def of_positives(found: Found) -> Figures:
     return {**of_lists(found), "finite": finite(found)}
 
 
-def of_planted(found: Found, plan: Found) -> Figures:
+def of_planted(found: Found) -> Figures:
     """Of data drawn from a known model: what the stages keep of the ranker's ten best, how near the
     ranker is to the best possible one, and what a plan gains.
 
@@ -68,6 +76,7 @@ def of_planted(found: Found, plan: Found) -> Figures:
     `plan_speedup` the requests/s of the planned sizes over those of the default ones, for 16 users
     at once, in turn, and `plan_speedup_alone` for one; None where no size keeps enough.
     """
+    plan = found["plan"]
     whole = [
         point["kept"]
         for point in plan["points"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.quality import deepfm, figures, positives
-from perf.quality.figures import Figures
+from perf.quality.figures import Figures, Found
 from perf.quality.steps import Steps
 
 KEEP = 0.95
@@ -33,6 +33,7 @@ class Run:
         folder: of its files.
         source: of its raw rows; None where they are drawn.
         quick: small models, trained for a moment.
+        baselines: whether simple models are fitted and judged, which know no seed.
     """
 
     steps: Steps
@@ -41,6 +42,7 @@ class Run:
     seed: int
     device: str
     quick: bool
+    baselines: bool = True
 
     @property
     def checkpoints(self) -> Path:
@@ -58,7 +60,7 @@ class Run:
         self._run("cascade.training", *data, *seed, *device, "--no-baseline")
         self.steps.run("export", *made, *place, *device, *(() if tuned else UNTUNED))
         judged = ("--data", self.checkpoints / "data", "--out", self.folder)
-        asked = ("--users", EVALUATION_USERS)
+        asked = ("--users", EVALUATION_USERS, *(() if self.baselines else ("--no-baselines",)))
         self._run("cascade.evaluation", *judged, *made, *place, *device, *asked)
         return _json(self.folder / "evaluation.json")
 
@@ -83,30 +85,30 @@ class Run:
         self.steps.run(module, *arguments, *(QUICK[module] if self.quick else ()))
 
 
-def synthetic(run: Run) -> Figures:
+def synthetic(run: Run) -> Found:
     """Clicks drawn from a known model: what the stages keep, and what planned sizes gain."""
     data = ("--data", PLANTED[run.quick])
-    found = run.evaluated(*data, tuned=not run.quick)
-    return figures.of_planted(found, run.planned())
+    return {**run.evaluated(*data, tuned=not run.quick), "plan": run.planned()}
 
 
-def movielens(run: Run) -> Figures:
+def movielens(run: Run) -> Found:
     """Ratings, with the items that users found by themselves: lists, and the ranker."""
-    return figures.of_choices(run.evaluated("--data", f"movielens:{run.source}", tuned=False))
+    found: Found = run.evaluated("--data", f"movielens:{run.source}", tuned=False)
+    return found
 
 
-def criteo(run: Run) -> Figures:
+def criteo(run: Run) -> Found:
     """Impressions of advertisements: the ranker of clicks."""
     found = run.evaluated("--data", f"criteo:{run.source}", tuned=False)
-    return {**figures.of_clicks(found), "deepfm_auc": run.deepfm()}
+    return {**found, "deepfm_auc": run.deepfm()}
 
 
-def positives_only(run: Run) -> Figures:
+def positives_only(run: Run) -> Found:
     """What users of MovieLens liked, as a table without labels: lists."""
     assert run.source is not None
     schema = positives.write(run.source, run.folder / "tables")
-    found = run.evaluated("--data", "table", "--schema", schema, tuned=False)
-    return figures.of_positives(found)
+    found: Found = run.evaluated("--data", "table", "--schema", schema, tuned=False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,23 +116,25 @@ class DataSet:
     """One of the data sets.
 
     Attributes:
-        figures: what is run, and what comes of it.
+        run: what is run; -> evaluation.json, and what else was measured.
+        figures: what of it is told.
         folder: where its raw rows are among the shared data; empty where they are drawn.
         seeds: whether it is run for several seeds.
         alone: whether it has all cores to itself, because times are compared.
     """
 
-    figures: Callable[[Run], Figures]
+    run: Callable[[Run], Found]
+    figures: Callable[[Found], Figures]
     folder: str = ""
     seeds: bool = False
     alone: bool = False
 
 
 SETS = {
-    "synthetic": DataSet(synthetic, alone=True),
-    "movielens": DataSet(movielens, "ml-latest-small", seeds=True),
-    "criteo": DataSet(criteo, "criteo-kaggle-10k/train.txt", seeds=True),
-    "positives_only": DataSet(positives_only, "ml-latest-small"),
+    "synthetic": DataSet(synthetic, figures.of_planted, alone=True),
+    "movielens": DataSet(movielens, figures.of_choices, "ml-latest-small", seeds=True),
+    "criteo": DataSet(criteo, figures.of_clicks, "criteo-kaggle-10k/train.txt", seeds=True),
+    "positives_only": DataSet(positives_only, figures.of_positives, "ml-latest-small"),
 }
 
 

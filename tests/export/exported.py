@@ -80,6 +80,7 @@ CASES = {
     "DLRM preranks bags": Case("dlrm", "tiny", BAGS, PRERANK),
     "logistic regression preranks bags": Case("logistic", "default", BAGS, PRERANK),
     "logistic regression ranks numbers": Case("logistic", "default", NUMBERS, RANK),
+    "bent logistic regression ranks numbers": Case("logistic", "bent", NUMBERS, RANK),
     "a textbook model ranks bags": Case("tests.example_models:Textbook", "default", BAGS, RANK),
     "two tasks rank Criteo": Case("tests.example_models:TwoTasks", "wide", fitted(CRITEO), RANK),
     "any names prerank bags": Case("tests.example_models:AnyNames", "default", BAGS, PRERANK),

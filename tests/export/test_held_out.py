@@ -304,6 +304,7 @@ def test_strings_are_known_by_their_keys(tmp_path):
     ("words", "message"),
     [
         ("--held-out t.csv --data d", "--data came; it goes without --held-out"),
+        ("--held-out t.csv --no-baselines", "--no-baselines came; it goes without --held-out"),
         ("--held-out t.csv --positives 7", "--positives came; it goes without --held-out"),
         ("--data d --checkpoints c --item-column i", "it goes with --held-out TABLE"),
         ("--data d", "expected --data DIR and --checkpoints DIR, or --held-out TABLE"),

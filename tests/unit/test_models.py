@@ -25,6 +25,14 @@ EACH = pytest.mark.parametrize(("model", "name"), ALL, ids=["-".join(pair) for p
 FEW = settings(max_examples=5, deadline=None)
 SEEDS = st.integers(0, 2**16)
 USERS, ITEMS = 3, 7
+NUMBERS_AND_IDS = Schema(
+    "movies",
+    (
+        Feature("events", "user", "dense", "log1p"),
+        Feature("user", "user", "categorical", "vocabulary", cardinality=40),
+        Feature("movie", "item", "categorical", "vocabulary", cardinality=50),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -252,3 +260,11 @@ def test_a_preset_survives_json():
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in preset("dlrm", "tiny").items()}
     assert isinstance(config["top"], list)
     assert [layer.out_features for layer in build("dlrm", config, BAGS).top] == [8, 1]
+
+
+def test_a_bent_logistic_regression_bends_with_the_numbers_of_a_user():
+    for name, straight in (("default", True), ("bent", False)):
+        case = make("logistic", name, NUMBERS_AND_IDS, 0)
+        dense, ids = case.users.both
+        steps = [case.scorer.user(torch.full_like(dense[:1], x), ids[:1]) for x in (-3.0, 0.0, 3.0)]
+        assert bool(torch.isclose(steps[1] - steps[0], steps[2] - steps[1])) == straight

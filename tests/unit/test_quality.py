@@ -52,7 +52,17 @@ def test_a_figure_that_is_not_there_is_told_as_none(name: str) -> None:
         **{"ndcg_at_10_prerank": 1, "ndcg_at_10_popularity": 1},
         **{"kept_by_prerank": 1, "kept_by_prerank_labels": 1},
     }.get(name, 0)
-    assert of_planted({name: None}, plan)["auc_gap"] is None
+    assert of_planted({name: None, "plan": plan})["auc_gap"] is None
+
+
+def test_every_seed_stands_beside_simple_models_that_know_none() -> None:
+    later = {key: value + 0.1 for key, value in LISTED.items() if key.endswith("retrieve")}
+    found = figures.beside(later, {**LISTED, "auc": 0.7, "auc_lightgbm": 0.6})
+    simple = {key for key in found if key not in later}
+    assert "ndcg_at_10_ease" in simple
+    assert {key.rpartition("_")[2] for key in simple} == {*figures.LISTS, "lightgbm"}
+    assert {key: found[key] for key in later} == later
+    assert figures.beside(LISTED, LISTED) == LISTED
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -65,7 +75,7 @@ def test_a_plan_that_keeps_too_little_has_no_speedup(reached: bool) -> None:
     speedup = {"1": {"speedup": 2.5}, "16": {"speedup": 9.0}}
     plan = {"points": points, "default": points[2], "chosen": points[1], "speedup": speedup}
     evaluation = {"auc": 0.80, "bayes_auc": 0.82, "kept_by_cascade": 0.9}
-    found = of_planted(evaluation, {**plan, "reached": reached})
+    found = of_planted({**evaluation, "plan": {**plan, "reached": reached}})
     assert found["kept_at_200"] == 0.8
     assert found["auc_gap"] == pytest.approx(0.02)
     assert found["plan_speedup"] == (9.0 if reached else None)
