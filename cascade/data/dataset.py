@@ -5,8 +5,9 @@ catalogue.parquet                    one row per item: item_id, [title], the raw
                                      dense float32[], ids int32[]
 train|validation|test/part-*.parquet label, item (a ROW of the catalogue), user_dense float32[],
                                      user_ids int32[], [probability], [@user int64], [@time
-                                     float64]; validation and test also have the raw user features,
-                                     as a client would send them
+                                     float64]; train has [item_past float32[]], the past of the
+                                     item as it was before the row; validation and test have the raw
+                                     user features, as a client would send them
 source.json                          what it was made from, and how many rows there are
 """
 
@@ -34,6 +35,7 @@ from cascade.data.parts import (
     row_count,
     row_groups,
 )
+from cascade.data.past import ItemPast
 from cascade.data.sample import draw
 from cascade.data.source import DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
@@ -54,6 +56,9 @@ class Batch:
     probability: Floats | None = None  # [B], the true chance of label 1 where the source knows it
     user: Ids | None = None  # [B], numbers of the users, the same in all splits; -1 = not said
     time: npt.NDArray[np.float64] | None = None  # [B], in the source's unit; NaN = not said
+    # [B, P], of training rows: what the last P numbers of the items, encoded, were strictly before
+    # them, in place of those of the catalogue.
+    item_past: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -147,9 +152,16 @@ class Dataset:
         """Whether a training row has the label 0; a log of what users chose has positives alone."""
         return self.positives < self.rows("train")
 
+    @cached_property
+    def item_past(self) -> ItemPast:
+        """The past of any item at any time, where training rows have it."""
+        asked = self.source["item_past"]
+        rows = self.columns("train", ["item", "label", "@time"])
+        return ItemPast(asked["features"], asked["day"], rows)
+
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""
-        return _batch(self._first(split, self._columns(), limit), slice(None))
+        return _batch(self._first(split, self._columns(split), limit), slice(None))
 
     def columns(self, split: Split, names: list[str]) -> Columns:
         """Some columns of a whole split, as they are stored."""
@@ -160,7 +172,7 @@ class Dataset:
         `cascade.data.sample.draw` says; in the order in which they were drawn."""
         groups = self._groups(split)
         rows = draw(groups, self.has_users, count, seed, positives=False)
-        return _batch(read_rows(groups, self._columns(), rows), slice(None))
+        return _batch(read_rows(groups, self._columns(split), rows), slice(None))
 
     def raw_sample(
         self, split: Split, count: int, seed: int = 0, positives: bool = False
@@ -183,7 +195,7 @@ class Dataset:
         memory stays bounded. The same arguments give the same batches; `skip` leaves out the
         first ones, mostly without reading them, for a training run that resumes.
         """
-        groups, names = self._groups(split), self._columns()
+        groups, names = self._groups(split), self._columns(split)
         width = 1 if seed is None else 2
         if seed is not None:
             drawn = np.random.default_rng((seed, epoch)).permutation(len(groups))
@@ -248,9 +260,10 @@ class Dataset:
             )
         return found
 
-    def _columns(self) -> list[str]:
+    def _columns(self, split: Split) -> list[str]:
         probability = ["probability"] if self.source["probability"] else []
-        return [*_COLUMNS, *probability, *self._who_and_when()]
+        past = ["item_past"] if split == "train" and self.source.get("item_past") else []
+        return [*_COLUMNS, *probability, *past, *self._who_and_when()]
 
     def _who_and_when(self) -> list[str]:
         stored = {"users": "@user", "times": "@time"}

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from cascade import values
 from cascade.data.criteo import Criteo
 from cascade.data.movielens import MovieLens
+from cascade.data.past import OfItems, told
 from cascade.data.source import (
     LOGS,
     BadRows,
@@ -155,6 +156,11 @@ class OwnSource(Source):
         return [*map(str, getattr(self._made, "notes", ()))]
 
     @property
+    def item_past(self) -> OfItems | None:
+        found: OfItems | None = getattr(self._made, "item_past", None)
+        return found
+
+    @property
     def total_rows(self) -> int | None:
         found: int | None = getattr(self._made, "total_rows", None)
         return found
@@ -165,7 +171,7 @@ class OwnSource(Source):
         if found is None:
             return None
         checked = self._checked("catalogue()", found, listed=True)
-        typed(self.schema.side("item"), checked)
+        typed(told(self, self.schema).side("item"), checked)
         return checked
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:

@@ -1,88 +1,187 @@
-"""Running statistics of a log: what had happened strictly before each of its events.
+"""Running statistics of a log: what had happened strictly before a moment.
 
-Events of one user at one time do not see each other, and no event sees a later one, so that a value
-in training is what a client could have sent at that moment.
+Events of one time do not see each other, and no event sees a later one, so that a value in training
+is what was known at that moment. The sources compute the past of users. The preparation computes
+that of items from the training rows: each of these rows keeps its own, and the catalogue has what
+all of them together tell, which is what is served and evaluated.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from cascade.data.source import DataError
+from cascade.data.source import UNITS, DataError, Source, unit
 from cascade.encoding import Floats, Ids
-from cascade.schema import Feature
+from cascade.schema import Feature, Schema
+from cascade.transforms import Numeric
 
-PRIOR_EVENTS = 5  # that the mean of all earlier events counts for beside a user's own
+PRIOR_EVENTS = 5  # that the mean of all earlier events counts for beside a subject's own
 
 EVENTS = Feature("past_events", "user", "dense", "log1p")
 POSITIVES = Feature("past_positive_rate", "user", "dense", "identity", fill=0.5, mean=0.5, std=0.25)
 DAYS = Feature("past_days", "user", "dense", "log1p", fill=365)
+USER = (EVENTS, POSITIVES, DAYS)
+
+ITEM_EVENTS = Feature("past_item_events", "item", "dense", "log1p")
+ITEM_POSITIVES = Feature(
+    "past_item_positive_rate", "item", "dense", "identity", fill=0.5, mean=0.5, std=0.25
+)
+ITEM_AGE = Feature("past_item_age", "item", "dense", "log1p")
+ITEM = (ITEM_EVENTS, ITEM_POSITIVES, ITEM_AGE)
+
+Times = npt.NDArray[Any]
 
 
-class Past:
-    """The past of R events in order of time.
+def day(time: float) -> int:
+    """A day in the unit of a time of the log; numbers that do not count from 1970 are seconds."""
+    return 86_400 * UNITS[unit(time) or "s"]
+
+
+class Log:
+    """R events in order of time.
 
     Args:
         of: [R], a number for whom or for what each event is, as a user; -1 = not said, of which
             nothing is known.
         time: [R], numbers that never fall.
+        values: by name, numbers [R] of which `Past.mean` is asked.
     """
 
-    def __init__(self, of: Ids, time: npt.NDArray[Any]) -> None:
-        if (time[1:] < time[:-1]).any():
+    def __init__(self, of: Ids, time: Times, **values: npt.NDArray[Any]) -> None:
+        if not (time[1:] >= time[:-1]).all():
             raise DataError("the events are not in the order of their times; sort them")
-        self._time, self._of = time, of
-        # Places by subject, then by time: where the subject starts, and where the moment does.
-        self._order = np.argsort(of, kind="stable")
-        subject = _changes(of[self._order])
-        self._first = _starts(subject)
-        self._moment = _starts(subject | _changes(time[self._order]))
+        self.of, self.time = of, time
+        self.moments, moment = np.unique(time, return_inverse=True)
+        order = np.argsort(of, kind="stable")
+        self.sorted_time = time[order]
+        # By subject, then by time.
+        self.keys = (of * len(self.moments) + moment)[order]
+        self.sums = {name: (_sums(each[order]), _sums(each)) for name, each in values.items()}
 
-    @cached_property
-    def _count(self) -> Ids:
-        return np.where(self._of[self._order] < 0, 0, self._moment - self._first)
+    def before(self, of: Ids | None = None, time: Times | None = None) -> Past:
+        """The past of Q subjects at Q moments; of every event at its own, where none are given."""
+        return Past(self, self.of if of is None else of, self.time if time is None else time)
+
+
+class Past:
+    """What a log had of each of Q subjects [Q] strictly before a moment [Q]."""
+
+    def __init__(self, log: Log, of: Ids, time: Times) -> None:
+        start = of * len(log.moments)
+        self._log, self._time = log, time
+        self._first = np.searchsorted(log.keys, start)
+        self._stop = np.searchsorted(log.keys, start + np.searchsorted(log.moments, time))
+        self._count = np.where(of < 0, 0, self._stop - self._first)
 
     def events(self) -> Floats:
-        """[R]: how many events the subject had had; NaN for none."""
+        """[Q]: how many events the subject had had; NaN for none."""
         return self._given(self._count)
 
-    def mean(self, values: npt.NDArray[Any]) -> Floats:
-        """[R]: the mean of `values` [R] over the subject's earlier events, and over `PRIOR_EVENTS`
+    def mean(self, name: str) -> Floats:
+        """[Q]: the mean of some values over the subject's earlier events, and over `PRIOR_EVENTS`
         more that have the mean of everyone's earlier events; NaN without an event."""
-        sums = _sums(values[self._order])
-        earlier = _starts(_changes(self._time))
-        level = _sums(values)[earlier] / np.maximum(earlier, 1)
-        own = sums[self._moment] - sums[self._first]
-        prior = PRIOR_EVENTS * level[self._order]
-        return self._given((own + prior) / (self._count + PRIOR_EVENTS))
+        own, everyone = self._log.sums[name]
+        earlier = np.searchsorted(self._log.time, self._time)
+        prior = PRIOR_EVENTS * everyone[earlier] / np.maximum(earlier, 1)
+        total = own[self._stop] - own[self._first] + prior
+        return self._given(total / (self._count + PRIOR_EVENTS))
 
     def since_last(self, day: float) -> Floats:
-        """[R]: days since the subject's latest earlier event; NaN for none. A day is `day` units of
-        `time`."""
-        times = self._time[self._order]
-        return self._given((times - times[self._moment - 1]) / day)
+        """[Q]: days since the subject's latest earlier event; NaN for none. A day is `day` units of
+        time."""
+        return self._since(self._stop - 1, day)
+
+    def since_first(self, day: float) -> Floats:
+        """[Q]: days since the subject's first event; NaN where that is not earlier."""
+        return self._since(self._first, day)
+
+    def _since(self, place: Ids, day: float) -> Floats:
+        if not len(self._log.time):
+            return self._given(self._count)
+        return self._given((self._time - self._log.sorted_time.take(place, mode="clip")) / day)
 
     def _given(self, values: npt.NDArray[Any]) -> Floats:
-        """By subject -> in order of time."""
-        found = np.empty(len(values), np.float32)
-        found[self._order] = np.where(self._count > 0, values, np.nan)
-        return found
-
-
-def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where a value differs from the one before it; the first does."""
-    return np.concatenate((np.ones(len(values[:1]), np.bool_), values[1:] != values[:-1]))
-
-
-def _starts(changes: npt.NDArray[np.bool_]) -> Ids:
-    """The place of the latest change up to each place."""
-    return np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
+        return np.where(self._count > 0, values, np.nan).astype(np.float32)
 
 
 def _sums(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """[R] -> [R + 1]: the sum of the values before each place."""
     return np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
+
+
+@dataclass(frozen=True)
+class OfItems:
+    """The past of items that a source leaves to the preparation.
+
+    Args:
+        features: some of `ITEM`; the last numbers among the items' features of the schema.
+        day: a day in the unit of `@time`.
+    """
+
+    features: tuple[Feature, ...]
+    day: float
+
+    def described(self) -> dict[str, Any]:
+        """As source.json has it."""
+        return {"features": [feature.name for feature in self.features], "day": self.day}
+
+
+def told(source: Source, schema: Schema) -> Schema:
+    """The features of a schema without those that the preparation computes."""
+    wanted: OfItems | None = getattr(source, "item_past", None)
+    if wanted is None:
+        return schema
+    if schema.dense("item")[-len(wanted.features) :] != wanted.features:
+        names = ", ".join(feature.name for feature in wanted.features)
+        raise DataError(f"the last numbers of the items in the schema have to be {names}")
+    return replace(schema, features=tuple(f for f in schema.features if f not in wanted.features))
+
+
+class ItemPast:
+    """The past of the items of T training rows.
+
+    Args:
+        features: the names of those wanted.
+        day: as in `OfItems`.
+        rows: the columns `item`, `label` and `@time` of the rows [T], in order of time.
+    """
+
+    def __init__(self, features: Sequence[str], day: float, rows: Mapping[str, Any]) -> None:
+        self._features = [feature for feature in ITEM if feature.name in features]
+        self._day, self._numeric = day, Numeric(self._features)
+        self._log = Log(rows["item"], rows["@time"], label=rows["label"])
+
+    def before(self, item: Ids, time: Times) -> Floats:
+        """[Q, P]: of items at moments, NaN = no earlier event."""
+        past = self._log.before(item, time)
+        made: dict[Feature, Callable[[], Floats]] = {
+            ITEM_EVENTS: past.events,
+            ITEM_POSITIVES: partial(past.mean, "label"),
+            ITEM_AGE: partial(past.since_first, self._day),
+        }
+        return np.stack([made[feature]() for feature in self._features], axis=1)
+
+    def encoded(self, item: Ids, time: Times) -> Floats:
+        """[Q, P]: the same as a model reads it."""
+        found = self.before(item, time)
+        self._numeric.fill(found)
+        self._numeric.transform(found)
+        return found
+
+    def beside(self, tables: Iterable[pa.Table], count: int) -> Iterator[pa.Table]:
+        """The `count` items of a catalogue, with their past after all training rows."""
+        end = np.nextafter(self._log.time[-1], np.inf)
+        found, start = self.before(np.arange(count), np.full(count, end)), 0
+        for table in tables:
+            values = found[start : start + len(table)]
+            for feature, column in zip(self._features, values.T, strict=True):
+                table = table.append_column(feature.name, pa.array(column, from_pandas=True))
+            yield table
+            start += len(table)

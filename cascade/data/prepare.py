@@ -25,7 +25,15 @@ from tqdm import tqdm
 from cascade.data.dataset import FORMAT, Dataset
 from cascade.data.distinct import DistinctItems, DistinctUsers, ListedItems, Vocabularies
 from cascade.data.opening import open_source
-from cascade.data.parts import fixed_size_list, regrouped, row_groups, write_file, write_parts
+from cascade.data.parts import (
+    fixed_size_list,
+    read_groups,
+    regrouped,
+    row_groups,
+    write_file,
+    write_parts,
+)
+from cascade.data.past import ItemPast, OfItems, told
 from cascade.data.source import (
     SPLITS,
     BadRows,
@@ -147,7 +155,8 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
     raw = folder / "raw"
     raw.mkdir()
     listed = source.catalogue()
-    items = DistinctItems(schema, raw / "items") if listed is None else ListedItems(listed)
+    known = told(source, schema)
+    items = DistinctItems(known, raw / "items") if listed is None else ListedItems(listed)
     of_rows = Vocabularies(schema, ("user", "item") if listed is None else ("user",))
     users = DistinctUsers()
     rows, positives = _spill(source, schema, items, users, of_rows, raw)
@@ -158,14 +167,18 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         fitted |= of_items.fitted()
     encoder = Encoder.fit(schema, fitted)
     encoder.save(folder)
-    tables = _told(regrouped(items.tables()), "encode items", items.count, "items")
+    wanted: OfItems | None = getattr(source, "item_past", None)
+    past = _item_past(wanted, raw / "train") if wanted else None
+    listing = items.tables() if past is None else past.beside(items.tables(), items.count)
+    tables = _told(regrouped(listing), "encode items", items.count, "items")
     encoded = (_encoded_items(encoder, table) for table in tables)
     if not write_file(folder / "catalogue.parquet", encoded):
         raise DataError("the item list is empty")
     for split in SPLITS:
         groups = (group.to_table() for group in row_groups(raw / split))
-        tables, keep_raw = _told(groups, f"encode {split}", rows[split]), split != "train"
-        write_parts(folder / split, (_encoded_rows(encoder, t, keep_raw) for t in tables))
+        tables = _told(groups, f"encode {split}", rows[split])
+        made = (_encoded_rows(encoder, table, split, past) for table in tables)
+        write_parts(folder / split, made)
     stored = row_groups(raw / "train")[0].physical_schema.names
     shutil.rmtree(raw)
     return {
@@ -175,6 +188,7 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         "users": users.count,
         "times": "@time" in stored,
         "probability": "probability" in stored,
+        **({"item_past": wanted.described()} if wanted else {}),
     }
 
 
@@ -222,14 +236,29 @@ def _spill(
     return rows, positives
 
 
-def _encoded_rows(encoder: Encoder, table: pa.Table, keep_raw: bool) -> pa.Table:
+def _item_past(wanted: OfItems, train: Path) -> ItemPast:
+    """The past of the items of the spilled training rows."""
+    if "@time" not in row_groups(train)[0].physical_schema.names:
+        raise DataError("the past of items is wanted, and the source gives no @time")
+    rows = read_groups(row_groups(train), ["item", "label", "@time"])
+    return ItemPast(rows=rows, **wanted.described())
+
+
+def _encoded_rows(
+    encoder: Encoder, table: pa.Table, split: Split, past: ItemPast | None
+) -> pa.Table:
     """Spilled rows -> the rows of a split."""
     raw = [feature.name for feature in encoder.schema.side("user")]
     dense, ids = encoder.encode_table("user", table)
     columns = {name: table[name] for name in table.column_names if name not in raw}
     columns["user_dense"] = fixed_size_list(dense)
     columns["user_ids"] = fixed_size_list(ids.astype(np.int32))
-    return pa.table({**columns, **{name: table[name] for name in raw if keep_raw}})
+    if split != "train":
+        columns |= {name: table[name] for name in raw}
+    elif past is not None:
+        when = (table[name].to_numpy() for name in ("item", "@time"))
+        columns["item_past"] = fixed_size_list(past.encoded(*when))
+    return pa.table(columns)
 
 
 def _encoded_items(encoder: Encoder, table: pa.Table) -> pa.Table:

@@ -31,7 +31,9 @@ class DataError(CascadeError, ValueError):
 class Source(Protocol):
     """Raw rows in chunks that fit in memory. Optional attributes: `total_rows`, of all splits, for
     the progress bar; `log`, how the items of the rows were chosen (`Log`); `notes`, sentences that
-    the preparation prints. The smallest source, and what is made of it:
+    the preparation prints; `item_past`, features of the items that the preparation computes from
+    the training rows (`cascade.data.past.OfItems`): these need `@time`, and no table here has their
+    columns. The smallest source, and what is made of it:
 
     >>> city = Feature("city", "user", "categorical", "vocabulary")
     >>> price = Feature("price", "item", "dense", "log1p")

@@ -57,7 +57,7 @@ class Negatives:
                 f"{dataset.root}: the rows are positives only and the catalogue has one item, so "
                 "no negative can be drawn; give a table of all items"
             )
-        self.sampling = sampling
+        self.sampling, self._dataset = sampling, dataset
         weight = np.ones(dataset.item_count)
         if sampling.by == "popularity":
             for batch in dataset.batches("train", 65_536):
@@ -90,7 +90,10 @@ class Negatives:
 
         users = (repeated(batch.user_dense), repeated(batch.user_ids))
         who, when = (None if part is None else repeated(part) for part in (batch.user, batch.time))
-        return Batch(label.ravel(), items.ravel(), *users, user=who, time=when)
+        past = None
+        if batch.item_past is not None and when is not None:
+            past = self._dataset.item_past.encoded(items.ravel(), when)
+        return Batch(label.ravel(), items.ravel(), *users, user=who, time=when, item_past=past)
 
 
 def held_out(

@@ -31,6 +31,7 @@ PAIRS = 8_192  # that are scored at once in inference
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
 # item's catalogue row [B], label [B]
+Pairs = tuple[Rows, tuple[Tensor, Tensor]]  # rows, and their items: dense [B, F_dense], ids [B, C]
 
 
 def catalogue(dataset: Dataset, device: torch.device) -> TensorDataset:
@@ -64,6 +65,15 @@ def labelled(batch: Batch, device: torch.device) -> TensorDataset:
     return TensorDataset(*(torch.tensor(array, device=device) for array in arrays))
 
 
+def with_items(batch: Batch, items: TensorDataset, device: torch.device) -> Pairs:
+    """Rows beside their items: as the catalogue has them, but for the past of training rows."""
+    rows = labelled(batch, device)[:]
+    dense, ids = items[rows[2]]
+    if batch.item_past is not None:
+        dense[:, dense.shape[1] - batch.item_past.shape[1] :] = torch.tensor(batch.item_past)
+    return rows, (dense, ids)
+
+
 class RowTask(Task):
     """A training on (user, item, label) rows; `negatives` are drawn beside each of them."""
 
@@ -82,13 +92,13 @@ class RowTask(Task):
         self.negatives = negatives
         self.validation = validation(dataset, VALIDATION_ROWS, negatives)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[Rows]:
+    def batches(self, epoch: int, skip: int) -> Iterator[Pairs]:
         size, seed = self.hyper.batch_size, self.hyper.seed
         read = self.dataset.batches("train", size, seed, epoch, skip)
         for step, batch in enumerate(read, skip):
             if self.negatives is not None:
                 batch = self.negatives.beside(batch, np.random.default_rng((seed, epoch, step)))
-            yield labelled(batch, self.device)[:]
+            yield with_items(batch, self.items, self.device)
 
 
 class RankTask(RowTask):
@@ -100,9 +110,8 @@ class RankTask(RowTask):
 
     meet_unknowns = False
 
-    def loss(self, batch: Rows, step: int) -> Tensor:
-        dense, ids, item, label = batch
-        item_dense, item_ids = self.items[item]
+    def loss(self, batch: Pairs, step: int) -> Tensor:
+        (dense, ids, _, label), (item_dense, item_ids) = batch
         if self.meet_unknowns:
             random = np.random.default_rng((self.hyper.seed, step))
             ids = self._unknowns["user"].put(ids, random)
@@ -188,10 +197,10 @@ class RetrievalTask(RowTask):
         share = np.maximum(counts, 1) / counts.sum()
         self.log_q = torch.from_numpy(np.log(share)).float().to(device)
 
-    def loss(self, batch: Rows, step: int) -> Tensor:
-        dense, ids, shown, label = batch
+    def loss(self, batch: Pairs, step: int) -> Tensor:
+        (dense, ids, shown, label), items = batch
         user = self.scorer.user(dense, ids) / TEMPERATURE
-        item = self.scorer.item(*self.items[shown])
+        item = self.scorer.item(*items)
         logit = (user * item).sum(1) + self.bias
         click = functional.binary_cross_entropy_with_logits(logit, label)
         loss = self.click_weight * click
@@ -203,7 +212,8 @@ class RetrievalTask(RowTask):
     def validate(self) -> dict[str, float]:
         """The loss, and recall@100 of validation positives among the whole catalogue."""
         rows, size = labelled(self.validation, self.device), self.hyper.batch_size
-        losses = [self.loss(rows[i : i + size], 0) for i in range(0, len(rows), size)]
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        losses = [self.loss((part, self.items[part[2]]), 0) for part in parts]
         loss = float(torch.stack(losses).mean())
         positive = np.flatnonzero(self.validation.label > 0)[:VALIDATION_QUERIES]
         recall = self._recall(TensorDataset(*rows[positive]))

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cascade.data import DataError, prepare
-from cascade.data.past import PRIOR_EVENTS, Past
+from cascade.data.past import PRIOR_EVENTS, Log
 from tests.own_tables import SCHEMA, raw, shop, write_shop
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
@@ -26,8 +26,8 @@ NONE = float("nan")
 
 def columns(user: Any, time: Any, value: Any) -> npt.NDArray[np.float32]:
     """[R, 3]: events, mean and days; a day is ten units of time."""
-    past = Past(np.array(user, np.int64), np.array(time, np.int64))
-    return np.stack([past.events(), past.mean(np.array(value)), past.since_last(10)], axis=1)
+    past = Log(np.array(user, np.int64), np.array(time, np.int64), value=np.array(value)).before()
+    return np.stack([past.events(), past.mean("value"), past.since_last(10)], axis=1)
 
 
 def test_a_log_by_hand() -> None:

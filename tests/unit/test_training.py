@@ -122,8 +122,8 @@ def test_a_batch_without_a_click_still_teaches_the_towers(tastes):
     task = RetrievalTask(
         fresh(tastes.schema, "two_tower"), tastes, Hyperparameters(batch_size=100), CPU
     )
-    *rows, label = next(task.batches(0, 0))
-    loss = task.loss((*rows, torch.zeros_like(label)), 0)
+    (*rows, label), items = next(task.batches(0, 0))
+    loss = task.loss(((*rows, torch.zeros_like(label)), items), 0)
     assert torch.isfinite(loss)
     loss.backward()
     gradients = [p.grad.to_dense() for p in task.scorer.parameters() if p.grad is not None]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cascade.data.describe.columns import COMPACT_AT, Column, Distinct, spread
 from cascade.data.describe.leaks import leak
+from cascade.data.past import told
 from cascade.data.source import SPLITS, BadRows, Source, Split, is_label, label_column
 
 SAMPLED = 200_000  # training rows that are looked at for leaks
@@ -44,7 +45,8 @@ class Survey:
         self.warnings: list[str] = []
         self._rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self._positives: dict[str, int] = dict.fromkeys(SPLITS, 0)
-        self._columns = {f.name: Column(f) for f in source.schema.features}
+        self._schema = told(source, source.schema)
+        self._columns = {f.name: Column(f) for f in self._schema.features}
         self._users, self._met = Distinct(), Distinct()
         self._events: list[pa.Table] = []  # how many rows a user has, by chunk
         self._times: list[Any] = []
@@ -87,7 +89,7 @@ class Survey:
                 f"{len(twice):,} rows of the item list have an id that came before, as {twice[0]}"
             )
         items = listed.take(pa.array(np.sort(first)))
-        for feature in self.source.schema.side("item"):
+        for feature in self._schema.side("item"):
             self._columns[feature.name].add(items)
         return items
 
@@ -104,10 +106,10 @@ class Survey:
     def _add(self, split: Split, chunk: pa.Table, items: pa.Table | None) -> None:
         self._rows[split] += len(chunk)
         self._positives[split] += int(pc.sum(chunk["label"]).as_py() or 0)
-        for feature in self.source.schema.side("user"):
+        for feature in self._schema.side("user"):
             self._columns[feature.name].add(chunk)
         if items is None:
-            for feature in self.source.schema.side("item"):
+            for feature in self._schema.side("item"):
                 self._columns[feature.name].add(chunk)
         else:
             where = pc.index_in(chunk["item_id"], value_set=items["item_id"].combine_chunks())

@@ -47,6 +47,7 @@ def schema(demographics: bool) -> Schema:
             Feature("movie_id", "item", "categorical", "vocabulary"),
             Feature("genres", "item", "bag", "vocabulary", length=GENRES),
             Feature("year", "item", "categorical", "vocabulary"),
+            *past.ITEM,
         ),
     )
 
@@ -72,6 +73,7 @@ class MovieLens(Source):
     """An unpacked MovieLens folder."""
 
     log: Log = "choices"  # users look for what they rate
+    item_past = past.OfItems(past.ITEM, DAY)
 
     def __init__(self, path: Path, bad: BadRows) -> None:
         self._files, self._bad = Files.find(path), bad
@@ -141,10 +143,11 @@ class MovieLens(Source):
     def _past(self) -> dict[str, pa.Array]:
         """What each event's user had done before it, by feature."""
         events = self._events
-        found = past.Past(events.user, events.times[events.time])
+        told = {"label": events.label, "rating": events.rating}
+        found = past.Log(events.user, events.times[events.time], **told).before()
         values = (
-            *(found.events(), found.mean(events.label)),
-            *(found.since_last(DAY), found.mean(events.rating)),
+            *(found.events(), found.mean("label")),
+            *(found.since_last(DAY), found.mean("rating")),
         )
         return {
             feature.name: pa.array(column, from_pandas=True)

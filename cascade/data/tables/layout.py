@@ -10,7 +10,7 @@
     time: clicked_at                 # optional; without it the split is random
     title: name                      # optional, of the items
     log: impressions                 # optional: impressions or choices
-    past: true                       # optional: false leaves out what a user had done before
+    past: true                       # optional: false leaves out what had happened before a row
     features:
     - {name: price, side: item, kind: dense, encoding: log1p}
     - {name: tags, side: item, kind: bag, length: 5, column: tag_list, min_count: 2}
@@ -61,9 +61,9 @@ class Layout:
     """What the YAML file says.
 
     Args:
-        schema: the features, not yet fitted; those of the user's past stand last.
+        schema: the features, not yet fitted; those of the past stand last.
         columns: by feature; one of the past has none.
-        past: the features of the past, which are computed from the interactions.
+        past: the features of the past of users and items, which are computed from the interactions.
         named: the nodes of `item`, `user`, `label`, `time` and `title`, where they are given.
         files: by table; a table that is not given has none.
         log: how the items of the rows were chosen, where the file says so.
@@ -118,13 +118,14 @@ def read(schema: Path, where: str = "") -> Layout:
 
 
 def _past(root: Node, columns: dict[str, Column]) -> tuple[Feature, ...]:
-    """The features of the user's past that the interactions can tell; one that the file describes
-    itself is the file's."""
+    """The features of the past that the interactions tell, but for those that the file describes
+    itself."""
     wanted, there = root.take("past", Node.boolean, True), root.mapping()
-    if not wanted or "user" not in there or "time" not in there:
+    if not wanted or "time" not in there:
         return ()
-    made = [past.EVENTS, *([past.POSITIVES] if "label" in there else []), past.DAYS]
-    return tuple(feature for feature in made if feature.name not in columns)
+    made = [*(past.USER if "user" in there else ()), *past.ITEM]
+    untold = set() if "label" in there else {past.POSITIVES, past.ITEM_POSITIVES}
+    return tuple(f for f in made if f.name not in columns and f not in untold)
 
 
 def _feature(node: Node) -> tuple[Feature, Column]:

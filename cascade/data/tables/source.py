@@ -22,17 +22,7 @@ import pyarrow.compute as pc
 from cascade import values
 from cascade.data import past
 from cascade.data.parts import ROW_GROUP
-from cascade.data.source import (
-    SPLITS,
-    UNITS,
-    BadRows,
-    DataError,
-    Log,
-    Source,
-    Split,
-    file_identity,
-    unit,
-)
+from cascade.data.source import SPLITS, BadRows, DataError, Log, Source, Split, file_identity
 from cascade.data.tables import convert
 from cascade.data.tables.convert import Wanted
 from cascade.data.tables.layout import Layout, Table
@@ -260,18 +250,26 @@ class TableSource(Source):
     @cached_property
     def _past(self) -> dict[str, pa.Array]:
         """What the user of every interaction had done before it, by feature."""
-        wanted = {feature.name for feature in self._layout.past}
+        wanted = {feature.name for feature in self._layout.past if feature.side == "user"}
         if not wanted:
             return {}
         user = self._events["@user"].combine_chunks().indices.fill_null(-1)
-        time = self._events["@time"].to_numpy()
-        found = past.Past(user.to_numpy().astype(np.int64), time)
+        time, label = (self._events[name].to_numpy() for name in ("@time", "label"))
+        found = past.Log(user.to_numpy().astype(np.int64), time, label=label).before()
         made = {
             past.EVENTS.name: found.events(),
-            past.POSITIVES.name: found.mean(self._events["label"].to_numpy()),
-            past.DAYS.name: found.since_last(86_400 * UNITS[unit(time[-1]) or "s"]),
+            past.POSITIVES.name: found.mean("label"),
+            past.DAYS.name: found.since_last(past.day(time[-1])),
         }
         return {n: pa.array(made[n], from_pandas=True) for n in made if n in wanted}
+
+    @property
+    def item_past(self) -> past.OfItems | None:
+        """What the preparation computes of the items."""
+        features = tuple(f for f in self._layout.past if f.side == "item")
+        if not features:
+            return None
+        return past.OfItems(features, past.day(self._events["@time"][-1].as_py()))
 
     @cached_property
     def _user_rows(self) -> Rows:

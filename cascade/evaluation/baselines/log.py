@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.utils.data import TensorDataset
 
 from cascade.data.dataset import Batch, Dataset
 from cascade.data.seen import Events, Seen
@@ -16,6 +18,7 @@ from cascade.evaluation.baselines.lists import Histories, Ids, ItemModel
 from cascade.evaluation.queries import EvaluationError, Queries, held_out
 from cascade.training.negatives import Negatives, validation
 from cascade.training.negatives import held_out as negatives_beside
+from cascade.training.tasks import with_items
 
 BATCH = 8192
 NEIGHBOURS = (50, 200)  # of each item, tried on validation
@@ -139,9 +142,7 @@ class Log:
 
 def encoded(batches: list[Batch], dense: npt.NDArray[np.float32], ids: Ids) -> rows.Rows:
     """Batches, and the encoded items of the catalogue -> rows."""
-    item = np.concatenate([batch.item for batch in batches])
-    label, user_dense, user_ids = (
-        np.concatenate([getattr(batch, name) for batch in batches])
-        for name in ("label", "user_dense", "user_ids")
-    )
-    return rows.Rows(label, user_dense, user_ids, dense[item], ids[item])
+    cpu, items = torch.device("cpu"), TensorDataset(torch.tensor(dense), torch.tensor(ids))
+    pairs = [with_items(batch, items, cpu) for batch in batches]
+    parts = [(label, *user, *item) for (*user, _, label), item in pairs]
+    return rows.Rows(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))

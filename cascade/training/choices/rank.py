@@ -23,6 +23,7 @@ from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
     VALIDATION_ROWS,
+    Pairs,
     Rows,
     WithNumber,
     catalogue,
@@ -30,6 +31,7 @@ from cascade.training.tasks import (
     labelled,
     of_rows,
     pair_logits,
+    with_items,
 )
 from cascade.training.unknowns import Unknowns
 
@@ -90,7 +92,7 @@ class ChoiceRankTask(Task):
                 found.append(scores.topk(min(RANKED, scores.shape[1]), dim=1).indices)
         return torch.cat(found)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Rows, Rows, Tensor, Any]]:
+    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Pairs, Rows, Tensor, Any]]:
         """-> all rows that were read, the choices among them, negatives of these [P, DRAWN], and
         what draws the unknown items."""
         seed = self.hyper.seed
@@ -100,7 +102,7 @@ class ChoiceRankTask(Task):
                 read = self.negatives.beside(read, random)
             choices = labelled(chosen, self.device)[:]
             negatives = self._drawn(choices, chosen, random)
-            yield labelled(read, self.device)[:], choices, negatives, random
+            yield with_items(read, self.items, self.device), choices, negatives, random
 
     def _drawn(self, rows: Rows, chosen: Any, random: np.random.Generator) -> Tensor:
         with torch.no_grad():
@@ -112,10 +114,9 @@ class ChoiceRankTask(Task):
         columns = (random.random((len(near), DRAWN)) * unseen[:, None]).astype(np.int64)
         return near.gather(1, torch.from_numpy(columns).to(near.device))
 
-    def loss(self, batch: tuple[Rows, Rows, Tensor, Any], step: int) -> Tensor:
+    def loss(self, batch: tuple[Pairs, Rows, Tensor, Any], step: int) -> Tensor:
         rows, chosen, negatives, random = batch
-        dense, ids, item, label = rows
-        item_dense, item_ids = self.items[item]
+        (dense, ids, _, label), (item_dense, item_ids) = rows
         item_ids = self.unknown_items.put(item_ids, random)
         logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
         loss = functional.binary_cross_entropy_with_logits(logits, label)
