@@ -22,7 +22,8 @@ from export.planning.plan import KEEP, LEAST_USERS, USERS, Asked
 from export.planning.release import PICTURE, PLAN_FILE, write_plan, write_planned
 from export.planning.report import report as report_plan
 from export.releases.commands import add_server, parser, publisher, report, say
-from export.releases.refresh import Refresh, change, read_ids, read_items
+from export.releases.items import read_ids, read_items
+from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
 from export.releases.rewire import from_export
 
@@ -104,9 +105,9 @@ def catalogue(argv: Sequence[str]) -> None:
     """Publish a release with the models of the live one and another catalogue.
 
     New items come from a Parquet file (item_id and the raw features by name), the ids of items that
-    leave from a text file, one per line. A new item replaces one with the same id. Only what
-    changed is computed; the index keeps its lists, so after large changes python -m export publish
-    retrieves better.
+    leave from a text file, one per line. A new item replaces one with the same id, and keeps its
+    past where the file has no past_item_ columns. Only what changed is computed; the index keeps
+    its lists, so after large changes python -m export publish retrieves better.
     """
     required = "--repository DIR --checkpoints DIR (--add FILE | --remove FILE)"
     options = parser("catalogue", required, catalogue.__doc__)
@@ -125,7 +126,7 @@ def catalogue(argv: Sequence[str]) -> None:
         live = repository.live
         assert live is not None
         refresh = Refresh(repository.root, live, args.checkpoints)
-        added = read_items(args.add, refresh.encoder)
+        added = read_items(args.add, refresh.encoder, args.checkpoints)
         removed = read_ids(args.remove, refresh.schema.string_ids)
         changed = change(refresh.item_ids, added, removed)
         say(f"{(~changed.keep).sum():,} items leave, {len(added):,} come")

@@ -29,11 +29,11 @@ POSITIVES = Feature("past_positive_rate", "user", "dense", "identity", fill=0.5,
 DAYS = Feature("past_days", "user", "dense", "log1p", fill=365)
 USER = (EVENTS, POSITIVES, DAYS)
 
-ITEM_EVENTS = Feature("past_item_events", "item", "dense", "log1p")
+ITEM_EVENTS = Feature("past_item_events", "item", "dense", "log1p", mean=3, std=2)
 ITEM_POSITIVES = Feature(
     "past_item_positive_rate", "item", "dense", "identity", fill=0.5, mean=0.5, std=0.25
 )
-ITEM_AGE = Feature("past_item_age", "item", "dense", "log1p")
+ITEM_AGE = Feature("past_item_age", "item", "dense", "log1p", mean=5, std=2)
 ITEM = (ITEM_EVENTS, ITEM_POSITIVES, ITEM_AGE)
 
 Times = npt.NDArray[Any]

@@ -13,8 +13,6 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from cascade import index
@@ -23,7 +21,7 @@ from cascade.config import of_release
 from cascade.encoding import Encoder
 from cascade.files import content, link, write_json
 from cascade.index import exact
-from cascade.item_keys import as_keys, ids_in
+from cascade.item_keys import as_keys
 from cascade.release import RELEASE_FILE, read_release
 from cascade.spec import (
     CATALOGUE_IDS,
@@ -44,59 +42,11 @@ from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEMS_FILE, item_states
 from export.context import Catalogue
 from export.foreign import apart, towers, wrapping
-from export.item_ids import check_kind, read_item_ids
 from export.releases.canary import Canary
 from export.releases.manifest import seal
 from export.releases.repository import write_configs
 
 BLOCK = 1 << 22  # bytes of a file, copied at a time
-
-
-def read_items(path: Path | None, encoder: Encoder) -> Catalogue:
-    """New items of a Parquet file, encoded; none without a file. Raises ArtifactError: the file or
-    a column of it is missing, or an item_id is invalid."""
-    schema = encoder.schema
-    if path is None:
-        dense = np.zeros((0, schema.dense_width("item")), np.float32)
-        codes = np.zeros((0, schema.ids_width("item")), np.int64)
-        names = pa.array([], pa.large_string()) if schema.string_ids else None
-        return Catalogue(dense, codes, np.zeros(0, np.int64), names=names)
-    _check_file(path)
-    features = [feature.name for feature in schema.side("item")]
-    try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{path} is not Parquet: {error}") from error
-    if missing := [name for name in ("item_id", *features) if name not in table.column_names]:
-        raise ArtifactError(
-            f"{path} lacks the columns {missing}; items have item_id and {', '.join(features)}"
-        )
-    keys, named = read_item_ids(table["item_id"], path)
-    check_kind(named, schema, path)
-    if len(table) and int(keys.min()) < 0:
-        raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
-    dense, codes = encoder.encode_table("item", table)
-    return Catalogue(dense, codes, keys, table.select(features), named)
-
-
-def read_ids(path: Path | None, string_ids: bool = False) -> Array:
-    """Item ids [n] from a text file, int64 or object of str; none without a file. Raises
-    ArtifactError, ItemIdError: a line is no id."""
-    if path is None:
-        return np.zeros(0, object if string_ids else np.int64)
-    _check_file(path)
-    if string_ids:
-        return np.array(ids_in(path.read_bytes(), path), object)
-    lines = [line.strip() for line in path.read_text().split("\n")]
-    for number, line in enumerate(lines, 1):
-        if line and not line.isdecimal():
-            raise ArtifactError(f"{path}:{number}: {line!r} is no item id")
-    return np.array([int(line) for line in lines if line], np.int64)
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise ArtifactError(f"there is no file {path}")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.artifacts import filters
 from export.context import Catalogue, Source, read_catalogue
+from export.releases.items import read_ids, read_items
 from export.releases.manifest import verify
-from export.releases.refresh import Change, Refresh, change, read_ids, read_items
+from export.releases.refresh import Change, Refresh, change
 from tests.cascades import Cascade, raw_rows, table_of
 from tests.example_models import TEXTBOOK
 

@@ -26,7 +26,8 @@ from export.build import write_release
 from export.context import Build
 from export.described import file
 from export.foreign import flat
-from export.releases.refresh import Refresh, change, read_items
+from export.releases.items import read_items
+from export.releases.refresh import Refresh, change
 from tests.export.described_files import FLOAT, INT, USERS, WIDTH, Tower, dump, save, write
 from tests.export.wrong_files import WRONG, own_vectors
 

@@ -35,8 +35,9 @@ from export.context import Build, Source, read_catalogue
 from export.foreign.flat import flat_onnx
 from export.item_ids import read_item_ids
 from export.releases.canary import Canary
+from export.releases.items import read_ids, read_items
 from export.releases.manifest import verify
-from export.releases.refresh import Refresh, change, read_ids, read_items
+from export.releases.refresh import Refresh, change
 from export.releases.rewire import rewire, serving_of
 from tests.cascades import Cascade, string_id
 from tests.filter_cases import column

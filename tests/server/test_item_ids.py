@@ -23,8 +23,9 @@ from cascade.spec import DENY_LIST, ENSEMBLE
 from cascade.store import UserStore
 from clients import batch, recommend
 from export import __main__ as export_command
+from export.releases.items import read_items
 from export.releases.publishing import Publisher
-from export.releases.refresh import Refresh, change, read_items
+from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
 from export.releases.rewire import from_export, rewire, serving_of
 from export.users import layout_of

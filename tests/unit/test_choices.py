@@ -37,6 +37,7 @@ user: user
 label: liked
 time: time
 log: choices
+past: false
 features:
 - {name: who, side: user, kind: categorical, column: user}
 - {name: show, side: item, kind: categorical}

@@ -10,6 +10,7 @@ import pytest
 from cascade.data import DataError, prepare
 from cascade.data.movielens import GENRES, HISTORY, MovieLens, schema
 from cascade.data.movielens.files import GENRES_100K
+from cascade.data.past import ITEM
 from cascade.data.source import SPLITS, BadRows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
@@ -193,6 +194,24 @@ def test_prepared_data_encodes_lists(tmp_path):
     assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"20|3"]]
     np.testing.assert_allclose(dense, [[2, 3, 2 / 3, 80 / 86_400, 11 / 3]], rtol=1e-6)
     assert (item.tolist(), label.tolist()) == ([2], [1])
+
+
+def test_prepared_data_has_the_past_of_movies(tmp_path):
+    dataset = prepare(f"movielens:{write_dat(tmp_path / 'ml')}", tmp_path / "out")
+    listed = pq.read_table(dataset.root / "catalogue.parquet")
+    # By movie the events, positives and seconds of its age after the 8 training rows, of which 5
+    # are positives; the last of them is at 160.
+    told = [(2, 1, 60), (3, 2, 60), (2, 1, 20), (1, 1, 70)]
+    expected = [(n, (k + 25 / 8) / (n + 5), age / 86_400) for n, k, age in told]
+    columns = [listed[feature.name].to_numpy() for feature in ITEM]
+    np.testing.assert_allclose(np.stack(columns, axis=1), expected, rtol=1e-4)
+    # The first rating of a movie sees nothing; the second one of movie 3 sees 3 positives of 4.
+    past = dataset.read("train").item_past
+    missing = [-3 / 2, 0, -5 / 2]
+    np.testing.assert_allclose(past[[0, 1, 2, 5]], [missing] * 4)
+    of_movie_3 = [(np.log1p(1) - 3) / 2, (4.75 / 6 - 0.5) / 0.25, (np.log1p(30 / 86_400) - 5) / 2]
+    np.testing.assert_allclose(past[4], of_movie_3, rtol=1e-5)
+    assert dataset.read("test").item_past is None
 
 
 def test_user_without_a_row_of_its_own_is_missing(tmp_path):

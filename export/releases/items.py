@@ -1,0 +1,85 @@
+"""What `export catalogue` reads: the items that come, and the ids of those that leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cascade.artifact import Array, ArtifactError
+from cascade.data import past
+from cascade.encoding import Encoder
+from cascade.item_keys import ids_in
+from export.context import Catalogue
+from export.item_ids import check_kind, read_item_ids
+
+PAST = [feature.name for feature in past.ITEM]
+
+
+def read_items(path: Path | None, encoder: Encoder, checkpoints: Path | None = None) -> Catalogue:
+    """New items of a Parquet file, encoded; none without a file. A file may lack the past of the
+    items: those that the catalogue of the checkpoints has keep what it tells, and of the others it
+    is missing. Raises ArtifactError: the file or another column of it is missing, or an item_id is
+    invalid."""
+    schema = encoder.schema
+    if path is None:
+        dense = np.zeros((0, schema.dense_width("item")), np.float32)
+        codes = np.zeros((0, schema.ids_width("item")), np.int64)
+        names = pa.array([], pa.large_string()) if schema.string_ids else None
+        return Catalogue(dense, codes, np.zeros(0, np.int64), names=names)
+    _check_file(path)
+    features = [feature.name for feature in schema.side("item")]
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ArtifactError(f"{path} is not Parquet: {error}") from error
+    untold = [name for name in features if name not in table.column_names and name in PAST]
+    needed = [name for name in ("item_id", *features) if name not in untold]
+    if missing := [name for name in needed if name not in table.column_names]:
+        raise ArtifactError(
+            f"{path} lacks the columns {missing}; items have item_id and {', '.join(features)}"
+        )
+    keys, named = read_item_ids(table["item_id"], path)
+    check_kind(named, schema, path)
+    if len(table) and int(keys.min()) < 0:
+        raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
+    for name, values in _past(untold, keys, checkpoints).items():
+        table = table.append_column(name, values)
+    dense, codes = encoder.encode_table("item", table)
+    return Catalogue(dense, codes, keys, table.select(features), named)
+
+
+def _past(names: list[str], keys: Array, checkpoints: Path | None) -> dict[str, pa.Array]:
+    """Columns of the past of items [n], as the catalogue of the checkpoints has them."""
+    if not names:
+        return {}
+    if checkpoints is None:
+        return {name: pa.nulls(len(keys), pa.float32()) for name in names}
+    path = checkpoints / "catalogue.parquet"
+    old = pq.read_table(path, columns=["item_id", *names])
+    known = pa.array(read_item_ids(old["item_id"], path)[0])
+    where = pc.index_in(pa.array(keys), value_set=known)
+    return {name: old[name].take(where) for name in names}
+
+
+def read_ids(path: Path | None, string_ids: bool = False) -> Array:
+    """Item ids [n] from a text file, int64 or object of str; none without a file. Raises
+    ArtifactError, ItemIdError: a line is no id."""
+    if path is None:
+        return np.zeros(0, object if string_ids else np.int64)
+    _check_file(path)
+    if string_ids:
+        return np.array(ids_in(path.read_bytes(), path), object)
+    lines = [line.strip() for line in path.read_text().split("\n")]
+    for number, line in enumerate(lines, 1):
+        if line and not line.isdecimal():
+            raise ArtifactError(f"{path}:{number}: {line!r} is no item id")
+    return np.array([int(line) for line in lines if line], np.int64)
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}")
