@@ -76,8 +76,8 @@ class Past:
     def __init__(self, log: Log, of: Ids, time: Times) -> None:
         start = of * len(log.moments)
         self._log, self._time = log, time
-        self._first = np.searchsorted(log.keys, start)
-        self._stop = np.searchsorted(log.keys, start + np.searchsorted(log.moments, time))
+        self._first = _places(log.keys, start)
+        self._stop = _places(log.keys, start + np.searchsorted(log.moments, time))
         self._count = np.where(of < 0, 0, self._stop - self._first)
 
     def events(self) -> Floats:
@@ -109,6 +109,13 @@ class Past:
 
     def _given(self, values: npt.NDArray[Any]) -> Floats:
         return np.where(self._count > 0, values, np.nan).astype(np.float32)
+
+
+def _places(keys: Ids, asked: Ids) -> Ids:
+    """[Q]: how many sorted keys [R] are less. In order, which takes a fraction of the time."""
+    order, found = np.argsort(asked, kind="stable"), np.empty(len(asked), np.int64)
+    found[order] = np.searchsorted(keys, asked[order])
+    return found
 
 
 def _sums(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

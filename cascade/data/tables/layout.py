@@ -21,7 +21,7 @@ Paths are relative to the file, or to the folder that `--data table:FOLDER` name
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -100,8 +100,9 @@ def read(schema: Path, where: str = "") -> Layout:
     kind = root.take("item_ids", lambda node: node.choice("item_ids", ITEM_IDS), ITEM_IDS[0])
     name = root.take("name", Node.text, schema.stem)
     earlier = _past(root, columns)
-    try:
-        found = Schema(name, (*features, *earlier), string_ids=kind == "strings")
+    of_users = (feature for feature in earlier if feature.side == "user")
+    try:  # an item of which the past alone is known would be none
+        found = Schema(name, (*features, *of_users), string_ids=kind == "strings")
     except SchemaError as error:
         raise root.mapping()["features"].error(f"{error}; add one") from error
     root.take("item", Node.text)
@@ -114,6 +115,7 @@ def read(schema: Path, where: str = "") -> Layout:
         )
     log = root.take("log", lambda node: node.choice("log", LOGS), None)
     files = _files(root, where)
+    found = replace(found, features=(*features, *earlier))
     return Layout(root, found, columns, earlier, named, files, cast("Log | None", log))
 
 
