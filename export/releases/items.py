@@ -19,7 +19,7 @@ from export.item_ids import check_kind, read_item_ids
 PAST = [feature.name for feature in past.ITEM]
 
 
-def read_items(path: Path | None, encoder: Encoder, checkpoints: Path | None = None) -> Catalogue:
+def read_items(path: Path | None, encoder: Encoder, checkpoints: Path) -> Catalogue:
     """New items of a Parquet file, encoded; none without a file. A file may lack the past of the
     items: those that the catalogue of the checkpoints has keep what it tells, and of the others it
     is missing. Raises ArtifactError: the file or another column of it is missing, or an item_id is
@@ -52,12 +52,10 @@ def read_items(path: Path | None, encoder: Encoder, checkpoints: Path | None = N
     return Catalogue(dense, codes, keys, table.select(features), named)
 
 
-def _past(names: list[str], keys: Array, checkpoints: Path | None) -> dict[str, pa.Array]:
+def _past(names: list[str], keys: Array, checkpoints: Path) -> dict[str, pa.Array]:
     """Columns of the past of items [n], as the catalogue of the checkpoints has them."""
     if not names:
         return {}
-    if checkpoints is None:
-        return {name: pa.nulls(len(keys), pa.float32()) for name in names}
     path = checkpoints / "catalogue.parquet"
     old = pq.read_table(path, columns=["item_id", *names])
     known = pa.array(read_item_ids(old["item_id"], path)[0])

@@ -58,7 +58,9 @@ def new_items(cascade: Cascade, path: Path) -> Path:
 
 def changed(cascade: Cascade, folder: Path) -> tuple[Refresh, Change]:
     started = Refresh(cascade.repository, 1, cascade.checkpoints)
-    added = read_items(new_items(cascade, folder / "new.parquet"), started.encoder)
+    added = read_items(
+        new_items(cascade, folder / "new.parquet"), started.encoder, started.checkpoints
+    )
     gone = folder / "gone.txt"
     old = read_catalogue(cascade.checkpoints).item_ids
     gone.write_text("\n".join(map(str, old[100:150])) + "\n")
@@ -161,7 +163,9 @@ def test_a_refresh_may_be_refreshed(small: Cascade, tmp_path: Path) -> None:
     started, first = changed(small, tmp_path)
     started.write(tmp_path / "next", 2, first)
     again = Refresh(tmp_path / "next", 2, small.checkpoints)
-    back = change(again.item_ids, read_items(None, again.encoder), first.added.item_ids[1:])
+    back = change(
+        again.item_ids, read_items(None, again.encoder, again.checkpoints), first.added.item_ids[1:]
+    )
     again.write(tmp_path / "last", 3, back)
     assert read_release(tmp_path / "last", 3)["items"] == ITEMS - 51 + 1
     verify(tmp_path / "last", 3)
@@ -197,7 +201,7 @@ def test_other_checkpoints_are_refused(small: Cascade, criteo: Cascade, tmp_path
 
 def test_what_cannot_be_added_or_removed_is_named(small: Cascade, tmp_path: Path) -> None:
     started = Refresh(small.repository, 1, small.checkpoints)
-    empty = read_items(None, started.encoder)
+    empty = read_items(None, started.encoder, started.checkpoints)
     with pytest.raises(ArtifactError, match=r"1 items to be removed are not.*: \[5\]"):
         change(started.item_ids, empty, np.array([5]))
     with pytest.raises(ArtifactError, match="nothing would be left"):
@@ -207,7 +211,7 @@ def test_what_cannot_be_added_or_removed_is_named(small: Cascade, tmp_path: Path
         read_ids(tmp_path / "ids.txt")
     pq.write_table(pa.table({"item_id": [1]}), tmp_path / "narrow.parquet")
     with pytest.raises(ArtifactError, match=r"lacks the columns \['C7', 'C8'"):
-        read_items(tmp_path / "narrow.parquet", started.encoder)
+        read_items(tmp_path / "narrow.parquet", started.encoder, started.checkpoints)
 
 
 @pytest.mark.parametrize(

@@ -353,7 +353,7 @@ def test_new_items_go_through_the_teams_models(small):
     new = {"item_id": [900, 901], "sku": ["s3", "s4"], "price": [9.0, 7.5]}
     pq.write_table(pa.table(new), folder / "new.parquet")
     refresh = Refresh(folder / "repository", 1, folder / "checkpoints")
-    added = read_items(folder / "new.parquet", refresh.encoder)
+    added = read_items(folder / "new.parquet", refresh.encoder, refresh.checkpoints)
     refresh.write(folder / "next", 2, change(refresh.item_ids, added, np.array([100])))
     items = pq.read_table(folder / "items.parquet")
     left = items.slice(1)

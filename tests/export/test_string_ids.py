@@ -170,13 +170,17 @@ def test_a_catalogue_is_refreshed(twins: Twins, encoded: bool, tmp_path: Path) -
         lines = folder / "gone.txt"
         lines.write_text("".join(f"{name(item)}\n" for item in gone))
         started = Refresh(cascade.repository, 1, cascade.checkpoints)
-        added = read_items(file, started.encoder)
+        added = read_items(file, started.encoder, started.checkpoints)
         changed = change(started.item_ids, added, read_ids(lines, strings))
         assert (changed.items, int((~changed.keep).sum())) == (300 + 21 - 11, 11)
         started.write(folder / "next", 2, changed)
         verify(folder / "next", 2)
         again = Refresh(folder / "next", 2, cascade.checkpoints)
-        back = change(again.item_ids, read_items(None, again.encoder), read_ids(None, strings))
+        back = change(
+            again.item_ids,
+            read_items(None, again.encoder, again.checkpoints),
+            read_ids(None, strings),
+        )
         again.write(folder / "last", 3, back)
         pipeline = Pipeline.load(folder / "last", 3, Serving(threads=1))
         answers.append(cascade.ask(pipeline, 0, USERS))
@@ -186,15 +190,15 @@ def test_a_catalogue_is_refreshed(twins: Twins, encoded: bool, tmp_path: Path) -
 
 def test_items_that_cannot_be_changed_are_named(twins: Twins, tmp_path: Path) -> None:
     started = Refresh(twins[1].repository, 1, twins[1].checkpoints)
-    empty = read_items(None, started.encoder)
+    empty = read_items(None, started.encoder, started.checkpoints)
     with pytest.raises(ArtifactError, match=r"1 items to be removed are not.*: \['sku'\]"):
         change(started.item_ids, empty, np.array(["sku"], object))
     twice = new_items(twins[1], tmp_path / "twice.parquet", pa.array(["a", "b", "a"]))
     with pytest.raises(ArtifactError, match="item 'a' is there more than once"):
-        read_items(twice, started.encoder)
+        read_items(twice, started.encoder, started.checkpoints)
     integers = new_items(twins[1], tmp_path / "integers.parquet", pa.array([1, 2]))
     with pytest.raises(ArtifactError, match=r"int64, and the schema bags says .* strings"):
-        read_items(integers, started.encoder)
+        read_items(integers, started.encoder, started.checkpoints)
 
 
 @pytest.mark.parametrize(

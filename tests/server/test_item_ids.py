@@ -188,7 +188,9 @@ def test_integers_beyond_doubles_survive(twins: Twins, tmp_path: Path) -> None:
     started = Refresh(tmp_path / "export", 1, integers.checkpoints)
     ids = [BIG + 2 * row for row in range(30)]
     added = read_items(
-        new_items(integers, tmp_path / "new.parquet", pa.array(ids)), started.encoder
+        new_items(integers, tmp_path / "new.parquet", pa.array(ids)),
+        started.encoder,
+        started.checkpoints,
     )
     all_new = change(started.item_ids, added, started.item_ids)
     started.write(tmp_path / "next", 2, all_new)

@@ -145,7 +145,8 @@ class Visits:
     def chunks(self, split: str) -> Any:
         price = [5, 6, 5, 5] if split == "train" else [5, 6, 7, 7]
         chunk = {"label": [1, 0, 0, 1], "city": ["Oslo"] * 4, "price": price}
-        yield pa.table({**chunk, "@time": pa.array(self.time, pa.float64())})
+        time = {"@time": pa.array(self.time, pa.float64())} if self.time else {}
+        yield pa.table({**chunk, **time})
 
 
 def test_a_source_without_a_list_of_items(tmp_path: Path) -> None:
@@ -162,6 +163,7 @@ def test_a_source_without_a_list_of_items(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"time": (0, 10, 9, 20)}, "the events are not in the order of their times"),
+        ({"time": None}, "the past of items is wanted, and the source gives no @time"),
         ({"time": (0, 10, None, 20)}, "the events are not in the order of their times"),
         (
             {"schema": Schema("visits", (Visits.city, *ITEM, Visits.shown))},
