@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models import dlrm
-from cascade.models.logistic import LogisticConfig, LogisticRegression
+from cascade.models.logistic import LogisticConfig
 from cascade.models.registry import build
 from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
@@ -84,11 +84,8 @@ class Blend(Scorer):
             self.silence()
 
     def widen(self, baseline: Scorer) -> None:
-        """Take what a trained logistic regression says of a user alone, which changes no order, and
-        stays as it is."""
-        assert isinstance(self.wide, LogisticRegression)
+        """Take a trained logistic regression, which stays as it is."""
         self.wide.load_state_dict(baseline.state_dict())
-        self.wide.forget_items()
         self.wide.requires_grad_(False)
 
     def silence(self) -> None:

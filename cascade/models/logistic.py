@@ -46,9 +46,10 @@ class LogisticRegression(Scorer):
         self.user_layers = mlp((numbers, *config.user_layers))
 
     def forget_items(self) -> None:
-        """All items alike: what is left depends on the user alone."""
+        """All items are alike, and stay so: what is learnt depends on the user alone."""
         for weight in (self.item_ids.table.weight, self.item_dense.weight):
             nn.init.zeros_(weight)
+            weight.requires_grad_(False)
 
     def user_parts(self) -> tuple[str, ...]:
         return ("user_ids", "user_layers", "user_dense", "bias")

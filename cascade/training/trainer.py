@@ -15,6 +15,7 @@ from cascade.data.dataset import Dataset
 from cascade.data.source import DataError, Log
 from cascade.models import build, contract, preset
 from cascade.models.blend import Blend, BlendConfig
+from cascade.models.logistic import LogisticRegression
 from cascade.models.registry import MODELS, Recipe
 from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
@@ -213,6 +214,8 @@ class Trainer:
             self._begin(name, scorer)
         elif isinstance(scorer, Blend) and self._few(name):
             scorer.silence()
+        if isinstance(scorer, LogisticRegression) and name == BASELINE in self._made_of(RANK):
+            scorer.forget_items()  # beside a ranker of choices, it says how often a user likes
         if name == LABELS and self.log == "choices":
             self._factorise(name, scorer)
         if name != RETRIEVE and (before := TRAININGS[name].starts_from):
