@@ -63,6 +63,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.label)
 
+    def take(self, rows: Ids | slice) -> Batch:
+        """Some of the rows."""
+        there = {name: column for name, column in vars(self).items() if column is not None}
+        return Batch(**{name: column[rows] for name, column in there.items()})
+
 
 class RawRows(NamedTuple):
     """B rows whose users are as a client would send them."""

@@ -93,11 +93,12 @@ class ChoiceRankTask(Task):
         return torch.cat(found)
 
     def batches(self, epoch: int, skip: int) -> Iterator[tuple[Pairs, Rows, Tensor, Any]]:
-        """-> all rows that were read, the choices among them, negatives of these [P, DRAWN], and
-        what draws the unknown items."""
+        """-> some of the rows that were read, the choices among all of them, negatives of these
+        [P, DRAWN], and what draws the unknown items."""
         seed = self.hyper.seed
         for step, (read, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
             random = np.random.default_rng((seed, epoch, step, 1))
+            read = read.take(slice(self.hyper.batch_size))
             if self.negatives is not None:
                 read = self.negatives.beside(read, random)
             choices = labelled(chosen, self.device)[:]

@@ -73,7 +73,7 @@ class Chosen:
             batch = replace(batch, user_ids=self._less(batch.user_ids, random))
             weight = self.recency.weight(batch.time, len(batch))
             stay = np.flatnonzero((batch.label > 0) & (random.random(len(batch)) < weight))
-            yield batch, _take(batch, stay)
+            yield batch, batch.take(stay)
 
     def _less(self, ids: Ids, random: np.random.Generator) -> Ids:
         """Users of whom less is known: ids and members of lists are left out at random."""
@@ -82,17 +82,6 @@ class Chosen:
             share = random.random((len(ids), 1)) * 2 * LIST_DROPOUT
             ids[:, start:stop][random.random((len(ids), stop - start)) < share] = 0
         return ids
-
-
-def _take(batch: Batch, rows: Ids) -> Batch:
-    return Batch(
-        batch.label[rows],
-        batch.item[rows],
-        batch.user_dense[rows],
-        batch.user_ids[rows],
-        user=None if batch.user is None else batch.user[rows],
-        time=None if batch.time is None else batch.time[rows],
-    )
 
 
 class Queries:
@@ -110,7 +99,7 @@ class Queries:
         drawn = dataset.sample("validation", 50_000)
         positive = np.flatnonzero(drawn.label > 0)
         after = after if len(positive) >= after + count / 2 else 0
-        drawn = _take(drawn, positive[after : after + count])
+        drawn = drawn.take(positive[after : after + count])
         self.batch, self.rows = drawn, labelled(drawn, device)
         self.log = Seen.of(dataset)
 
@@ -119,9 +108,7 @@ class Queries:
 
     def seen(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Places (query - start, item) of what the users of some queries have seen."""
-        return seen(
-            self.log, _take(self.batch, np.arange(start, min(stop, len(self)))), "validation"
-        )
+        return seen(self.log, self.batch.take(slice(start, stop)), "validation")
 
 
 def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
