@@ -13,7 +13,14 @@ from perf.quality.figures import Figures
 
 LEAST_DISTILLED = -0.002  # what distillation may lose
 LOSSES = ("rank_log_loss",)
+ORDER = Claim(
+    "stages_in_order",
+    "=",
+    1,
+    "the retriever's NDCG@10 is above popularity's, and no later stage loses more than noise",
+)
 LISTS = (
+    ORDER,
     Claim("rank_ndcg_over_retrieve", ">=", 1.03, "NDCG@10 of the answer over the retriever's"),
     Claim(
         "retrieve_recall100_over_best_baseline",
@@ -46,7 +53,10 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim("calibration", ">=", 0.95, "predicted over actual clicks"),
         Claim("calibration", "<=", 1.05, "predicted over actual clicks"),
     ),
-    "positives_only": (Claim("finite", "=", 1, "every figure of the evaluation is a number"),),
+    "positives_only": (
+        Claim("finite", "=", 1, "every figure of the evaluation is a number"),
+        ORDER,
+    ),
 }
 COMPARED = {  # figures of the ranker, and those of other models on the same rows
     "rank_auc": ("logistic_auc", "lightgbm_auc", "deepfm_auc"),

@@ -41,16 +41,27 @@ def beside(found: Found, first: Found) -> Found:
 
 
 def of_lists(found: Found) -> Figures:
-    """NDCG@10 after each stage, and what the stages gain over the best list that needs no network:
+    """NDCG@10 after each stage, whether each is no worse than the one before, and what they gain over the best list that needs no network:
     by NDCG@10 for the ranker, by recall@100 for the retriever."""
     ndcg, recall = found.get("ndcg_at_10_rank"), found.get("recall_at_100_retrieve")
     return {
         **_named(found, LISTED),
+        "stages_in_order": in_order(found),
         "rank_ndcg_over_retrieve": _ratio(ndcg, found.get("ndcg_at_10_retrieve")),
         "retrieve_recall100_over_best_baseline": _ratio(recall, _best(found, "recall_at_100")),
         "rank_ndcg_over_best_baseline": _ratio(ndcg, _best(found, "ndcg_at_10")),
         **_named(found, DISTILLED),
     }
+
+
+def in_order(found: Found) -> bool | None:
+    """Whether the retriever's list is better than popularity, and no later stage makes it worse, by
+    NDCG@10: by more than the noise of the users, as the verdict of the evaluation says."""
+    popular, retrieved = (found.get(f"ndcg_at_10_{name}") for name in ("popularity", "retrieve"))
+    if popular is None or retrieved is None:
+        return None
+    later = [one for one in found.get("verdict", ()) if one["measure"] == "NDCG@10"]
+    return retrieved > popular and all(one["result"] != "worse" for one in later)
 
 
 def of_choices(found: Found) -> Figures:

@@ -19,7 +19,7 @@ USERS, MOVIES = 40, 150
 LISTS = (
     *("popularity_ndcg", "retrieve_ndcg", "prerank_ndcg", "rank_ndcg"),
     *("rank_ndcg_over_retrieve", "retrieve_recall100_over_best_baseline"),
-    *("rank_ndcg_over_best_baseline", "distilled", "undistilled"),
+    *("stages_in_order", "rank_ndcg_over_best_baseline", "distilled", "undistilled"),
 )
 
 

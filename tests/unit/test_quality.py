@@ -48,11 +48,32 @@ def test_a_figure_that_is_not_there_is_told_as_none(name: str) -> None:
     plan = {"points": [], "default": {"effort": None}, "chosen": {"kept": 0.9}, "reached": False}
     assert None not in figures.of_lists(LISTED).values()
     assert sum(value is None for value in found.values()) == {
-        **{"ndcg_at_10_rank": 3, "ndcg_at_10_retrieve": 2, "recall_at_100_retrieve": 1},
-        **{"ndcg_at_10_prerank": 1, "ndcg_at_10_popularity": 1},
+        **{"ndcg_at_10_rank": 3, "ndcg_at_10_retrieve": 3, "recall_at_100_retrieve": 1},
+        **{"ndcg_at_10_prerank": 1, "ndcg_at_10_popularity": 2},
         **{"kept_by_prerank": 1, "kept_by_prerank_labels": 1},
     }.get(name, 0)
     assert of_planted({name: None, "plan": plan})["auc_gap"] is None
+
+
+@pytest.mark.parametrize(
+    ("retrieve", "results", "in_order"),
+    [
+        (0.3, ("tie", "better"), True),
+        (0.3, ("worse", "better"), False),
+        (0.3, ("tie", "worse"), False),
+        (0.2, ("better", "better"), False),
+    ],
+)
+def test_stages_are_in_order_where_none_loses_more_than_noise(
+    retrieve: float, results: tuple[str, str], in_order: bool
+) -> None:
+    verdict = [
+        {"name": name, "measure": "NDCG@10", "result": result}
+        for name, result in zip(("prerank", "rank"), results, strict=True)
+    ]
+    other = {"name": "prerank", "measure": "recall@200", "result": "worse"}
+    found = {**LISTED, "ndcg_at_10_retrieve": retrieve, "verdict": [*verdict, other]}
+    assert figures.of_lists(found)["stages_in_order"] is in_order
 
 
 def test_every_seed_stands_beside_simple_models_that_know_none() -> None:
