@@ -1,7 +1,8 @@
-"""`python -m perf.demo`: train, export, evaluate, serve, ask and measure in one go (make demo).
+"""`python -m perf.demo`: train, export, evaluate, plan, serve, ask and measure (make demo).
 
 Every step is a command of its own, printed before it runs; its output goes to a log. The last
-screen shows the ten items of a user, what each stage keeps, the latency, and where the rest is.
+screen shows the ten items of a user, what each stage keeps, the latency, what planned sizes would
+save, and where the rest is.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from perf.harness.measurement import Measurement
 from perf.harness.table import latency_table, number, stage_table, table
 
 USERS_COMPARED, USERS_PER_REQUEST = 1000, 8
+KEEP = 0.95  # of the ranker's ten best, by the sizes that are planned
+# A part of what a plan tries, in half of the time.
+TRIED = ("--try-candidates", 100, 200, 500, 1000, "--try-survivors", 20, 50, 200)
 SCORE_TOLERANCE = 1e-5
 
 
@@ -57,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     run("export", *made, "--also", "torchscript", log=log)
     judged = ("--data", checkpoints / "data", "--out", out, "--users", args.evaluation_users)
     run("cascade.evaluation", *judged, *made, log=log)
+    planned = ("--checkpoints", checkpoints, "--out", out, "--keep", KEEP, *TRIED, *device)
+    run("export", "plan", *planned, log=log)
+    plan = json.loads((out / "plan.json").read_text())
     release = read_release(repository, newest_version(repository))
     with Server(repository, log=out / "server.log") as server:
         heading(f"tritonserver answers on {server.url}")
@@ -64,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     summary = {
         **json.loads((out / "evaluation.json").read_text()),
         **{key: release[key] for key in ("items", "parity_max_abs")},
-        **{**compared, **latency(measured)},
+        **{**compared, **latency(measured), **saved(plan)},
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(args.out / "summary.json", summary)
@@ -112,10 +119,11 @@ def screen(
             *parts[place : place + 2],  # the table of the stages, with its title
             *([warnings] if warnings else []),
             table(["requests in flight", "users/s", "p50 ms", "p95 ms", "p99 ms", "failed"], rows),
+            summary["plan"],
             f"{same} of {summary['server_users_compared']} users get from the server what the "
             f"pipeline gives in process; largest difference {summary['server_max_abs']:.1e}\n"
             f"figures: {file}; tables: {out}/evaluation.md, {out}/latency.md; "
-            f"picture: {out}/evaluation.png; log: {out}/demo.log",
+            f"pictures: {out}/evaluation.png, {out}/plan.png; log: {out}/demo.log",
         ]
     )
 
@@ -146,6 +154,24 @@ def compare(url: str, repository: Path, users_file: Path) -> dict[str, Any]:
         "server_equals_pipeline": differing == 0,
         "server_max_abs": float(largest),
     }
+
+
+def saved(plan: dict[str, Any]) -> dict[str, Any]:
+    """What the summary says of a plan.json: the planned sizes beside those that are served."""
+    sizes = [
+        f"{point['candidates']} → {point['survivors']} → {plan['results']}"
+        for point in (plan["chosen"], plan["default"])
+    ]
+    kept = [plan[name]["kept"] for name in ("chosen", "default")]
+    alone, many = (plan["speedup"][users]["speedup"] for users in ("1", "16"))
+    words = (
+        f"sizes: {sizes[0]} in place of {sizes[1]} keep {kept[0]:.3f} of the ranker's ten best "
+        f"({kept[1]:.3f}) and answer {alone:.2f} times as many requests/s, of 16 users at once "
+        f"{many:.2f} times (python -m export build --sizes auto)"
+    )
+    if not plan["reached"]:
+        words = f"sizes: none that was tried keeps {plan['keep']:g} of the ranker's ten best"
+    return {"plan": words, "plan_kept": kept[0], "plan_speedup": many, "plan_speedup_alone": alone}
 
 
 def latency(measured: Sequence[Measurement]) -> dict[str, Any]:

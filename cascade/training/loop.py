@@ -145,16 +145,19 @@ def fit(
     with unchecked, progress as bar:
         if not run.step:
             if task.trained:
-                bar.set_postfix(run.validated())
+                run.validate()
+                bar.set_postfix(run.shown())
                 _tell(told, run)
             task.begin()
         while run.step < total and not run.ended(hyper.patience):
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
                 run.one_step(batch, total)
+                if validates := run.step % every == 0 or run.step == total:
+                    run.validate()
+                bar.set_postfix(run.shown(), refresh=False)
                 bar.update()
-                if run.step % every == 0 or run.step == total:
-                    bar.set_postfix(run.validated())
+                if validates:
                     _tell(told, run)
                 if run.step % hyper.save_every == 0:
                     run.save()
@@ -206,8 +209,15 @@ class _Run:
         best_possible = self.task.best_possible
         return self.bad >= patience or any(h["objective"] <= best_possible for h in self.history)
 
-    def validated(self) -> dict[str, str]:
-        """Validate, remember the best weights, and return what the progress bar shows."""
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows: the mean loss since the last validation, and what that one
+        measured."""
+        live = {"loss": self.loss_sum / self.loss_count} if self.loss_count else {}
+        record = {**(self.history[-1] if self.history else {}), **live}
+        return {key: f"{value:.4f}" for key, value in record.items() if key != "step"}
+
+    def validate(self) -> None:
+        """Validate, and remember the best weights."""
         self.task.module.eval()
         with torch.inference_mode():
             measures = self.task.validate()
@@ -222,7 +232,6 @@ class _Run:
         self.history.append(record)
         for key, value in record.items():
             self.writer.add_scalar(key, value, self.step)
-        return {key: f"{value:.4f}" for key, value in record.items() if key != "step"}
 
     def save(self) -> None:
         progress = {

@@ -41,8 +41,9 @@ def beside(found: Found, first: Found) -> Found:
 
 
 def of_lists(found: Found) -> Figures:
-    """NDCG@10 after each stage, whether each is no worse than the one before, and what they gain over the best list that needs no network:
-    by NDCG@10 for the ranker, by recall@100 for the retriever."""
+    """NDCG@10 after each stage, whether each is no worse than the one before, and what they gain
+    over the best list that needs no network: by NDCG@10 for the ranker, by recall@100 for the
+    retriever."""
     ndcg, recall = found.get("ndcg_at_10_rank"), found.get("recall_at_100_retrieve")
     return {
         **_named(found, LISTED),

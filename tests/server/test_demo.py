@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cascade.server.launcher import Server
-from perf.demo import compare, screen
+from perf.demo import compare, saved, screen
 from perf.harness.measurement import Load, Measurement
 from tests.cascades import Cascade
 
@@ -43,6 +43,7 @@ def test_the_demo_ends_with_one_screen(tmp_path: Path) -> None:
     ]
     summary = {"server_equals_pipeline": True, "server_users_compared": 9, "server_max_abs": 0.0}
     summary["warnings"] = ["rank is worse than prerank"]
+    summary["plan"] = "sizes: smaller ones are faster"
     text = screen(tmp_path, tmp_path / "s.json", "rank  item id\n   1  17", measured, summary)
     assert "item id" in text
     assert "The cascade over 5 items" in text
@@ -50,5 +51,24 @@ def test_the_demo_ends_with_one_screen(tmp_path: Path) -> None:
     assert "| c |" not in text
     assert "\nWARNING: rank is worse than prerank\n" in text
     assert text.count("500") == 3
+    assert "\nsizes: smaller ones are faster\n" in text
     assert f"{tmp_path}/evaluation.png" in text
+    assert f"{tmp_path}/plan.png" in text
     assert len(text.splitlines()) < 24
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_what_planned_sizes_save_is_told(reached: bool) -> None:
+    plan = {
+        **{"keep": 0.95, "results": 10, "reached": reached},
+        "chosen": {"candidates": 100, "survivors": 50, "kept": 0.97},
+        "default": {"candidates": 1000, "survivors": 200, "kept": 0.99},
+        "speedup": {"1": {"speedup": 2.5}, "16": {"speedup": 3.75}},
+    }
+    found = saved(plan)
+    assert found["plan_speedup"] == 3.75
+    if reached:
+        assert "100 → 50 → 10 in place of 1000 → 200 → 10 keep 0.970" in found["plan"]
+        assert "2.50 times as many requests/s, of 16 users at once 3.75 times" in found["plan"]
+    else:
+        assert found["plan"] == "sizes: none that was tried keeps 0.95 of the ranker's ten best"

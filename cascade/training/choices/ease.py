@@ -31,7 +31,7 @@ MOST_OF_USER = 500  # the newest positives of a user that say which items go tog
 L2 = 300.0  # of the EASE that training begins with
 ITEMS = 8_192  # most liked, that it is made of: an inverse of some seconds
 USERS = 50_000  # drawn, that it is made of
-SHARPNESS = 30.0  # of its scores, as logits over a catalogue
+LOGIT = 30.0  # of a score of 1, over a catalogue
 ROWS = 2_000  # of the log, which tell whether a list holds what its user liked
 
 
@@ -106,7 +106,7 @@ class Vectors:
         if len(items) <= width:
             raise CannotBegin(f"only {len(items)} items were liked")
         left, size, right = randomized_svd(weights(matrix, L2), width, n_iter=4, random_state=0)
-        root = np.sqrt(size * SHARPNESS).astype(np.float32)
+        root = np.sqrt(size * LOGIT).astype(np.float32)
         places = members.feature, item, members.of_item[items], ids[items]
         return cls(*places, left * root, right.T * root)
 
