@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models import dlrm
-from cascade.models.logistic import LogisticConfig
+from cascade.models.logistic import LogisticConfig, LogisticRegression
 from cascade.models.registry import build
 from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
@@ -87,6 +87,14 @@ class Blend(Scorer):
         """Take a trained logistic regression, which stays as it is."""
         self.wide.load_state_dict(baseline.state_dict())
         self.wide.requires_grad_(False)
+
+    @torch.no_grad()
+    def calibrate(self, scale: float, shift: float) -> None:
+        """Multiply all logits of factors beside a retriever by a number, and add another."""
+        assert isinstance(self.wide, LogisticRegression)
+        self.deep_weight.mul_(scale)
+        self.weight.mul_(scale)
+        self.wide.calibrate(scale, shift)
 
     def silence(self) -> None:
         """Let the deep model begin with 0 for all, so that it learns what the others lack."""

@@ -51,6 +51,14 @@ class LogisticRegression(Scorer):
             nn.init.zeros_(weight)
             weight.requires_grad_(False)
 
+    @torch.no_grad()
+    def calibrate(self, scale: float, shift: float) -> None:
+        """Multiply all logits by a number, and add another."""
+        tables = self.user_ids.table, self.item_ids.table
+        for layer in (*tables, self.user_dense, self.item_dense):
+            layer.weight *= scale
+        self.bias.mul_(scale).add_(shift)
+
     def user_parts(self) -> tuple[str, ...]:
         return ("user_ids", "user_layers", "user_dense", "bias")
 

@@ -128,16 +128,21 @@ class RankTask(RowTask):
         return {"objective": found["validation_log_loss"], **found}
 
 
+def row_logits(scorer: Scorer, rows: TensorDataset, items: TensorDataset) -> Tensor:
+    """Logits [B] of a ranker, float64, with the items as the catalogue has them."""
+    parts = []
+    with torch.inference_mode():
+        for at in range(0, len(rows), PAIRS):
+            dense, ids, item, _ = rows[at : at + PAIRS]
+            parts.append(scorer.score_rows(dense, ids, *items[item]))
+    return torch.cat(parts).double()
+
+
 def of_rows(
     scorer: Scorer, batch: Batch, items: TensorDataset, device: torch.device
 ) -> dict[str, float]:
     """Log loss and, where both labels are there, AUC of a ranker on the rows of validation."""
-    rows = labelled(batch, device)
-    parts = []
-    for at in range(0, len(rows), PAIRS):
-        dense, ids, item, _ = rows[at : at + PAIRS]
-        parts.append(scorer.score_rows(dense, ids, *items[item]))
-    probability = torch.sigmoid(torch.cat(parts)).double().cpu().numpy()
+    probability = torch.sigmoid(row_logits(scorer, labelled(batch, device), items)).cpu().numpy()
     found = {"validation_log_loss": float(log_loss(batch.label, probability, labels=[0, 1]))}
     if 0 < batch.label.mean() < 1:  # one class alone has no AUC
         found["validation_auc"] = float(roc_auc_score(batch.label, probability))

@@ -18,7 +18,6 @@ from cascade.models.blend import Blend, BlendConfig
 from cascade.models.logistic import LogisticRegression
 from cascade.models.registry import MODELS, Recipe
 from cascade.models.scorer import Scorer
-from cascade.models.two_tower import TwoTower
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
 from cascade.training.choices import ease
@@ -89,7 +88,7 @@ class Trainer:
             )
         self.sampling = None if dataset.has_negatives else sampling or Sampling()
         self.models: dict[str, Scorer] = {}
-        self._ease: dict[int, ease.Vectors] = {}
+        self._ease = ease.Start(dataset)
 
     @cached_property
     def negatives(self) -> Negatives | None:
@@ -173,7 +172,10 @@ class Trainer:
         if name == RETRIEVE and self.log == "choices":
             return self._as_it_is(name, wanted)
         scorer = self.fresh(name, hyper)
-        history = fit(self.task(name, scorer, hyper), hyper, folder, name, made_from)
+        task = self.task(name, scorer, hyper)
+        history = fit(task, hyper, folder, name, made_from)
+        if isinstance(task, ChoiceRankTask):
+            print(f"{name}: {task.calibrate()}")
         best = min(history, key=lambda record: record["objective"])
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
@@ -217,32 +219,14 @@ class Trainer:
         if isinstance(scorer, LogisticRegression) and name == BASELINE in self._made_of(RANK):
             scorer.forget_items()  # beside a ranker of choices, it says how often a user likes
         if name == LABELS and self.log == "choices":
-            self._factorise(name, scorer)
+            self._ease.give(name, scorer)
         if name != RETRIEVE and (before := TRAININGS[name].starts_from):
             scorer.load_state_dict(self.models[before].state_dict())
         return scorer
 
-    def _factorise(self, name: str, scorer: Scorer) -> None:
-        """Let a model of factors begin with EASE, where the log has what it is made of."""
-        if not isinstance(scorer, TwoTower) or not scorer.factors:
-            return
-        try:
-            width = scorer.item_width - 1  # the last is a bias
-            if width not in self._ease:
-                self._ease[width] = ease.Vectors.of(self.dataset, width)
-            found = self._ease[width]
-        except ease.CannotBegin as error:
-            print(f"{name}: begins without EASE, because {error}")
-            return
-        found.give(scorer)
-        print(
-            f"{name}: begins with EASE, as vectors of {len(found.item_ids):,} items and of the "
-            f"members of {found.members.name}"
-        )
-
     def _begin(self, name: str, scorer: Blend) -> None:
         """Begin with the retriever's order, beside what the baseline says of a user alone."""
-        self._factorise(name, scorer.deep)
+        self._ease.give(name, scorer.deep)
         scorer.begin(self.models[LABELS], lambda model: usual(self.dataset, model, self.device))
         if BASELINE in self._made_of(RANK):
             scorer.widen(self.models[BASELINE])
@@ -287,7 +271,7 @@ class Trainer:
             if self.sampling is not None:
                 task.label_weight = 0  # all labels are 1
             return task
-        if self._made_of(name):
+        if isinstance(scorer, Blend) and self._made_of(name):
             return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)
         of_rows = RankTask(scorer, *where, self.negatives)
         of_rows.meet_unknowns = self._few(name)

@@ -20,7 +20,7 @@ from cascade.training.choices.rank import ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.choices.rows import Chosen, Queries, Recency
 from cascade.training.loop import Hyperparameters, fit, make_optimizers
-from cascade.training.tasks import catalogue, item_states
+from cascade.training.tasks import catalogue, item_states, labelled, row_logits
 from cascade.training.unknowns import Unknowns
 from tests.weights import assert_same_weights, fresh
 
@@ -209,6 +209,21 @@ def test_the_factors_of_a_blend_say_nothing_of_a_usual_item(log, trained):
             torch.testing.assert_close(centre, states[torch.tensor(drawn)].mean(0))
         user_alone = user[:, ranker.user_widths[0] : ranker.user_widths[0] + 1]
         torch.testing.assert_close(ranker.score(user, usual_item.expand(30, -1, -1)), user_alone)
+
+
+def test_a_ranker_of_choices_is_calibrated_without_a_change_of_order(log, trained):
+    towers, _ = trained
+    ranker = blend(log, towers, "two_tower").eval()
+    task = ChoiceRankTask(ranker, towers, log, HYPER, CPU)
+    rows, items = labelled(task.labelled, CPU), catalogue(log, CPU)
+    before = row_logits(ranker, rows, items)
+    assert "log loss" in task.calibrate()
+    after = row_logits(ranker, rows, items)
+    scale, shift = np.polyfit(before.numpy(), after.numpy(), 1)
+    assert scale > 0
+    torch.testing.assert_close(after, scale * before + shift, rtol=1e-4, atol=1e-4)
+    chance = torch.sigmoid(after).mean()
+    assert float(chance) == pytest.approx(task.labelled.label.mean(), abs=1e-3)
 
 
 def test_negatives_are_unseen_items_of_the_retrievers_list(log, trained):

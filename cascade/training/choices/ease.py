@@ -22,6 +22,7 @@ from cascade.data.dataset import Dataset
 from cascade.data.seen import Events, Seen
 from cascade.encoding import FIRST, Ids
 from cascade.errors import CascadeError
+from cascade.models.scorer import Scorer
 from cascade.models.two_tower import TwoTower
 from cascade.schema import Feature
 
@@ -117,6 +118,32 @@ class Vectors:
             (self.item, self.item_ids, self.of_items),
         ):
             towers.begin(feature, torch.from_numpy(ids), torch.from_numpy(vectors))
+
+
+class Start:
+    """EASE of a data set, from which models of factors begin; computed once for each width."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset, self._vectors = dataset, dict[int, Vectors]()
+
+    def give(self, name: str, scorer: Scorer) -> None:
+        """Let a model of factors begin with EASE, where the log has what it is made of, and print
+        which, or why not."""
+        if not isinstance(scorer, TwoTower) or not scorer.factors:
+            return
+        width = scorer.item_width - 1  # the last is a bias
+        try:
+            if width not in self._vectors:
+                self._vectors[width] = Vectors.of(self._dataset, width)
+        except CannotBegin as error:
+            print(f"{name}: begins without EASE, because {error}")
+            return
+        found = self._vectors[width]
+        found.give(scorer)
+        print(
+            f"{name}: begins with EASE, as vectors of {len(found.item_ids):,} items and of the "
+            f"members of {found.members.name}"
+        )
 
 
 def members_of(dataset: Dataset, events: Events) -> Members:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cascade.data.dataset import Dataset
+from cascade.models.blend import Blend
 from cascade.models.scorer import Scorer
 from cascade.training.choices.rows import QUERIES, Chosen, Queries, measures, seen
 from cascade.training.loop import Hyperparameters, Task
@@ -31,6 +33,7 @@ from cascade.training.tasks import (
     labelled,
     of_rows,
     pair_logits,
+    row_logits,
     with_items,
 )
 from cascade.training.unknowns import Unknowns
@@ -62,14 +65,15 @@ class ChoiceRankTask(Task):
 
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: Blend,
         retriever: Scorer,
         dataset: Dataset,
         hyper: Hyperparameters,
         device: torch.device,
         negatives: Negatives | None = None,
     ) -> None:
-        self.scorer, self.retriever, self.hyper, self.device = scorer, retriever, hyper, device
+        self.scorer, self.retriever = scorer, retriever
+        self.hyper, self.device = hyper, device
         module = WithNumber(scorer, SHARPNESS).to(device)
         self.module: nn.Module = module
         self.sharpness = module.number
@@ -145,3 +149,25 @@ class ChoiceRankTask(Task):
             places.append(torch.where(own.any(1), place, torch.inf))
         found = measures(torch.cat(places))
         return {**found, **of_rows(self.scorer, self.labelled, self.items, self.device)}
+
+    def calibrate(self) -> str:
+        """Scale and shift all logits to the labels of validation rows (Platt, "Probabilistic
+        Outputs for Support Vector Machines", 1999), which changes no order; -> what it did, in
+        words."""
+        if self.negatives is not None:
+            return "not calibrated: beside drawn items a score is no chance"
+        if not self.scorer.factored:
+            return "not calibrated, for its own model is no factorisation"
+        label = self.labelled.label
+        if not 0 < label.mean() < 1:
+            return "not calibrated: the validation rows have one label alone"
+        before = of_rows(self.scorer, self.labelled, self.items, self.device)
+        logits = row_logits(self.scorer, labelled(self.labelled, self.device), self.items)
+        fitted = LogisticRegression(C=np.inf).fit(logits.cpu().numpy()[:, None], label)
+        scale, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+        if scale <= 0:
+            return "not calibrated: labels fall where scores rise"
+        self.scorer.calibrate(scale, shift)
+        after = of_rows(self.scorer, self.labelled, self.items, self.device)
+        losses = (found["validation_log_loss"] for found in (before, after))
+        return "calibrated, log loss of validation rows {:.4f} -> {:.4f}".format(*losses)
