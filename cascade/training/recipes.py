@@ -58,7 +58,7 @@ OF_CHOICES = {  # the trainings that a log of choices changes
     ),
     BASELINE: Hyperparameters(1024, 12, lr=3e-3, embedding_lr=3e-4),
     "rank": Hyperparameters(
-        256, 3, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=6
+        256, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=4, patience=6
     ),
     "prerank_labels": Hyperparameters(
         256, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=2, patience=4

@@ -230,7 +230,7 @@ def test_negatives_are_unseen_items_of_the_retrievers_list(log, trained):
     towers, _ = trained
     task = ChoiceRankTask(blend(log, towers), towers, log, HYPER, CPU)
     seen = Seen.of(log)
-    for (_, chosen), (_, rows, negatives, _) in zip(
+    for (_, chosen), (_, rows, negatives, *_) in zip(
         task.rows.batches(0, 0, 0), task.batches(0, 0), strict=True
     ):
         assert rows[2].tolist() == chosen.item.tolist()

@@ -9,7 +9,7 @@ probability by cross-entropy on the labels; what depends on the user alone chang
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cascade.data.dataset import Dataset
+from cascade.data.dataset import Batch, Dataset
 from cascade.models.blend import Blend
 from cascade.models.scorer import Scorer
 from cascade.training.choices.rows import QUERIES, Chosen, Queries, measures, seen
@@ -40,6 +40,7 @@ from cascade.training.unknowns import Unknowns
 
 NEAR = 500  # items that the retriever puts first, of which negatives are drawn
 DRAWN = 32  # negatives of a positive
+RANK_QUERIES = 3 * QUERIES  # of validation: a ranker changes less than their noise of a list
 RANKED = 200  # candidates of a validation query
 SHARPNESS = 30.0  # where training starts: how much sharper a choice is than the chance of a label
 
@@ -49,6 +50,24 @@ def usual(dataset: Dataset, model: Scorer, device: torch.device) -> Tensor:
     items = dataset.sample("train", VALIDATION_ROWS).item
     with torch.no_grad():
         return item_states(model, catalogue(dataset, device))[torch.tensor(items)].mean(0)
+
+
+class Choices(NamedTuple):
+    """A batch.
+
+    Attributes:
+        rows: some of the rows that were read, beside their items.
+        chosen: the P choices among all of them.
+        negatives: of these, [P, DRAWN].
+        past: as `ChoiceRankTask` reads it of the log, where there is one.
+        random: draws the unknown items.
+    """
+
+    rows: Pairs
+    chosen: Rows
+    negatives: Tensor
+    past: Tensor | None
+    random: np.random.Generator
 
 
 class ChoiceRankTask(Task):
@@ -82,9 +101,10 @@ class ChoiceRankTask(Task):
         self.unknown_items = Unknowns(dataset, "item")
         self.rows = Chosen(dataset, hyper.batch_size)
         self.steps_per_epoch = self.rows.steps_per_epoch
-        self.queries = Queries(dataset, device, after=QUERIES)
+        self.queries = Queries(dataset, device, RANK_QUERIES, after=QUERIES)
         self.candidates = self._candidates()
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
+        self._dataset = dataset
 
     def _candidates(self) -> Tensor:
         """What the retriever returns for each validation query, [Q, RANKED]."""
@@ -96,9 +116,7 @@ class ChoiceRankTask(Task):
                 found.append(scores.topk(min(RANKED, scores.shape[1]), dim=1).indices)
         return torch.cat(found)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Pairs, Rows, Tensor, Any]]:
-        """-> some of the rows that were read, the choices among all of them, negatives of these
-        [P, DRAWN], and what draws the unknown items."""
+    def batches(self, epoch: int, skip: int) -> Iterator[Choices]:
         seed = self.hyper.seed
         for step, (read, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
             random = np.random.default_rng((seed, epoch, step, 1))
@@ -107,9 +125,22 @@ class ChoiceRankTask(Task):
                 read = self.negatives.beside(read, random)
             choices = labelled(chosen, self.device)[:]
             negatives = self._drawn(choices, chosen, random)
-            yield with_items(read, self.items, self.device), choices, negatives, random
+            pairs = with_items(read, self.items, self.device)
+            past = self._past(chosen, negatives)
+            yield Choices(pairs, choices, negatives, past, random)
 
-    def _drawn(self, rows: Rows, chosen: Any, random: np.random.Generator) -> Tensor:
+    def _past(self, chosen: Batch, negatives: Tensor) -> Tensor | None:
+        """The past of a choice and of its negatives at its moment, [P, 1 + DRAWN, numbers]: at the
+        end of the log, an item that was chosen has one event more than before."""
+        if chosen.item_past is None or chosen.time is None:
+            return None
+        items = negatives.cpu().numpy()
+        times = np.repeat(chosen.time, items.shape[1])
+        found = self._dataset.item_past.encoded(items.ravel(), times).reshape(*items.shape, -1)
+        both = np.concatenate((chosen.item_past[:, None], found), axis=1)
+        return torch.from_numpy(both).to(self.device)
+
+    def _drawn(self, rows: Rows, chosen: Batch, random: np.random.Generator) -> Tensor:
         with torch.no_grad():
             scores = self.retriever.user(*rows[:2]) @ self.near.t()
         scores[seen(self.queries.log, chosen, "train")] = -torch.inf
@@ -119,22 +150,33 @@ class ChoiceRankTask(Task):
         columns = (random.random((len(near), DRAWN)) * unseen[:, None]).astype(np.int64)
         return near.gather(1, torch.from_numpy(columns).to(near.device))
 
-    def loss(self, batch: tuple[Pairs, Rows, Tensor, Any], step: int) -> Tensor:
-        rows, chosen, negatives, random = batch
+    def loss(self, batch: Choices, step: int) -> Tensor:
+        rows, chosen, negatives, past, random = batch
         (dense, ids, _, label), (item_dense, item_ids) = rows
         item_ids = self.unknown_items.put(item_ids, random)
         logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
         loss = functional.binary_cross_entropy_with_logits(logits, label)
         if len(chosen[2]):
             asked = torch.cat((chosen[2][:, None], negatives), dim=1)
-            known, where = torch.unique(asked, return_inverse=True)
-            item_dense, item_ids = self.items[known]
-            states = self.scorer.item(item_dense, self.unknown_items.put(item_ids, random))
-            user = self.scorer.user(*chosen[:2])
-            scores = self.scorer.score(user, functional.embedding(where, states))
+            scores = self.scorer.score(
+                self.scorer.user(*chosen[:2]), self._states(asked, past, random)
+            )
             first = torch.zeros_like(chosen[2])
             loss = loss + functional.cross_entropy(scores * self.sharpness, first)
         return loss
+
+    def _states(self, asked: Tensor, past: Tensor | None, random: np.random.Generator) -> Tensor:
+        """Item states [P, K, V] of catalogue rows [P, K]. Without a past, each item's is computed
+        once."""
+        if past is None:
+            known, where = torch.unique(asked, return_inverse=True)
+            dense, ids = self.items[known]
+            states = self.scorer.item(dense, self.unknown_items.put(ids, random))
+            return functional.embedding(where, states)
+        dense, ids = self.items[asked.flatten()]
+        dense[:, dense.shape[1] - past.shape[2] :] = past.flatten(0, 1)
+        states = self.scorer.item(dense, self.unknown_items.put(ids, random))
+        return states.reshape(*asked.shape, -1)
 
     def validate(self) -> dict[str, float]:
         """NDCG@10 of the retriever's candidates in the ranker's order, and the loss on labels."""
