@@ -49,8 +49,9 @@ FOREIGN = 0.15  # share of an item's values that are not its prototype's
 LONGEST_VOCABULARY = 10_000  # a server keeps vocabularies in memory
 USERS, HELD_OUT_ROWS, LEAST_ITEMS = 4096, 20_000, 100
 ROWS, STEPS, BATCH, TEMPERATURE = 65_536, 80, 384, 0.1
-# Adagrad takes the tables' gradients sparse: a step must not touch all rows of a large table.
-TRAINING = Hyperparameters(optimizer="adagrad", lr=1e-2, embedding_lr=0.3)
+# Both take the tables' gradients sparse: a step must not touch all rows of a large table.
+RANKING = Hyperparameters(optimizer="adagrad", lr=1e-2, embedding_lr=0.3)
+RETRIEVAL = Hyperparameters(optimizer="adam", lr=1e-3, embedding_lr=5e-2)
 Loss = Callable[[Scorer, list[Tensor], Tensor], Tensor]
 
 
@@ -147,7 +148,8 @@ def _train(
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     scorer = build(model, preset(model, size), schema)
-    optimizers, random = make_optimizers(scorer, TRAINING), np.random.default_rng(seed)
+    hyper = RETRIEVAL if loss is in_batch_loss else RANKING
+    optimizers, random = make_optimizers(scorer, hyper), np.random.default_rng(seed)
     for _ in range(STEPS):
         rows = random.integers(len(columns[0]), size=BATCH)
         batch = [torch.from_numpy(column[rows]) for column in columns]

@@ -268,8 +268,8 @@ class Trainer:
             task = DistillTask(scorer, teacher, self._candidates, hyper, keep)
             if self.log == "choices":
                 task.sharpness = SHARPNESS
-            if self.sampling is not None:
-                task.label_weight = 0  # all labels are 1
+            if self.sampling is not None or self.dataset.source.get("item_past"):
+                task.label_weight = 0  # all labels are 1, or the past of the items counts them
             return task
         if isinstance(scorer, Blend) and self._made_of(name):
             return ChoiceRankTask(scorer, self.models[LABELS], *where, self.negatives)
