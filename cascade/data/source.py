@@ -151,7 +151,8 @@ def unit(time: float) -> str | None:
 
 
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
-    """The raw columns of some features: float32 for dense, string for the others."""
+    """The raw columns of some features: float32 for dense, to which large integers are rounded,
+    string for the others."""
     types = {f.name: pa.float32() if f.kind == "dense" else pa.string() for f in features}
     missing = [name for name in types if name not in table.column_names]
     if missing:
@@ -161,7 +162,8 @@ def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
     columns = {}
     for name, type_ in types.items():
         try:
-            columns[name] = table[name].cast(type_)
+            rounded = type_ == pa.float32() and pa.types.is_integer(table[name].type)
+            columns[name] = table[name].cast(type_, safe=not rounded)
         except pa.ArrowException as error:
             came = f"feature {name}: {table[name].type} came, and {type_} was expected"
             raise DataError(f"{came}: {error}") from error

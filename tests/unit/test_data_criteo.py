@@ -73,6 +73,22 @@ def test_one_file_holds_out_its_last_seventh(tmp_path, name, as_folder):
     assert Criteo(path, BadRows()).total_rows == 73
 
 
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_integers_that_float32_does_not_hold_are_rounded(tmp_path, policy):
+    """23159456 is the largest I5 of the Kaggle file."""
+    lines = rows(70)
+    for place, number in ((3, 23_159_456), (65, -(2**24) - 1), (66, 2**62)):
+        fields = lines[place].split("\t")
+        fields[5] = str(number)
+        lines[place] = "\t".join(fields)
+    made = prepare(f"criteo:{write(tmp_path / 'train.txt', lines)}", tmp_path / "data", policy)
+    assert made.source["bad_row_count"] == 0
+    held_out = [made.raw_users(split, 70)[0][:, 4] for split in ("validation", "test")]
+    assert {-(2.0**24), 2.0**62} <= set(np.concatenate(held_out).tolist())
+    place = SCHEMA.dense("user").index(next(f for f in SCHEMA.features if f.name == "I5"))
+    assert made.read("train").user_dense[:, place].max() == np.float32(np.log1p(23_159_456))
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_folder_of_days_holds_out_its_last_day(tmp_path):
     lines = rows(50)

@@ -22,7 +22,7 @@ def leak(feature: Feature, column: pa.ChunkedArray, label: npt.NDArray[np.float3
         return None
     missing = np.asarray(pc.is_null(column).to_numpy(zero_copy_only=False))
     if feature.kind == "dense":
-        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         missing = missing | np.isnan(numbers)
         if np.array_equal(np.nan_to_num(numbers), label) and not missing.any():
             return "equals the label"
