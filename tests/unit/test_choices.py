@@ -18,7 +18,7 @@ from cascade.models.two_tower import TwoTowerConfig
 from cascade.training.choices import retrieve
 from cascade.training.choices.rank import ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
-from cascade.training.choices.rows import Chosen, Queries, Recency
+from cascade.training.choices.rows import Chosen, Queries, Recency, gains
 from cascade.training.loop import Hyperparameters, fit, make_optimizers
 from cascade.training.tasks import catalogue, item_states, labelled, row_logits
 from cascade.training.unknowns import Unknowns
@@ -251,6 +251,20 @@ def test_a_ranker_learns_the_choice_and_the_label(log, trained, tmp_path):
     again = blend(log, towers)
     fit(ChoiceRankTask(again, towers, log, hyper, CPU), hyper, tmp_path / "again", "rank")
     assert_same_weights(again.state_dict(), ranker.state_dict())
+
+
+def test_a_ranker_stays_where_it_began_unless_lists_gain_more_than_noise(log, trained):
+    towers, _ = trained
+    task = ChoiceRankTask(blend(log, towers), towers, log, HYPER, CPU)
+    count = len(task.queries)
+    best = torch.zeros(count)  # every list has the item first
+    few = torch.where(torch.arange(count) < 2, best, task._places())
+    objectives = {}
+    for name, places in (("start", task._places()), ("few", few), ("all", best)):
+        task._places = lambda places=places: places
+        objectives[name] = task.validate()["objective"]
+    assert objectives["all"] < objectives["start"] < objectives["few"]
+    assert -float(gains(few).mean()) < objectives["start"]  # two lists of many became better
 
 
 def test_weights_of_a_batch_decay(log):

@@ -20,7 +20,7 @@ from torch.nn import functional
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.blend import Blend
 from cascade.models.scorer import Scorer
-from cascade.training.choices.rows import QUERIES, Chosen, Queries, measures, seen
+from cascade.training.choices.rows import QUERIES, Chosen, Queries, gains, measures, seen
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
@@ -72,7 +72,8 @@ class Choices(NamedTuple):
 
 class ChoiceRankTask(Task):
     """Softmax over a chosen item and items of the retriever's list, plus cross-entropy on labels.
-    The ranker begins with the retriever's order, which stays where it learns nothing better.
+    The ranker begins with the retriever's order, which stays where the lists of validation become
+    better by no more than noise.
 
     Args:
         scorer: the ranker.
@@ -105,6 +106,7 @@ class ChoiceRankTask(Task):
         self.candidates = self._candidates()
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
         self._dataset = dataset
+        self.begun = gains(self._places())
 
     def _candidates(self) -> Tensor:
         """What the retriever returns for each validation query, [Q, RANKED]."""
@@ -179,18 +181,28 @@ class ChoiceRankTask(Task):
         return states.reshape(*asked.shape, -1)
 
     def validate(self) -> dict[str, float]:
-        """NDCG@10 of the retriever's candidates in the ranker's order, and the loss on labels."""
-        states, places = item_states(self.scorer, self.items), []
-        for at in range(0, len(self.queries), 256):
-            dense, ids, chosen, _ = self.queries.rows[at : at + 256]
-            items = self.candidates[at : at + 256]
-            logits = pair_logits(self.scorer, self.scorer.user(dense, ids), states, items)
-            own = items == chosen[:, None]
-            score = logits.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-            place = (logits > score).sum(1).float()
-            places.append(torch.where(own.any(1), place, torch.inf))
-        found = measures(torch.cat(places))
+        """NDCG@10 of the retriever's candidates in the ranker's order, and the loss on labels. The
+        objective has to be better than at the start by more than noise: by two standard errors of
+        the difference, over the queries."""
+        places = self._places()
+        found = measures(places)
+        apart = gains(places) - self.begun
+        found["objective"] += 2 * float(apart.std(correction=0)) / len(apart) ** 0.5
         return {**found, **of_rows(self.scorer, self.labelled, self.items, self.device)}
+
+    def _places(self) -> Tensor:
+        """[Q]: where the ranker's order of each query's candidates has the item chosen."""
+        states, places = item_states(self.scorer, self.items), []
+        with torch.inference_mode():
+            for at in range(0, len(self.queries), 256):
+                dense, ids, chosen, _ = self.queries.rows[at : at + 256]
+                items = self.candidates[at : at + 256]
+                logits = pair_logits(self.scorer, self.scorer.user(dense, ids), states, items)
+                own = items == chosen[:, None]
+                score = logits.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+                place = (logits > score).sum(1).float()
+                places.append(torch.where(own.any(1), place, torch.inf))
+        return torch.cat(places)
 
     def calibrate(self) -> str:
         """Scale and shift all logits to the labels of validation rows (Platt, "Probabilistic

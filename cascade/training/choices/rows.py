@@ -123,10 +123,17 @@ def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
 def measures(places: Tensor) -> dict[str, float]:
     """Of the places, from 0, at which lists have the items chosen."""
     top, deep = LISTS
-    gain = torch.where(places < top, 1 / torch.log2(2 + places), 0.0)
-    ndcg, recall = float(gain.mean()), float((places < deep).double().mean())
     return {
-        "objective": -(ndcg + recall / 10),
-        f"validation_ndcg_at_{top}": ndcg,
-        f"validation_recall_at_{deep}": recall,
+        "objective": -float(gains(places).mean()),
+        f"validation_ndcg_at_{top}": float(_ndcg(places).mean()),
+        f"validation_recall_at_{deep}": float((places < deep).double().mean()),
     }
+
+
+def gains(places: Tensor) -> Tensor:
+    """What each list is worth, float64 [Q]: NDCG, and a tenth of the recall of a deeper list."""
+    return _ndcg(places) + (places < LISTS[1]).double() / 10
+
+
+def _ndcg(places: Tensor) -> Tensor:
+    return torch.where(places < LISTS[0], 1 / torch.log2(2 + places.double()), 0.0)
