@@ -28,8 +28,7 @@ from cascade.training.log import log_of
 from cascade.training.negatives import Sampling
 from cascade.training.recipes import LABELS
 
-OF_DATA = ("data", "checkpoints", "positives", "baselines", "device")
-FLAGS = {"baselines": "--no-baselines"}
+OF_DATA = ("data", "checkpoints", "positives", "no_baselines", "device")
 OF_HELD_OUT = ("item_column", "label_column")
 
 
@@ -53,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoints", type=Path, help="what training wrote")
     add("--positives", type=int, help="held-out positives to find [2000]")
     without = "leave out the lists and the scores of simple models"
-    add("--no-baselines", dest="baselines", action="store_const", const=False, help=without)
+    add("--no-baselines", action="store_const", const=True, help=without)
     add("--device", help="cpu or cuda; default cuda where it is there")
     add = parser.add_argument_group("or a table").add_argument
     add("--held-out", type=Path, metavar="TABLE", help="raw rows: .parquet, .csv or .jsonl")
@@ -66,7 +65,7 @@ def _check(options: argparse.Namespace) -> None:
     """Raises EvaluationError: flags of both forms came, or not all of one."""
     others = OF_DATA if options.held_out else OF_HELD_OUT
     if mixed := [name for name in others if getattr(options, name) is not None]:
-        flag = FLAGS.get(mixed[0], f"--{mixed[0].replace('_', '-')}")
+        flag = f"--{mixed[0].replace('_', '-')}"
         needed = "without --held-out" if options.held_out else "with --held-out TABLE"
         raise EvaluationError(f"{flag} came; it goes {needed}")
     if not options.held_out and not (options.data and options.checkpoints):
@@ -109,7 +108,7 @@ def _of_data(options: argparse.Namespace) -> str:
         device=device,
         sampling=Sampling(**drawn) if drawn else None,
         impressions=_log(dataset, trained) == "impressions",
-        baselines=options.baselines is None,
+        baselines=not options.no_baselines,
     )
     return report.write(found, options.out)
 

@@ -70,8 +70,13 @@ def with_items(batch: Batch, items: TensorDataset, device: torch.device) -> Pair
     rows = labelled(batch, device)[:]
     dense, ids = items[rows[2]]
     if batch.item_past is not None:
-        dense[:, dense.shape[1] - batch.item_past.shape[1] :] = torch.tensor(batch.item_past)
+        put_past(dense, torch.tensor(batch.item_past))
     return rows, (dense, ids)
+
+
+def put_past(dense: Tensor, past: Tensor) -> None:
+    """Give items [B, F_dense] the past [B, P] that they had at another moment, in place."""
+    dense[:, dense.shape[1] - past.shape[1] :] = past
 
 
 class RowTask(Task):

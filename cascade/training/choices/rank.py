@@ -33,6 +33,7 @@ from cascade.training.tasks import (
     labelled,
     of_rows,
     pair_logits,
+    put_past,
     row_logits,
     with_items,
 )
@@ -176,7 +177,7 @@ class ChoiceRankTask(Task):
             states = self.scorer.item(dense, self.unknown_items.put(ids, random))
             return functional.embedding(where, states)
         dense, ids = self.items[asked.flatten()]
-        dense[:, dense.shape[1] - past.shape[2] :] = past.flatten(0, 1)
+        put_past(dense, past.flatten(0, 1))
         states = self.scorer.item(dense, self.unknown_items.put(ids, random))
         return states.reshape(*asked.shape, -1)
 
