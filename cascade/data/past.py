@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cascade.data.source import UNITS, DataError, Source, unit
 from cascade.encoding import Floats, Ids
 from cascade.schema import Feature, Schema
 from cascade.transforms import Numeric
+from cascade.values import SEPARATOR
 
 PRIOR_EVENTS = 5  # that the mean of all earlier events counts for beside a subject's own
 
@@ -28,6 +30,7 @@ EVENTS = Feature("past_events", "user", "dense", "log1p")
 POSITIVES = Feature("past_positive_rate", "user", "dense", "identity", fill=0.5, mean=0.5, std=0.25)
 DAYS = Feature("past_days", "user", "dense", "log1p", fill=365)
 USER = (EVENTS, POSITIVES, DAYS)
+ITEMS = Feature("past_items", "user", "sequence", "vocabulary", length=20)  # of a log of choices
 
 ITEM_EVENTS = Feature("past_item_events", "item", "dense", "log1p", mean=3, std=2)
 ITEM_POSITIVES = Feature(
@@ -51,10 +54,14 @@ class Log:
         of: [R], a number for whom or for what each event is, as a user; -1 = not said, of which
             nothing is known.
         time: [R], numbers that never fall.
+        items: [R], what names the item of each event, strings or integers, where `Past.latest` is
+            asked.
         values: by name, numbers [R] of which `Past.mean` is asked.
     """
 
-    def __init__(self, of: Ids, time: Times, **values: npt.NDArray[Any]) -> None:
+    def __init__(
+        self, of: Ids, time: Times, items: pa.Array | None = None, **values: npt.NDArray[Any]
+    ) -> None:
         if not (time[1:] >= time[:-1]).all():
             raise DataError("the events are not in the order of their times; sort them")
         self.of, self.time = of, time
@@ -63,6 +70,7 @@ class Log:
         self.sorted_time = time[order]
         # By subject, then by time.
         self.keys = (of * len(self.moments) + moment)[order]
+        self.items: Any = None if items is None else items.take(pa.array(order))
         self.sums = {name: (_sums(each[order]), _sums(each)) for name, each in values.items()}
 
     def before(self, of: Ids | None = None, time: Times | None = None) -> Past:
@@ -101,6 +109,16 @@ class Past:
     def since_first(self, day: float) -> Floats:
         """[Q]: days since the subject's first event; NaN where that is not earlier."""
         return self._since(self._first, day)
+
+    def latest(self, length: int) -> pa.Array:
+        """[Q]: the names of the items of a subject's latest earlier events, `length` at most, the
+        newest last, joined by |."""
+        lengths = np.minimum(self._count, length)
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        first = np.repeat(self._stop - lengths - offsets[:-1], lengths)
+        members = self._log.items.take(pa.array(first + np.arange(offsets[-1])))
+        texts = pc.cast(members, pa.string())
+        return pc.binary_join(pa.ListArray.from_arrays(offsets.astype(np.int32), texts), SEPARATOR)
 
     def _since(self, place: Ids, day: float) -> Floats:
         if not len(self._log.time):

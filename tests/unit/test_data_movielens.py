@@ -10,7 +10,7 @@ import pytest
 from cascade.data import DataError, prepare
 from cascade.data.movielens import GENRES, HISTORY, MovieLens, schema
 from cascade.data.movielens.files import GENRES_100K
-from cascade.data.past import ITEM
+from cascade.data.past import ITEM, ITEMS
 from cascade.data.source import SPLITS, BadRows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
@@ -159,15 +159,17 @@ def test_history_equals_a_plain_loop_in_any_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("cascade.data.movielens.source.ROW_GROUP", 100)
     monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 200)
     rows = read(write_csv(tmp_path / "ml", ratings, movies))
-    liked = defaultdict(list)
+    rated = defaultdict(list)
     expected = []
     for user, movie, rating, time in sorted(ratings, key=lambda row: row[3]):
-        before = [m for m, t in liked[user] if t < time]
-        expected.append((str(user), movie, "|".join(map(str, before[-HISTORY:])), len(before)))
-        if rating > 3:
-            liked[user].append((movie, time))
-    got = [(r["user_id"], r["item_id"], r["history"] or "", r["positives"]) for r in rows]
-    assert got == expected
+        before = [(m, r) for m, r, t in rated[user] if t < time]
+        liked = [str(m) for m, r in before if r > 3]
+        met = [str(m) for m, _ in before][-ITEMS.length :]
+        lists = "|".join(liked[-HISTORY:]), "|".join(met)
+        expected.append((str(user), movie, *lists, len(liked)))
+        rated[user].append((movie, rating, time))
+    names = ("user_id", "item_id", "history", "past_items", "positives")
+    assert [tuple(row[name] for name in names) for row in rows] == expected
     assert max(count for *_, count in expected) > HISTORY
 
 
@@ -185,13 +187,15 @@ def test_prepared_data_encodes_lists(tmp_path):
     # 2 positives of 3 events with a mean of 11 / 3; 6 positives of all 9, with a mean of 33 / 9
     past = [np.log1p(3), (2 / 3 - 0.5) / 0.25, np.log1p(80 / 86_400), 11 / 3 - 3.5]
     np.testing.assert_allclose(test.user_dense, [[np.log1p(2), *past]], rtol=1e-5)
-    assert test.user_ids[0, -HISTORY:].tolist() == [0] * (HISTORY - 2) + [2, 4]  # 20 and 3
+    history, met = np.split(test.user_ids[0, -HISTORY - ITEMS.length :], [HISTORY])
+    assert history.tolist() == [0] * (HISTORY - 2) + [2, 4]  # 20 and 3
+    assert met.tolist() == [0] * (ITEMS.length - 3) + [3, 2, 4]  # 20, 10, not liked, and 3
     _, ids = dataset.items()
     assert ids.shape == (4, 1 + GENRES + 1)
     assert ids[:, 0].tolist() == [2, 4, 5, 3]
     assert (ids[2, 1:] == 0).all()  # Babylon 5: neither genres nor a year
     dense, wire, item, label = dataset.raw_users("test", 10)
-    assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"20|3"]]
+    assert wire.tolist() == [[b"2", b"M", b"56", b"16", b"70072", b"20|3", b"20|10|3"]]
     np.testing.assert_allclose(dense, [[2, 3, 2 / 3, 80 / 86_400, 11 / 3]], rtol=1e-6)
     assert (item.tolist(), label.tolist()) == ([2], [1])
 

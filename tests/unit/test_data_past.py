@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from cascade.data import DataError, prepare
 from cascade.data.past import PRIOR_EVENTS, Log
-from tests.own_tables import SCHEMA, raw, shop, write_shop
+from tests.own_tables import SCHEMA, STRING_SCHEMA, raw, shop, write_shop
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
 NAMES = ["past_events", "past_positive_rate", "past_days"]
@@ -74,6 +75,20 @@ def test_no_later_event_changes_a_value(log: Any, other: Any, now: int) -> None:
     np.testing.assert_array_equal(changed[: len(one)], one)
 
 
+@given(EVENTS, st.integers(1, 4), st.booleans())
+def test_the_latest_items_are_those_of_strictly_earlier_events(log: Any, most: int, text: bool):
+    log = sorted(log, key=lambda event: event[1])
+    user, time, item = (np.array(column) for column in zip(*log, strict=True))
+    names = pa.array([f"i{one}" for one in item]) if text else pa.array(item)
+    found = Log(user, time, names).before().latest(most)
+    expected = []
+    for now, event in enumerate(log):
+        own = [place for place in range(now) if log[place][0] == event[0] != -1]
+        earlier = [str(names[place]) for place in own if log[place][1] < event[1]]
+        expected.append("|".join(earlier[-most:]))
+    assert found.to_pylist() == expected
+
+
 def test_a_table_with_users_and_times_has_a_past(tmp_path: Path) -> None:
     dataset = prepare("table", tmp_path / "out", schema_file=write_shop(tmp_path))
     assert [feature.name for feature in dataset.schema.dense("user")] == ["age", *NAMES]
@@ -110,6 +125,37 @@ def test_a_past_is_told_where_it_can_be(
     schema = write_shop(tmp_path, SCHEMA.replace(old, new))
     dataset = prepare("table", tmp_path / "out", schema_file=schema)
     assert [feature.name for feature in dataset.schema.dense("user")] == ["age", *left]
+
+
+@pytest.mark.parametrize(
+    ("label", "log", "there"),
+    [(True, "", False), (True, "choices", True), (False, "", True), (False, "impressions", False)],
+)
+def test_a_table_of_choices_has_the_items_that_a_user_met(
+    tmp_path: Path, label: bool, log: str, there: bool
+) -> None:
+    schema = SCHEMA if label else SCHEMA.replace("label: clicked\n", "")
+    schema += f"log: {log}\n" if log else ""
+    dataset = prepare("table", tmp_path / "out", schema_file=write_shop(tmp_path, schema))
+    assert ("past_items" in [f.name for f in dataset.schema.ids("user")]) == there
+    if there:
+        clicks, rows = shop()["clicks"], raw(tmp_path)
+        last = clicks["user_id"][-1]
+        own = [i for i, u in zip(clicks["item_id"], clicks["user_id"], strict=True) if u == last]
+        assert rows["past_items"][-1].as_py() == "|".join(map(str, own[-21:-1]))
+
+
+def test_an_id_that_no_list_can_hold_is_told(tmp_path: Path) -> None:
+    def change(tables: dict[str, dict[str, list[Any]]]) -> None:
+        for table, column in (("clicks", "item_id"), ("items", "item_id")):
+            tables[table][column] = [f"a|{one}" for one in tables[table][column]]
+
+    schema = STRING_SCHEMA.replace("label: clicked\n", "")
+    schema = schema.replace(
+        "- {name: product, side: item, kind: categorical, column: item_id}\n", ""
+    )
+    with pytest.raises(DataError, match=r"item id 'a\|\d+': expected none with \| or a line feed"):
+        prepare("table", tmp_path / "out", schema_file=write_shop(tmp_path, schema, change))
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real ratings are not here")

@@ -44,6 +44,7 @@ def schema(demographics: bool) -> Schema:
             *PAST,
             *(Feature(name, "user", "categorical", "vocabulary") for name in about_user),
             Feature("history", "user", "sequence", "vocabulary", length=HISTORY),
+            past.ITEMS,
             Feature("movie_id", "item", "categorical", "vocabulary"),
             Feature("genres", "item", "bag", "vocabulary", length=GENRES),
             Feature("year", "item", "categorical", "vocabulary"),
@@ -63,10 +64,6 @@ class Events:
     time: Codes  # [R], rank of the timestamp among the distinct ones
     user_ids: Codes  # [U], sorted
     times: Codes  # [T], the distinct timestamps in seconds, sorted
-
-    def keys(self, rows: Codes | slice) -> Codes:
-        """[B]: orders events by user, then by time."""
-        return self.user[rows] * len(self.times) + self.time[rows]
 
 
 class MovieLens(Source):
@@ -100,18 +97,20 @@ class MovieLens(Source):
         events, item_ids = self._events, self._movies["item_id"].to_numpy()
         for first in range(start, stop, ROW_GROUP):
             rows = np.arange(first, min(first + ROW_GROUP, stop))
-            positives, history = self._history(rows)
             users = pa.array(events.user[rows])
+            at = events.user[rows], events.times[events.time[rows]]
+            met, liked = (log.before(*at) for log in self._logs)
             yield pa.table(
                 {
                     "label": events.label[rows].astype(np.float32),
                     "item_id": item_ids[events.movie[rows]],
                     "@user": events.user_ids[events.user[rows]],
-                    "@time": events.times[events.time[rows]],
-                    "positives": positives.astype(np.float32),
+                    "@time": at[1],
+                    "positives": np.nan_to_num(liked.events()),
                     **{name: values.take(pa.array(rows)) for name, values in self._past.items()},
                     **{name: about.take(users) for name, about in self._about_users.items()},
-                    "history": history,
+                    "history": liked.latest(HISTORY),
+                    past.ITEMS.name: met.latest(past.ITEMS.length),
                 }
             )
 
@@ -140,11 +139,21 @@ class MovieLens(Source):
         )
 
     @cached_property
+    def _logs(self) -> tuple[past.Log, past.Log]:
+        """All events, and the positives."""
+        events, names = self._events, self._movies["movie_id"].combine_chunks()
+
+        def log(rows: Codes | slice, **told: npt.NDArray[Any]) -> past.Log:
+            movies = pa.DictionaryArray.from_arrays(events.movie[rows], names)
+            return past.Log(events.user[rows], events.times[events.time[rows]], movies, **told)
+
+        told = {"label": events.label, "rating": events.rating}
+        return log(slice(None), **told), log(np.flatnonzero(events.label))
+
+    @cached_property
     def _past(self) -> dict[str, pa.Array]:
         """What each event's user had done before it, by feature."""
-        events = self._events
-        told = {"label": events.label, "rating": events.rating}
-        found = past.Log(events.user, events.times[events.time], **told).before()
+        found = self._logs[0].before()
         values = (
             *(found.events(), found.mean("label")),
             *(found.since_last(DAY), found.mean("rating")),
@@ -153,14 +162,6 @@ class MovieLens(Source):
             feature.name: pa.array(column, from_pandas=True)
             for feature, column in zip(PAST, values, strict=True)
         }
-
-    @cached_property
-    def _liked(self) -> tuple[Codes, npt.NDArray[np.int32]]:
-        """The positives by user, then by time: their keys and their movies."""
-        liked = np.flatnonzero(self._events.label)
-        keys = self._events.keys(liked)
-        order = np.argsort(keys, kind="stable")
-        return keys[order], self._events.movie[liked][order]
 
     @cached_property
     def _about_users(self) -> dict[str, pa.Array]:
@@ -180,16 +181,3 @@ class MovieLens(Source):
             same_time = time[wanted - 1] if wanted else -1
             cuts.append(int(np.searchsorted(time, same_time, side="right")))
         return {"train": (0, cuts[1]), "validation": (cuts[1], cuts[2]), "test": (cuts[2], rows)}
-
-    def _history(self, rows: Codes) -> tuple[Codes, pa.Array]:
-        """Events [B] -> how many movies the user had liked before [B], and the last of them."""
-        keys, movies = self._liked
-        user_starts = np.searchsorted(keys, self._events.user[rows] * len(self._events.times))
-        before = np.searchsorted(keys, self._events.keys(rows))  # a strictly earlier time
-        lengths = np.minimum(before - user_starts, HISTORY)
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        latest_last = np.repeat(before - lengths, lengths) + within
-        names = self._movies["movie_id"].combine_chunks().take(pa.array(movies[latest_last]))
-        lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names)
-        return before - user_starts, pc.binary_join(lists, "|")

@@ -99,7 +99,8 @@ def read(schema: Path, where: str = "") -> Layout:
         columns[feature.name] = column
     kind = root.take("item_ids", lambda node: node.choice("item_ids", ITEM_IDS), ITEM_IDS[0])
     name = root.take("name", Node.text, schema.stem)
-    earlier = _past(root, columns)
+    log = root.take("log", lambda node: node.choice("log", LOGS), None)
+    earlier = _past(root, columns, log)
     of_users = (feature for feature in earlier if feature.side == "user")
     try:  # an item of which the past alone is known would be none
         found = Schema(name, (*features, *of_users), string_ids=kind == "strings")
@@ -113,20 +114,21 @@ def read(schema: Path, where: str = "") -> Layout:
         raise root.mapping()["users"].error(
             "users are joined by their id; add the key 'user', the column that holds it"
         )
-    log = root.take("log", lambda node: node.choice("log", LOGS), None)
     files = _files(root, where)
     found = replace(found, features=(*features, *earlier))
     return Layout(root, found, columns, earlier, named, files, cast("Log | None", log))
 
 
-def _past(root: Node, columns: dict[str, Column]) -> tuple[Feature, ...]:
+def _past(root: Node, columns: dict[str, Column], log: str | None) -> tuple[Feature, ...]:
     """The features of the past that the interactions tell, but for those that the file describes
     itself."""
     wanted, there = root.take("past", Node.boolean, True), root.mapping()
     if not wanted or "time" not in there:
         return ()
-    made = [*(past.USER if "user" in there else ()), *past.ITEM]
+    made = [*((*past.USER, past.ITEMS) if "user" in there else ()), *past.ITEM]
     untold = set() if "label" in there else {past.POSITIVES, past.ITEM_POSITIVES}
+    if log != "choices" and (log or "label" in there):
+        untold.add(past.ITEMS)  # what a system showed says nothing of what goes together
     return tuple(f for f in made if f.name not in columns and f not in untold)
 
 

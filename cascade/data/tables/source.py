@@ -25,6 +25,7 @@ from cascade.data.parts import ROW_GROUP
 from cascade.data.source import SPLITS, BadRows, DataError, Log, Source, Split, file_identity
 from cascade.data.tables import convert
 from cascade.data.tables.convert import Wanted
+from cascade.data.tables.earlier import Earlier
 from cascade.data.tables.layout import Layout, Table
 from cascade.data.tables.reading import Asked, column_names, read
 from cascade.schema import Feature, Schema
@@ -111,7 +112,7 @@ class TableSource(Source):
                 where = self._user_rows[first : first + len(rows)]
                 place = pa.array(where, mask=where < 0)
                 columns |= {name: self._users[name].take(place) for name in joined}
-            columns |= {n: values.slice(first, len(rows)) for n, values in self._past.items()}
+            columns |= self._earlier.columns(first, len(rows))
             yield _plain(pa.table(columns))
 
     # --- which table a feature is in
@@ -248,20 +249,8 @@ class TableSource(Source):
         return [(0, cuts[0]), (cuts[0], cuts[1]), (cuts[1], count)]
 
     @cached_property
-    def _past(self) -> dict[str, pa.Array]:
-        """What the user of every interaction had done before it, by feature."""
-        wanted = {feature.name for feature in self._layout.past if feature.side == "user"}
-        if not wanted:
-            return {}
-        user = self._events["@user"].combine_chunks().indices.fill_null(-1)
-        time, label = (self._events[name].to_numpy() for name in ("@time", "label"))
-        found = past.Log(user.to_numpy().astype(np.int64), time, label=label).before()
-        made = {
-            past.EVENTS.name: found.events(),
-            past.POSITIVES.name: found.mean("label"),
-            past.DAYS.name: found.since_last(past.day(time[-1])),
-        }
-        return {n: pa.array(made[n], from_pandas=True) for n in made if n in wanted}
+    def _earlier(self) -> Earlier:
+        return Earlier(self._events, self._layout.past)
 
     @property
     def item_past(self) -> past.OfItems | None:
