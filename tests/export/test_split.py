@@ -121,6 +121,28 @@ def test_dots_may_be_an_equation(equation: str, monkeypatch: pytest.MonkeyPatch)
     assert (derived.flat, derived.costs) == (known.flat, known.costs)
 
 
+class Bought(split_models.Mlp):
+    """How often a user bought each of the things that an item's ids name."""
+
+    def forward(self, un: Any, ui: Any, it: Any, ii: Any) -> Any:
+        logits = super().forward(un, ui, it, ii)
+        counts = (un[:, :1] * 0 + torch.zeros(split_models.ROWS)).scatter_add(1, ui, un[:, :1] + ui)
+        return logits + counts.gather(1, ii).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_what_a_user_has_by_id_is_not_repeated_for_candidates(dynamo: bool) -> None:
+    torch.manual_seed(0)
+    flat = exported(Bought().eval(), dynamo=dynamo)
+    derived = taken_apart(flat)
+    check(flat, derived)
+    assert not any("Elements" in kept for kept in derived.facts()["kept"])
+    (read,) = (n for n in derived.pairs.graph.node if n.op_type == "GatherElements")
+    (table,) = (n for n in derived.pairs.graph.node if n.op_type == "ScatterElements")
+    assert read.input[0] == table.output[0]
+    assert not [n for n in derived.pairs.graph.node if n.op_type == "Expand"]
+
+
 class Unknown(split_models.Mlp):
     """An operation that no rule knows, over what one side alone would do."""
 
@@ -257,6 +279,14 @@ def gather(g: Random) -> Any:
     return g.op("Gather", name, g.tensor(np.array(places)), axis=axis + 1), new
 
 
+def look_up(g: Random) -> Any:
+    """Numbers of a row at places that other numbers of it give."""
+    (name, (width,)), (places, new) = g.pick(1), g.pick(1)
+    positive = g.op("Clip", g.op("Abs", places), "", g.tensor(np.float32(width - 1)))
+    whole = g.op("Cast", positive, to=TensorProto.INT64)
+    return g.op("GatherElements", name, whole, axis=g.data.draw(st.sampled_from([1, -1]))), new
+
+
 def stack(g: Random) -> Any:
     """[n] -> [f, d], its vectors."""
     name, (width,) = g.pick(1)
@@ -290,7 +320,7 @@ def norm(g: Random) -> Any:
 
 LAYERS = {
     kind.__name__: kind
-    for kind in (linear, activation, binary, concat, gather, stack, dots, total, norm)
+    for kind in (linear, activation, binary, concat, gather, look_up, stack, dots, total, norm)
 }
 
 

@@ -10,7 +10,17 @@ import onnx
 
 from cascade.artifact import Array
 from export.foreign.split.known import Known, attributes, product_of
-from export.foreign.split.values import Cost, Mosaic, Part, Sum, Value, concatenated
+from export.foreign.split.values import (
+    BOTH,
+    USER,
+    Cost,
+    Mosaic,
+    Part,
+    Sum,
+    Value,
+    concatenated,
+)
+from export.foreign.split.writer import GRID
 
 FAR = 1 << 31  # a slice to the end ends beyond this
 
@@ -122,6 +132,27 @@ def gather_nd(known: Known, node: onnx.NodeProto) -> Value | None:
     return moved(known, data, lambda a: a[tuple(np.moveaxis(places, -1, 0))])
 
 
+def gather_elements(known: Known, node: onnx.NodeProto) -> Value | None:
+    """A row of a user's numbers, read at places that candidates give: once per user, not repeated
+    for each candidate."""
+    data, index = node.input
+    writer, axis = known.writer, attributes(node).get("axis", 0)
+    if known.is_constant(data) or known.is_constant(index):
+        return None
+    if len(known.row(data)) != 1 or axis % 2 != 1:
+        return None
+    table, places = (writer.solid(known.values[name]) for name in (data, index))
+    if table.side != USER or places.side == USER:
+        return None
+    users = writer.op(BOTH, "Gather", GRID, writer.ints(0), axis=0)
+    shape = writer.op(BOTH, "Concat", users, writer.ints(-1), axis=0)
+    asked = writer.op(BOTH, "Reshape", writer.rows(places), shape)  # [B, K * n]
+    found = writer.op(BOTH, "GatherElements", table.name, asked, axis=1)
+    part = Part(BOTH, writer.flat(found, places.shape), places.shape, table.dtype)
+    writer.costs[found] = Cost(0, part.nbytes)
+    return Mosaic.of(part)
+
+
 RULES = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), reshape),
     "Transpose": transpose,
@@ -130,4 +161,5 @@ RULES = {
     "Split": split,
     "Gather": gather,
     "GatherND": gather_nd,
+    "GatherElements": gather_elements,
 }
