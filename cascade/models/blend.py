@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models import dlrm
+from cascade.models.covisitation import CoVisitation, CoVisitationConfig
 from cascade.models.logistic import LogisticConfig, LogisticRegression
 from cascade.models.registry import build
 from cascade.models.scorer import Scorer
@@ -19,14 +20,15 @@ from cascade.schema import Schema
 
 @dataclass(frozen=True)
 class BlendConfig:
-    """Which models are added up; `retriever` may be left out, and the `wide_config` of the logistic
-    regression, for its usual one."""
+    """Which models are added up; `retriever` and `covisitation` may be left out, and the
+    `wide_config` of the logistic regression, for its usual one."""
 
     deep: str = "dlrm"
     deep_config: Mapping[str, Any] = field(default_factory=lambda: asdict(dlrm.PRESETS["small"]))
     retriever: str = ""
     retriever_config: Mapping[str, Any] = field(default_factory=dict)
     wide_config: Mapping[str, Any] = field(default_factory=lambda: asdict(LogisticConfig()))
+    covisitation: Mapping[str, Any] = field(default_factory=dict)
 
 
 PRESETS = {"default": BlendConfig()}
@@ -39,7 +41,8 @@ class Blend(Scorer):
 
     The retriever comes trained and stays as it is: the ranker starts from its order. The deep model
     may be a factorisation of its own, whose score has a weight, too. A usual item counts 0 in both
-    scores. U and V are the sums of the parts' widths.
+    scores. Co-visitation comes computed, with a weight of 0 until `weigh`. U and V are the sums of
+    the parts' widths.
     """
 
     def __init__(self, schema: Schema, config: BlendConfig) -> None:
@@ -53,6 +56,10 @@ class Blend(Scorer):
             self.names.append("retriever")
             self.weight = nn.Parameter(torch.tensor(WEIGHT))
             self.register_buffer("centre", torch.zeros(self.retriever.item_width))
+        if config.covisitation:
+            self.covisits = CoVisitation(schema, CoVisitationConfig(**config.covisitation))
+            self.names.append("covisits")
+            self.register_buffer("covisits_weight", torch.zeros(()))
         self.factored = isinstance(self.deep, TwoTower)
         if self.factored:
             self.deep_weight = nn.Parameter(torch.tensor(WEIGHT))
@@ -63,6 +70,7 @@ class Blend(Scorer):
 
     centre: Tensor
     deep_centre: Tensor
+    covisits_weight: Tensor
 
     @property
     def exact_states(self) -> bool:
@@ -94,6 +102,8 @@ class Blend(Scorer):
         assert isinstance(self.wide, LogisticRegression)
         self.deep_weight.mul_(scale)
         self.weight.mul_(scale)
+        if "covisits" in self.names:
+            self.covisits_weight.mul_(scale)
         self.wide.calibrate(scale, shift)
 
     def silence(self) -> None:
@@ -128,4 +138,6 @@ class Blend(Scorer):
         if "retriever" in self.names:
             found = self.retriever.score(users[2], items[2] - self.centre)
             total = total + self.weight * found
+        if "covisits" in self.names:
+            total = total + self.covisits_weight * self.covisits.score(users[-1], items[-1])
         return total

@@ -21,6 +21,7 @@ from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
 from cascade.training.choices import ease
+from cascade.training.choices.covisits import CoVisits
 from cascade.training.choices.rank import SHARPNESS, ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
@@ -88,7 +89,7 @@ class Trainer:
             )
         self.sampling = None if dataset.has_negatives else sampling or Sampling()
         self.models: dict[str, Scorer] = {}
-        self._ease = ease.Start(dataset)
+        self._ease, self._covisits = ease.Start(dataset), CoVisits(dataset)
 
     @cached_property
     def negatives(self) -> Negatives | None:
@@ -174,9 +175,11 @@ class Trainer:
         scorer = self.fresh(name, hyper)
         task = self.task(name, scorer, hyper)
         history = fit(task, hyper, folder, name, made_from)
-        if isinstance(task, ChoiceRankTask):
-            print(f"{name}: {task.calibrate()}")
         best = min(history, key=lambda record: record["objective"])
+        if isinstance(task, ChoiceRankTask):
+            for line in task.finish():
+                print(f"{name}: {line}")
+            best = {**best, **task.validate()}
         checkpoint.save(folder, scorer, {**wanted, "metrics": best, "history": history})
         checkpoint.finish(folder)
         draw(folder / "curves.png", name, history)
@@ -205,6 +208,8 @@ class Trainer:
         parts = BlendConfig(model, config, retriever, preset(retriever, size))
         if BASELINE in self._made_of(name):
             parts = replace(parts, wide_config=preset(*self.recipe.model(BASELINE)))
+        if self._covisits.config:
+            parts = replace(parts, covisitation=asdict(self._covisits.config))
         return "blend", asdict(parts)
 
     def fresh(self, name: str, hyper: Hyperparameters) -> Scorer:
@@ -230,6 +235,8 @@ class Trainer:
         scorer.begin(self.models[LABELS], lambda model: usual(self.dataset, model, self.device))
         if BASELINE in self._made_of(RANK):
             scorer.widen(self.models[BASELINE])
+        if self._covisits.config:
+            scorer.covisits.begin(*self._covisits.neighbours)
 
     def _as_it_is(self, name: str, wanted: Mapping[str, Any]) -> Scorer:
         """The weights that the training started from, under its own name: in a log of choices an

@@ -24,6 +24,7 @@ user: person
 label: liked
 time: time
 log: choices
+past: {past}
 features:
 - {{name: played, side: user, kind: {kind}, length: 8}}
 - {{name: genre, side: item, kind: categorical}}
@@ -31,7 +32,7 @@ features:
 """
 
 
-def written(folder, kind: str = "sequence", played: str = "name") -> Dataset:
+def written(folder, kind: str = "sequence", played: str = "name", past: bool = False) -> Dataset:
     """Plays of songs in two genres. The list of a row has what was liked before it, by `played`."""
     random = np.random.default_rng(0)
     names = {song: f"song {song}" if played == "name" else str(100 + song) for song in range(SONGS)}
@@ -49,7 +50,7 @@ def written(folder, kind: str = "sequence", played: str = "name") -> Dataset:
     songs = ["id,genre,song"] + [f"{100 + n},{n % 2},song {n}" for n in range(SONGS)]
     (folder / "log.csv").write_text("\n".join(lines))
     (folder / "songs.csv").write_text("\n".join(songs))
-    (folder / "schema.yaml").write_text(SCHEMA.format(kind=kind))
+    (folder / "schema.yaml").write_text(SCHEMA.format(kind=kind, past=str(past).lower()))
     return prepare("table", folder / "data", schema_file=folder / "schema.yaml")
 
 
@@ -70,6 +71,12 @@ def test_a_list_of_something_else_is_none(tmp_path):
     log = written(tmp_path, played="random")
     with pytest.raises(ease.CannotBegin, match="no list of the user with a vocabulary holds"):
         ease.Vectors.of(log, 8)
+
+
+def test_what_the_user_met_holds_what_the_user_liked(tmp_path):
+    """Where no list of the table does."""
+    log = written(tmp_path, played="random", past=True)
+    assert ease.members_of(log, Events.read(log, "train")).feature.name == "past_items"
 
 
 def test_too_few_items_are_told(tmp_path):

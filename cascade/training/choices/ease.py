@@ -158,7 +158,7 @@ def members_of(dataset: Dataset, events: Events) -> Members:
             start = dataset.schema.first_column(feature)
             held = drawn.user_ids[:, start : start + feature.length]
             count = (held >= FIRST).sum()
-            for of_item in _ids_in(dataset, feature):
+            for of_item in ids_in(dataset, feature):
                 known = of_item[liked] > 0
                 pairs = row[known] * feature.cardinality + of_item[liked][known]
                 asked = np.arange(len(held))[:, None] * feature.cardinality + held
@@ -178,7 +178,7 @@ def own_ids(dataset: Dataset) -> tuple[Feature, Ids]:
     raise CannotBegin("no feature tells the items apart")
 
 
-def _ids_in(dataset: Dataset, feature: Feature) -> Iterator[Ids]:
+def ids_in(dataset: Dataset, feature: Feature) -> Iterator[Ids]:
     """The id in a list of each item [N], by the item's id or by the value of a feature of it."""
     vocabulary = dataset.encoder.vocabulary(feature)
     names = [str(item).encode() for item in dataset.item_ids().tolist()]

@@ -20,7 +20,7 @@ from torch.nn import functional
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.blend import Blend
 from cascade.models.scorer import Scorer
-from cascade.training.choices.rows import QUERIES, Chosen, Queries, gains, measures, seen
+from cascade.training.choices.rows import QUERIES, Chosen, Queries, gains, measures, ndcg, seen
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
@@ -105,6 +105,7 @@ class ChoiceRankTask(Task):
         self.steps_per_epoch = self.rows.steps_per_epoch
         self.queries = Queries(dataset, device, RANK_QUERIES, after=QUERIES)
         self.candidates = self._candidates()
+        self.own = self.candidates == self.queries.rows[:][2][:, None]  # [Q, RANKED]
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
         self._dataset = dataset
         self.begun = gains(self._places())
@@ -191,19 +192,71 @@ class ChoiceRankTask(Task):
         found["objective"] += 2 * float(apart.std(correction=0)) / len(apart) ** 0.5
         return {**found, **of_rows(self.scorer, self.labelled, self.items, self.device)}
 
-    def _places(self) -> Tensor:
-        """[Q]: where the ranker's order of each query's candidates has the item chosen."""
-        states, places = item_states(self.scorer, self.items), []
+    def _places(self, logits: Tensor | None = None) -> Tensor:
+        """[Q]: where the order of each query's candidates has the item chosen, by these logits or
+        by the ranker's."""
+        logits = self._logits() if logits is None else logits
+        score = logits.masked_fill(~self.own, -torch.inf).amax(1, keepdim=True)
+        place = (logits > score).sum(1).float()
+        return torch.where(self.own.any(1), place, torch.inf)
+
+    def _logits(self) -> Tensor:
+        """[Q, RANKED]: of each query's candidates."""
+        states, found = item_states(self.scorer, self.items), []
         with torch.inference_mode():
             for at in range(0, len(self.queries), 256):
-                dense, ids, chosen, _ = self.queries.rows[at : at + 256]
-                items = self.candidates[at : at + 256]
-                logits = pair_logits(self.scorer, self.scorer.user(dense, ids), states, items)
-                own = items == chosen[:, None]
-                score = logits.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-                place = (logits > score).sum(1).float()
-                places.append(torch.where(own.any(1), place, torch.inf))
-        return torch.cat(places)
+                user = self.scorer.user(*self.queries.rows[at : at + 256][:2])
+                found.append(pair_logits(self.scorer, user, states, self.candidates[at : at + 256]))
+        return torch.cat(found)
+
+    def finish(self) -> Iterator[str]:
+        """After training: weigh co-visitation, and calibrate; -> what that did, in words."""
+        if "covisits" in self.scorer.names:
+            yield self.weigh()
+        yield self.calibrate()
+
+    def weigh(self) -> str:
+        """Give co-visitation the weight that makes the choices of validation queries likeliest, if
+        that makes their lists better by more than two standard errors; -> what it did, in words.
+
+        A training row cannot tell: the matrix counts what its user chose there.
+        """
+        weight = self.scorer.covisits_weight
+        weight.fill_(0)
+        before = self._logits().clone()
+        weight.fill_(1)
+        added = self._logits() - before
+        weight.fill_(max(0.0, self._likeliest(before, added)))
+        old, new = (gains(self._places(logits)) for logits in (before, before + weight * added))
+        apart = new - old
+        if not float(apart.mean()) > 2 * float(apart.std(correction=0)) / len(apart) ** 0.5:
+            weight.fill_(0)
+            return "without co-visitation, which makes lists no better by more than noise"
+        found = (float(ndcg(self._places(x)).mean()) for x in (before, before + weight * added))
+        return "with co-visitation, NDCG@10 of validation lists {:.4f} -> {:.4f}".format(*found)
+
+    def _likeliest(self, logits: Tensor, added: Tensor) -> float:
+        """The weight of `added` beside 1 of `logits`, both [Q, RANKED], that makes the items chosen
+        likeliest in a softmax of any sharpness."""
+        there = self.own.any(1)
+        if not there.any():
+            return 0.0
+        own = self.own[there].float().argmax(1)
+        parts = [part[there].double() for part in (logits, added)]
+        scales = [part.std().clamp(min=1e-9) for part in parts]
+        numbers = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
+        optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            terms = zip(numbers, parts, scales, strict=True)
+            found = functional.cross_entropy(sum(n * p / s for n, p, s in terms), own)
+            found.backward()  # type: ignore[no-untyped-call]
+            return found
+
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        of_logits, of_added = (numbers.detach() / torch.stack(scales)).tolist()
+        return of_added / of_logits if of_logits > 0 else 0.0
 
     def calibrate(self) -> str:
         """Scale and shift all logits to the labels of validation rows (Platt, "Probabilistic

@@ -125,15 +125,16 @@ def measures(places: Tensor) -> dict[str, float]:
     top, deep = LISTS
     return {
         "objective": -float(gains(places).mean()),
-        f"validation_ndcg_at_{top}": float(_ndcg(places).mean()),
+        f"validation_ndcg_at_{top}": float(ndcg(places).mean()),
         f"validation_recall_at_{deep}": float((places < deep).double().mean()),
     }
 
 
 def gains(places: Tensor) -> Tensor:
     """What each list is worth, float64 [Q]: NDCG, and a tenth of the recall of a deeper list."""
-    return _ndcg(places) + (places < LISTS[1]).double() / 10
+    return ndcg(places) + (places < LISTS[1]).double() / 10
 
 
-def _ndcg(places: Tensor) -> Tensor:
+def ndcg(places: Tensor) -> Tensor:
+    """Of the places of items, from 0 [Q]."""
     return torch.where(places < LISTS[0], 1 / torch.log2(2 + places.double()), 0.0)
