@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from perf.harness.table import table
 
 ERROR = "_se"
+TRIED = Path(__file__).with_name("tried.md")
 
 
 def text(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """The data sets of a summary, one after the other, with lines that also line up as text."""
-    return "\n\n".join(_of(name, found) for name, found in summary.items()) + "\n"
+    """The data sets of a summary, one after the other, with lines that also line up as text; then
+    the trials by which settings were chosen."""
+    sets = [_of(name, found) for name, found in summary.items()]
+    return "\n\n".join([*sets, TRIED.read_text()])
 
 
 def _of(name: str, found: Mapping[str, Any]) -> str:
