@@ -9,9 +9,9 @@ Each is one element of bytes, because requests of unequal shape would not batch;
 Plain JSON over HTTP has no form for packed ids. String ids are packed as their keys
 (`cascade.item_keys`).
 
-The two forms of `exclude` are told apart by their bytes. Packed ids may spell a JSON list, as the
-eight bytes [123456] do: behind such ids, a packer puts -1, which is no item and not UTF-8. Without
-it, only ids above 6.7e18 can spell one, and few of them do.
+The two forms of `exclude` are told apart by their bytes: what can be read as text is text, and text
+that is no JSON list is refused. Packed ids may spell a text, as the eight bytes [123456] do: behind
+such ids, a packer puts -1, which is no item and not UTF-8. Only ids above 6e17 can spell one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ no feature = every item."""
 MOST_EXCLUDED = 1000  # ids; what a user has seen longer ago may come again
 MOST_VALUES = 1000  # of all features together
 ID_BYTES = 8
-NO_JSON = np.array([PAD], "<i8").tobytes()
+NO_TEXT = np.array([PAD], "<i8").tobytes()
 _SPACE = b" \t\r\n"
 _NUMBERS = re.compile(rb"\[[-0-9,.\"\s]*\]")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -57,19 +57,21 @@ def encode_exclude(ids: Exclude, string_ids: bool = False) -> bytes:
     distinct = np.unique(_keys(list(ids), string_ids)).astype("<i8")
     _check_excluded(len(distinct))
     packed: bytes = distinct.tobytes()
-    return packed + NO_JSON if _is_json(packed) else packed
+    return packed + NO_TEXT if _is_text(packed) else packed
 
 
 def decode_exclude(value: bytes, string_ids: bool = False) -> npt.NDArray[np.int64]:
     """Ids [n], or the keys of string ids, as they came. Raises InvalidInput as `encode_exclude`."""
     if _is_json(value):
         return _ids_of_json(value, string_ids)
-    if len(value) % ID_BYTES:
+    spelt = value != b"" and _is_text(value)
+    if spelt or len(value) % ID_BYTES:
+        read = f"as text they are {value[:40].decode(errors='ignore')!r}; " if spelt else ""
         raise InvalidInput(
-            f"{EXCLUDE}: {len(value)} bytes came; ids are packed as little-endian int64, "
+            f"{EXCLUDE}: {len(value)} bytes came; {read}ids are packed as little-endian int64, "
             f"{ID_BYTES} bytes each, or a JSON {_expected(string_ids)}"
         )
-    _check_excluded((len(value) - value.endswith(NO_JSON)) // ID_BYTES)
+    _check_excluded((len(value) - value.endswith(NO_TEXT)) // ID_BYTES)
     return np.frombuffer(value, "<i8").astype(np.int64, copy=False)
 
 
@@ -88,6 +90,14 @@ def _is_json(value: bytes) -> bool:
     except (ValueError, RecursionError):
         return _NUMBERS.fullmatch(text) is not None
     return True
+
+
+def _is_text(value: bytes) -> bool:
+    """Whether bytes can be read as text: those of small ids hold zeros, which no text does."""
+    try:
+        return "".join(value.decode().split()).isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _ids_of_json(value: bytes, string_ids: bool) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,24 @@ def test_packed_integers_come_back(ids: list[int]) -> None:
     assert set(decode_exclude(encode_exclude(ids)).tolist()) - {PAD} == set(ids) - {PAD}
 
 
-@pytest.mark.parametrize(
-    "text", [b"[123456]", b'["abcd"]', b"[1,2,3,4,5,6,78]", b'["\xc3\xa9\xc3\xa9"]']
-)
-def test_packed_ids_that_spell_json_are_not_taken_for_it(text: bytes) -> None:
+SPELT = [b"[123456]", b'["abcd"]', b"[1,2,3,4,5,6,78]", b'["\xc3\xa9\xc3\xa9"]']
+TEXTS = [b"abcdefgh", b"sku 1234sku 5678", "éàéà".encode(), b"17, 18\r\n", b"\n" * 8, b"%" * 128]
+
+
+@pytest.mark.parametrize("text", SPELT + [text for text in TEXTS if len(text) % 8 == 0])
+def test_packed_ids_that_spell_a_text_are_not_taken_for_it(text: bytes) -> None:
     ids = np.frombuffer(text, "<i8")
     packed = encode_exclude(ids)
     assert set(decode_exclude(packed).tolist()) == {*ids.tolist(), PAD}
     assert set(decode_exclude(packed, string_ids=True).tolist()) == {*ids.tolist(), PAD}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_text_that_is_no_list_is_not_taken_for_ids(text: bytes, string_ids: bool) -> None:
+    shown = re.escape(repr(text[:40].decode()))
+    with pytest.raises(InvalidInput, match=f"{len(text)} bytes came; as text they are {shown}; "):
+        decode_exclude(text, string_ids)
 
 
 def test_a_full_list_that_spells_json_is_taken() -> None:
