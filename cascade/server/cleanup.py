@@ -24,7 +24,7 @@ import psutil
 from cascade.errors import CascadeError
 
 VARIABLE = "CASCADE_SERVER"
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # read for names that the server made
 KILL_TIMEOUT_S = 10.0
 
 

@@ -114,7 +114,8 @@ class Server:
 
     @property
     def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        everywhere = "0.0.0.0"  # noqa: S104  # compared with, not bound
+        return "127.0.0.1" if self.host == everywhere else self.host
 
     def __enter__(self) -> Server:
         self.start()
