@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ssl
 import time
 from dataclasses import dataclass, fields
 from functools import partial
@@ -69,11 +70,22 @@ class Tls:
         return {"ssl": True} | {name: str(path) for name, path in files if path}
 
 
-def check_files(*paths: Path | None) -> None:
-    """Raises TlsError if one of the files is missing."""
-    for path in paths:
-        if path is not None and not path.is_file():
+def check_files(authority: Path | None, key: Path | None, cert: Path | None) -> None:
+    """Raises TlsError if one of the files is missing or cannot be used: no certificate, no key
+    without a password, a key of another certificate."""
+    for path in filter(None, (authority, key, cert)):
+        if not path.is_file():
             raise TlsError(f"TLS: there is no file {path}")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    what = f"the authority {authority}; expected certificates in PEM"
+    try:
+        if authority is not None:
+            context.load_verify_locations(authority)
+        if cert is not None:
+            what = f"the certificate {cert} with the key {key}; expected PEM, and a key of its own"
+            context.load_cert_chain(cert, key, password="")
+    except OSError as error:  # ssl.SSLError is one
+        raise TlsError(f"TLS: cannot use {what} ({error.strerror or error})") from error
 
 
 class BlockingTransport:

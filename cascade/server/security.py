@@ -37,7 +37,7 @@ class SecurityError(CascadeError, ValueError):
 def control_key(file: Path | None = None) -> str:
     """The key from a file, else from the environment, else a new random one. Raises SecurityError
     if it is too short, or tritonserver could not tell where it ends."""
-    given = file.read_text().strip() if file else os.environ.get(KEY_VARIABLE)
+    given = _key_in(file) if file else os.environ.get(KEY_VARIABLE)
     key = secrets.token_urlsafe(32) if given is None else given
     if not _KEY.fullmatch(key):
         raise SecurityError(
@@ -45,6 +45,15 @@ def control_key(file: Path | None = None) -> str:
             "more, and only letters, digits, - and _. Make one with: openssl rand -hex 32"
         )
     return key
+
+
+def _key_in(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise SecurityError(
+            f"the control key file {file} is not text in UTF-8; make one with: openssl rand -hex 32"
+        ) from error
 
 
 def headers(key: str) -> dict[str, str]:
@@ -77,7 +86,7 @@ class ServerTls:
     name: str = "localhost"
 
     def __post_init__(self) -> None:
-        check_files(self.cert, self.key, self.client_ca)
+        check_files(self.client_ca, self.key, self.cert)
 
     def arguments(self) -> Iterator[str]:
         """The arguments that make tritonserver encrypt."""

@@ -15,6 +15,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import Recommender, Retry, Tls, Unavailable
+from cascade.client.transport import TlsError
 from cascade.server import health, security, workers
 from cascade.server.launcher import Server
 from cascade.server.security import ServerTls
@@ -94,6 +95,14 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "key"
     file.write_text("from-the-file-0123\n")
     assert security.control_key(file) == "from-the-file-0123"
+    file.write_bytes(b"\xef\xbb\xbffrom-the-file-0123\r\n")
+    assert security.control_key(file) == "from-the-file-0123"
+    file.write_bytes("from-the-file-0123\n".encode("utf-16"))
+    with pytest.raises(security.SecurityError, match="is not text in UTF-8"):
+        security.control_key(file)
+    monkeypatch.setenv(security.KEY_VARIABLE, "")
+    with pytest.raises(security.SecurityError, match="has 0 characters"):
+        security.control_key()
     for bad in ("short", "has a space in it 01", "colon:0123456789abcdef", ""):
         file.write_text(bad)
         with pytest.raises(ValueError, match="expected 16 or more"):
@@ -128,6 +137,34 @@ def test_mutual_tls(seven: Any, certificates: Path) -> None:
             urllib.request.urlopen(f"http://{server.http_url}/v2", timeout=5)
     with pytest.raises(ValueError, match=r"no file .*absent"):
         ServerTls(cert, certificates / "absent")
+
+
+def test_files_that_cannot_be_used_start_no_server(certificates: Path, tmp_path: Path) -> None:
+    """An empty authority would be one that nobody checks."""
+    ca, cert, key, other = (
+        certificates / name for name in ("ca.pem", "server.pem", "server.key", "client.key")
+    )
+    for name, content in {
+        "empty": b"",
+        "words": b"not a certificate\n",
+        "binary": bytes(range(256)),
+        "cut": ca.read_bytes()[:200],
+    }.items():
+        wrong = tmp_path / name
+        wrong.write_bytes(content)
+        for files in ((wrong, key, ca), (cert, wrong, ca), (cert, key, wrong)):
+            with pytest.raises(TlsError, match=f"cannot use .*{wrong}"):
+                ServerTls(*files)
+        with pytest.raises(TlsError, match=f"cannot use the authority {wrong}"):
+            Tls(wrong)
+    with pytest.raises(TlsError, match="a key of its own"):
+        ServerTls(cert, other)
+    locked = tmp_path / "locked.key"
+    command = ["openssl", "pkey", "-in", str(key), "-aes128", "-passout", "pass:secret"]
+    locked.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    with pytest.raises(TlsError, match=f"cannot use .*{locked}"):
+        ServerTls(cert, locked)
+    ServerTls(cert, key, ca)
 
 
 def python_files() -> list[Path]:
