@@ -118,7 +118,8 @@ def judge(
         real = rows >= 0
         known = dict(zip(names[rows[real]].tolist(), worth[real].tolist(), strict=True))
         found, common = _judge_user(known, answer, relative)
-        difference, shared = max(difference, found), shared + common
+        difference = float(np.maximum(difference, found))  # NaN, unlike max
+        shared += common
         wanted += min(len(answer), len(known))
     return difference, shared / max(1, wanted)
 
@@ -154,5 +155,5 @@ def _scoring(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[f
     difference, overlap = judge(outputs[0], case[2], logits, names)
     if module.with_ids:
         scores = float(np.abs(outputs[1] - expected[1].numpy()).max(initial=0))
-        difference = max(difference, scores)
+        difference = float(np.maximum(difference, scores))
     return difference, overlap

@@ -129,6 +129,22 @@ def test_another_choice_is_no_parity(
     assert all(p.max_abs > 1e-3 for p in found)
 
 
+def test_scores_that_are_no_numbers_are_no_parity(
+    ranker: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [(*drawn_users(ranker.schema, 2), drawn_rows(2, ranker.width))]
+    description, graph = load_graph(ranker.folder, ranker.schema, Serving(threads=1))
+
+    def changed(*inputs: Any) -> list[Any]:
+        ids, scores = graph(*inputs)
+        return [ids, np.full_like(scores, np.nan)]
+
+    monkeypatch.setattr(parity, "load_graph", lambda *_: (description, changed))
+    found = parity.compare("rank", ranker.module, ranker.folder, ranker.schema, cases)
+    assert found
+    assert not any(p.holds for p in found)
+
+
 def test_of_equal_items_either_may_be_chosen(
     answering: Callable[[Any], list[parity.Parity]],
     preranker: Exported,
