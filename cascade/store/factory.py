@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -28,9 +29,15 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
             from the environment, which is where a password belongs.
         writable: allow writing to LMDB; with Redis, wait longer for an answer.
 
-    Raises StoreUrlError: no such kind of store; StoreError: the package that it needs is not
-    installed.
+    Raises StoreUrlError: no such kind of store, or a variable that is not set; StoreError: the
+    package that it needs is not installed.
     """
+    for name in re.findall(r"\$(\w+|\{[^}]*\})", url):
+        if name.strip("{}") not in os.environ:
+            raise StoreUrlError(
+                f"store {without_password(url)!r}: the environment has no {name.strip('{}')}; set "
+                "it, or write a $ of the URL itself as %24"
+            )
     url = os.path.expandvars(url)
     kind, place = _split(url)
     if kind == LMDB:

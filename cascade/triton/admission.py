@@ -13,6 +13,7 @@ two looks with full batches in between.
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import re
 import time
@@ -25,6 +26,7 @@ VARIABLE = "CASCADE_METRICS_URL"
 LOOK_S = 0.05
 TIMEOUT_S = 0.5
 BLIND_S = 10.0  # until the next try if the server did not answer
+LOG = logging.getLogger(__name__)
 
 
 class Admission:
@@ -49,6 +51,7 @@ class Admission:
         self._server = None
         if most and where.hostname:
             self._server = http.client.HTTPConnection(where.hostname, where.port, timeout=TIMEOUT_S)
+        self._url, self._blind = url, False
         self._next_s, self._seen, self._surplus = 0.0, 0, 0
 
     @classmethod
@@ -87,7 +90,18 @@ class Admission:
             except (OSError, http.client.HTTPException):
                 server.close()
                 continue
+            self._tell(False)
             found = self._gauge.search(page)
             return int(found[1]) if found else 0
         self._next_s += BLIND_S
+        self._tell(True)
         return 0
+
+    def _tell(self, blind: bool) -> None:
+        """Log that the limit is not in force, and when it is again: refusing every request, because
+        their number is unknown, would stop a server that may have room."""
+        if blind and not self._blind:
+            LOG.warning("no metrics at %s: the limit of %d users is off", self._url, self.most)
+        elif self._blind and not blind:
+            LOG.warning("metrics at %s again: the limit of %d users is on", self._url, self.most)
+        self._blind = blind

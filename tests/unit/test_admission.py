@@ -1,5 +1,6 @@
 """What waits is counted at the server's metrics; the server itself is in tests/server."""
 
+import http.client
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -92,6 +93,27 @@ def test_few_enough_are_answered(url: str) -> None:
         for _ in range(2):
             waiting.look(64, 64)
         assert not waiting.refuses(1)
+
+
+def test_a_limit_that_is_off_is_told_once(
+    url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.triton.admission.BLIND_S", 0.0)
+    waiting = Admission("recommend", 1, most=60, processes=1, full=1, url=url)
+    waiting.look(64, 64)
+    assert not caplog.records
+    there = waiting._server
+    waiting._server = http.client.HTTPConnection("127.0.0.1", 9)
+    for _ in range(3):
+        waiting.look(64, 64)
+    waiting._server = there
+    for _ in range(3):
+        waiting.look(64, 64)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        f"no metrics at {url}: the limit of 60 users is off",
+        f"metrics at {url} again: the limit of 60 users is on",
+    ]
 
 
 def test_where_nobody_can_tell_nothing_is_refused() -> None:

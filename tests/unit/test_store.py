@@ -435,6 +435,10 @@ def test_a_timeout_is_a_time(timeout: str) -> None:
 def test_a_url_may_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USERS_OF_A_TEST", str(tmp_path))
     assert open_backend("lmdb:$USERS_OF_A_TEST/x").url == f"lmdb:{tmp_path}/x"
+    assert open_backend("lmdb:${USERS_OF_A_TEST}/x").url == f"lmdb:{tmp_path}/x"
+    for url in ("redis://:$NOT_SET_HERE@host/0", "lmdb:${NOT_SET_HERE}/x"):
+        with pytest.raises(StoreError, match="the environment has no NOT_SET_HERE"):
+            open_backend(url)
     assert absolute_url("lmdb:$USERS/x") == "lmdb:$USERS/x"
     monkeypatch.chdir(tmp_path)
     assert absolute_url("lmdb:x") == f"lmdb:{tmp_path}/x"
