@@ -104,10 +104,12 @@ def _ids_of_json(value: bytes, string_ids: bool) -> npt.NDArray[np.int64]:
     """Integers may be texts: some languages have no integers of 64 bits."""
     try:
         ids = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{EXCLUDE}: {value[:40]!r} is no JSON {_expected(string_ids)}: {error}"
         ) from error
+    if not isinstance(ids, list):
+        raise unexpected(EXCLUDE, ids, f"a JSON {_expected(string_ids)}")
     _check_excluded(len(ids))
     if not string_ids:
         ids = [int(i) if isinstance(i, str) and _INTEGER.fullmatch(i) else i for i in ids]
@@ -154,7 +156,9 @@ def decode_allow(value: bytes) -> dict[str, list[bytes]]:
         return {}
     shown = repr(value[:40]) + ("…" if len(value) > 40 else "")
     try:
-        content = json.loads(value)
+        content = json.loads(value, object_pairs_hook=_once)
+    except InvalidInput:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{ALLOW}: {shown} is not JSON in UTF-8: {error}") from error
     if not isinstance(content, dict):
@@ -170,6 +174,17 @@ def decode_allow(value: bytes) -> dict[str, list[bytes]]:
             raise InvalidInput(f"{came}; expected a list of values")
         found[feature] = [_catalogue_value(feature, value) for value in values]
     return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises InvalidInput for a name that comes twice: one of its filters would be
+    lost."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise InvalidInput(f"{ALLOW}: feature {twice} came twice; put all its values in one list")
+    return content
 
 
 def _check_excluded(count: int) -> None:
