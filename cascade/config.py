@@ -74,7 +74,8 @@ class Product:
 
     Args:
         deny_list: file of item ids that no user may get, one per line, read again when it changes.
-            A relative path begins at the root of the repository. Empty: there is no deny list.
+            A relative path begins at the root of the repository. A file other than the default one
+            must be there when a server starts. Empty: there is no deny list.
         pool: ranked items from which the list is chosen, more than the list is long; 0 = the list
             is the best items.
         diversity: from 0 to 1, how much an item's similarity to the items before it counts against

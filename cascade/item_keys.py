@@ -7,26 +7,16 @@ string in its place (`cascade.stages.names`). An export checks that no two items
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cascade.errors import CascadeError
-
 PAD = -1  # in place of an item, where a list is short; among strings, the empty one
 KEY_BYTES = 8
 _POSITIVE = 2**63 - 1
-_COMMENT = re.compile(r"(^|\s)#.*")
-
-
-class ItemIdError(CascadeError, ValueError):
-    """Text that does not hold item ids."""
 
 
 def key_of(item: str | bytes) -> int:
@@ -49,25 +39,3 @@ def as_keys(ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     keys = keys_of(ids.ravel(), ids.size)
     keys[[not item for item in ids.ravel()]] = PAD
     return keys.reshape(ids.shape)
-
-
-def ids_in(text: bytes, path: Path) -> list[str]:
-    """The string ids of a file, one per line, without the space around them. A `#` at the beginning
-    or behind space begins a comment. An id that has a `#` or space there itself is written as JSON,
-    in double quotes. Raises ItemIdError: names the line."""
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            content = line.decode().strip()
-            if content.startswith('"'):
-                item, end = json.JSONDecoder().raw_decode(content)
-                rest = content[end:]
-            else:
-                item, rest = _COMMENT.sub("", content).strip(), ""
-            if _COMMENT.sub("", rest).strip():
-                raise ValueError(f"{rest[:40]!r} follows the quoted id")
-        except ValueError as error:
-            raise ItemIdError(f"{path}, line {number}: not an item id: {error}") from error
-        if item:
-            found.append(item)
-    return found

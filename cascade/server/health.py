@@ -5,13 +5,18 @@ process of a model is dead and every request fails. Prints one line; exit code 0
 A server that rejects the request because its queues are full is asked again until the timeout: an
 overloaded server counts as healthy, a restart would not help.
 
+A server that is degraded counts as healthy, too, and the line says so from the server's metrics: of
+a deny list that is not in force as its file stands, or a store of users that does not answer.
+
 For the health check of Docker (HEALTHCHECK) or Kubernetes (exec).
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
+import urllib.request
 from collections.abc import Sequence
 
 from tritonclient import grpc
@@ -21,6 +26,12 @@ from cascade import errors
 from cascade.client import Tls
 from cascade.server import probe
 from cascade.spec import ENSEMBLE
+
+DEGRADED = {
+    "cascade_deny_list_ok": "the deny list is not in force as its file stands",
+    "cascade_store_up": "the store of users does not answer",
+}
+METRICS_TIMEOUT_S = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", default="127.0.0.1:8001", help="HOST:PORT of gRPC [%(default)s]")
     parser.add_argument("--model", default=ENSEMBLE, help="to ask [%(default)s]")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="[%(default)s]")
+    parser.add_argument(
+        "--metrics-url", metavar="URL", help="[http://HOST:8002/metrics, where gRPC is at 8001]"
+    )
     Tls.add_arguments(parser)
     options = parser.parse_args(argv)
     tls = Tls.parsed(options)
@@ -45,8 +59,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unhealthy: {options.model} at {options.url}: {' '.join(text.split())}")
         return 1
     ms = 1000 * (time.monotonic() - start)
-    print(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms")
+    degraded = "".join(f"; degraded: {what}" for what in _degraded(options))
+    print(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms{degraded}")
     return 0
+
+
+def _degraded(options: argparse.Namespace) -> list[str]:
+    """What the metrics say of guards that do not work as they should; nothing without metrics."""
+    host, _, port = options.url.rpartition(":")
+    url = options.metrics_url or (f"http://{host}:8002/metrics" if port == "8001" else "")
+    try:
+        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:
+            text = page.read().decode(errors="replace")
+    except (OSError, ValueError) as error:
+        return [f"no metrics at {url} ({error})"] if options.metrics_url else []
+    return [f"{what} ({name} is 0)" for name, what in DEGRADED.items() if _is_zero(text, name)]
+
+
+def _is_zero(text: str, name: str) -> bool:
+    """Whether the metric of the newest release is 0: the server keeps those of releases before."""
+    found = re.findall(rf'(?m)^{name}\{{[^}}]*release="(\d+)"[^}}]*\}} (\S+)$', text)
+    return float(max(found, key=lambda pair: int(pair[0]), default=("", "1"))[1]) == 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from cascade.layout import RequestLayout
 from cascade.schema import Schema
 from cascade.spec import (
     COLD_START,
+    DENY_LIST,
     ITEM_NAMES,
     LOOKUP,
     PRERANK,
@@ -80,7 +81,8 @@ def load_stage(
 ) -> LoadedStage:
     """Open a version folder as the stage of that name.
 
-    Raises ArtifactError: the folder cannot be served; ConfigError: there is no such stage.
+    Raises ArtifactError: the folder cannot be served; ConfigError: there is no such stage;
+    DenyListError: the deny list cannot be read.
     """
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
@@ -142,6 +144,15 @@ def load_stages(
     return stages[0] if len(stages) == 1 else Chain(stages, (*outputs,))
 
 
-def deny_list_of(repository: Path, product: Product) -> Path | None:
-    """The file that `Product.deny_list` names, of a repository."""
-    return repository / product.deny_list if product.deny_list else None
+def deny_list_of(repository: Path, product: Product, serving: bool = False) -> Path | None:
+    """The file that `Product.deny_list` names, of a repository. Raises ConfigError where it is not
+    the default one and does not exist, and the process is `serving`: another is not optional."""
+    if not product.deny_list:
+        return None
+    path = repository / product.deny_list
+    if serving and product.deny_list != DENY_LIST and not path.exists():
+        raise ConfigError(
+            f"there is no deny list {path}, which this release names: put it there, empty to deny "
+            "nothing"
+        )
+    return path

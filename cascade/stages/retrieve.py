@@ -22,6 +22,7 @@ from cascade.stages.filters.items import FilterItems
 from cascade.stages.filters.search import Filtered
 
 Counts = Mapping[str, int | Mapping[str, int]]
+Levels = Mapping[str, float | Mapping[str, float]]
 
 
 class Retrieve:
@@ -30,7 +31,7 @@ class Retrieve:
     dense [B, F_dense], categorical [B, F_cat] -> user_dense [B, F_dense], user_ids [B, C],
     candidates [B, K]: catalogue rows, best first, -1 pads; unknown_values [B, 1]: how many of the
     user's values are not in the vocabularies. `deny_list` is a file of the items that
-    no user may get.
+    no user may get. Raises DenyListError: it cannot be read.
     """
 
     inputs: tuple[str, ...] = FEATURES
@@ -50,8 +51,8 @@ class Retrieve:
         self.index = open_index(folder, self.encoder.schema.hash, serving)
         items = FilterItems(folder, self.encoder.schema.hash)
         strings = self.encoder.schema.string_ids
-        deny = DenyList(deny_list, items, string_ids=strings) if deny_list else None
-        self._search = Filtered(tower, self.index, items, deny, candidates, strings)
+        self._deny = DenyList(deny_list, items, string_ids=strings) if deny_list else None
+        self._search = Filtered(tower, self.index, items, self._deny, candidates, strings)
         self._names = [feature.name for feature in self.encoder.schema.ids("user")]
         self._kept, self._unknown = 0, np.zeros(len(self._names), np.int64)
 
@@ -80,5 +81,6 @@ class Retrieve:
         by_feature = dict(zip(self._names, self._unknown.tolist(), strict=True))
         return {"kept": self._kept, UNKNOWN_VALUES.name: by_feature}
 
-    def levels(self) -> Mapping[str, float]:
-        return {"items": len(self.index)}
+    def levels(self) -> Levels:
+        """Items, and the state of the deny list."""
+        return {"items": len(self.index), **(self._deny.levels() if self._deny else {})}

@@ -50,7 +50,7 @@ class TritonPythonModel:
             model / args["model_version"],
             replace(process.serving, device_id=int(args["model_instance_device_id"])),
             process.candidates,
-            deny_list_of(model.parent, process.product),
+            deny_list_of(model.parent, process.product, serving=True),
             process.product.store,
         )
         self.absent = {

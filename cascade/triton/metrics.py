@@ -10,6 +10,9 @@ Every family has the labels `model` and `release`; those of a stage have the lab
 | cascade_<count>_total | stage | of `counts()`: candidates or results `kept`, `cold_starts`, ... |
 | cascade_unknown_values_total | stage, feature | values of users that are not in the vocabulary |
 | cascade_<level> | stage | of `levels()`, such as `items` |
+| cascade_deny_list_lines | stage, state | `applied`, `absent` (no such item), `bad` (unreadable) |
+| cascade_deny_list_ok | stage | 0: the list is not in force as its file stands |
+| cascade_deny_list_age_s | stage | age of the file that was last read as a whole |
 | cascade_release | | the release that the model serves |
 
 Every increment, and every observation of a histogram of Triton's, is a message to the server. So a
@@ -39,8 +42,9 @@ class Metrics:
         backend: the module triton_python_backend_utils, which only the adapter may import.
         stages: by name. `counts()` of a stage are totals since it was loaded, which only grow, or
             such totals by feature;
-            `levels()` are present values. Both are called once a second, from another thread than
-            the stage's own; the names in them become those of the families.
+            `levels()` are present values, or such values by state. Both are called once a second,
+            from another thread than the stage's own; the names in them become those of the
+            families.
     """
 
     def __init__(self, backend: Any, model: str, release: int, stages: Mapping[str, Any]) -> None:
@@ -88,8 +92,10 @@ class Metrics:
                     labels = {"stage": name, "feature": feature}
                     self._raise(f"{count_name}_total", number, labels)
             for level_name, level in stage.levels().items():
-                gauge = self._metric(level_name, {"stage": name}, self._backend.MetricFamily.GAUGE)
-                gauge.set(level)
+                by_state = level.items() if isinstance(level, Mapping) else ((None, level),)
+                for state, value in by_state:
+                    labels = {"stage": name} | ({} if state is None else {"state": state})
+                    self._metric(level_name, labels, self._backend.MetricFamily.GAUGE).set(value)
 
     def close(self) -> None:
         """Publish the rest, and stop.

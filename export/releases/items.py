@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cascade.artifact import Array, ArtifactError
 from cascade.data import past
 from cascade.encoding import Encoder
-from cascade.item_keys import ids_in
+from cascade.id_lines import read
 from export.context import Catalogue
 from export.item_ids import check_kind, read_item_ids
 
@@ -65,17 +65,15 @@ def _past(names: list[str], keys: Array, checkpoints: Path) -> dict[str, pa.Arra
 
 def read_ids(path: Path | None, string_ids: bool = False) -> Array:
     """Item ids [n] from a text file, int64 or object of str; none without a file. Raises
-    ArtifactError, ItemIdError: a line is no id."""
+    ArtifactError: a line is no id."""
+    kind = object if string_ids else np.int64
     if path is None:
-        return np.zeros(0, object if string_ids else np.int64)
+        return np.zeros(0, kind)
     _check_file(path)
-    if string_ids:
-        return np.array(ids_in(path.read_bytes(), path), object)
-    lines = [line.strip() for line in path.read_text().split("\n")]
-    for number, line in enumerate(lines, 1):
-        if line and not line.isdecimal():
-            raise ArtifactError(f"{path}:{number}: {line!r} is no item id")
-    return np.array([int(line) for line in lines if line], np.int64)
+    lines = read(path.read_bytes(), string_ids)
+    for line in lines.bad[:1]:
+        raise ArtifactError(f"{path}:{line.number}: {line.problem}")
+    return np.array(lines.literals(), kind)
 
 
 def _check_file(path: Path) -> None:

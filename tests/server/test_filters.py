@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,13 +19,15 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommender
 from cascade.config import Serving
-from cascade.server.launcher import Server
+from cascade.server import deny as check
+from cascade.server import health
+from cascade.server.launcher import Server, ServerError
 from cascade.spec import DENY_LIST, ENSEMBLE
 from cascade.stages.pipeline import Pipeline
 from clients import recommend as command
 from export.releases.rewire import rewire, serving_of
 from tests.filter_cases import Case, Shop, column, draw
-from tests.programs import status
+from tests.programs import last_error, status
 
 IN_FORCE_S = 1.0
 DELAY_US = 20_000  # long enough that requests which are sent together share a batch
@@ -59,10 +63,10 @@ def shop(criteo: Any) -> Shop:
 
 @pytest.fixture
 def deny(repository: Path) -> Iterator[Path]:
-    """The deny list; gone, and known to be gone, after the test."""
+    """The deny list; empty, and known to be empty, after the test."""
     path = repository / DENY_LIST
     yield path
-    path.unlink(missing_ok=True)
+    path.write_text("")
     time.sleep(IN_FORCE_S)
 
 
@@ -133,11 +137,15 @@ def test_a_bad_filter_costs_its_sender_alone(server: Server, criteo: Any) -> Non
         (None, b"{"),
         (None, b'{"genre": ["Comedy"]}'),
         (bytes(8), b'{"C7": ["C7-3"]}'),
+        (b"12345678", None),
+        (None, b'{"C7": ["C7-1"], "C7": ["C7-3"]}'),
     ]
     with grpc.InferenceServerClient(server.url) as client, ThreadPoolExecutor(len(wires)) as pool:
         answers = list(pool.map(lambda i: asked(client, criteo, i, *wires[i]), range(len(wires))))
     complaints = ["1001 ids came; at most 1000", "3 bytes came", "not JSON", "known: C7, C8"]
-    for answer, complaint in zip(answers[1:5], complaints, strict=True):
+    complaints += ["12345678 (int) came", "feature C7 came twice"]
+    refused = [*answers[1:5], *answers[6:]]
+    for answer, complaint in zip(refused, complaints, strict=True):
         assert answer.status() == "StatusCode.INVALID_ARGUMENT"
         assert complaint in answer.message()
     for answer in (answers[0], answers[5]):
@@ -191,13 +199,90 @@ def test_a_deny_list_takes_effect_while_the_server_runs(
         found = client.recommend(criteo.users[0]).item_ids
         assert not set(found) & set(best[:4])
         assert set(best[4:]) <= set(found)
-        deny.write_text(f"{best[9]}\nnot an id\n")
-        time.sleep(IN_FORCE_S)
-        np.testing.assert_array_equal(client.recommend(criteo.users[0]).item_ids, found)
-        assert "line 2: b'not an id' is not an item id" in server.log_path.read_text()
-        deny.unlink()
+        deny.write_text("")
         time.sleep(IN_FORCE_S)
         np.testing.assert_array_equal(client.recommend(criteo.users[0]).item_ids, best)
+
+
+def measured(server: Server) -> dict[str, float]:
+    """The metrics of the deny list, by name and state."""
+    with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
+        text = page.read().decode()
+    found = re.findall(r"^cascade_(deny_list_\w+)\{([^}]*)\} (\S+)$", text, re.MULTILINE)
+    states = ((name, re.search(r'state="(\w+)"', labels), value) for name, labels, value in found)
+    return {f"{name} {s[1]}" if s else name: float(value) for name, s, value in states}
+
+
+def test_an_error_of_a_deny_list_permits_nothing_and_shows(
+    server: Server, criteo: Any, deny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the answers, the log, the metrics and the line of the health check."""
+
+    def shown(ok: float, applied: int, bad: int = 0) -> dict[str, float]:
+        expected = {"ok": ok, "lines applied": applied, "lines bad": bad}
+        wanted = {f"deny_list_{name}": value for name, value in expected.items()}
+        deadline = time.monotonic() + 20  # a process publishes once a second
+        while not wanted.items() <= (found := measured(server)).items():
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        check = ["--url", server.url, "--metrics-url", server.metrics_url]
+        assert health.main(check) == 0
+        assert ("degraded: the deny list" in capsys.readouterr().out) == (ok == 0)
+        return found
+
+    with Recommender(server.url, deadline_s=30) as client:
+        best = client.recommend(criteo.users[0]).item_ids
+        deny.write_bytes("item_id\n{}\n{}.0\n".format(*best[:2]).encode("utf-16"))
+        time.sleep(IN_FORCE_S)
+        assert not set(client.recommend(criteo.users[0]).item_ids) & {*best[:2]}
+        assert shown(1, applied=2)["deny_list_age_s"] < 60
+        deny.write_text(f"{best[2]}\nnot an id\n")
+        time.sleep(IN_FORCE_S)
+        assert not set(client.recommend(criteo.users[0]).item_ids) & {*best[:3]}
+        shown(0, applied=1, bad=1)
+        assert "line 2: 'not an id' is no item id" in server.log_path.read_text()
+        deny.unlink()
+        time.sleep(IN_FORCE_S)
+        assert not set(client.recommend(criteo.users[0]).item_ids) & {*best[:3]}
+        shown(0, applied=1, bad=1)
+        deny.write_text(f"{best[0]}\n")
+        time.sleep(IN_FORCE_S)
+        found = client.recommend(criteo.users[0]).item_ids
+        assert best[0] not in found
+        assert {*best[1:4]} <= {*found}
+        shown(1, applied=1)
+
+
+def test_a_deny_list_that_cannot_be_read_starts_no_server(repository: Path, deny: Path) -> None:
+    deny.write_bytes(bytes(range(128, 256)))
+    with (
+        pytest.raises(ServerError, match=r"deny\.txt: none of its 1 lines can be read"),
+        Server(repository),
+    ):
+        pass
+
+
+def test_a_deny_list_can_be_checked_before(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], shop: Shop
+) -> None:
+    file, own = tmp_path / "deny.csv", ["--repository", str(repository)]
+    file.write_text(f"item_id,why\n{shop.ids[0]},\n4,gone\nl8,\n")
+    assert status(check.main, ["check", str(file), *own]) == 1
+    out, err = capsys.readouterr()
+    assert f"{file}: 1 lines deny 1 items of release 1; 1 lines name no item of it" in out
+    assert "line 4: 'l8,' is no item id" in out
+    assert err.startswith(f"error: {file}: 1 lines cannot be read; the first is line 4")
+    assert err.count("\n") == 1
+    assert status(check.main, ["check", str(file)]) == 1
+    assert status(check.main, ["check", str(file), "--string-ids"]) == 0
+    file.write_text("17\n")
+    assert status(check.main, ["check", str(file)]) == 0
+    (repository / DENY_LIST).write_text(f"{shop.ids[0]}\n")
+    assert status(check.main, ["check", *own]) == 0
+    capsys.readouterr()
+    for wrong in (["check"], ["check", str(tmp_path / "none")], ["check", "--repository", "none"]):
+        assert status(check.main, wrong) == 1
+        assert last_error(capsys.readouterr().err)
 
 
 async def ask_twice(url: str, user: dict[str, Any]) -> tuple[Any, Any]:

@@ -123,8 +123,13 @@ def test_a_deny_list_of_strings(served: Served, twins: Twins) -> None:
     deny.write_text("".join(f"{item}\n" for item in best[:4]))
     time.sleep(IN_FORCE_S)
     assert not {*served.client.recommend(user).item_ids} & {*best[:4]}
-    deny.unlink()
+    table = "".join(f'"{item}",gone\r\n' for item in best[:4])
+    deny.write_bytes(f"item_id,why\r\n{table}".encode("utf-16"))
     time.sleep(IN_FORCE_S)
+    assert not {*served.client.recommend(user).item_ids} & {*best[:4]}
+    deny.write_text("")
+    time.sleep(IN_FORCE_S)
+    assert {*served.client.recommend(user).item_ids} == {*best}
 
 
 def test_the_programs_print_strings(

@@ -3,6 +3,7 @@ items that are left."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import shutil
@@ -16,14 +17,15 @@ import torch
 
 from cascade import index
 from cascade.artifact import ArtifactError
-from cascade.config import Serving
+from cascade.config import Product, Serving
 from cascade.encoding import InvalidInput
 from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decode_exclude
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
-from cascade.spec import DENY_LIST, RETRIEVE, Sizes
-from cascade.stages.filters.deny import DenyList
+from cascade.spec import DENY_LIST, RETRIEVE, ConfigError, Sizes
+from cascade.stages.filters.deny import DenyList, DenyListError
 from cascade.stages.filters.items import FilterItems
+from cascade.stages.load import deny_list_of
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
 from export.context import read_catalogue
@@ -274,6 +276,28 @@ def test_ids_that_are_no_integers_are_refused(text: bytes) -> None:
         decode_exclude(str([*range(1001)]).encode())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"12345678",
+        b"[17, 18,",
+        b"17,18,19",
+        b'"123456"',
+        b'["sku-1"',
+        b'["sku-1", "sku-2',
+        b'{"ids": [17, 18]}       ',
+        b"[" * 8000,
+    ],
+)
+@pytest.mark.parametrize("string_ids", [False, True])
+def test_what_may_be_meant_as_a_list_is_not_taken_for_packed_ids(
+    text: bytes, string_ids: bool
+) -> None:
+    """It would exclude items that do not exist, and the user would get those that were meant."""
+    with pytest.raises(InvalidInput, match="list of"):
+        decode_exclude(text, string_ids)
+
+
 def test_values_are_read() -> None:
     assert decode_allow(b"") == decode_allow(b"{}") == {}
     assert decode_allow('{"a": ["é", 5], "b": []}'.encode()) == {
@@ -291,6 +315,8 @@ def test_values_are_read() -> None:
         (b"[1]", "expected a JSON object"),
         (b'{"a": "Comedy"}', "feature a: 'Comedy' came; expected a list"),
         (b'{"a": [1.5]}', "feature a: '1.5' came among"),
+        (b'{"a": ["x"], "b": [], "a": ["y"]}', "feature a came twice"),
+        (b'{"a": [{"x": 1, "x": 2}]}', "feature x came twice"),
         (b'{"a": [null]}', "feature a: 'None' came among"),
         (b'{"a": [true]}', "feature a: 'True' came among"),
         (json.dumps({"a": ["x"] * (MOST_VALUES + 1)}).encode(), "1001 values came; at most 1000"),
@@ -354,20 +380,141 @@ def test_a_deny_list_is_in_force_within_a_second(
     os.replace(replacement, path)
     assert after_a_second() == 1
     assert not caplog.records
-    path.write_text("5000000003\n12 monkeys\n")
-    assert [after_a_second() for _ in range(3)] == [1, 1, 1]
-    [record] = caplog.records
-    assert "line 2: b'12 monkeys' is not an item id" in record.getMessage()
-    path.write_text(f"5000000003\n{2**63}\n")
-    assert after_a_second() == 1
-    assert "line 2" in caplog.records[-1].getMessage()
     path.write_text("5000000003\n5000000009\r\n5000000006")
     assert after_a_second() == 3
+    path.write_text("")
+    assert after_a_second() == 0
     path.unlink()
     assert after_a_second() == 0
+    assert not caplog.records
+
+
+FIRST, SECOND, THIRD = 5000000000, 5000000003, 5000000006
+TWO = f"{FIRST}\n{SECOND}\n"
+
+
+def denied(watched: DenyList, clock: Clock, shop: FilterItems) -> set[int]:
+    """The ids that are denied a second later."""
+    clock.now_s += 1
+    return {int(shop._row_ids[row]) for row in np.flatnonzero(watched.now().mask)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        codecs.BOM_UTF8 + TWO.encode(),
+        TWO.encode("utf-16"),
+        TWO.encode("utf-16-le"),
+        b"item_id\n" + TWO.encode(),
+        f'item_id,reason\n{FIRST},"recalled, again"\n{SECOND},\n'.encode(),
+        f'"{FIRST}"\n"{SECOND}"\n'.encode(),
+        f"{FIRST}.0\n{SECOND}.0\n".encode(),
+        f"{FIRST},{SECOND}\n".encode(),
+        f"{FIRST}\nnot an id\n{SECOND}\n".encode(),
+    ],
+)
+def test_a_deny_list_denies_whatever_can_be_read_of_it(
+    content: bytes, items: FilterItems, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the start, and where it comes while requests are answered."""
+    clock, path = Clock(), tmp_path / "deny.txt"
+    path.write_text(f"{THIRD}\n")
+    watched = DenyList(path, items, clock)
+    assert denied(watched, clock, items) == {THIRD}
+    path.write_bytes(content)
+    bad = b"not an id" in content
+    kept = {THIRD} if bad else set()
+    for _ in range(2):
+        assert denied(watched, clock, items) == {FIRST, SECOND} | kept
+    assert denied(DenyList(path, items, clock), clock, items) == {FIRST, SECOND}
+    lines = watched.levels()["deny_list_lines"]
+    assert isinstance(lines, dict)
+    assert lines["bad"] == bad
+    assert lines["applied"] >= 1
+    assert watched.levels()["deny_list_ok"] == 1 - bad
+    told = [record.getMessage() for record in caplog.records]
+    assert [("line 2: 'not an id' is no item id" in line) for line in told] == [True] * 2 * bad
+
+
+def test_an_error_of_a_deny_list_permits_nothing(
+    items: FilterItems, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, path = Clock(), tmp_path / "lists" / "deny.txt"
+    path.parent.mkdir()
+    path.write_text(TWO)
+    watched = DenyList(path, items, clock)
+    assert watched.levels()["deny_list_ok"] == 1
+    assert 0 <= float(watched.levels()["deny_list_age_s"]) < 60  # type: ignore[arg-type]
+
+    def broken() -> str:
+        """It still denies both, says so in the metrics, and logs it once -> what it logs."""
+        caplog.clear()
+        for _ in range(3):
+            assert denied(watched, clock, items) >= {FIRST, SECOND}
+            assert watched.levels()["deny_list_ok"] == 0
+        [record] = caplog.records
+        return record.getMessage()
+
+    def mended() -> None:
+        caplog.clear()
+        path.write_text(TWO)
+        assert denied(watched, clock, items) == {FIRST, SECOND}
+        assert watched.levels()["deny_list_ok"] == 1
+        assert "as it stands again" in caplog.text
+
+    path.unlink()
+    assert "the file is gone; to deny nothing, leave an empty one" in broken()
+    mended()
+    path.write_bytes(bytes(range(128, 256)) * 9)
+    assert "none of its 1 lines can be read" in broken()
+    mended()
+    path.unlink()
     path.mkdir()
-    assert after_a_second() == 0
-    assert "Is a directory" in caplog.records[-1].getMessage()
+    assert "Is a directory" in broken()
+    path.rmdir()
+    mended()
+    path.parent.rename(tmp_path / "away")
+    assert "No such file" in broken()
+    (tmp_path / "away").rename(path.parent)
+    mended()
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    assert "No such file" in broken()
+    path.unlink()
+    mended()
+    path.write_text(f"{THIRD}\n12 monkeys\n{2**63}\n")
+    assert "2 of 3 lines cannot be read" in broken()
+    assert denied(watched, clock, items) == {FIRST, SECOND, THIRD}
+    path.write_text(f"{THIRD}\n")
+    assert denied(watched, clock, items) == {THIRD}
+
+
+def test_a_process_does_not_start_over_a_deny_list_that_it_cannot_read(
+    items: FilterItems, tmp_path: Path
+) -> None:
+    path = tmp_path / "deny.txt"
+    path.write_text("sku-1\nsku-2\n")
+    with pytest.raises(DenyListError, match=r"deny\.txt: none of its 2 lines .*line 1: 'sku-1'"):
+        DenyList(path, items)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DenyListError, match="Is a directory"):
+        DenyList(path, items)
+    path.rmdir()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DenyListError, match="No such file"):
+        DenyList(path, items)
+    with pytest.raises(DenyListError, match="No such file"):
+        DenyList(tmp_path / "nowhere" / "deny.txt", items)
+
+
+def test_a_deny_list_that_a_release_names_must_be_there_to_serve(tmp_path: Path) -> None:
+    assert deny_list_of(tmp_path, Product(), serving=True) == tmp_path / DENY_LIST
+    assert deny_list_of(tmp_path, Product(deny_list=""), serving=True) is None
+    named = Product(deny_list="lists/deny.csv")
+    assert deny_list_of(tmp_path, named) == tmp_path / "lists" / "deny.csv"
+    with pytest.raises(ConfigError, match=r"there is no deny list .*deny\.csv"):
+        deny_list_of(tmp_path, named, serving=True)
 
 
 def test_a_deny_list_elsewhere_is_found_by_its_path(criteo: Any, tmp_path: Path) -> None:

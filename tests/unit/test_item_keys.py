@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from cascade.encoding import InvalidInput
 from cascade.filters_wire import MOST_EXCLUDED, decode_exclude, encode_exclude
-from cascade.item_keys import PAD, ItemIdError, as_keys, ids_in, key_of
+from cascade.item_keys import PAD, as_keys, key_of
 
 IDS = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20)
 
@@ -32,14 +31,6 @@ def test_integers_are_their_own_keys() -> None:
     a, b = key_of("a"), key_of("b")
     assert as_keys(names).tolist() == [[a, PAD], [b, a]]
     assert as_keys(np.zeros((0, 10), object)).shape == (0, 10)
-
-
-def test_ids_are_read_from_lines() -> None:
-    text = '# gone\n\n sku#1 # why\r\n"# odd \\u00e9"  # quoted\nGröße 4\n'.encode()
-    assert ids_in(text, Path("deny.txt")) == ["sku#1", "# odd é", "Größe 4"]
-    for bad, complaint in ((b'a\n"b', "line 2"), (b"\xff", "line 1"), (b'"a" b', "' b' follows")):
-        with pytest.raises(ItemIdError, match=rf"deny\.txt, .*{complaint}"):
-            ids_in(bad, Path("deny.txt"))
 
 
 @given(IDS)

@@ -1,9 +1,12 @@
 """The deny list: a file of item ids that no user may get, watched while requests are answered.
 
-One id per line; a `#` begins a comment, with string ids at the beginning or behind space. Every
-process checks the file's time and size while it answers a request, at most twice a second, so a
-change is in force within a second and needs no release. Replace the file by a rename, so that no
-process reads half of it.
+`cascade.id_lines` says what the file may hold. Every process checks its time and size while it
+answers a request, at most twice a second, so a change is in force within a second and needs no
+release. Replace the file by a rename, so that no process reads half of it.
+
+An error never permits an item. Where some lines cannot be read, the others are in force, and so is
+all that was denied before; where the file cannot be read, or is gone, what was denied stays denied.
+A process does not start over a file that it cannot read.
 """
 
 from __future__ import annotations
@@ -11,21 +14,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cascade.errors import CascadeError
-from cascade.index import Ids, Mask
-from cascade.item_keys import ids_in, keys_of
+from cascade.id_lines import BadLine, read
+from cascade.index import Mask
+from cascade.item_keys import keys_of
 from cascade.stages.filters.items import FilterItems
 
 CHECK_S = 0.5
-INT64 = range(-(2**63), 2**63)
+NAMED = 5  # bad lines in a message
 LOG = logging.getLogger(__name__)
-Stamp = tuple[int, int, int] | None  # None: there is no file
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,67 @@ class Denied:
     count: int
 
     @classmethod
-    def of(cls, ids: Ids, items: FilterItems) -> Denied:
-        """The rows of the ids that this catalogue has."""
-        mask = np.zeros(len(items), bool)
-        mask[items.rows(ids)] = True
+    def of(cls, mask: Mask) -> Denied:
         return cls(mask, int(np.count_nonzero(mask)))
+
+    @classmethod
+    def nothing(cls, items: FilterItems) -> Denied:
+        return cls(np.zeros(len(items), bool), 0)
+
+    def __or__(self, other: Denied) -> Denied:
+        return Denied.of(self.mask | other.mask)
 
 
 class DenyListError(CascadeError, ValueError):
-    """A deny list with a line that is not an item id."""
+    """A deny list that cannot be read."""
+
+
+@dataclass(frozen=True)
+class DenyFile:
+    """The content of a deny list: what it denies of a catalogue, how many of its lines name an item
+    (`applied`) and how many none (`absent`), and the lines that cannot be read."""
+
+    denied: Denied
+    applied: int
+    absent: int
+    bad: tuple[BadLine, ...]
+
+    @classmethod
+    def of(cls, data: bytes, items: FilterItems, string_ids: bool) -> DenyFile:
+        """Read the content of a file; the ids of `items` are integers or strings."""
+        lines = read(data, string_ids)
+        header = [lines.header] if string_ids and lines.header else []  # an item may be called so
+        listed = [*lines.ids, *header]
+        keys = keys_of(listed, len(listed)) if string_ids else np.array(listed, np.int64)
+        known = items.known(keys)
+        numbers = np.array([*lines.numbers, *(0 for _ in header)], np.int64)
+        literal = np.array([*lines.literal, *(True for _ in header)], bool)
+        # Another reading of a line counts where the line as it stands is no item.
+        meant = known & (literal | ~np.isin(numbers, numbers[known & literal]))
+        mask = np.zeros(len(items), bool)
+        mask[items.rows(keys[meant])] = True
+        applied = len(np.unique(numbers[meant & (numbers > 0)]))
+        distinct = len(np.unique(numbers[numbers > 0]))
+        return cls(Denied.of(mask), applied, distinct - applied, tuple(lines.bad))
+
+    @property
+    def readable(self) -> bool:
+        """Whether a line can be read, or there is none that cannot."""
+        return self.applied + self.absent > 0 or not self.bad
+
+    def named(self) -> str:
+        """The bad lines, for a message."""
+        more = len(self.bad) - NAMED
+        return "; ".join(map(str, self.bad[:NAMED])) + (f"; and {more} more" if more > 0 else "")
+
+    def lines(self) -> Mapping[str, float]:
+        """Lines by state."""
+        return {"applied": self.applied, "absent": self.absent, "bad": len(self.bad)}
 
 
 class DenyList:
-    """The items that a file denies at present; a missing file denies nothing."""
+    """The items that a file denies at present. Without a file nothing is denied, until there is
+    one. DenyListError: there is one that cannot be read."""
 
     def __init__(
         self,
@@ -59,59 +111,90 @@ class DenyList:
     ) -> None:
         self._path, self._items, self._clock = path, items, clock
         self._string_ids = string_ids
-        self._denied = Denied.of(np.empty(0, np.int64), items)
-        self._stamp: Stamp = None
+        self._file = DenyFile(Denied.nothing(items), 0, 0, ())
+        self._stamp: Stamp | None = None  # of the content that was read last
         self._complaint = ""
+        self._written_s: float | None = None  # since 1970: the file that was last read as a whole
         self._next_check_s = -np.inf
+        self._check(first=True)
 
     def now(self) -> Denied:
-        """The denied rows. A file that cannot be read is reported in the log, once, and the last
-        good content stays in force."""
+        """The denied rows. What is wrong with the file is reported in the log, once."""
         now_s = self._clock()
         if now_s >= self._next_check_s:
             self._next_check_s = now_s + CHECK_S
             self._check()
-        return self._denied
+        return self._file.denied
 
-    def _check(self) -> None:
+    def levels(self) -> Mapping[str, float | Mapping[str, float]]:
+        """Lines by state; whether the file is in force as it stands; how long ago the file was
+        written that was last read as a whole, in seconds, where there was one."""
+        found: dict[str, float | Mapping[str, float]] = {
+            "deny_list_lines": self._file.lines(),
+            "deny_list_ok": float(not self._complaint),
+        }
+        if self._written_s is not None:
+            found["deny_list_age_s"] = max(0.0, time.time() - self._written_s)
+        return found
+
+    def _check(self, first: bool = False) -> None:
         try:
             stamp = _stamp(self._path)
-            if stamp == self._stamp:
+            if stamp is not None and stamp == self._stamp:
                 return
-            text = self._path.read_bytes() if stamp else b""
-            self._stamp = stamp  # also of an unreadable file: it is not read again
-            self._denied = Denied.of(self._parse(text), self._items)
-            self._complaint = ""
-        except (OSError, ValueError) as error:
-            if str(error) != self._complaint:
-                LOG.error("deny list: %s; the last good one stays in force", error)
-            self._complaint = str(error)
-
-    def _parse(self, text: bytes) -> Ids:
-        return keys_of(ids_in(text, self._path)) if self._string_ids else parse(text, self._path)
-
-
-def parse(text: bytes, path: Path) -> Ids:
-    """The integer ids of a deny list, in its order. DenyListError names a line that is no id."""
-    ids = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if content := line.partition(b"#")[0].strip():
-            try:
-                ids.append(int(content))
-                if ids[-1] not in INT64:
-                    raise ValueError
-            except ValueError as error:
+            if stamp is not None:
+                self._take(DenyFile.of(self._path.read_bytes(), self._items, self._string_ids))
+                self._stamp = stamp
+                if not self._complaint:
+                    self._written_s = stamp[0] / 1e9
+                return
+            problem = "the file is gone; to deny nothing, leave an empty one" * self._denies
+        except (OSError, DenyListError) as error:
+            problem = (error.strerror if isinstance(error, OSError) else "") or str(error)
+            if first:
                 raise DenyListError(
-                    f"{path}, line {number}: {content[:40]!r} is not an item id, an integer of 64 "
-                    "bits"
+                    f"deny list {self._path}: {problem}; mend it, or every item could be answered"
                 ) from error
-    return np.array(ids, np.int64)
+        self._stamp = None
+        self._tell(problem and f"{problem}; what was denied stays denied")
+
+    @property
+    def _denies(self) -> bool:
+        return self._file.denied.count > 0
+
+    def _take(self, file: DenyFile) -> None:
+        """Put a file in force. Raises DenyListError: no line of it can be read."""
+        if not file.readable:
+            self._file = replace(self._file, bad=file.bad)
+            raise DenyListError(f"none of its {len(file.bad)} lines can be read; {file.named()}")
+        if file.bad:
+            file = replace(file, denied=file.denied | self._file.denied)
+        self._file = file
+        total = file.applied + file.absent + len(file.bad)
+        kept = "the others are in force, with all that was denied before"
+        self._tell(
+            f"{len(file.bad)} of {total} lines cannot be read, {kept}; {file.named()}"
+            if file.bad
+            else ""
+        )
+
+    def _tell(self, problem: str) -> None:
+        """Log a problem that is new, and the end of one."""
+        if problem and problem != self._complaint:
+            LOG.error("deny list %s: %s", self._path, problem)
+        elif self._complaint and not problem:
+            LOG.warning("deny list %s: in force as it stands again", self._path)
+        self._complaint = problem
 
 
-def _stamp(path: Path) -> Stamp:
-    """Values that change when a file is edited or replaced."""
+def _stamp(path: Path) -> Stamp | None:
+    """Values that change when a file is edited or replaced; None where there is no file. Raises
+    OSError for a link to none, or a folder that is not there: that is no decision to deny
+    nothing."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
+        if path.is_symlink() or not path.parent.is_dir():
+            raise
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size

@@ -89,6 +89,12 @@ class FilterItems:
         rows: Ids = self._id_rows[places[self._ids[places] == ids]].astype(np.int64)
         return rows
 
+    def known(self, ids: Ids) -> Mask:
+        """Whether an item has each of the ids [n], bool [n]."""
+        places = np.searchsorted(self._ids, ids).clip(max=len(self) - 1)
+        found: Mask = self._ids[places] == ids
+        return found
+
     def named(self, rows: Ids, ids: Ids) -> Mask:
         """Whether each of these distinct rows [n] has one of the ids, bool [n]. Much faster than a
         search for the rows of the ids."""

@@ -53,7 +53,7 @@ class Filtered:
         self._search = _unfiltered(tower, index, candidates)
         self._tower, self._index = tower, index
         self._items, self._deny, self._candidates = items, deny, candidates
-        self._nothing = Denied.of(np.empty(0, np.int64), items)
+        self._nothing = Denied.nothing(items)
 
     def __call__(
         self,
