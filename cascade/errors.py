@@ -10,7 +10,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import Any
+
+from cascade.telling import Lenient
 
 
 class CascadeError(Exception):
@@ -35,10 +38,12 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and exit with what it returns.
 
     A `CascadeError`, and an `OSError` that names a file, is printed as one line `error: ...` and
-    ends the program with exit code 1. An interrupt ends it with 130, a closed pipe with 141.
+    ends the program with exit code 1. An interrupt ends it with 130, a closed pipe with 141. What
+    cannot be written to stderr while it works is lost.
     """
     try:
-        code = main()
+        with redirect_stderr(Lenient(sys.stderr) if sys.stderr else None):
+            code = main()
         sys.stdout.flush()
     except CascadeError as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))

@@ -12,6 +12,7 @@ from cascade.encoding import Encoder
 from cascade.files import write_json
 from cascade.spec import RANK
 from cascade.store import UserStore
+from cascade.telling import say
 from cascade.training import checkpoint
 from export import arguments
 from export import users as user_files
@@ -21,7 +22,7 @@ from export.planning.grid import CANDIDATES, SURVIVORS, PlanError, Tried
 from export.planning.plan import KEEP, LEAST_USERS, USERS, Asked
 from export.planning.release import PICTURE, PLAN_FILE, write_plan, write_planned
 from export.planning.report import report as report_plan
-from export.releases.commands import add_server, parser, publisher, report, say
+from export.releases.commands import add_server, parser, publisher, report
 from export.releases.items import read_ids, read_items
 from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository

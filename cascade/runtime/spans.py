@@ -16,6 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from cascade.telling import tell
+
 VARIABLE = "CASCADE_MARKS"
 START = "start"
 Batch = list[tuple[str, int]]  # of one batch: names and nanoseconds
@@ -37,10 +39,14 @@ class Recorder:
             self._batches[-1].append((name, now_ns))
 
     def write(self) -> None:
-        """Append one line per batch, and forget them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"{os.getpid()}.jsonl").open("a") as file:
-            file.writelines(json.dumps(batch) + "\n" for batch in self._batches)
+        """Append one line per batch, and forget them. Where the folder does not take them, that is
+        told on stderr."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / f"{os.getpid()}.jsonl").open("a") as file:
+                file.writelines(json.dumps(batch) + "\n" for batch in self._batches)
+        except OSError as error:
+            tell(f"the spans of {len(self._batches)} batches are lost: {error}\n")
         self._batches.clear()
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,6 +23,7 @@ from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.security import SecurityError, ServerTls
 from cascade.server.supervisor import Supervisor
 from cascade.spec import ENSEMBLE
+from cascade.telling import say, tell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,17 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, stop)
     try:
         server.start()
-        print(_ready(server), flush=True)
+        say(_ready(server))
         code = Supervisor(server).watch()
         if code is None:
             return server.stop()
-        print(f"tritonserver ended with {code}:\n{server.log_excerpt()}", file=sys.stderr)
+        tell(f"tritonserver ended with {code}:\n{server.log_excerpt()}\n")
         return code if code >= 0 else 128 - code  # a signal, in a shell's notation
     except CascadeError as error:
         if server.cancelled:
             return 0  # by a signal, while it started
         if isinstance(error, ServerError) and error.log:
-            print(error.log, file=sys.stderr)
+            tell(f"{error.log}\n")
             raise CascadeError(error.message) from error
         raise
     finally:

@@ -26,6 +26,7 @@ from cascade import errors
 from cascade.client import Tls
 from cascade.server import probe
 from cascade.spec import ENSEMBLE
+from cascade.telling import say
 
 DEGRADED = {
     "cascade_deny_list_ok": "the deny list is not in force as its file stands",
@@ -56,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             probe.ask_until_available(client, options.model, options.timeout_s)
     except (InferenceServerException, probe.ProbeError) as error:
         text = error.message() if isinstance(error, InferenceServerException) else str(error)
-        print(f"unhealthy: {options.model} at {options.url}: {' '.join(text.split())}")
+        say(f"unhealthy: {options.model} at {options.url}: {' '.join(text.split())}")
         return 1
     ms = 1000 * (time.monotonic() - start)
     degraded = "".join(f"; degraded: {what}" for what in _degraded(options))
-    print(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms{degraded}")
+    say(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms{degraded}")
     return 0
 
 
@@ -69,7 +70,7 @@ def _degraded(options: argparse.Namespace) -> list[str]:
     host, _, port = options.url.rpartition(":")
     url = options.metrics_url or (f"http://{host}:8002/metrics" if port == "8001" else "")
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:
+        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310
             text = page.read().decode(errors="replace")
     except (OSError, ValueError) as error:
         return [f"no metrics at {url} ({error})"] if options.metrics_url else []

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +35,7 @@ from cascade.server import probe, workers
 from cascade.server.launcher import Server
 from cascade.server.workers import Worker
 from cascade.spec import ENSEMBLE
+from cascade.telling import tell
 from cascade.triton.admission import AGAIN
 
 LOOK_S = 0.2  # between looks at the processes
@@ -49,9 +49,9 @@ RESTARTS = 3  # of the server, in the life of the supervisor
 
 
 def log_event(event: str, **facts: object) -> None:
-    """Write one JSON line to stderr."""
+    """Write one JSON line to stderr, if it takes one now: the work does not wait for it."""
     line = {"time": round(time.time(), 3), "source": "supervisor", "event": event, **facts}
-    print(json.dumps(line), file=sys.stderr, flush=True)
+    tell(json.dumps(line) + "\n")
 
 
 class Supervisor:

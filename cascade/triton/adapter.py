@@ -120,7 +120,7 @@ class TritonPythonModel:
         seconds = time.perf_counter() - start
         self.metrics.batch(sum(users), seconds)
         if self.log.every_request:
-            ids = (request.request_id() for request in requests)
+            ids = map(_request_id, requests)
             self.log.answered([*zip(ids, users, strict=True)], seconds)
         self.admission.look(sum(users), len(requests))
         return answers
@@ -154,7 +154,7 @@ class TritonPythonModel:
         return np.full((users, *dims), b"" if dtype == np.object_ else np.nan, dtype)
 
     def _answer_one(self, request: Any) -> Any:
-        request_id = request.request_id()
+        request_id = _request_id(request)
         try:
             return self._answer([self._read(request)])[0]
         except InvalidInput as error:
@@ -226,6 +226,14 @@ def _parameter(request: Any, name: str) -> Any:
         return json.loads(text).get(name)
     except ValueError:  # a number that is not finite: the server has no JSON for it
         return math.nan
+
+
+def _request_id(request: Any) -> str:
+    """The client's id; empty where it is not UTF-8, which HTTP lets through."""
+    try:
+        return str(request.request_id())
+    except UnicodeDecodeError:
+        return ""
 
 
 def _error(message: str, code: Any) -> Any:

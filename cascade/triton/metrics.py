@@ -29,6 +29,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from cascade.telling import tell
+
 PERIOD_S = 1.0
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 PREFIX = "cascade_"
@@ -56,7 +58,7 @@ class Metrics:
         self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._seconds, self._users = 0.0, 0
         self._errors = {"input": 0, "late": 0, "queue": 0, "stage": 0}
-        self._metric("release", {}, backend.MetricFamily.GAUGE).set(release)
+        self._release, self._complaint = release, False
         self.publish()
         self._ended = threading.Event()
         self._publisher = threading.Thread(target=self._publish_often, daemon=True)
@@ -73,7 +75,19 @@ class Metrics:
         self._errors[kind] += requests
 
     def publish(self) -> None:
-        """Send the server the increments since the last time."""
+        """Send the server the increments since the last time. What cannot be sent now is part of a
+        later increment; the work goes on."""
+        try:
+            self._publish()
+        except Exception as error:
+            if not self._complaint:
+                tell(f"metrics of {self._labels['model']} cannot be published: {error!r}\n")
+            self._complaint = True
+        else:
+            self._complaint = False
+
+    def _publish(self) -> None:
+        self._metric("release", {}, self._backend.MetricFamily.GAUGE).set(self._release)
         total = 0
         for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self._buckets, strict=True):
             total += count

@@ -4,7 +4,8 @@ A client sends an id with its request, Triton passes it to every stage, and each
 one search finds a request in the client's errors, in every stage and in the traces.
 
 Problems are always logged. With the model's config parameter `log` or the variable CASCADE_LOG set
-to `json`, every request is, with the time of its batch in this stage.
+to `json`, every request is, with the time of its batch in this stage. A line that the log does not
+take is lost; its request is answered all the same.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cascade.spec import ConfigError
+from cascade.telling import tell
 
 VARIABLE = "CASCADE_LOG"
 EVERY_REQUEST = "json"
-STDERR = 2
 LONGEST = 2000  # characters of a text, so that a pipe takes a line at once
 
 
@@ -55,4 +56,4 @@ class RequestLog:
     def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
         head = {"time": round(time.time(), 6), **self._head}
         text = "".join(json.dumps({**head, **line}) + "\n" for line in lines)
-        os.write(STDERR, text.encode())  # one call: several processes write to the log
+        tell(text)

@@ -19,6 +19,7 @@ from cascade.server.security import KEY_VARIABLE
 from cascade.server.threads import default_instances
 from cascade.spec import RANK, TOPOLOGIES
 from cascade.store import absolute_url
+from cascade.telling import say
 from export.releases import rewire as rewiring
 from export.releases.control import Control
 from export.releases.publishing import Published, Publisher
@@ -57,15 +58,10 @@ def publisher(args: argparse.Namespace) -> Publisher:
     return Publisher(Repository(args.repository), control, args.keep, say)
 
 
-def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(line, flush=True)
-
-
 def report(published: Published) -> None:
     """Print which release is live now."""
     took = "" if published.switch_ms is None else f", switched in {published.switch_ms:.1f} ms"
-    print(f"release {published.number} is live (before: {published.before}){took}")
+    say(f"release {published.number} is live (before: {published.before}){took}")
 
 
 def rollback(argv: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from cascade.files import sync
 from cascade.release import read_release
 from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
+from cascade.telling import say
 from export.releases.canary import Canary, CanaryError, ask_after_switch, ask_before_switch
 from export.releases.control import Control, ControlError
 from export.releases.manifest import verify
@@ -50,7 +51,7 @@ class Publisher:
     repository: Repository
     control: Control | None = None  # None to change the repository alone
     keep: int = 3  # releases on disk, the live one and the one before among them
-    say: Callable[[str], None] = print  # every step as it begins
+    say: Callable[[str], None] = say  # every step as it begins
 
     def publish(self, make: Make, share: float | None = None) -> Published:
         """Make a release, and let the server answer with it; with `share`, for that share of the

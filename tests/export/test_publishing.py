@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +160,18 @@ def test_after_a_kill_in_any_step_there_is_a_whole_release(
     assert place.publisher().publish(make).number == live + 1
     assert [*place.repository.leftovers()] == []
     assert not any(place.repository.pending(n) for n in place.repository.releases())
+
+
+def test_a_release_goes_live_while_no_step_can_be_told(place: Place, seven: Cascade) -> None:
+    command = [sys.executable, "-m", "export", "publish", "--repository"]
+    command += [str(place.repository.root), "--release", str(seven.repository)]
+    reader, gone = os.pipe()
+    os.close(reader)
+    for number, stdout in enumerate((os.open("/dev/full", os.O_WRONLY), gone), 1):
+        ran = subprocess.run(command, stdout=stdout, cwd=Path(__file__).parents[2])
+        os.close(stdout)
+        assert ran.returncode == 0
+        assert place.repository.live == number
 
 
 def test_the_commands(place: Place, seven: Cascade, capsys: pytest.CaptureFixture[str]) -> None:

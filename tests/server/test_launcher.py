@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.server import binaries, cleanup, probe, process, supervisor, threads
+from cascade.server import binaries, cleanup, probe, process, supervisor, threads, workers
 from cascade.server.binaries import BinaryError
 from cascade.server.cleanup import remove_orphans
 from cascade.server.launcher import Ports, Server, ServerError
@@ -28,7 +29,7 @@ from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 15.0
 
 CONFIG = """
 backend: "python"
@@ -232,14 +233,16 @@ def test_an_unknown_folder_and_an_unknown_argument(
 
 
 @contextmanager
-def launched(folder: Path, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
+def launched(
+    folder: Path, stderr: int | IO[str] | None = None, stdout: int | IO[str] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """`python -m cascade.server` as a process of its own."""
     ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
     command = [sys.executable, "-m", "cascade.server", "--repository", str(folder)]
     child = subprocess.Popen(
         [*command, *ports, "--probe=echo", "--", "--metrics-interval-ms=5000"],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
         text=True,
     )
@@ -253,6 +256,16 @@ def launched(folder: Path, stderr: int | None = None) -> Iterator[subprocess.Pop
 def wait_until_ready(child: subprocess.Popen[str]) -> None:
     assert child.stdout is not None
     assert child.stdout.readline().startswith("ready: tritonserver 2.")
+
+
+def kill_the_echo() -> None:
+    """Kill the process of the model, and wait until another answers in its place."""
+    (name,) = registered()
+    wait_until(lambda: workers.alive(name))
+    time.sleep(2 * supervisor.CANARY_S)  # the supervisor lists the workers
+    (victim,) = workers.alive(name)
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_until(lambda: {*workers.alive(name)} - {victim})
 
 
 def test_a_signal_during_the_start_ends_it(repository: Callable[[str], Path]) -> None:
@@ -332,6 +345,35 @@ def test_orphans_are_removed(repository: Callable[[str], Path]) -> None:
     assert cleanup.segments(name)
     assert remove_orphans() == [name]
     assert_nothing_left(name)
+
+
+def test_a_launcher_heals_on_a_full_disk(repository: Callable[[str], Path]) -> None:
+    """Neither its ready line nor its events can be written."""
+    with (
+        open("/dev/full", "w") as full,
+        launched(repository(ECHO), stderr=full, stdout=full) as child,
+    ):
+        wait_until(lambda: any(workers.alive(name) for name in registered()))
+        kill_the_echo()
+        assert child.poll() is None
+
+
+def test_a_launcher_heals_while_its_reader_sleeps_and_when_it_is_gone(
+    repository: Callable[[str], Path],
+) -> None:
+    reader, writer = os.pipe()
+    with launched(repository(ECHO), stderr=writer) as child:
+        wait_until_ready(child)
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * 4096)
+        os.set_blocking(writer, True)  # the launcher has the same description
+        kill_the_echo()
+        os.close(reader)
+        kill_the_echo()
+        assert child.poll() is None
+    os.close(writer)
 
 
 def _parent(pid: int) -> int:

@@ -6,8 +6,10 @@ import json
 import re
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 
 from cascade.client import InvalidInput, Recommender
+from cascade.runtime import spans
 from cascade.server import arguments
 from cascade.server.launcher import Server
 from cascade.spec import STAGES
@@ -154,3 +157,36 @@ def test_an_unknown_kind_of_log_is_refused() -> None:
     assert not request_log.wanted({"log": ""})
     with pytest.raises(ValueError, match="'xml'; expected 'json' or nothing"):
         request_log.wanted({"log": "xml"})
+
+
+def test_requests_are_answered_while_nothing_can_be_told(
+    criteo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log's disk is full, the folder of the spans cannot be made, the collector is away, and
+    an id is no text."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(request_log.VARIABLE, "json")
+    monkeypatch.setenv(spans.VARIABLE, str(tmp_path / "file" / "below"))
+    log, away = Path("/dev/full"), arguments.traces("http://127.0.0.1:9/v1/traces", 1)
+    with Server(criteo.repository, log=log, extra_args=[*away]) as server:
+        with Recommender(server.url, deadline_s=30) as recommender:
+            with ThreadPoolExecutor(8) as crowd:
+                good = [crowd.submit(recommender.recommend, criteo.users[0]) for _ in range(40)]
+                bad = [crowd.submit(recommender.recommend, {"C1": "x" * 9000}) for _ in range(40)]
+            assert all(len(answer.result().item_ids) == 10 for answer in good)
+            assert all(isinstance(answer.exception(), InvalidInput) for answer in bad)
+        for context, status in (("{}", 200), ("[]", 400)):
+            assert by_http(server, context, request_id=b"\xff") == status
+        assert server.stop() == 0
+
+
+def by_http(server: Server, context: str, request_id: bytes) -> int:
+    """Ask with an id of any bytes -> the status of the answer."""
+    tensor = {"name": "context", "shape": [1, 1], "datatype": "BYTES", "data": [context]}
+    body = json.dumps({"id": "ID", "inputs": [tensor]}).encode().replace(b"ID", request_id)
+    url = f"http://{server.http_url}/v2/models/recommend/infer"
+    try:
+        with urllib.request.urlopen(url, body, timeout=PATIENCE_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
