@@ -28,7 +28,7 @@ from cascade.telling import say, tell
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    server = _server(_parser().parse_args(argv))
+    server, started = _server(_parser().parse_args(argv)), False
 
     def stop(number: int, frame: FrameType | None) -> None:
         server.cancel()
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         server.start()
         say(_ready(server))
+        started = True
         code = Supervisor(server).watch()
         if code is None:
             return server.stop()
@@ -48,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0  # by a signal, while it started
         if isinstance(error, ServerError) and error.log:
             tell(f"{error.log}\n")
-            raise CascadeError(error.message) from error
-        raise
+            error = CascadeError(error.message)
+        if not started:
+            raise error from None
+        tell(f"error: {' '.join(str(error).splitlines())}\n")  # waits for no reader
+        return 1
     finally:
         server.stop()
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,14 +48,16 @@ class ServerBinary:
     python_backend: tuple[Path, ...] = field(default=(), repr=False)
 
     def assemble(self, folder: Path, package: Path) -> tuple[str, ...]:
-        """Build the wheel's missing backend directory out of links; returns the arguments for
-        tritonserver. Models import what lies in it, so a link to `package` goes there too: the
-        stub's Python searches no other folder that does not depend on the current one."""
+        """Build the wheel's missing backend directory out of links, or what is missing of it;
+        returns the arguments for tritonserver. Models import what lies in it, so a link to
+        `package` goes there too: the stub's Python searches no other folder that does not depend on
+        the current one."""
         if not self.python_backend:
             return self.arguments
-        (folder / "python").mkdir(parents=True)
+        (folder / "python").mkdir(parents=True, exist_ok=True)
         for source in (*self.python_backend, package):
-            (folder / "python" / source.name).symlink_to(source)
+            with suppress(FileExistsError):
+                (folder / "python" / source.name).symlink_to(source)
         return (*self.arguments, f"--backend-directory={folder}")
 
 

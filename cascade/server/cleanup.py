@@ -4,6 +4,9 @@ Each server has a unique name. All its processes carry the name in their environ
 shared-memory segments start with it, so cleanup never touches a recycled process id or another
 server's segment. A launcher holds a lock on the file of its server; the kernel releases the lock
 when the launcher ends in any way. `remove_orphans` removes the servers whose lock is free.
+
+Servers run for months, and programs remove old files from the folder of temporary files. A launcher
+locks its run folder, which systemd-tmpfiles then spares, and makes again what others removed.
 """
 
 from __future__ import annotations
@@ -15,9 +18,8 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO
 
 import psutil
 
@@ -32,14 +34,14 @@ class RunFolderError(CascadeError, PermissionError):
     """Other users could write into the folder of running servers."""
 
 
-_locks: dict[str, IO[str]] = {}  # held by this process, by the name of the server
+_locks: dict[str, ExitStack] = {}  # held by this process, by the name of the server
 
 
 def run_folder() -> Path:
     """A private folder of this user for what lives as long as a server. Raises RunFolderError if
     another user could write into it, and so plant a library."""
     folder = Path(tempfile.gettempdir()) / f"cascade-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise RunFolderError(
@@ -51,12 +53,32 @@ def run_folder() -> Path:
 def register() -> str:
     """Choose a name for a new server and lock its file for as long as this process lives."""
     name = f"cascade_{secrets.token_hex(8)}"
-    file = run_folder() / name / "lock"
-    file.parent.mkdir()
-    _locks[name] = lock = file.open("w")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    file.rename(run_folder() / f"{name}.lock")  # other launchers see it only once it is locked
+    _lock(name)
     return name
+
+
+def keep(name: str) -> None:
+    """Lock the file of a server of this process again, if it was removed. Raises RunFolderError as
+    `run_folder`; OSError: the file cannot be made."""
+    if not (run_folder() / f"{name}.lock").exists():
+        held = _locks[name]
+        _lock(name)
+        held.close()
+
+
+def _lock(name: str) -> None:
+    run = run_folder()
+    file = run / name / "lock"
+    file.parent.mkdir(exist_ok=True)
+    with ExitStack() as held:
+        lock = held.enter_context(file.open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(run, os.O_RDONLY)
+        held.callback(os.close, folder)
+        with suppress(OSError):  # some file systems lock no folders
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        file.rename(run / f"{name}.lock")  # other launchers see it only once it is locked
+        _locks[name] = held.pop_all()
 
 
 def processes(name: str) -> list[int]:
@@ -85,8 +107,8 @@ def remove(name: str) -> None:
         segment.unlink(missing_ok=True)
     shutil.rmtree(run_folder() / name, ignore_errors=True)
     (run_folder() / f"{name}.lock").unlink(missing_ok=True)
-    if lock := _locks.pop(name, None):
-        lock.close()
+    if held := _locks.pop(name, None):
+        held.close()
 
 
 def remove_orphans() -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import IO
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -33,6 +34,7 @@ __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 REQUEST_TIMEOUT_S = 10.0
+LOG_BYTES = 1 << 20  # of the log's end, for an excerpt
 # By default gRPC waits ever longer between attempts: up to two minutes after a long load.
 QUICK_RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -78,6 +80,8 @@ class Server:
     version: str = field(default="", init=False)
     log_path: Path = field(default=Path(os.devnull), init=False)
     cancelled: bool = field(default=False, init=False)
+    _binary: binaries.ServerBinary | None = field(default=None, init=False)
+    _log: IO[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -153,20 +157,34 @@ class Server:
             self.stop()
             raise
 
+    def restore_files(self) -> None:
+        """Make again what was removed of the server's files in the run folder: every load of a
+        model takes them. Raises RunFolderError: others could have made them; OSError: they cannot
+        be made."""
+        cleanup.keep(self.name)
+        self._assemble()
+
+    def _assemble(self) -> tuple[str, ...]:
+        folder = cleanup.run_folder() / self.name / "backends"
+        return self._binary.assemble(folder, process.PACKAGE) if self._binary else ()
+
     def _launch(self, binary: binaries.ServerBinary) -> None:
-        folder = cleanup.run_folder() / self.name
-        self.log_path = self.log or folder / "log"
+        self._binary = binary
+        self.log_path = self.log or cleanup.run_folder() / self.name / "log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         command = (
             str(binary.path),
             *arguments.lifetime(self.name, self.repository, self.exit_timeout_s),
             *arguments.services(self.host, self.ports, self.tls),
             *arguments.control(self.control_key, self.models),
-            *binary.assemble(folder / "backends", process.PACKAGE),
+            *self._assemble(),
             *self.extra_args,
         )
         with self.log_path.open("ab") as log:
-            self._log_start = self.log_path.stat().st_size
+            if self.log_path.is_file():  # no terminal and no pipe
+                self._log = self.log_path.open("rb")
+                self._log.seek(0, os.SEEK_END)
+                self._log_start = self._log.tell()
             self._process = subprocess.Popen(
                 process.tied(command),
                 stdin=subprocess.DEVNULL,
@@ -198,6 +216,9 @@ class Server:
             return process.end(self._process, max(0.0, left_s))
         finally:
             self._process = None
+            if self._log is not None:
+                self._log.close()
+            self._log = None
             if self.name:
                 cleanup.remove(self.name)
 
@@ -255,9 +276,11 @@ class Server:
         return ServerError(message, self.log_excerpt())
 
     def log_excerpt(self) -> str:
-        """What the server's log says about problems since the start."""
-        if not self.log_path.is_file():
-            return f"(its log went to {self.log_path})"  # a terminal or a pipe
-        with self.log_path.open("rb") as log:
-            log.seek(self._log_start)
-            return process.log_excerpt(log.read().decode(errors="replace"))
+        """What the end of the server's log says about problems since the start. The log may have
+        been renamed, emptied or removed."""
+        if self._log is None:
+            return f"(its log went to {self.log_path})"
+        size = self._log.seek(0, os.SEEK_END)
+        start = self._log_start if self._log_start <= size else 0
+        self._log.seek(max(start, size - LOG_BYTES))
+        return process.log_excerpt(self._log.read(LOG_BYTES).decode(errors="replace"))

@@ -19,12 +19,12 @@ answered: such a cascade is overloaded, and a reload would lose what it could ha
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
+import psutil
 from google.protobuf import json_format
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -32,6 +32,7 @@ from tritonclient.utils import InferenceServerException
 from cascade import pbtxt
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import probe, workers
+from cascade.server.cleanup import RunFolderError
 from cascade.server.launcher import Server
 from cascade.server.workers import Worker
 from cascade.spec import ENSEMBLE
@@ -61,6 +62,7 @@ class Supervisor:
         self._server = server
         self._report = report
         self._restarts = 0
+        self._problem = ""  # with the files of the run folder
         self._reset()
 
     def _reset(self) -> None:
@@ -86,6 +88,7 @@ class Supervisor:
         next_canary, canary = 0.0, None
         with self._server.connect() as client, ThreadPoolExecutor(1) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
+                self._restore_files()
                 self._kill_replaced()
                 if self._reload_dead(client):
                     canary = None  # sent before the reload
@@ -101,6 +104,20 @@ class Supervisor:
                 # nothing wakes this thread to run Python's handler.
                 time.sleep(LOOK_S)
         return code
+
+    def _restore_files(self) -> None:
+        """Before a reload, or a publisher, needs them. Raises RunFolderError: others could write
+        into the run folder, and the next load could run their programs."""
+        problem = ""
+        try:
+            self._server.restore_files()
+        except RunFolderError:
+            raise
+        except OSError as error:
+            problem = str(error)
+        if problem not in ("", self._problem):
+            self._report("files not restored", error=problem)
+        self._problem = problem
 
     def _reload_dead(self, client: grpc.InferenceServerClient) -> bool:
         """Reload the models of processes that were dead at the last look and still are: a process
@@ -122,8 +139,8 @@ class Supervisor:
             if worker.gone or time.monotonic() > deadline:
                 del self._replaced[worker]
                 self._known.discard(worker)
-                if not worker.gone:
-                    os.kill(worker.pid, signal.SIGKILL)  # no effect on a zombie
+                with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                    worker.process.kill()  # no effect on a zombie
 
     def _on_canary(self, client: grpc.InferenceServerClient, canary: Future[bool]) -> None:
         error = canary.exception()

@@ -1,6 +1,8 @@
 """The launcher with the real server: it answers, reports errors, and leaves nothing behind."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.server import binaries, cleanup, probe, process, supervisor, threads, workers
+from cascade.server import binaries, cleanup, probe, process, security, supervisor, threads, workers
 from cascade.server.binaries import BinaryError
 from cascade.server.cleanup import remove_orphans
 from cascade.server.launcher import Ports, Server, ServerError
@@ -29,7 +31,7 @@ from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 
 CONFIG = """
 backend: "python"
@@ -253,9 +255,12 @@ def launched(
             child.kill()  # does nothing to one that has ended
 
 
-def wait_until_ready(child: subprocess.Popen[str]) -> None:
+def wait_until_ready(child: subprocess.Popen[str]) -> str:
+    """Returns the address of gRPC."""
     assert child.stdout is not None
-    assert child.stdout.readline().startswith("ready: tritonserver 2.")
+    line = child.stdout.readline()
+    assert line.startswith("ready: tritonserver 2.")
+    return line.partition(" grpc ")[2].partition(",")[0]
 
 
 def kill_the_echo() -> None:
@@ -378,6 +383,87 @@ def test_a_launcher_heals_while_its_reader_sleeps_and_when_it_is_gone(
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def tidy_up() -> None:
+    """As programs do that remove old temporary files; at once, so that no launcher interferes."""
+    removed = cleanup.run_folder().rename(cleanup.run_folder().with_name("removed"))
+    shutil.rmtree(removed)
+
+
+def test_a_launcher_heals_and_publishes_after_its_files_were_removed(
+    repository: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "0123456789abcdef"
+    monkeypatch.setenv(security.KEY_VARIABLE, key)
+    folder = repository(ECHO)
+    with launched(folder, stderr=subprocess.PIPE) as child:
+        url = wait_until_ready(child)
+        (name,) = registered()
+        tidy_up()
+        wait_until(lambda: registered() == [name])
+        kill_the_echo()
+        assert child.stderr is not None
+        next(line for line in child.stderr if '"event": "reloaded"' in line)
+        tidy_up()
+        for segment in cleanup.segments(name):  # as logind does when a user has logged out
+            segment.unlink()
+        wait_until(lambda: registered() == [name])
+        shutil.copytree(folder / "echo" / "1", folder / "echo" / "2")
+        with grpc.InferenceServerClient(url) as client:
+            client.load_model("echo", headers=security.headers(key))
+        assert ask(url, [[1, 2]]).get_response().model_version == "2"
+        (server,) = [p for p in cleanup.processes(name) if _parent(p) == child.pid]
+        tidy_up()
+        os.kill(server, signal.SIGSEGV)
+        died = next(line for line in child.stderr if '"event": "server died"' in line)
+        assert "its log went to" not in died
+        next(line for line in child.stderr if '"event": "restarted"' in line)
+        assert ask(url, [[1, 2]]).get_response().model_version == "2"
+        (name,) = registered()
+        child.terminate()
+        assert child.wait(PATIENCE_S) == 0
+    assert_nothing_left(name)
+
+
+def test_a_server_whose_files_were_removed_is_no_orphan_and_leaves_none(
+    repository: Callable[[str], Path],
+) -> None:
+    with launched(repository(ECHO)) as child:
+        wait_until_ready(child)
+        (name,) = registered()
+        tidy_up()
+        wait_until(lambda: registered() == [name])
+        assert remove_orphans() == []
+        child.kill()
+    wait_until(lambda: cleanup.processes(name) == [])
+    assert remove_orphans() == [name]
+    assert_nothing_left(name)
+
+
+def test_the_run_folder_is_locked_while_a_server_lives() -> None:
+    """systemd-tmpfiles spares what lies in a locked folder."""
+    name = cleanup.register()
+    folder = os.open(cleanup.run_folder(), os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    cleanup.remove(name)
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
+
+
+def test_a_launcher_ends_when_others_can_write_to_its_files(
+    repository: Callable[[str], Path],
+) -> None:
+    """They could plant a program there, which the next load would run."""
+    with launched(repository(ECHO), stderr=subprocess.PIPE) as child:
+        wait_until_ready(child)
+        folder = cleanup.run_folder()
+        folder.chmod(0o777)
+        assert child.stderr is not None
+        assert child.wait(PATIENCE_S) == 1
+        assert "is not private to this user" in child.stderr.read()
+        folder.chmod(0o700)
 
 
 def test_nothing_that_lives_or_belongs_to_another_server_is_removed() -> None:
