@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,14 @@ class ServerBinary:
 
 def tritonserver() -> ServerBinary:
     """The container's tritonserver where there is one, otherwise the wheel's. Raises BinaryError if
-    there is none, or it does not fit this Python, numpy or C library."""
+    there is none, it does not fit this Python, numpy or C library, or this user may not use it."""
+    try:
+        return _found()
+    except PermissionError as error:
+        raise _forbidden(Path(error.filename)) from error
+
+
+def _found() -> ServerBinary:
     on_path = shutil.which("tritonserver")
     if on_path or CONTAINER_SERVER.exists():
         return _container(Path(on_path or CONTAINER_SERVER).resolve())
@@ -84,6 +92,7 @@ def _container(path: Path) -> ServerBinary:
         return ServerBinary(path)
     linked = re.search(rb"libpython(\d+\.\d+)", stub.read_bytes())  # the name of its library
     check_python(linked and linked[1].decode(), sys.version_info[:2], str(path))
+    _check_permissions(path, stub)
     return ServerBinary(path, arguments=(f"--backend-directory={backends}",))
 
 
@@ -99,13 +108,11 @@ def _wheel(package: Path) -> ServerBinary:
     )
     stub = stubs[f"{sys.version_info[0]}.{sys.version_info[1]}"]
     libraries = (package.parent / LIBRARIES, *_libpython_folders())
+    server = root / "bin" / "tritonserver"
+    backend = (stub, *(p for p in (root / "backends" / "python").iterdir() if p.is_file()))
+    _check_permissions(server, *backend, *libraries[0].glob("*.so*"))
     _check_runs(stub, libraries)
-    return ServerBinary(
-        root / "bin" / "tritonserver",
-        libraries,
-        (f"--cache-directory={root / 'caches'}",),
-        (stub, *(p for p in (root / "backends" / "python").iterdir() if p.is_file())),
-    )
+    return ServerBinary(server, libraries, (f"--cache-directory={root / 'caches'}",), backend)
 
 
 def wheel_package() -> Path | None:
@@ -163,6 +170,27 @@ def check_python(stub: str | None, python: tuple[int, int], server: str) -> None
             f"packages installed here cannot be imported there. Install them for python{stub} and "
             "start the server with it."
         )
+
+
+def _check_permissions(*paths: Path) -> None:
+    """Raises BinaryError for a file that this user may not read, or a program that it may not run:
+    another user may have installed them. A program that runs but is unreadable hides its
+    environment, by which `cleanup` finds the processes of a server."""
+    for path in paths:
+        programs = os.X_OK if path.name in (STUB, "tritonserver") else 0
+        if not os.access(path, os.R_OK | programs):
+            raise _forbidden(path)
+
+
+def _forbidden(path: Path) -> BinaryError:
+    folder = next((p for p in path.parents if p.name in ("pytriton", LIBRARIES)), path.parent)
+    remedy = f"chmod -R a+rX {shlex.quote(str(folder))}"
+    if path.name in (STUB, "tritonserver"):
+        remedy += f" && chmod a+x {shlex.quote(str(path))}"
+    return BinaryError(
+        f"{path}: this user may not use it. Its owner can run: {remedy}; or install the server in "
+        "an environment of this user's own."
+    )
 
 
 def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -81,6 +81,9 @@ class Server:
     log_path: Path = field(default=Path(os.devnull), init=False)
     cancelled: bool = field(default=False, init=False)
     _binary: binaries.ServerBinary | None = field(default=None, init=False)
+    _connection: tuple[dict[str, Any], list[Any]] = field(
+        default_factory=lambda: ({}, []), init=False, repr=False
+    )
     _log: IO[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
@@ -129,8 +132,9 @@ class Server:
         self.stop()
 
     def connect(self) -> grpc.InferenceServerClient:
-        """A gRPC client of this server, in TLS where the server wants it."""
-        options, channel = ({}, []) if self.tls is None else self.tls.connection()
+        """A gRPC client of this server, in TLS where the server wants it: with the certificate of
+        its start, as later files are the next start's."""
+        options, channel = self._connection
         channel_args = [*QUICK_RECONNECT, *channel]
         return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
 
@@ -149,6 +153,7 @@ class Server:
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)
         self.ports = self.ports.resolve(self.host)
+        self._connection = ({}, []) if self.tls is None else self.tls.connection()
         self.name = cleanup.register()
         try:
             self._launch(binary)

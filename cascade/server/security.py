@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cascade.client.transport import Tls, check_files
+from grpc import ssl_channel_credentials
+
+from cascade.client.transport import check_files
 from cascade.errors import CascadeError
 
 KEY_VARIABLE = "CASCADE_CONTROL_KEY"
@@ -99,7 +101,10 @@ class ServerTls:
             yield f"--grpc-root-cert={self.client_ca.resolve()}"
 
     def connection(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """For the launcher's own client: arguments and channel options. The client trusts the
-        server's certificate itself, whatever authority signed it."""
-        client = Tls(self.cert, *((self.key, self.cert) if self.client_ca else ()))
-        return client.options(), [("grpc.ssl_target_name_override", self.name)]
+        """For the launcher's own client: arguments, which hold what the files hold now, and channel
+        options. The client trusts the server's certificate itself, whatever authority signed it.
+        Raises OSError: a file cannot be read."""
+        cert = self.cert.read_bytes()
+        own = (self.key.read_bytes(), cert) if self.client_ca else ()
+        options = [("grpc.ssl_target_name_override", self.name)]
+        return {"creds": ssl_channel_credentials(cert, *own)}, options

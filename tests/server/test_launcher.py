@@ -31,6 +31,7 @@ from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
 
 ROOT = Path(__file__).parents[2]
+PYTHON = f"python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
 PATIENCE_S = 60.0
 
 CONFIG = """
@@ -561,6 +562,55 @@ def test_a_stub_without_its_libraries_is_told(tmp_path: Path) -> None:
     stub.chmod(0o755)
     with pytest.raises(BinaryError, match=r"libpython3.11.so.1.0: cannot open.*--enable-shared"):
         binaries._check_runs(stub, ())
+
+
+# The kernel checks no permissions of root's, unless root gives these capabilities up.
+UNPRIVILEGED = () if os.getuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "remedy"),
+    [
+        (f"{PYTHON}/{binaries.STUB}", 0o100, "chmod -R a+rX"),  # runs, but hides its environment
+        (f"{PYTHON}/{binaries.STUB}", 0o644, "chmod a+x"),
+        ("bin/tritonserver", 0o000, "chmod -R a+rX"),
+        ("bin", 0o000, "chmod -R a+rX"),
+        ("backends/python/triton_python_backend_utils.py", 0o200, "chmod -R a+rX"),
+    ],
+)
+def test_what_this_user_may_not_use_of_the_wheel_is_told(
+    repository: Callable[[str], Path], tmp_path: Path, name: str, mode: int, remedy: str
+) -> None:
+    real = binaries.wheel_package()
+    if real is None:
+        pytest.skip("the server is a container's")
+    package = tmp_path / "pytriton"
+    shutil.copytree(real / "tritonserver", package / "tritonserver", copy_function=os.symlink)
+    (package / "__init__.py").touch()
+    (tmp_path / binaries.LIBRARIES).symlink_to(real.parent / binaries.LIBRARIES)
+    stub = package / "tritonserver" / PYTHON / binaries.STUB
+    stub.unlink()
+    shutil.copyfile(real / "tritonserver" / PYTHON / binaries.STUB, stub)
+    stub.chmod(0o755)  # tritonserver can have changed that of the wheel
+    path = package / "tritonserver" / name
+    if not path.is_dir():
+        path.unlink()
+        path.write_bytes(b"#!/bin/sh")
+    path.chmod(mode)
+    ran = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-m", "cascade.server", "--repository", repository(ECHO)],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    path.chmod(0o755)
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith(f"error: {path}")
+    assert "this user may not use it" in ran.stderr
+    assert remedy in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -135,6 +136,10 @@ def test_mutual_tls(seven: Any, certificates: Path) -> None:
         assert health.main(["--url", server.url, "--timeout-s", "0.5"]) == 1
         with pytest.raises(urllib.error.URLError):
             urllib.request.urlopen(f"http://{server.http_url}/v2", timeout=5)
+        cert.unlink()  # the next one takes its place
+        shutil.copy(client_cert, cert)
+        with server.connect() as client:  # as at the stop, which lets requests end
+            assert client.is_server_ready()
     with pytest.raises(ValueError, match=r"no file .*absent"):
         ServerTls(cert, certificates / "absent")
 
