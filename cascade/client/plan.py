@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What one call of a client asks for B users; every sequence has an entry for each.
+    """What one call of a client asks for B users, read once; all have an entry for each user.
 
     Args:
         users: raw feature values by name; not with `ids`.
@@ -42,12 +42,12 @@ class Request:
         keys: by which a split between two releases tells users apart; with `ids`, the ids.
     """
 
-    users: Sequence[User] = ()
-    ids: Sequence[UserId] | None = None
-    contexts: Sequence[User | None] | None = None
-    exclude: Sequence[Exclude] | None = None
-    allow: Sequence[Allow] | None = None
-    keys: Sequence[Key] | None = None
+    users: Iterable[User] = ()
+    ids: Iterable[UserId] | None = None
+    contexts: Iterable[User | None] | None = None
+    exclude: Iterable[Exclude] | None = None
+    allow: Iterable[Allow] | None = None
+    keys: Iterable[Key] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +113,14 @@ def plan(request: Request, layout: Layout) -> list[Call]:
     RecommendError: there are filters, but the server takes none; ValueError: not one key for each
     user.
     """
-    model, keys = None, request.keys
-    if request.ids is None:
-        tensors: Tensors = dict(zip(FEATURES, layout.arrays(request.users), strict=True))
+    model, keys = None, _listed("keys", request.keys)
+    ids = _listed("user_ids", request.ids)
+    if ids is None:
+        users_given = _listed("users", request.users) or []
+        tensors: Tensors = dict(zip(FEATURES, layout.arrays(users_given), strict=True))
     else:
-        model, keys = RECOMMEND_USER, request.ids
-        tensors = _by_id(request.ids, request.contexts, layout)
+        model, keys = RECOMMEND_USER, ids
+        tensors = _by_id(ids, _listed("contexts", request.contexts), layout)
     users = min(map(len, tensors.values()))
     tensors |= filter_tensors(layout, users, request.exclude, request.allow)
     calls = []
@@ -128,6 +130,19 @@ def plan(request: Request, layout: Layout) -> list[Call]:
             part = {name: whole[some] for name, whole in tensors.items()}
             calls.append(Call(part, some, model, ending))
     return calls
+
+
+def _listed(name: str, given: Iterable[Any] | None) -> list[Any] | None:
+    """Entries for several users, of any iterable. Raises InvalidInput for what is one user's."""
+    if given is None:
+        return None
+    if not _is_several(given):
+        raise values.unexpected(name, given, "a list, or what else yields an entry for each user")
+    return list(given)
+
+
+def _is_several(given: Any) -> bool:
+    return isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
 
 
 def merge(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Recommendation]:
@@ -166,7 +181,7 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
 
 
 def filter_tensors(
-    layout: Layout, users: int, exclude: Sequence[Exclude] | None, allow: Sequence[Allow] | None
+    layout: Layout, users: int, exclude: Iterable[Exclude] | None, allow: Iterable[Allow] | None
 ) -> Tensors:
     """The filters of so many users by input name, [B, 1] each, without those that no user has.
     Raises InvalidInput for not one per user, and for one that cannot be read, with the user."""
@@ -181,14 +196,15 @@ def filter_tensors(
 
 
 def _column(
-    name: str, filters: Sequence[Any] | None, users: int, encode: Callable[[Any], bytes]
+    name: str, given: Iterable[Any] | None, users: int, encode: Callable[[Any], bytes]
 ) -> Categorical:
     column = np.full((users, 1), b"", np.object_)
-    if filters is None:
+    if given is None:
         return column
-    if isinstance(filters, str | bytes | Mapping) or len(filters) != users:
+    filters = list(given) if _is_several(given) else []
+    if len(filters) != users:
         expected = f"a list with one entry for each of the {users} users (None = no filter)"
-        raise InvalidInput(f"{name}: expected {expected}; {reprlib.repr(filters)} came")
+        raise InvalidInput(f"{name}: expected {expected}; {reprlib.repr(filters or given)} came")
     for user, value in enumerate(filters):
         try:
             column[user, 0] = encode(value)

@@ -304,6 +304,39 @@ def test_users_beyond_the_largest_batch_go_out_in_several_requests() -> None:
     assert [len(step.tensors["categorical"]) for step in asked] == [3, 3, 1]
 
 
+def test_entries_for_users_come_from_any_iterable() -> None:
+    """Generators, too, which have no length and can be read only once."""
+    world = World([failure("UNAVAILABLE")])
+    users = ({"age": age} for age in range(5))
+    exclude = ([] for _ in range(5))
+    found = run(world.session().ask(Request(users, exclude=exclude, keys=iter("abcde"))))
+    assert [one.item_ids[0] for one in found] == list(range(5))
+    contexts = ({"age": age} for age in range(4))
+    allow = (None for _ in range(4))
+    by_id = Request((), (n for n in range(4)), contexts, allow=allow)
+    assert [one.item_ids[0] for one in run(world.session().ask(by_id))] == list(range(4))
+    for some in ({1: 0, 2: 0}.keys(), np.array([1, 2]), (1, 2)):
+        assert [one.item_ids[0] for one in run(world.session().ask(Request((), some)))] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (Request({"age": 1}), r"users: \{'age': 1\} \(dict\) came; expected a list"),
+        (Request("ab"), r"users: 'ab' \(str\) came"),
+        (Request(5), r"users: 5 \(int\) came"),
+        (Request((), "17"), r"user_ids: '17' \(str\) came"),
+        (Request((), b"17"), r"user_ids: b'17' \(bytes\) came"),
+        (Request((), [1], {"age": 1}), r"contexts: \{'age': 1\} \(dict\) came"),
+        (Request([{}], keys="a"), r"keys: 'a' \(str\) came"),
+        (Request([{}], exclude=5), "exclude: expected a list"),
+    ],
+)
+def test_what_is_of_one_user_is_no_list_of_users(asked: Any, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        run(World().session().ask(asked))
+
+
 def test_users_by_id_go_out_likewise() -> None:
     world = World()
     contexts = [None, {"age": np.float32(3), "history": ["a", 7]}, {}, *[None] * 4]
@@ -347,7 +380,7 @@ def test_the_layout_is_asked_for_once() -> None:
     assert [type(step) for step in world.steps] == [AskConfig, AskItems, AskItems, AskItems]
 
 
-def test_no_users_no_request_for_items() -> None:
+def test_no_users_no_askedfor_items() -> None:
     world = World()
     assert run(world.session().ask(Request([]))) == []
     assert [type(step) for step in world.steps] == [AskConfig]
