@@ -15,9 +15,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade.client import channel
 from cascade.client.layout import Layout
 from cascade.errors import run
 from cascade.pbtxt import settings
@@ -69,7 +69,7 @@ def sweep(
 
     Raises PayloadError: users do not fit the model; AnalyzerError or BinaryError: of perf_analyzer.
     """
-    with grpc.InferenceServerClient(url) as client, tempfile.TemporaryDirectory() as folder:
+    with channel.connect(url) as client, tempfile.TemporaryDirectory() as folder:
         ensemble = client.get_model_config(model).config
         rows = payload.users(users, Layout.from_config(ensemble))
         models = [client.get_model_config(step).config for step in analyzer.members(ensemble)]

@@ -93,7 +93,7 @@ def ask(
     with (
         patch.dict(os.environ, {spans.VARIABLE: str(scratch / MARKS)}),
         Server(repository, extra_args=arguments) as server,
-        grpc.InferenceServerClient(server.url) as channel,
+        server.connect() as channel,
     ):
         call = timed(channel)
 

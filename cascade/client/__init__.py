@@ -19,7 +19,7 @@ from cascade.client.layout import Layout
 from cascade.client.plan import Recommendation
 from cascade.client.recommender import AsyncRecommender, Recommender
 from cascade.client.session import Retry
-from cascade.client.transport import Tls
+from cascade.client.tls import Tls
 
 __all__ = [
     "AsyncRecommender",

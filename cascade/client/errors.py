@@ -37,6 +37,24 @@ class Unavailable(RecommendError, ConnectionError):
         self.tries, self.waited_s = tries, waited_s
 
 
+class Closed(RecommendError, ValueError):
+    """A call of a client that has been closed."""
+
+    def __init__(self) -> None:
+        super().__init__("this client has been closed: make another one")
+
+
+class WrongLoop(RecommendError, RuntimeError):
+    """A call of an asyncio client in another event loop than its first."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this AsyncRecommender belongs to the event loop of its first call, and another one "
+            "runs, as each asyncio.run starts one: make a client inside it (async with "
+            "AsyncRecommender(...)), or one Recommender for all"
+        )
+
+
 def server_message(error: InferenceServerException) -> str:
     """The first paragraph: a Python backend appends its traceback after an empty line."""
     return (error.message() or str(error)).split("\n\nAt:")[0].strip()
@@ -45,6 +63,12 @@ def server_message(error: InferenceServerException) -> str:
 def is_transient(error: InferenceServerException) -> bool:
     """Whether asking again may help: the server is not there, too busy, or loading the model."""
     return error.status() == UNAVAILABLE or NO_VERSIONS in (error.message() or "")
+
+
+def no_address(error: InferenceServerException) -> bool:
+    """Whether the server's name could not be resolved. gRPC asks again after up to two minutes; a
+    new channel asks at once."""
+    return error.status() == UNAVAILABLE and "DNS resolution failed" in (error.message() or "")
 
 
 def from_server(error: InferenceServerException) -> RecommendError:

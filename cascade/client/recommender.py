@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable
 from typing import Any, ClassVar, Generic, TypeVar
 
+from cascade.client.channel import ChannelArgs
 from cascade.client.layout import Layout
 from cascade.client.plan import Recommendation, Request, UserId
 from cascade.client.session import Retry, Session, run
 from cascade.client.split import Key
-from cascade.client.transport import AsyncTransport, BlockingTransport, Tls, Transport
+from cascade.client.tls import Tls
+from cascade.client.transport import AsyncTransport, BlockingTransport, Transport
 from cascade.filters_wire import Allow, Exclude
 from cascade.layout import User
 from cascade.spec import ENSEMBLE
@@ -32,6 +34,7 @@ class Calls(ABC, Generic[One, Many]):
         model: name of the ensemble.
         send_deadline: let the server drop what has not been computed by then. Its clock and that of
             this machine must agree, within far less than a deadline.
+        channel_args: arguments of the gRPC channel by name, over those of `channel.ARGUMENTS`.
 
     A call may bring a `request_id`; otherwise it gets one. The stages repeat it in their log.
 
@@ -50,8 +53,9 @@ class Calls(ABC, Generic[One, Many]):
         tls: Tls | None = None,
         model: str = ENSEMBLE,
         send_deadline: bool = False,
+        channel_args: ChannelArgs = (),
     ) -> None:
-        transport = self._transport_type(url, tls, send_deadline)
+        transport = self._transport_type(url, tls, send_deadline, channel_args)
         self._session = Session(transport, deadline_s, retry, model)
 
     @abstractmethod
@@ -86,16 +90,17 @@ class Calls(ABC, Generic[One, Many]):
 
     def recommend_many(
         self,
-        users: Sequence[User],
+        users: Iterable[User],
         *,
-        exclude: Sequence[Exclude] | None = None,
-        allow: Sequence[Allow] | None = None,
-        keys: Sequence[Key] | None = None,
+        exclude: Iterable[Exclude] | None = None,
+        allow: Iterable[Allow] | None = None,
+        keys: Iterable[Key] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Many:
         """One recommendation per user, in their order. The users may be more than the server
-        takes in one request.
+        takes in one request, and come from any iterable, as the other arguments with an entry for
+        each user.
 
         `exclude`, `allow`, `keys`: as of `recommend`, one entry for each user.
         """
@@ -124,11 +129,11 @@ class Calls(ABC, Generic[One, Many]):
 
     def recommend_users(
         self,
-        user_ids: Sequence[UserId],
-        contexts: Sequence[User | None] | None = None,
+        user_ids: Iterable[UserId],
+        contexts: Iterable[User | None] | None = None,
         *,
-        exclude: Sequence[Exclude] | None = None,
-        allow: Sequence[Allow] | None = None,
+        exclude: Iterable[Exclude] | None = None,
+        allow: Iterable[Allow] | None = None,
         deadline_s: float | None = None,
         request_id: str | None = None,
     ) -> Many:

@@ -1,148 +1,140 @@
-"""How requests reach the server: tritonclient's two gRPC clients, in clear or over TLS."""
+"""How requests reach the server: tritonclient's two gRPC clients, in clear or over TLS. Each opens
+another channel when nothing comes over the one that it has (`channel.Silence`)."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import ssl
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tritonclient.grpc as grpc
-import tritonclient.grpc.aio as grpc_aio
-from tritonclient.utils import np_to_triton_dtype
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from cascade.client import channel
+from cascade.client.channel import ChannelArgs
+from cascade.client.errors import DEADLINE_EXCEEDED, Closed, WrongLoop, no_address
 from cascade.client.plan import Answer, Tensors
-from cascade.errors import CascadeError
+from cascade.client.tls import Tls
 from cascade.spec import DEADLINE
 
-# After a failed connection gRPC answers UNAVAILABLE from memory until its own backoff is over. At
-# its default of a second and more, our retries would mostly hear that echo.
-CHANNEL = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
 OUTPUTS = tuple(field.name for field in fields(Answer))
 
 
-class TlsError(CascadeError, ValueError):
-    """TLS files that are missing or incomplete."""
+class _Renewed:
+    """A client of tritonclient, made by `_connect`, and made again when its connection has died.
+    The calls under way keep the one that they began with; it closes when they have ended and
+    Python frees it."""
+
+    _connect: ClassVar[Callable[..., Any]]
+
+    def __init__(
+        self, url: str, tls: Tls | None, send_deadline: bool, channel_args: ChannelArgs = ()
+    ) -> None:
+        given = dict(channel.arguments(url, channel_args))
+        self._open = partial(type(self)._connect, url, tls, given)
+        self._send_deadline = send_deadline
+        self._client: Any = None
+        self._silence = channel.Silence()
+
+    @contextmanager
+    def _calling(self) -> Iterator[Any]:
+        """The client for one call, whose outcome counts. A cancelled call is one without an answer:
+        callers set deadlines of their own by `asyncio.wait_for`."""
+        client = self._client
+        if client is None:
+            raise Closed()
+        try:
+            yield client
+        except InferenceServerException as error:
+            if error.status() == DEADLINE_EXCEEDED or no_address(error):
+                self._missed(client)
+            else:
+                self._silence.answered()
+            raise
+        except asyncio.CancelledError:
+            self._missed(client)
+            raise
+        self._silence.answered()
+
+    def _missed(self, client: Any) -> None:
+        if client is self._client and self._silence.missed():
+            with suppress(OSError):  # of a file of TLS that is being replaced
+                self._client = self._open()
 
 
-@dataclass(frozen=True)
-class Tls:
-    """Encrypt the connection, and check the server.
-
-    Args:
-        root_ca: PEM file of the authority that signed the server's certificate; None = the roots
-            that gRPC contains.
-        client_key, client_cert: PEM files, for a server that checks its clients.
-    """
-
-    root_ca: Path | None = None
-    client_key: Path | None = None
-    client_cert: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.client_key is None) != (self.client_cert is None):
-            raise TlsError("TLS: a client key and its certificate come together; one is missing")
-        check_files(self.root_ca, self.client_key, self.client_cert)
-
-    @staticmethod
-    def add_arguments(parser: argparse._ActionsContainer) -> None:
-        """The arguments of a program that `parsed` reads."""
-        parser.add_argument("--tls", action="store_true", help="encrypt; trust gRPC's roots")
-        option = partial(parser.add_argument, type=Path, metavar="PEM")
-        option("--tls-ca", help="encrypt; trust this authority")
-        option("--tls-key", help="encrypt; this client's key")
-        option("--tls-cert", help="encrypt; this client's certificate")
-
-    @classmethod
-    def parsed(cls, arguments: argparse.Namespace) -> Tls | None:
-        """None where none of the arguments came."""
-        files = (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)
-        return cls(*files) if arguments.tls or any(files) else None
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of a tritonclient."""
-        names = ("root_certificates", "private_key", "certificate_chain")
-        files = zip(names, (self.root_ca, self.client_key, self.client_cert), strict=True)
-        return {"ssl": True} | {name: str(path) for name, path in files if path}
-
-
-def check_files(authority: Path | None, key: Path | None, cert: Path | None) -> None:
-    """Raises TlsError if one of the files is missing or cannot be used: no certificate, no key
-    without a password, a key of another certificate."""
-    for path in filter(None, (authority, key, cert)):
-        if not path.is_file():
-            raise TlsError(f"TLS: there is no file {path}")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    what = f"the authority {authority}; expected certificates in PEM"
-    try:
-        if authority is not None:
-            context.load_verify_locations(authority)
-        if cert is not None:
-            what = f"the certificate {cert} with the key {key}; expected PEM, and a key of its own"
-            context.load_cert_chain(cert, key, password="")
-    except OSError as error:  # ssl.SSLError is one
-        raise TlsError(f"TLS: cannot use {what} ({error.strerror or error})") from error
-
-
-class BlockingTransport:
+class BlockingTransport(_Renewed):
     """The sync client: its coroutines block and never suspend. Threads may share it."""
 
-    def __init__(self, url: str, tls: Tls | None, send_deadline: bool) -> None:
-        options = tls.options() if tls else {}
-        self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL, **options)
-        self._send_deadline = send_deadline
+    _connect = staticmethod(channel.connect)
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._client = self._open()
 
     async def config(self, model: str, timeout_s: float) -> Any:
-        return self._client.get_model_config(model, client_timeout=timeout_s).config
+        with self._calling() as client:
+            return client.get_model_config(model, client_timeout=timeout_s).config
 
     async def infer(
         self, model: str, tensors: Tensors, timeout_s: float, request_id: str
     ) -> Answer:
         arguments = _arguments(model, tensors, timeout_s, request_id, self._send_deadline)
-        return _answer(self._client.infer(**arguments))
+        with self._calling() as client:
+            return _answer(client.infer(**arguments))
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
     async def close(self) -> None:
-        self._client.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
 
 
-class AsyncTransport:
+class AsyncTransport(_Renewed):
     """The asyncio client, of one event loop."""
 
-    def __init__(self, url: str, tls: Tls | None, send_deadline: bool) -> None:
-        self._url, self._options = url, tls.options() if tls else {}
-        self._send_deadline = send_deadline
-        self._opened: grpc_aio.InferenceServerClient | None = None
+    _connect = staticmethod(channel.connect_aio)
 
-    @property
-    def _client(self) -> grpc_aio.InferenceServerClient:
-        """Opened by the first call, because a channel belongs to the loop that runs then."""
-        if self._opened is None:
-            options = {"channel_args": CHANNEL, **self._options}
-            self._opened = grpc_aio.InferenceServerClient(self._url, **options)
-        return self._opened
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def _open_here(self) -> None:
+        """The first call opens the channel, which belongs to the loop that runs then. Raises
+        WrongLoop in another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._client = loop, self._open()
+        elif self._loop is not loop:
+            raise WrongLoop()
 
     async def config(self, model: str, timeout_s: float) -> Any:
-        return (await self._client.get_model_config(model, client_timeout=timeout_s)).config
+        self._open_here()
+        with self._calling() as client:
+            return (await client.get_model_config(model, client_timeout=timeout_s)).config
 
     async def infer(
         self, model: str, tensors: Tensors, timeout_s: float, request_id: str
     ) -> Answer:
+        self._open_here()
         arguments = _arguments(model, tensors, timeout_s, request_id, self._send_deadline)
-        return _answer(await self._client.infer(**arguments))
+        with self._calling() as client:
+            return _answer(await client.infer(**arguments))
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def close(self) -> None:
-        if self._opened is not None:
-            await self._opened.close()
+        loop = asyncio.get_running_loop()
+        client, self._client = self._client, None
+        if client is not None and self._loop is loop:
+            await client.close()
+        self._loop = self._loop or loop
 
 
 Transport = BlockingTransport | AsyncTransport

@@ -16,6 +16,8 @@ from cascade.server.security import ServerTls
 # whether an answer fitted, so the rest is lost: two threads lost answers of a thousand clients.
 HTTP_THREADS = 8
 GPU_DEVICE = Path("/dev/nvidiactl")
+CONNECTION_AGE_MS = 300_000
+PING_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Ports:
 
     def resolve(self, host: str) -> Ports:
         """Fill in the zeros. Raises ServerError if a wanted port is in use."""
-        chosen = []
+        chosen, bare = [], host.strip("[]")
+        family = socket.AF_INET6 if is_ipv6(host) else socket.AF_INET
         with ExitStack() as stack:
             for port in self.by_service().values():
                 try:
-                    bound = stack.enter_context(socket.create_server((host, port), backlog=1))
+                    listener = socket.create_server((bare, port), family=family, backlog=1)
+                    bound = stack.enter_context(listener)
                 except OSError as error:
                     raise ServerError(
                         f"cannot listen on {host}:{port}: {error.strerror}. Choose another port (0 "
@@ -54,12 +58,25 @@ def services(host: str, ports: Ports, tls: ServerTls | None) -> Iterator[str]:
     """The addresses that the services listen on, and whether they encrypt."""
     for service, port in ports.by_service().items():
         if tls is None or service != "http":
-            yield f"--{service}-address={host}"
+            yield f"--{service}-address={_address(host, service)}"
             yield f"--{service}-port={port}"
     if tls is None:
         yield f"--http-thread-count={HTTP_THREADS}"
     else:
         yield from tls.arguments()
+
+
+def is_ipv6(host: str) -> bool:
+    """Whether an address, with or without its brackets, is one of IPv6."""
+    return ":" in host
+
+
+def _address(host: str, service: str) -> str:
+    """As gRPC's server and the HTTP servers write an address of IPv6."""
+    if not is_ipv6(host):
+        return host
+    bare = host.strip("[]")
+    return f"[{bare}]" if service == "grpc" else f"ipv6:{bare}"
 
 
 def control(key: str, models: Sequence[str] | None) -> Iterator[str]:
@@ -69,6 +86,18 @@ def control(key: str, models: Sequence[str] | None) -> Iterator[str]:
     for model in ("*",) if models is None else models:
         yield f"--load-model={model}"
     yield from security.arguments(key)
+
+
+def connections() -> Iterator[str]:
+    """Of gRPC: clients may ping once a second, also without calls, where Triton's defaults hang up
+    after a few pings within five minutes. The server looks for dead clients itself, and asks each
+    one to connect again after a while (calls under way end as usual), so that clients behind one
+    address spread over servers that were added since."""
+    yield "--grpc-keepalive-permit-without-calls=1"
+    yield f"--grpc-http2-min-recv-ping-interval-without-data={PING_MS}"
+    yield "--grpc-http2-max-ping-strikes=0"
+    yield "--grpc-keepalive-time=60000"
+    yield f"--grpc-max-connection-age={CONNECTION_AGE_MS}"
 
 
 def lifetime(name: str, repository: Path, exit_timeout_s: int) -> Iterator[str]:

@@ -26,6 +26,8 @@ WHEEL, LIBRARIES = "nvidia-pytriton", "nvidia_pytriton.libs"
 WHEEL_GLIBC = (2, 35)  # the wheel's own tag: manylinux_2_35
 CHECK_TIMEOUT_S = 60.0
 STUB = "triton_python_backend_stub"
+# The last: of the addresses in the list, the curl in server 2.51 finds no other.
+LOOPBACK = "localhost,::1,127.0.0.1"
 
 
 class BinaryError(CascadeError):
@@ -209,9 +211,17 @@ def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
 
 
 def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
-    """This process's environment with `libraries` searched first by the dynamic loader."""
+    """This process's environment with `libraries` searched first by the dynamic loader, and with
+    no proxy between the programs of this machine: curl and gRPC, inside Triton's programs, read
+    these variables."""
     folders = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    return os.environ | ({"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {})
+    variables = os.environ | ({"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {})
+    curl = variables.get("no_proxy") or variables.get("NO_PROXY")
+    grpc = variables.get("no_grpc_proxy", variables.get("no_proxy"))
+    # A * stands for every host, but only where it stands alone.
+    variables["no_proxy"] = "*" if curl == "*" else ",".join(filter(None, (curl, LOOPBACK)))
+    variables["no_grpc_proxy"] = ",".join(filter(None, (grpc, LOOPBACK)))
+    return variables
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -19,11 +19,10 @@ import time
 import urllib.request
 from collections.abc import Sequence
 
-from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade import errors
-from cascade.client import Tls
+from cascade.client import Tls, channel
 from cascade.server import probe
 from cascade.spec import ENSEMBLE
 from cascade.telling import say
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tls = Tls.parsed(options)
     start = time.monotonic()
     try:
-        with grpc.InferenceServerClient(options.url, **(tls.options() if tls else {})) as client:
+        with channel.connect(options.url, tls) as client:
             probe.ask_until_available(client, options.model, options.timeout_s)
     except (InferenceServerException, probe.ProbeError) as error:
         text = error.message() if isinstance(error, InferenceServerException) else str(error)

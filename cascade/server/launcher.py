@@ -22,25 +22,21 @@ from typing import IO, Any
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade.client import channel
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import arguments, binaries, cleanup, probe, process, security
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
-from cascade.server.security import ServerTls
+from cascade.server.security import HeldTls, ServerTls
 from cascade.server.threads import threads_per_process
 from cascade.spec import ENSEMBLE
 
 __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a client finds it
 REQUEST_TIMEOUT_S = 10.0
 LOG_BYTES = 1 << 20  # of the log's end, for an excerpt
-# By default gRPC waits ever longer between attempts: up to two minutes after a long load.
-QUICK_RECONNECT = [
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
 
 
 @dataclass(eq=False)
@@ -81,8 +77,8 @@ class Server:
     log_path: Path = field(default=Path(os.devnull), init=False)
     cancelled: bool = field(default=False, init=False)
     _binary: binaries.ServerBinary | None = field(default=None, init=False)
-    _connection: tuple[dict[str, Any], list[Any]] = field(
-        default_factory=lambda: ({}, []), init=False, repr=False
+    _connection: tuple[HeldTls | None, dict[str, Any]] = field(
+        default_factory=lambda: (None, {}), init=False, repr=False
     )
     _log: IO[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
@@ -121,8 +117,9 @@ class Server:
 
     @property
     def _reachable_host(self) -> str:
-        everywhere = "0.0.0.0"  # noqa: S104  # compared with, not bound
-        return "127.0.0.1" if self.host == everywhere else self.host
+        """An address of IPv6 in brackets."""
+        host = EVERYWHERE.get(self.host.strip("[]"), self.host)
+        return f"[{host.strip('[]')}]" if arguments.is_ipv6(host) else host
 
     def __enter__(self) -> Server:
         self.start()
@@ -134,9 +131,9 @@ class Server:
     def connect(self) -> grpc.InferenceServerClient:
         """A gRPC client of this server, in TLS where the server wants it: with the certificate of
         its start, as later files are the next start's."""
-        options, channel = self._connection
-        channel_args = [*QUICK_RECONNECT, *channel]
-        return grpc.InferenceServerClient(self.url, channel_args=channel_args, **options)
+        tls, more = self._connection
+        # No proxy on the way, whatever address of this machine the server listens on.
+        return channel.connect(self.url, tls, {**channel.DIRECT, **more})
 
     def start(self) -> None:
         """Start the server and wait until the probe is answered. Raises BinaryError if there is no
@@ -153,7 +150,7 @@ class Server:
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)
         self.ports = self.ports.resolve(self.host)
-        self._connection = ({}, []) if self.tls is None else self.tls.connection()
+        self._connection = (None, {}) if self.tls is None else self.tls.connection()
         self.name = cleanup.register()
         try:
             self._launch(binary)
@@ -181,6 +178,7 @@ class Server:
             str(binary.path),
             *arguments.lifetime(self.name, self.repository, self.exit_timeout_s),
             *arguments.services(self.host, self.ports, self.tls),
+            *arguments.connections(),
             *arguments.control(self.control_key, self.models),
             *self._assemble(),
             *self.extra_args,

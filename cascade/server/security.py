@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpc import ssl_channel_credentials
+from grpc import ChannelCredentials, ssl_channel_credentials
 
-from cascade.client.transport import check_files
+from cascade.client.tls import check_files
 from cascade.errors import CascadeError
 
 KEY_VARIABLE = "CASCADE_CONTROL_KEY"
@@ -71,6 +71,17 @@ def arguments(key: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
+class HeldTls:
+    """TLS of a client with what its files held once."""
+
+    credentials: ChannelCredentials
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of a tritonclient."""
+        return {"creds": self.credentials}
+
+
+@dataclass(frozen=True)
 class ServerTls:
     """gRPC in TLS. Triton's HTTP has none, so the launcher switches HTTP off.
 
@@ -100,11 +111,11 @@ class ServerTls:
             yield "--grpc-use-ssl-mutual=true"
             yield f"--grpc-root-cert={self.client_ca.resolve()}"
 
-    def connection(self) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """For the launcher's own client: arguments, which hold what the files hold now, and channel
-        options. The client trusts the server's certificate itself, whatever authority signed it.
+    def connection(self) -> tuple[HeldTls, dict[str, Any]]:
+        """For the launcher's own client: its TLS, which holds what the files hold now, and channel
+        arguments. The client trusts the server's certificate itself, whatever authority signed it.
         Raises OSError: a file cannot be read."""
         cert = self.cert.read_bytes()
         own = (self.key.read_bytes(), cert) if self.client_ca else ()
-        options = [("grpc.ssl_target_name_override", self.name)]
-        return {"creds": ssl_channel_credentials(cert, *own)}, options
+        held = HeldTls(ssl_channel_credentials(cert, *own))
+        return held, {"grpc.ssl_target_name_override": self.name}

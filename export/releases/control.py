@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from cascade.artifact import Array
+from cascade.client import channel
+from cascade.client.errors import UNAVAILABLE
 from cascade.errors import CascadeError
 from cascade.spec import ENSEMBLE
 from export.releases.repository import pinned
 
 LOAD_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 30.0
+TRIES = 3  # on a connection that broke; every call may be repeated
 
 
 class ControlError(CascadeError):
@@ -28,7 +32,7 @@ class Control:
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
         self.url, self._headers = url, dict(headers or {})
-        self._client = grpc.InferenceServerClient(url)
+        self._client = channel.connect(url)
 
     def load(self, model: str) -> float:
         """Load a model as its config.pbtxt now says -> seconds that it took. Raises ControlError:
@@ -42,7 +46,7 @@ class Control:
     def _call(self, verb: str, model: str, call: Callable[..., None]) -> float:
         start = time.perf_counter()
         try:
-            call(model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
+            _asked(call, model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
         except InferenceServerException as error:
             raise ControlError(f"{self.url} did not {verb} {model}: {error.message()}") from error
         return time.perf_counter() - start
@@ -56,7 +60,8 @@ class Control:
             tensors.append(tensor)
         try:
             number = "" if version is None else str(version)
-            answer = self._client.infer(model, tensors, number, client_timeout=ANSWER_TIMEOUT_S)
+            limit = {"client_timeout": ANSWER_TIMEOUT_S}
+            answer = _asked(self._client.infer, model, tensors, number, **limit)
         except InferenceServerException as error:
             raise ControlError(f"{model} of {self.url}: {error.message()}") from error
         return {o.name: answer.as_numpy(o.name) for o in answer.get_response().outputs}
@@ -64,7 +69,8 @@ class Control:
     def release(self) -> int | None:
         """The release that `recommend` answers with, None without one. Raises ControlError."""
         try:
-            found = self._client.get_model_config(ENSEMBLE, client_timeout=ANSWER_TIMEOUT_S)
+            limit = {"client_timeout": ANSWER_TIMEOUT_S}
+            found = _asked(self._client.get_model_config, ENSEMBLE, **limit)
         except InferenceServerException as error:
             if error.status() in ("StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT"):
                 return None
@@ -73,3 +79,14 @@ class Control:
                 "without --url"
             ) from error
         return pinned(found.config)
+
+
+def _asked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What the call returns. A publisher's connection lies idle while a release is made, and may
+    have died meanwhile: gRPC notices that by this call, and has another connection for the next."""
+    for left in reversed(range(TRIES)):
+        try:
+            return call(*arguments, **options)
+        except InferenceServerException as error:
+            if error.status() != UNAVAILABLE or not left:
+                raise

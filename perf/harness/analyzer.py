@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from cascade.client import channel
 from cascade.errors import CascadeError
 from cascade.server.binaries import LIBRARIES, WHEEL, BinaryError, loader_environment, wheel_package
 from cascade.server.cleanup import run_folder
@@ -132,7 +133,7 @@ def measure(target: Target, load: Load, window_requests: int) -> Measurement:
     percentile rests on as many at every load. Raises AnalyzerError: perf_analyzer could not be used
     at all (wrong flag, unreadable payload)."""
     with (
-        grpc.InferenceServerClient(target.url) as client,
+        channel.connect(target.url) as client,
         tempfile.TemporaryDirectory(prefix="perf-") as folder,
     ):
         export = Path(folder) / "profile.json"

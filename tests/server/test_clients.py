@@ -373,6 +373,42 @@ def test_asyncio_calls_overlap_and_can_be_cancelled(url: str) -> None:
     assert [answer.item_ids[0] for answer in found] == [100 * n for n in range(20)]
 
 
+def test_users_come_from_a_generator(url: str, client: Client) -> None:
+    with client(url, deadline_s=30) as recommender:
+        found = recommender.recommend_many({"base": row} for row in range(MAX_BATCH + 1))
+    assert [answer.item_ids[0] for answer in found] == [100 * row for row in range(MAX_BATCH + 1)]
+
+
+def test_an_asyncio_client_belongs_to_one_loop(url: str) -> None:
+    recommender = AsyncRecommender(url, deadline_s=30)
+
+    async def ask() -> Recommendation:
+        return await recommender.recommend({"base": 1})
+
+    assert asyncio.run(ask()).item_ids[0] == 100
+    advice = "belongs to the event loop of its first call.* make a client inside it"
+    for _ in range(2):
+        with pytest.raises(RecommendError, match=advice) as caught:
+            asyncio.run(ask())
+        assert isinstance(caught.value, RuntimeError)
+    asyncio.run(recommender.close())
+    asyncio.run(recommender.close())
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_closed_client_says_so(url: str, client: Client, asked_before: bool) -> None:
+    recommender = client(url, deadline_s=30)
+    with recommender:
+        if asked_before:
+            recommender.recommend({})
+        own = getattr(recommender, "_twin", recommender)
+        loop = getattr(recommender, "_loop", None)
+        for _ in range(2):
+            loop.run_until_complete(own.close()) if loop else own.close()
+        with pytest.raises(RecommendError, match="has been closed: make another"):
+            recommender.recommend({})
+
+
 # --- TLS: a proxy that ends TLS in front of the server, as production has it
 
 

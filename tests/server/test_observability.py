@@ -60,6 +60,8 @@ def server(criteo: Any, collector: Collector) -> Iterator[Server]:
     """Has answered a good and a bad request."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(request_log.VARIABLE, "json")
+        patch.setenv("http_proxy", "http://127.0.0.1:9")  # which leads nowhere
+        patch.delenv("no_proxy", raising=False)
         running = Server(criteo.repository, extra_args=[*arguments.traces(collector.url, 1)])
         running.start()
     try:
