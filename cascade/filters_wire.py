@@ -64,7 +64,7 @@ def decode_exclude(value: bytes, string_ids: bool = False) -> npt.NDArray[np.int
     """Ids [n], or the keys of string ids, as they came. Raises InvalidInput as `encode_exclude`."""
     if _is_json(value):
         return _ids_of_json(value, string_ids)
-    spelt = value != b"" and _is_text(value)
+    spelt = _is_text(value)
     if spelt or len(value) % ID_BYTES:
         read = f"as text they are {value[:40].decode(errors='ignore')!r}; " if spelt else ""
         raise InvalidInput(
@@ -95,7 +95,7 @@ def _is_json(value: bytes) -> bool:
 def _is_text(value: bytes) -> bool:
     """Whether bytes can be read as text: those of small ids hold zeros, which no text does."""
     try:
-        return "".join(value.decode().split()).isprintable()
+        return value != b"" and "".join(value.decode().split()).isprintable()
     except UnicodeDecodeError:
         return False
 

@@ -16,7 +16,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import Recommender, Retry, Tls, Unavailable
-from cascade.client.transport import TlsError
+from cascade.client.tls import TlsError
 from cascade.server import health, security, workers
 from cascade.server.launcher import Server
 from cascade.server.security import ServerTls
