@@ -1,4 +1,8 @@
-"""One run of perf_analyzer -> one `Measurement`.
+"""One run of perf_analyzer -> one `Measurement`. For runs of your own,
+
+    eval "$(python -m perf.harness.analyzer --env)"
+
+puts perf_analyzer on PATH of a shell, with its libraries.
 
 The figures come from its profile export, the times of every request in nanoseconds; as its own
 summary, they count the requests that ended in the last three windows. The stages' times come from
@@ -14,13 +18,16 @@ binary borrows two libraries of the server's wheel. What version 2.51 does, as t
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -30,6 +37,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
+from cascade import errors
 from cascade.client import channel
 from cascade.errors import CascadeError
 from cascade.server.binaries import LIBRARIES, WHEEL, BinaryError, loader_environment, wheel_package
@@ -240,3 +248,25 @@ def stage_times(before: Counters, after: Counters) -> StageTimes:
     requests = max(1, grown["success"])
     queue, input_, infer, output = (grown[key] / requests / 1000 for key in TIMES)
     return StageTimes(queue, input_, infer, output, grown["inference"], grown["execution"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print what makes a shell find perf_analyzer. Raises BinaryError where none starts."""
+    parser = argparse.ArgumentParser(prog="python -m perf.harness.analyzer")
+    parser.add_argument(
+        "--env",
+        action="store_true",
+        required=True,
+        help='print what puts perf_analyzer on PATH, with its libraries: for eval "$(...)"',
+    )
+    parser.parse_args(argv)
+    path, environment = perf_analyzer()
+    found = {"PATH": os.pathsep.join(filter(None, [str(path.parent), os.environ.get("PATH")]))}
+    if libraries := environment.get("LD_LIBRARY_PATH"):
+        found["LD_LIBRARY_PATH"] = libraries
+    for name, value in found.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
