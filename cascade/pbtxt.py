@@ -17,7 +17,16 @@ from cascade.config import DEFAULT_PRODUCT, PARAMETER, ProcessConfig, Product, S
 from cascade.files import replace_text
 from cascade.layout import RequestLayout
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, Process, Sizes, Tensor
+from cascade.spec import (
+    ENSEMBLE,
+    FRONTS,
+    RECOMMEND_FILTERED,
+    RECOMMEND_USER,
+    RETRIEVE,
+    Process,
+    Sizes,
+    Tensor,
+)
 
 MODEL_PY = '''"""All of it is in the library."""
 
@@ -107,19 +116,18 @@ def configs(
         own = replace(serving, users_per_run=runs)
         found[model] = process_config(model, schema, sizes, own, product, process)
     members = [*found.values()]
-    if ENSEMBLE not in found:
-        by_id = (spec.USER_ID, spec.COLD_START)
-        found[ENSEMBLE] = ensemble_config(ENSEMBLE, serving, version, members, by_id)
+    by_id = (spec.USER_ID, spec.COLD_START)
+    without = {ENSEMBLE: (*by_id, *spec.TEXTS), RECOMMEND_FILTERED: by_id}
     if product.store:
-        found[RECOMMEND_USER] = ensemble_config(
-            RECOMMEND_USER, serving, version, members, spec.FEATURES
-        )
-    for name in {ENSEMBLE, RECOMMEND_USER} & {*found}:
-        _parameters(found[name], {"layout_hash": schema.layout_hash})
-    # What a client reads to build a request, in every topology, under the names that clients of
-    # earlier releases know.
+        without[RECOMMEND_USER] = spec.FEATURES
+    # What a client reads to build a request, under the names that clients of earlier releases know.
     request = {"features": RequestLayout.of(schema).to_json(), "sizes": json.dumps(asdict(sizes))}
-    _parameters(found[ENSEMBLE], request)
+    for name, left_out in without.items():
+        found[name] = ensemble_config(name, serving, version, members, left_out)
+        _parameters(found[name], {"layout_hash": schema.layout_hash})
+        if name != RECOMMEND_USER:
+            _parameters(found[name], request)
+    _parameters(found[ENSEMBLE], {spec.FILTERED: RECOMMEND_FILTERED})
     return found
 
 
@@ -127,7 +135,10 @@ def runs_of(release: Mapping[str, Any], serving: Serving) -> dict[str, int]:
     """Users per run by model, as an export measured them; none where `serving` says how many."""
     if serving.users_per_run:
         return {}
-    return {model: found["chosen"] for model, found in release.get("users_per_run", {}).items()}
+    runs = {model: found["chosen"] for model, found in release.get("users_per_run", {}).items()}
+    if ENSEMBLE in runs:  # of an earlier version: the name that the fused process had
+        runs[spec.FUSED] = runs.pop(ENSEMBLE)
+    return runs
 
 
 def write(
@@ -146,11 +157,11 @@ def write(
     front = repository / ENSEMBLE / "config.pbtxt"
     if front.exists() and read(front).backend != made[ENSEMBLE].backend:
         raise ArtifactError(
-            f"{repository} is wired in another way than {serving.topology}: export into another "
-            "folder"
+            f"{repository} is wired in another way than {serving.topology}, or by an earlier "
+            "version: export into another folder"
         )
     held = {path.parent.name for path in repository.glob("*/config.pbtxt")}
-    others = sorted(held & {*spec.PROCESSES, RECOMMEND_USER} - {*made})
+    others = sorted(held & {*spec.PROCESSES, *FRONTS} - {*made})
     if others:
         raise ArtifactError(
             f"{repository} holds {', '.join(others)}, which topology {serving.topology} "
@@ -189,8 +200,9 @@ def settings(config: pb.ModelConfig) -> ProcessConfig:
 
 
 def process_settings(repository: Path) -> dict[str, ProcessConfig]:
-    """The settings of every process that clients of `recommend` reach, by model. Raises
-    ArtifactError if the repository holds no exported cascade."""
+    """The settings of every process that clients of `recommend` reach, by model. In fused releases
+    of earlier versions that is `recommend` itself. Raises ArtifactError if the repository holds no
+    exported cascade."""
     path = repository / ENSEMBLE / "config.pbtxt"
     if not path.exists():
         raise ArtifactError(f"{path} is missing: {repository} is not an exported repository")

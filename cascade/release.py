@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.artifact import ArtifactError, read_json
-from cascade.spec import ENSEMBLE, TOPOLOGIES, sizes_from
+from cascade.spec import EARLIER_FUSED, ENSEMBLE, RETRIEVE, TOPOLOGIES, sizes_from
 
 RELEASE_FILE = "release.json"
 
@@ -23,7 +23,8 @@ def newest_version(repository: Path) -> int:
 
 
 def read_release(repository: Path, version: int) -> dict[str, Any]:
-    """release.json: what was exported, and how it is wired. Raises ArtifactError."""
+    """release.json: what was exported, and how it is wired (`topology`, one of `spec.WIRINGS`).
+    Raises ArtifactError."""
     path = repository / ENSEMBLE / str(version) / RELEASE_FILE
 
     def parse(release: Any) -> dict[str, Any]:
@@ -35,4 +36,6 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
     if release["topology"] not in TOPOLOGIES:
         wired = f"{path} is wired as {release['topology']!r}"
         raise ArtifactError(f"{wired}; expected one of {[*TOPOLOGIES]}")
+    if release["topology"] == "fused" and (path.parent / RETRIEVE).is_dir():
+        release["topology"] = EARLIER_FUSED
     return release

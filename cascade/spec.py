@@ -26,8 +26,14 @@ DENY_LIST = "deny.txt"  # in the root of a repository: items that no user may ge
 # Users by id: the stage that reads their features from a store, in the process of the first stage,
 # and the model that clients ask by id.
 LOOKUP, RECOMMEND_USER = "lookup", "recommend_user"
+# The model that takes a context and filters beside the user's features. `recommend` takes the
+# features alone, because load generators fill every input, optional ones, too, with random text.
+RECOMMEND_FILTERED = "recommend_filtered"
+FRONTS = (RECOMMEND_USER, RECOMMEND_FILTERED, ENSEMBLE)  # what clients ask; loaded in this order
+FILTERED = "filtered"  # a parameter of `recommend`: the name of the model that takes filters
 USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
 FEATURES = ("dense", "categorical")
+TEXTS = (CONTEXT, EXCLUDE, ALLOW)
 ITEM_IDS = "item_ids"
 # A parameter of a request: microseconds since 1970 after which its client no longer waits.
 DEADLINE = "deadline_us"
@@ -37,6 +43,7 @@ CATALOGUE_IDS = "catalogue_ids"  # the external id of every catalogue row, with 
 RERANK = "rerank.json"  # with the ranker, if the list is chosen from a pool
 ITEM_NAMES = "item_names.json"  # with the ranker, if the ids of items are strings
 SCORE = "score"  # prerank and rank in one process
+FUSED = "cascade"  # all stages in one process
 
 
 class ConfigError(CascadeError, ValueError):
@@ -52,12 +59,18 @@ class Process:
     backend: Literal["python"] = "python"
 
 
-# By topology: every process. What clients call is `recommend` in all of them: an ensemble over
-# these models, or the one model itself.
+# By topology: every process. What clients call (`FRONTS`) are ensembles over these models.
 TOPOLOGIES: dict[Topology, dict[str, Process]] = {
     "ensemble": {name: Process((name,)) for name in STAGES},
     "paired": {RETRIEVE: Process((RETRIEVE,)), SCORE: Process((PRERANK, RANK))},
-    "fused": {ENSEMBLE: Process(STAGES)},
+    "fused": {FUSED: Process(STAGES)},
+}
+# Releases of earlier versions, whose one process was `recommend` itself: these are read and served,
+# and `export rewire` writes them anew.
+EARLIER_FUSED = "fused, as recommend"
+WIRINGS: dict[str, dict[str, Process]] = {
+    **{str(name): models for name, models in TOPOLOGIES.items()},
+    EARLIER_FUSED: {ENSEMBLE: Process(STAGES)},
 }
 # Every process that a topology has.
 PROCESSES = {name: process for models in TOPOLOGIES.values() for name, process in models.items()}
@@ -88,10 +101,11 @@ class Stage:
     outputs: tuple[Tensor, ...]
 
 
-def stage_path(topology: Topology, stage: str, version: int) -> PurePath:
-    """The folder of a stage in a repository: the version folder of its process, or a folder of its
-    own in it if the process runs several stages. Raises ConfigError for an unknown stage."""
-    for model, process in TOPOLOGIES[topology].items():
+def stage_path(topology: str, stage: str, version: int) -> PurePath:
+    """The folder of a stage in a repository, by its topology (`WIRINGS`): the version folder of its
+    process, or a folder of its own in it if the process runs several stages. Raises ConfigError for
+    an unknown stage."""
+    for model, process in WIRINGS[topology].items():
         if stage in process.stages:
             folder = PurePath(model, str(version))
             return folder if len(process.stages) == 1 else folder / stage
@@ -140,8 +154,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
         Tensor("categorical", "BYTES", (schema.wire_width("user"),), optional=True),
     )
     # One element each, whatever its content: requests of unequal shape would not batch.
-    others = (CONTEXT, EXCLUDE, ALLOW)
-    texts = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in others)
+    texts = tuple(Tensor(name, "BYTES", (1,), optional=True) for name in TEXTS)
     user = (
         Tensor("user_dense", "FP32", (schema.dense_width("user"),)),
         Tensor("user_ids", "INT64", (schema.ids_width("user"),)),

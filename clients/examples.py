@@ -37,6 +37,7 @@ class Example:
         items: ids to exclude.
         allow: one value of an item feature; empty where the release cannot filter.
         by_id: whether there is `recommend_user`.
+        model: what takes `context` and filters.
     """
 
     layout: RequestLayout
@@ -44,6 +45,7 @@ class Example:
     items: tuple[int | str, ...]
     allow: Mapping[str, Sequence[str]]
     by_id: bool
+    model: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,13 +67,14 @@ def example(repository: Path) -> Example:
         raise ArtifactError(f"{path} is missing: {repository} is not an exported repository")
     layout = Layout.from_config(pbtxt.read(path))
     by_id = (repository / RECOMMEND_USER / "config.pbtxt").is_file()
+    model = layout.filtered or ENSEMBLE
     try:
         version = newest_version(repository)
     except ArtifactError:
         invented = {name: _invented(layout, name, place) for place, name in enumerate(layout.names)}
         allow = {name: ["a"] for name in layout.items[:1]}
         items: tuple[int | str, ...] = ("item-1",) if layout.string_ids else (1000, 1001)
-        return Example(layout, _two(layout, invented), items, allow, by_id)
+        return Example(layout, _two(layout, invented), items, allow, by_id, model)
     release = read_release(repository, version)
     canary = release.get("canary") or {"dense": [[]], "categorical": [[]], "item_ids": [[]]}
     known = zip(layout.dense, canary["dense"][0], strict=False)
@@ -81,7 +84,7 @@ def example(repository: Path) -> Example:
         user[feature.name] = text.split(SEPARATOR) if text and feature.multivalued else text or None
     items = tuple(item for item in canary["item_ids"][0][:2] if item not in (PAD, ""))
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
-    return Example(layout, _two(layout, user), items, _allow(folder, release), by_id)
+    return Example(layout, _two(layout, user), items, _allow(folder, release), by_id, model)
 
 
 def _invented(layout: RequestLayout, name: str, place: int) -> Any:
@@ -134,15 +137,15 @@ def _asks(found: Example) -> list[Ask]:
     asks = [
         Ask(
             "One user: raw values by feature name. null, or a name left out, is a missing value.",
-            ENSEMBLE,
+            found.model,
             {"context": [first]},
         )
     ]
     filters = {"exclude": [_json(list(found.items))]}
     if found.allow:
         filters["allow"] = [_json(found.allow)]
-    asks.append(Ask("Filters.", ENSEMBLE, {"context": [second], **filters}))
-    asks.append(Ask("Two users in one request.", ENSEMBLE, {"context": [first, second]}))
+    asks.append(Ask("Filters.", found.model, {"context": [second], **filters}))
+    asks.append(Ask("Two users in one request.", found.model, {"context": [first, second]}))
     if found.by_id:
         texts = {"user_id": ["17"], "context": [second]}
         asks.append(Ask("A user by id; `context` overrides.", RECOMMEND_USER, texts))
@@ -272,7 +275,11 @@ def protoset(_: Example) -> bytes:
 def go(found: Example) -> str:
     """A Go program that needs the standard library alone."""
     return examples_go.program(
-        found.users, found.items, found.allow, "string" if found.layout.string_ids else "int64"
+        found.model,
+        found.users,
+        found.items,
+        found.allow,
+        "string" if found.layout.string_ids else "int64",
     )
 
 

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-const url = "http://127.0.0.1:8000/v2/models/recommend/infer"
+const url = "http://127.0.0.1:8000/v2/models/@MODEL@/infer"
 
 var client = http.Client{Timeout: time.Second}
 
@@ -124,12 +124,14 @@ func main() {
 
 
 def program(
+    model: str,
     users: Sequence[Mapping[str, Any]],
     items: Sequence[int | str],
     allow: Mapping[str, Sequence[str]],
     id_type: str,
 ) -> str:
-    """main.go for two users, ids to exclude, values to allow; `id_type` is that of an item's id."""
+    """main.go for two users, ids to exclude, values to allow, which `model` takes; `id_type` is
+    that of an item's id."""
     first, second = map(_assignments, users, ("first", "second"))
     excluded = f"[]{id_type}{{{', '.join(map(_literal, items))}}}"
     pad = "an empty id" if id_type == "string" else "an id of -1"
@@ -140,7 +142,7 @@ def program(
         wanted = f"map[string][]string{{{_literal(name)}: {{{', '.join(map(_literal, values))}}}}}"
         allowed = f'\tinputs["allow"] = []any{{{wanted}, map[string]any{{}}}}\n'
     made = made.replace("@EXCLUDE@", excluded).replace("@ALLOW@", allowed)
-    return made.replace("@ID@", id_type).replace("@PAD@", pad)
+    return made.replace("@MODEL@", model).replace("@ID@", id_type).replace("@PAD@", pad)
 
 
 def _assignments(user: Mapping[str, Any], variable: str) -> str:

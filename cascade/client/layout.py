@@ -7,17 +7,19 @@ from typing import Any
 
 from cascade.client.errors import RecommendError
 from cascade.layout import LayoutError, RequestLayout
-from cascade.spec import ALLOW, CHALLENGER_SHARE, EXCLUDE
+from cascade.spec import ALLOW, CHALLENGER_SHARE, EXCLUDE, FILTERED
 
 
 @dataclass(frozen=True)
 class Layout(RequestLayout):
-    """The layout of a request to one server, which may take no `filters` (older exports); `share`
-    of the users get the challenger (`cascade.client.split`)."""
+    """The layout of a request to one server, which may take no `filters` (older exports), and takes
+    them by the model `filtered`, if that is another one; `share` of the users get the challenger
+    (`cascade.client.split`)."""
 
     max_batch_size: int = 1
     filters: bool = False
     share: float = 0.0
+    filtered: str | None = None
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
@@ -42,5 +44,11 @@ class Layout(RequestLayout):
                 f"features make {expected} in batches of 1 or more. Export it again."
             )
         own = {field.name: getattr(request, field.name) for field in fields(RequestLayout)}
-        filters = inputs.keys() >= {EXCLUDE, ALLOW}
-        return cls(**own, max_batch_size=config.max_batch_size, filters=filters, share=share)
+        filtered = parameters.get(FILTERED) or None
+        return cls(
+            **own,
+            max_batch_size=config.max_batch_size,
+            filters=filtered is not None or inputs.keys() >= {EXCLUDE, ALLOW},
+            share=share,
+            filtered=filtered,
+        )

@@ -122,7 +122,10 @@ def plan(request: Request, layout: Layout) -> list[Call]:
         model, keys = RECOMMEND_USER, ids
         tensors = _by_id(ids, _listed("contexts", request.contexts), layout)
     users = min(map(len, tensors.values()))
-    tensors |= filter_tensors(layout, users, request.exclude, request.allow)
+    filters = filter_tensors(layout, users, request.exclude, request.allow)
+    tensors |= filters
+    if filters and model is None:
+        model = layout.filtered
     calls = []
     for ending, places in split.arms(keys, users, layout.share):
         for start in range(0, len(places), layout.max_batch_size):

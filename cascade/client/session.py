@@ -26,7 +26,7 @@ from cascade.client.layout import Layout
 from cascade.client.plan import Answer, Call, Recommendation, Request, merge, plan
 from cascade.client.split import LIVE
 from cascade.client.transport import Transport
-from cascade.spec import ENSEMBLE
+from cascade.spec import ALLOW, ENSEMBLE, EXCLUDE
 
 Result = TypeVar("Result")
 LAYOUT_AGE_S = 30.0  # after which the server is asked for it again
@@ -82,8 +82,7 @@ class Session:
         request_id = uuid.uuid4().hex if request_id is None else request_id
         try:
             end = self._end(deadline_s)
-            calls = plan(request, await self._current_layout(end))
-            return merge(calls, [await self._infer(call, end, request_id) for call in calls])
+            return await self._answers(request, end, request_id)
         except errors.RecommendError as error:
             error.request_id = request_id
             raise
@@ -91,6 +90,20 @@ class Session:
             invalid = errors.InvalidInput(str(error))
             invalid.request_id = request_id
             raise invalid from error.__cause__
+
+    async def _answers(self, request: Request, end: float, request_id: str) -> list[Recommendation]:
+        layout = await self._current_layout(end)
+        calls = plan(request, layout)
+        try:
+            return merge(calls, [await self._infer(call, end, request_id) for call in calls])
+        except errors.InvalidInput:
+            if layout.filtered or not any(call.tensors.keys() & {EXCLUDE, ALLOW} for call in calls):
+                raise
+            # A newer release may take filters by another model.
+            self._learnt_s = -math.inf
+            if not (await self._current_layout(end)).filtered:
+                raise
+        return await self._answers(request, end, request_id)
 
     async def layout(self, deadline_s: float | None = None) -> Layout:
         """The layout of a request; the server is asked for it once in a while."""

@@ -178,8 +178,8 @@ class Supervisor:
             old = {worker for worker in self._known if worker.model in models}
             for model in models - beside:
                 client.unload_model(model, **limits)
-            # The ensemble comes after its members.
-            for model in sorted(models, key=lambda model: (model == ENSEMBLE, model)):
+            # The ensembles, which clients ask, come after their members.
+            for model in sorted(models, key=lambda model: (model.startswith(ENSEMBLE), model)):
                 config = self._differing_config(model) if model in beside else None
                 client.load_model(model, config=config, **limits)
         except InferenceServerException as error:
@@ -220,12 +220,14 @@ def _answers(client: grpc.InferenceServerClient, model: str) -> bool:
 
 
 def _answered(client: grpc.InferenceServerClient, model: str) -> int:
-    """How many requests the model has answered since it was loaded; 0 where that is unknown."""
+    """How many requests the model, and all others that clients ask, have answered since they were
+    loaded; 0 where that is unknown."""
     try:
-        found = client.get_inference_statistics(model, client_timeout=CANARY_TIMEOUT_S)
+        found = client.get_inference_statistics(client_timeout=CANARY_TIMEOUT_S).model_stats
     except InferenceServerException:
         return 0
-    return sum(version.inference_stats.success.count for version in found.model_stats)
+    asked = [one for one in found if one.name == model or one.name.startswith(ENSEMBLE)]
+    return sum(one.inference_stats.success.count for one in asked)
 
 
 def _since(start: float) -> float:

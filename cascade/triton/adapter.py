@@ -21,7 +21,7 @@ from cascade.artifact import Array
 from cascade.config import ProcessConfig
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
-from cascade.spec import CONTEXT, DEADLINE, RELEASE, USER_ID
+from cascade.spec import CONTEXT, DEADLINE, RECOMMEND_FILTERED, RELEASE, USER_ID
 from cascade.stages.load import deny_list_of, load_stages
 from cascade.triton import request_log
 from cascade.triton.admission import AGAIN, Admission
@@ -145,7 +145,7 @@ class TritonPythonModel:
         if missing and not {USER_ID, CONTEXT} & {*given}:
             raise InvalidInput(
                 f"input {' and '.join(missing)} is missing: send it, or the user's raw values by "
-                f"feature name as a JSON object in the input {CONTEXT}"
+                f"feature name as a JSON object in the input {CONTEXT} of {RECOMMEND_FILTERED}"
             )
 
     def _blank(self, name: str, users: int) -> Array:

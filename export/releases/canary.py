@@ -4,7 +4,6 @@ for them before and after the switch, and the release stays live only if the ans
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 
 from cascade.artifact import Array
 from cascade.errors import CascadeError
-from cascade.spec import ENSEMBLE
+from cascade.spec import ENSEMBLE, RECOMMEND_FILTERED
 from cascade.stages.pipeline import Pipeline
 from export.releases.control import Control
-from export.releases.repository import NEXT, Repository, configs_of
+from export.releases.repository import Repository, configs_of
 
 USERS = 8
 BYTES = "surrogateescape"  # a category need not be text
@@ -102,38 +101,23 @@ def ask_before_switch(
 ) -> None:
     """Ask the models of a loaded release that is not live, in turn, as the ensemble would. Raises
     ControlError: there is no answer; CanaryError: the answer is wrong."""
-    known = canary.users
-    if repository.members() == [ENSEMBLE]:
-        known |= _ask_under_another_name(repository, control, number, known)
-    else:
-        configs = configs_of(repository.root, number)
-        for member in repository.members():
-            inputs = {t.name: known[t.name] for t in configs[member].input if t.name in known}
-            known |= control.ask(member, number, inputs)
+    known, configs = canary.users, configs_of(repository.root, number)
+    for member in repository.members():
+        inputs = {t.name: known[t.name] for t in configs[member].input if t.name in known}
+        known |= control.ask(member, number, inputs)
     _compare(canary, known, f"release {number}")
 
 
 def ask_after_switch(control: Control, number: int, canary: Canary) -> None:
-    """Ask `recommend`, as clients do. Raises ControlError, CanaryError."""
-    answer = control.ask(ENSEMBLE, None, canary.users)
-    if (found := {*answer["release"][:, 0].tolist()}) != {number}:
-        raise CanaryError(f"release {number} was switched to, and {sorted(found)} answers")
-    _compare(canary, answer, f"release {number}, live")
-
-
-def _ask_under_another_name(
-    repository: Repository, control: Control, number: int, inputs: dict[str, Array]
-) -> dict[str, Array]:
-    """In a fused topology loading the one process is the switch, so load it under another name."""
-    name, *_ = repository.alias(NEXT, number)
-    try:
-        control.load(name)
-        answer = control.ask(name, number, inputs)
-        control.unload(name)
-    finally:
-        for alias in repository.aliases(NEXT):
-            shutil.rmtree(repository.root / alias)
-    return answer
+    """Ask the models that take the user's features, as clients do. Raises ControlError,
+    CanaryError."""
+    for model in (ENSEMBLE, RECOMMEND_FILTERED):
+        answer = control.ask(model, None, canary.users)
+        if (found := {*answer["release"][:, 0].tolist()}) != {number}:
+            raise CanaryError(
+                f"release {number} was switched to, and {sorted(found)} answers as {model}"
+            )
+        _compare(canary, answer, f"release {number}, live as {model},")
 
 
 def _compare(canary: Canary, answer: dict[str, Array], release: str) -> None:

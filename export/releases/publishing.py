@@ -19,7 +19,7 @@ from cascade.errors import CascadeError
 from cascade.files import sync
 from cascade.release import read_release
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE, stage_path
+from cascade.spec import RECOMMEND_USER, RETRIEVE, stage_path
 from cascade.telling import say
 from export.releases.canary import Canary, CanaryError, ask_after_switch, ask_before_switch
 from export.releases.control import Control, ControlError
@@ -61,6 +61,7 @@ class Publisher:
         another publisher is at work. ControlError, CanaryError: the server cannot load it, or does
         not answer as it should.
         """
+        self.repository.check_wiring()
         with self.repository.locked():
             self.recover()
             number = (self.repository.newest or 0) + 1
@@ -102,6 +103,7 @@ class Publisher:
     def _changing(self) -> Iterator[None]:
         """While no other publisher changes a repository that holds a release."""
         self.repository.check_published()
+        self.repository.check_wiring()
         with self.repository.locked():
             self.recover()
             yield
@@ -123,6 +125,8 @@ class Publisher:
             # waits for ever for a process that does not find its model.
             repository.configure(live, kept)
             self._load_members()
+        if not repository.agreed:
+            repository.pin(live, repository.split or None)
         self._clean(pending)
         if self.control and self.control.release() != live:
             self.say(f"config.pbtxt says that release {live} is live: the server follows")
@@ -250,7 +254,7 @@ class Publisher:
     def _load_members(self) -> None:
         """Load one model after the other, which leaves the processor to requests."""
         for member in self.repository.members():
-            if self.control and member != ENSEMBLE:
+            if self.control:
                 self.control.load(member)
 
     def _undo(self, number: int) -> None:

@@ -1,13 +1,13 @@
 """A model repository whose releases change while a server serves it. One file says which is live:
 config.pbtxt of `recommend`, whose steps pin a release. The server reads it when it loads
-`recommend`, also after a restart. The members keep two releases loaded, the live one and the one
-before, so that a rollback is only a switch."""
+`recommend`, also after a restart. The other models that clients ask follow it. The members keep two
+releases loaded, the live one and the one before, so that a rollback is only a switch."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +25,19 @@ from cascade.release import RELEASE_FILE, read_release
 from cascade.schema import Schema
 from cascade.spec import (
     CHALLENGER_SHARE,
+    EARLIER_FUSED,
     ENSEMBLE,
-    RECOMMEND_USER,
+    FILTERED,
+    FRONTS,
     RETRIEVE,
-    TOPOLOGIES,
+    WIRINGS,
     sizes_from,
     stage_path,
 )
 
 PENDING_FILE = "pending"  # beside release.json until the release has been live
 STAGED = "staged-"  # not a number, so the server ignores it
-FRONTS = (ENSEMBLE, RECOMMEND_USER)
 READ_ONLY = 0o444  # installed files are never written again
-NEXT = "_next"  # a fused release is asked as `recommend_next` before the switch
 
 
 class BusyError(CascadeError):
@@ -81,6 +81,11 @@ class Repository:
                 "writes the first one"
             )
 
+    def check_wiring(self) -> None:
+        """Raises ArtifactError where the folder holds releases that can be served, not changed."""
+        for number in self.releases():
+            check_current(read_release(self.root, number), self.root)
+
     def pending(self, number: int) -> bool:
         """Whether a release is installed and has not been live yet."""
         return (self.folder(number) / PENDING_FILE).exists()
@@ -94,13 +99,13 @@ class Repository:
         return self.root / ENSEMBLE / f"{STAGED}{number}"
 
     def fronts(self) -> list[str]:
-        """The models that clients ask: `recommend`, and `recommend_user` where there is a store."""
+        """The models that clients ask, in the order in which they load."""
         return [name for name in FRONTS if (self.root / name / "config.pbtxt").exists()]
 
     def members(self) -> list[str]:
         """The Python models that hold the stages."""
         numbers = self.releases()
-        return [*TOPOLOGIES[read_release(self.root, numbers[0])["topology"]]] if numbers else []
+        return [*WIRINGS[read_release(self.root, numbers[0])["topology"]]] if numbers else []
 
     def loaded(self) -> list[int]:
         """The releases that the members are told to keep loaded."""
@@ -133,9 +138,15 @@ class Repository:
         found = configs_of(self.root, number)
         if share is not None:
             found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"
-        # `recommend` last: it is what counts (`live`).
-        for name in sorted({*FRONTS} & {*found}, key=lambda name: name == ENSEMBLE):
+        for name in (name for name in FRONTS if name in found):  # `recommend` last: see `live`
+            self._front(name, number)
             self._write(name, found[name], [number])
+
+    @property
+    def agreed(self) -> bool:
+        """Whether all models that clients ask are pinned to the live release: a publisher that is
+        killed while it pins them leaves some behind."""
+        return {pinned(self.config(name)) for name in self.fronts()} <= {self.live}
 
     @property
     def split(self) -> float:
@@ -149,25 +160,22 @@ class Repository:
         return pinned(self.config(f"{ENSEMBLE}{CHALLENGER}")) if self.split else None
 
     def alias(self, ending: str, number: int) -> list[str]:
-        """Copy the models that clients ask, of some release, under other names (with one process
-        each, where they are processes) -> these names, in the order in which they load."""
+        """Copy the models that clients ask, of some release, under other names -> these names."""
         configs = configs_of(self.root, number)
         for name in (fronts := [name for name in FRONTS if name in configs]):
             found, folder = configs[name], self.root / f"{name}{ending}"
             found.name = folder.name
-            del found.instance_group[1:]
-            for step in found.ensemble_scheduling.step:
-                if step.model_name == ENSEMBLE:
-                    step.model_name += ending
+            if FILTERED in found.parameters:
+                found.parameters[FILTERED].string_value += ending
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            (folder / str(number)).symlink_to((self.root / name / str(number)).resolve())
+            (folder / str(number)).symlink_to(self._front(name, number).resolve())
             self._write(folder.name, found, [number])
         return [f"{name}{ending}" for name in fronts]
 
     def aliases(self, ending: str) -> list[str]:
-        """The names that `alias` has made, in the order in which they unload."""
-        names = [f"{name}{ending}" for name in reversed(FRONTS)]
+        """The names that `alias` has made."""
+        names = [f"{name}{ending}" for name in FRONTS]
         return [name for name in names if (self.root / name).exists()]
 
     def settle(self, number: int) -> None:
@@ -188,8 +196,8 @@ class Repository:
             for folder in (self.root / member).glob("[0-9]*"):
                 if int(folder.name) not in complete:
                     yield folder
-        for ending in (NEXT,) if self.split else (NEXT, CHALLENGER):
-            yield from (self.root / name for name in self.aliases(ending))
+        if not self.split:
+            yield from (self.root / name for name in self.aliases(CHALLENGER))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -203,6 +211,13 @@ class Repository:
                 raise BusyError(f"another process publishes into {self.root}") from error
             yield
 
+    def _front(self, name: str, number: int) -> Path:
+        """The version folder of a model that clients ask; releases of earlier versions lack some,
+        and the server wants one."""
+        folder = self.root / name / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _write(self, name: str, found: pb.ModelConfig, versions: Sequence[int]) -> None:
         found.version_policy.specific.versions[:] = sorted(versions)
         (self.root / name).mkdir(exist_ok=True)
@@ -214,6 +229,16 @@ def pinned(recommend: pb.ModelConfig) -> int | None:
     pins = {step.model_version for step in recommend.ensemble_scheduling.step}
     pins = pins or {*recommend.version_policy.specific.versions}
     return int(pins.pop()) if len(pins) == 1 else None
+
+
+def check_current(release: Mapping[str, Any], root: Path) -> None:
+    """Raises ArtifactError for a release of an earlier version that only can be served."""
+    if release["topology"] == EARLIER_FUSED:
+        raise ArtifactError(
+            f"{root} is of an earlier version, where `recommend` was the one process of a fused "
+            f"release: python -m export rewire --repository {root} --topology fused --out DIR "
+            "writes it anew into DIR; serve that, or publish from there"
+        )
 
 
 def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:

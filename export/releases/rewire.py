@@ -10,9 +10,9 @@ from cascade.config import Product, Serving, of_release
 from cascade.files import content, link, write_json
 from cascade.release import RELEASE_FILE, newest_version, read_release
 from cascade.schema import Schema
-from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, TOPOLOGIES, stage_path
+from cascade.spec import ENSEMBLE, FRONTS, RETRIEVE, STAGES, TOPOLOGIES, stage_path
 from export.releases.publishing import Make
-from export.releases.repository import FRONTS, write_configs
+from export.releases.repository import check_current, write_configs
 
 
 def rewire(source: Path, target: Path, serving: Serving, product: Product | None = None) -> None:
@@ -54,14 +54,16 @@ def serving_of(repository: Path) -> Serving:
 
 
 def from_export(source: Path) -> Make:
-    """Copy the newest release of another repository under a new number."""
+    """Copy the newest release of another repository under a new number. What is returned raises
+    ArtifactError for a release that has to be wired anew first."""
 
     def make(target: Path, number: int) -> None:
         version = newest_version(source)
         release = read_release(source, version)
+        check_current(release, source)
         for model in {*TOPOLOGIES[release["topology"]], *FRONTS}:
             folder = source / model / str(version)
-            if folder.exists():  # without users by id there is no `recommend_user`
+            if folder.exists():  # not all releases have all models that clients ask
                 copy, unlisted = target / model / str(number), shutil.ignore_patterns("__pycache__")
                 shutil.copytree(folder, copy, ignore=unlisted)
         manifest = target / ENSEMBLE / str(number) / RELEASE_FILE

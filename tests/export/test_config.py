@@ -18,10 +18,13 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.schema import Feature, Schema
 from cascade.spec import (
     ENSEMBLE,
+    FRONTS,
     RANK,
+    RECOMMEND_FILTERED,
     RELEASE,
     RETRIEVE,
     STAGES,
+    TEXTS,
     UNKNOWN_VALUES,
     ConfigError,
     Sizes,
@@ -96,8 +99,11 @@ def tensors(declared: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {t.name: (pb.DataType.Name(t.data_type), tuple(t.dims)) for t in declared}
 
 
-def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs) -> None:
-    ensemble = configs[ENSEMBLE]
+@pytest.mark.parametrize("name", [ENSEMBLE, RECOMMEND_FILTERED])
+def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(
+    configs: Configs, name: str
+) -> None:
+    ensemble, left_out = configs[name], TEXTS if name == ENSEMBLE else ()
     assert ensemble.platform == "ensemble"
     known = tensors(ensemble.input)
     steps = ensemble.ensemble_scheduling.step
@@ -107,7 +113,8 @@ def test_every_step_is_fed_by_the_request_or_by_an_earlier_step(configs: Configs
         assert step.model_version == 4
         assert member.max_batch_size == ensemble.max_batch_size
         wanted, given = tensors(member.input), tensors(member.output)
-        assert set(step.input_map) == set(wanted)
+        assert set(step.input_map) == set(wanted) - {*left_out}
+        assert all(t.optional for t in member.input if t.name in left_out)
         assert set(step.output_map) == set(given)
         for name, source in step.input_map.items():
             assert known[source] == wanted[name], (step.model_name, name)
@@ -144,8 +151,14 @@ def test_the_tensors_are_those_of_the_specification(schema: Schema) -> None:
     }
 
 
-def test_a_client_can_read_the_layout_off_the_ensemble(schema: Schema, configs: Configs) -> None:
-    layout = Layout.from_config(configs[ENSEMBLE])
+@pytest.mark.parametrize(
+    ("name", "other"), [(ENSEMBLE, RECOMMEND_FILTERED), (RECOMMEND_FILTERED, None)]
+)
+def test_a_client_can_read_the_layout_off_the_ensemble(
+    schema: Schema, configs: Configs, name: str, other: str | None
+) -> None:
+    layout = Layout.from_config(configs[name])
+    assert (layout.filters, layout.filtered) == (True, other)
     assert layout.dense == tuple(f.name for f in schema.dense("user"))
     assert [(f.name, f.multivalued, f.length) for f in layout.categorical] == [
         (f.name, f.kind == "bag", f.length) for f in schema.ids("user")
@@ -203,10 +216,10 @@ def test_the_bound_on_what_waits_is_the_processes() -> None:
 def test_stages_batch_by_default_and_have_no_queue_policy() -> None:
     """With one, server 2.51 lets requests lie."""
     for name, message in pbtxt.configs(CRITEO, Sizes(), Serving(), 1).items():
-        assert message.HasField("dynamic_batching") == (name != ENSEMBLE)
+        assert message.HasField("dynamic_batching") == (name not in FRONTS)
         assert not message.dynamic_batching.HasField("default_queue_policy")
         assert message.dynamic_batching.max_queue_delay_microseconds == 0
-        assert len(message.instance_group) == (name != ENSEMBLE)
+        assert len(message.instance_group) == (name not in FRONTS)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_users_per_run_takes_the_smallest_that_is_as_fast() -> None:
 def test_users_per_run_is_measured_for_every_process(judged: Cascade) -> None:
     users = judged.dense, judged.categorical
     found = batching.measure(judged.repository, 1, users, judged.serving)
-    assert set(found) == {RETRIEVE, PRERANK, RANK, "score", "recommend"}
+    assert set(found) == {RETRIEVE, PRERANK, RANK, "score", "cascade"}
     for by_size in found.values():
         assert list(by_size) == list(batching.SIZES)
         assert min(by_size.values()) > 0

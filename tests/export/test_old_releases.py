@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cascade import pbtxt
+from cascade.artifact import ArtifactError
 from cascade.client import Recommender
 from cascade.config import Serving
 from cascade.release import RELEASE_FILE, read_release
@@ -69,6 +70,8 @@ def test_an_old_repository_is_served_as_it_is(topology: str, tmp_path: Path) -> 
     with Server(repository) as server, Recommender(server.url, deadline_s=30) as client:
         assert not differences(repository, 1, over_grpc(server.url))
         assert client.recommend({}).unknown_values is None  # it does not say
+        best = client.recommend({}).item_ids[:3].tolist()
+        assert not {*best} & {*client.recommend({}, exclude=best).item_ids.tolist()}
 
 
 def test_an_old_release_is_published_over_and_rolled_back_to(
@@ -88,6 +91,33 @@ def test_an_old_release_is_published_over_and_rolled_back_to(
         assert publisher.roll_back().number == 1
         assert not differences(repository.root, 1, over_grpc(server.url))
         assert control.release() == repository.live == 1
+        with Recommender(server.url, deadline_s=30) as client:  # by the models of a new release
+            best = client.recommend({}).item_ids[:3].tolist()
+            filtered = client.recommend({}, exclude=best)
+            assert filtered.release == 1
+            assert not {*best} & {*filtered.item_ids.tolist()}
+
+
+def test_a_fused_one_says_how_it_is_published_over(tmp_path: Path, seven: Cascade) -> None:
+    """There, `recommend` is the process itself."""
+    live = tmp_path / "live"
+    shutil.copytree(OLD / "fused", live)
+    publisher = Publisher(Repository(live), say=lambda line: None)
+    rewired = f"python -m export rewire --repository {live} --topology fused --out DIR"
+    for change in (
+        lambda: publisher.publish(from_export(seven.repository)),
+        publisher.roll_back,
+        lambda: Publisher(Repository(tmp_path / "empty")).publish(from_export(live)),
+    ):
+        before = sorted(live.rglob("*"))
+        with pytest.raises(ArtifactError, match=rewired) as caught:
+            change()
+        assert "\n" not in str(caught.value)
+        assert sorted(live.rglob("*")) == before
+    rewire(live, tmp_path / "anew", serving_of(live))
+    published = Publisher(Repository(tmp_path / "other"), say=lambda line: None)
+    assert published.publish(from_export(tmp_path / "anew")).number == 1
+    assert not differences(tmp_path / "other", 1, in_process(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

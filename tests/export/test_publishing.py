@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import pbtxt
 from cascade.artifact import ArtifactError
@@ -95,6 +96,29 @@ def test_only_so_many_are_kept(place: Place, seven: Cascade) -> None:
     rows = table(place.repository)
     assert {len(row) for row in rows} == {len(HEADER)}
     assert [(row[0], row[1]) for row in rows] == [("3", "loaded"), ("4", "live")]
+
+
+def test_a_kill_between_the_pins_is_made_good(
+    place: Place, criteo: Cascade, other: Cascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`recommend_filtered` is then pinned to a release that never went live."""
+    place.publisher().publish(from_export(criteo.repository))
+    repository, save = place.repository, pbtxt.save
+
+    def killed(config: pb.ModelConfig, path: Path) -> None:
+        if path.parent.name == "recommend" and not repository.agreed:
+            raise KeyboardInterrupt
+        save(config, path)
+
+    make = from_export(other.repository)
+    with monkeypatch.context() as patched:
+        patched.setattr(pbtxt, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            place.publisher().publish(make)
+    assert (repository.live, repository.agreed) == (1, False)
+    place.publisher().recover()
+    assert (repository.releases(), repository.live, repository.agreed) == ([1], 1, True)
+    assert pinned(repository.config("recommend_filtered")) == 1
 
 
 def broken(make: Make, name: str) -> Make:

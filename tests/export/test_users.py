@@ -20,7 +20,9 @@ from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.layout import RequestLayout
 from cascade.spec import (
     ENSEMBLE,
+    FRONTS,
     LOOKUP,
+    RECOMMEND_FILTERED,
     RECOMMEND_USER,
     RETRIEVE,
     TOPOLOGIES,
@@ -49,20 +51,21 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
     serving = replace(SERVING, topology=topology)
     pbtxt.write(tmp_path, CRITEO, Sizes(), serving, version=4, product=STORED)
     found = {p.parent.name: pbtxt.read(p) for p in tmp_path.glob("*/config.pbtxt")}
-    assert set(found) == {*TOPOLOGIES[topology], ENSEMBLE, RECOMMEND_USER}
-    asked = {RECOMMEND_USER: {"user_id": False}}
-    if topology != "fused":
-        asked[ENSEMBLE] = {"dense": True, "categorical": True}
+    assert set(found) == {*TOPOLOGIES[topology], *FRONTS}
+    features = {"dense": True, "categorical": True}
+    texts = {"context": True, "exclude": True, "allow": True}
+    asked = {
+        ENSEMBLE: features,
+        RECOMMEND_FILTERED: features | texts,
+        RECOMMEND_USER: {"user_id": False} | texts,
+    }
     for name, wanted in asked.items():
         ensemble = found[name]
         steps = ensemble.ensemble_scheduling.step
         pinned = [(step.model_name, step.model_version) for step in steps]
         assert pinned == [(model, 4) for model in TOPOLOGIES[topology]]
         optional = {t.name: t.optional for t in ensemble.input}
-        assert optional.items() >= {**wanted, "context": True, "exclude": True}.items()
-        assert not any(
-            name in optional for other in asked.values() for name in other - wanted.keys()
-        )
+        assert optional == wanted
         known = tensors(ensemble.input)
         for step in steps:
             member = found[step.model_name]
@@ -77,14 +80,13 @@ def test_users_by_id_go_through_the_same_members(topology: Any, tmp_path: Path) 
     cold = {"cold_start": ("TYPE_BOOL", (1,))}
     answer = tensors(pbtxt.configs(CRITEO, Sizes(), serving, 4)[ENSEMBLE].output)
     assert tensors(found[RECOMMEND_USER].output) == {**answer, **cold}
-    assert tensors(found[ENSEMBLE].output) == (
-        answer if topology != "fused" else {**answer, **cold}
-    )
+    assert tensors(found[ENSEMBLE].output) == answer
+    assert tensors(found[RECOMMEND_FILTERED].output) == answer
 
 
 def test_the_store_is_known_to_the_process_that_reads_it(tmp_path: Path) -> None:
     pbtxt.write(tmp_path, CRITEO, Sizes(), SERVING, version=4, product=STORED)
-    for name in (*TOPOLOGIES["ensemble"], ENSEMBLE, RECOMMEND_USER):
+    for name in (*TOPOLOGIES["ensemble"], *FRONTS):
         text = (tmp_path / name / "config.pbtxt").read_text()
         assert (STORED.store in text) == (name == RETRIEVE)
     settings = pbtxt.process_settings(tmp_path)

@@ -9,11 +9,15 @@ from typing import Any, Literal
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from cascade.spec import DEADLINE, ENSEMBLE, STAGES
+from cascade.spec import DEADLINE, ENSEMBLE, RECOMMEND_FILTERED, STAGES
 
-NAMES = ("dense", "categorical", "user_dense", "user_ids", "candidates", "x", "", "item_ids")
+NAMES = (
+    *("dense", "categorical", "context", "exclude", "allow"),
+    *("user_dense", "user_ids", "candidates", "x", "", "item_ids"),
+)
 DTYPES = ("FP32", "FP64", "INT64", "INT8", "BYTES", "BOOL", "FP16", "", "TYPE_FP32", "no")
-MODELS = (ENSEMBLE, ENSEMBLE, ENSEMBLE, *STAGES, "absent", "", "../recommend", "recommend\0")
+FRONTS = (ENSEMBLE, RECOMMEND_FILTERED)
+MODELS = (*FRONTS, *FRONTS, *STAGES, "absent", "", "../recommend", "recommend\0")
 VERSIONS = ("", "", "1", "2", "-1", "x", "99999999999999999999")
 LONGEST = 4096
 HUGE = 2**62
@@ -141,7 +145,7 @@ def _bodies(draw: Any) -> tuple[bytes, int]:
 @st.composite
 def _http(draw: Any) -> Malformed:
     """An HTTP request that lies about its lengths, or about its form."""
-    model = draw(st.sampled_from((ENSEMBLE, *STAGES, "absent", "%2e%2e", "x" * LONGEST)))
+    model = draw(st.sampled_from((*FRONTS, *STAGES, "absent", "%2e%2e", "x" * LONGEST)))
     body, json_length = draw(st.one_of(_bodies(), st.tuples(RAW, LENGTHS)))
     length = draw(st.one_of(st.just(len(body)), st.just(len(body)), LENGTHS))
     header_length = draw(st.one_of(st.just(json_length), LENGTHS))

@@ -29,7 +29,7 @@ from cascade.client import (
     transport,
 )
 from cascade.server.launcher import Server
-from cascade.spec import DEADLINE, ENSEMBLE
+from cascade.spec import DEADLINE, ENSEMBLE, RECOMMEND_FILTERED
 
 FULL = 4  # the server's max_batch_size
 TIMEOUT_S = 30.0
@@ -303,8 +303,16 @@ MALFORMED: dict[str, tuple[Callable[[Any, Any], Inputs], tuple[str, ...]]] = {
         ("'dense' batch size does not match",),
     ),
     "an unknown tensor": (
-        lambda d, c: [*request(d[:1], c[:1]), tensor("user_id", d[:1], "FP32")],
+        lambda d, c: [request(d[:1], c)[0], tensor("user_id", d[:1], "FP32")],
         ("unexpected inference input 'user_id'",),
+    ),
+    "a filter": (
+        lambda d, c: [request(d[:1], c)[0], tensor("exclude", c[:1, :1], "BYTES")],
+        ("unexpected inference input 'exclude'", "'recommend'"),
+    ),
+    "a tensor too many": (
+        lambda d, c: [*request(d[:1], c[:1]), tensor("user_id", d[:1], "FP32")],
+        ("between 0 and 2 but got 3", "user_id"),
     ),
     "too many strings": (
         lambda d, c: raw(request(d[:1], c[:1]), strings(*[b"a"] * 5)),
@@ -345,7 +353,7 @@ def test_a_user_of_whom_half_is_missing(
 ) -> None:
     users = request(seven.dense[:1], seven.categorical[:1])
     exclude = tensor("exclude", np.array([[b"[]"]], object), "BYTES")
-    (outcome,) = traffic.send([[*(users[i] for i in left), exclude]])
+    (outcome,) = traffic.send([[*(users[i] for i in left), exclude]], RECOMMEND_FILTERED)
     refused(outcome, *words)
 
 
@@ -360,7 +368,7 @@ def test_values_by_name_lie_over_the_tensors(
     dense, categorical = changed((seven.dense, seven.categorical))
     values = {"age": None, "city": "city-3", "history": ["history-1", "history-2"]}
     inputs = [request(dense, categorical)[i] for i in left]
-    (answer,) = traffic.send([[*inputs, named(values)]])
+    (answer,) = traffic.send([[*inputs, named(values)]], RECOMMEND_FILTERED)
     assert not isinstance(answer, InferenceServerException)
     if 0 not in left:
         dense[:] = np.nan
@@ -388,7 +396,7 @@ def test_values_by_name_that_nobody_can_read(
     seven: Any, traffic: Traffic, contexts: list[Any], words: tuple[str, ...]
 ) -> None:
     good = request(seven.dense[:2], seven.categorical[:2])
-    answer, outcome = traffic.send([good, [named(*contexts)]])
+    answer, outcome = traffic.send([good, [named(*contexts)]], RECOMMEND_FILTERED)
     refused(outcome, *words)
     assert not isinstance(answer, InferenceServerException)
 

@@ -34,6 +34,7 @@ from cascade.store import UserStore
 from clients import examples
 from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
+from perf.harness import analyzer
 from tests.cascades import BAGS, PLAIN
 from tests.docs import TEXTS, blocks
 from tests.programs import status
@@ -172,11 +173,20 @@ def test_what_plain_json_gets_wrong_is_told(
         {"name": name, "shape": [len(texts), 1], "datatype": "BYTES", "data": texts}
         for name, texts in inputs.items()
     ]
-    url = f"http://{site.server.http_url}/v2/models/recommend/infer"
+    url = f"http://{site.server.http_url}/v2/models/recommend_filtered/infer"
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(url, json.dumps({"inputs": tensors}).encode(), timeout=30)
     assert caught.value.code == code
     assert words in json.loads(caught.value.read())["error"]
+
+
+@pytest.mark.parametrize("flags", ["", "-i grpc --input-data zero -b 4"])
+def test_perf_analyzer_needs_no_data_of_ours(site: Site, flags: str) -> None:
+    """Whatever the features, the ids and the topology."""
+    url = site.server.url if "grpc" in flags else site.server.http_url
+    short = ("--measurement-interval", "200", "--stability-percentage", "999")
+    done = analyzer.run(["-m", "recommend", "-u", url, *flags.split(), *short])
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_page_shows_what_is_printed(tmp_path: Path) -> None:

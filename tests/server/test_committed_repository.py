@@ -28,7 +28,7 @@ def test_an_export_completes_it(
     repository = tmp_path / "model_repository"
     shutil.copytree(ROOT / "model_repository", repository, ignore=only_committed)
     before = committed(repository)
-    assert len(before) == 7
+    assert len(before) == 8
     folders = ("--checkpoints", criteo.checkpoints, "--repository", repository)
     # What an export measures is its machine's own, and would show in config.pbtxt.
     plain = ("--untuned", "--instances", "1", "--batch-users", "0")

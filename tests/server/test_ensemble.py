@@ -19,7 +19,7 @@ from tritonclient import grpc
 from cascade import pbtxt
 from cascade.client import Recommender
 from cascade.server.launcher import Server
-from cascade.spec import ENSEMBLE, STAGES
+from cascade.spec import ENSEMBLE, RECOMMEND_FILTERED, STAGES
 
 CONCURRENCY = 16
 
@@ -137,13 +137,19 @@ def test_the_stages_answer_alone_and_say_what_they_take(criteo: Any, criteo_serv
         answer = client.infer("prerank", inputs, client_timeout=30)
         assert set(answer.as_numpy("survivors")[0]) == set(survivors[0])
         metadata = client.get_model_metadata(ENSEMBLE)
+        filtered = client.get_model_metadata(RECOMMEND_FILTERED)
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [
         ("dense", "FP32", [-1, 13]),
         ("categorical", "BYTES", [-1, 6]),
-        ("context", "BYTES", [-1, 1]),
-        ("exclude", "BYTES", [-1, 1]),
-        ("allow", "BYTES", [-1, 1]),
     ]
+    assert [t.name for t in filtered.inputs] == [
+        "dense",
+        "categorical",
+        "context",
+        "exclude",
+        "allow",
+    ]
+    assert filtered.outputs == metadata.outputs
     assert {t.name: (t.datatype, list(t.shape)) for t in metadata.outputs} == {
         "item_ids": ("INT64", [-1, 10]),
         "scores": ("FP32", [-1, 10]),

@@ -19,7 +19,7 @@ import pytest
 from cascade.client import InvalidInput, Recommender
 from cascade.config import Product
 from cascade.server.launcher import Server
-from cascade.spec import DENY_LIST, ENSEMBLE
+from cascade.spec import DENY_LIST, RECOMMEND_FILTERED
 from cascade.store import UserStore
 from clients import batch, recommend
 from export import __main__ as export_command
@@ -73,7 +73,7 @@ def posted(server: Server, **inputs: list[str]) -> Any:
         for name, values in inputs.items()
     ]
     request = urllib.request.Request(
-        f"http://{server.http_url}/v2/models/{ENSEMBLE}/infer",
+        f"http://{server.http_url}/v2/models/{RECOMMEND_FILTERED}/infer",
         json.dumps({"inputs": tensors}).encode(),
     )
     try:

@@ -1,8 +1,11 @@
 """perf_analyzer, the server and its statistics, all real, on an ensemble of two small stages."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from perf.harness.analyzer import (
 from perf.harness.measurement import Load
 from perf.harness.payload import generated
 from perf.harness.record import read
+from tests.docs import TEXTS, blocks
 
 SCHEMA = Schema(
     "tiny",
@@ -234,3 +238,50 @@ def test_a_server_that_is_not_there_is_said_in_one_line(
     with pytest.raises(AnalyzerError, match=r"127\.0\.0\.1:9"):
         main(["--url", "127.0.0.1:9", "--results", str(results)])
     assert not results.exists()
+
+
+DOCUMENTED = [
+    line
+    for _, block in blocks(TEXTS["benchmarks.md"], "bash")
+    for line in block.splitlines()
+    if line.startswith("perf_analyzer ")
+]
+
+
+@pytest.fixture(scope="module")
+def shell() -> dict[str, str]:
+    """The environment of a shell after the line of docs/benchmarks.md."""
+    plain = {**os.environ, "PATH": "/usr/bin:/bin"}
+    line = f'eval "$({shlex.quote(sys.executable)} -m perf.harness.analyzer --env)"; env -0'
+    done = subprocess.run(["bash", "-c", line], env=plain, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(pair.split("=", 1) for pair in done.stdout.split("\0") if pair)
+
+
+def printed(server: Server, shell: dict[str, str], command: str) -> str:
+    """What a user's perf_analyzer prints, over windows that are as short as can be."""
+    where = f"-u {server.url if 'grpc' in command else server.http_url}"
+    short = "--measurement-interval 200 --stability-percentage 999"
+    words = f"{command} {where} {short}".split()
+    done = subprocess.run(words, env=shell, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Throughput: 0 infer/sec" not in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *DOCUMENTED,
+        "perf_analyzer -m recommend --input-data random -b 8",
+        "perf_analyzer -m recommend -i grpc --input-data zero -b 1",
+        "perf_analyzer -m recommend -i grpc --input-data random --async --request-rate-range 50",
+    ],
+)
+def test_perf_analyzer_asks_the_cascade_with_the_data_that_it_makes(
+    criteo_server: Server, shell: dict[str, str], command: str
+) -> None:
+    """It fills every input that a model has, optional ones, too."""
+    said = printed(criteo_server, shell, command)
+    if "1:4" in command:
+        assert [f"Concurrency: {n}, throughput" in said for n in (1, 2, 3, 4)] == [True] * 4

@@ -134,6 +134,17 @@ def test_a_dead_stage_is_told_and_loaded_again(
     assert_same_answers(answers(served.url, criteo.users[:40]), expected)
 
 
+def test_answers_under_any_name_show_that_the_cascade_is_busy(
+    criteo: Any, criteo_server: Server
+) -> None:
+    """A canary that `recommend` answers late is no fault while filtered requests are answered."""
+    with criteo_server.connect() as client, Recommender(criteo_server.url, deadline_s=30) as asks:
+        asks.recommend({})
+        before = supervisor._answered(client, "recommend")
+        asks.recommend(criteo.users[0], exclude=[1])
+        assert supervisor._answered(client, "recommend") > before
+
+
 def test_one_of_two_processes_is_replaced_while_the_other_answers(
     criteo: Any, served: Served, log: Path
 ) -> None:

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from cascade import pbtxt
 from cascade.client import InvalidInput, Recommender
 from cascade.server.launcher import Server
-from cascade.spec import ENSEMBLE, RANK, TOPOLOGIES
+from cascade.spec import ENSEMBLE, FUSED, RANK, RECOMMEND_FILTERED, TOPOLOGIES
 from cascade.stages.pipeline import Pipeline
 from export.artifacts.stage_files import ITEMS_FILE
 from export.releases.rewire import rewire, serving_of
@@ -32,10 +32,8 @@ def test_rewired_release_answers_as_before(
         serving_of(criteo.repository), topology=topology, instances=2, users_per_run=3
     )
     rewire(criteo.repository, tmp_path, serving)
-    assert {p.parent.name for p in tmp_path.glob("*/config.pbtxt")} == {
-        ENSEMBLE,
-        *TOPOLOGIES[topology],
-    }
+    models = {ENSEMBLE, RECOMMEND_FILTERED, *TOPOLOGIES[topology]}
+    assert {p.parent.name for p in tmp_path.glob("*/config.pbtxt")} == models
     expected = criteo.ask(criteo.pipeline())
     assert_same_answers(criteo.ask(Pipeline.load(tmp_path)), expected, 0)
     with Server(tmp_path) as server, Recommender(server.url, deadline_s=30) as client:
@@ -44,7 +42,7 @@ def test_rewired_release_answers_as_before(
         assert_same_answers(got, expected)
         with grpc.InferenceServerClient(server.url) as raw:
             stats = raw.get_inference_statistics().model_stats
-        assert {s.name for s in stats} == {ENSEMBLE, *TOPOLOGIES[topology]}
+        assert {s.name for s in stats} == models
 
 
 def test_models_that_were_taken_apart_answer_as_the_pipeline(
@@ -60,7 +58,7 @@ def test_models_that_were_taken_apart_answer_as_the_pipeline(
 
 def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) -> None:
     rewire(seven.repository, tmp_path, replace(serving_of(seven.repository), topology="fused"))
-    path = tmp_path / ENSEMBLE / "config.pbtxt"
+    path = tmp_path / FUSED / "config.pbtxt"
     patient = pbtxt.read(path)
     patient.dynamic_batching.max_queue_delay_microseconds = 300_000
     pbtxt.save(patient, path)
@@ -83,7 +81,7 @@ def test_one_bad_user_costs_the_fused_batch_nothing(seven: Any, tmp_path: Path) 
     with Server(tmp_path) as server, grpc.InferenceServerClient(server.url) as client:
         with ThreadPoolExecutor(3) as pool:
             outcomes = list(pool.map(ask, range(3)))
-        [stats] = client.get_inference_statistics(ENSEMBLE).model_stats
+        [stats] = client.get_inference_statistics(FUSED).model_stats
     assert "inf is not a finite number" in str(outcomes[1])
     expected = seven.ask(seven.pipeline())
     for user in (0, 2):

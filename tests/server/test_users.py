@@ -25,7 +25,7 @@ from cascade.client.split import place
 from cascade.config import Product, Serving
 from cascade.layout import RequestLayout
 from cascade.server.launcher import Server, ServerError
-from cascade.spec import ENSEMBLE, RECOMMEND_USER, RETRIEVE
+from cascade.spec import RECOMMEND_FILTERED, RECOMMEND_USER, RETRIEVE
 from cascade.store import UserStore
 from clients import recommend as command
 from export.releases.control import Control
@@ -171,7 +171,7 @@ def test_values_that_no_vocabulary_has_are_counted(people: Any, served: Served) 
 
 
 def test_values_by_name_need_no_store(people: Any, served: Served) -> None:
-    """`recommend` takes them, too; of other users in the same request they change nothing."""
+    """`recommend_filtered` takes them; of other users in the request they change nothing."""
     contexts = [json.dumps(people.users[0]).encode(), b"", b'{"age": null}']
     inputs = [
         grpc.InferInput("context", [3, 1], "BYTES"),
@@ -180,9 +180,9 @@ def test_values_by_name_need_no_store(people: Any, served: Served) -> None:
     inputs[0].set_data_from_numpy(np.array(contexts, object).reshape(3, 1))
     inputs[1].set_data_from_numpy(np.full_like(people.dense[:3], 5))
     with grpc.InferenceServerClient(served.server.url) as client:
-        answer = client.infer(ENSEMBLE, inputs, client_timeout=30)
+        answer = client.infer(RECOMMEND_FILTERED, inputs, client_timeout=30)
         with pytest.raises(InferenceServerException, match="input categorical is missing"):
-            client.infer(ENSEMBLE, inputs[1:], client_timeout=30)
+            client.infer(RECOMMEND_FILTERED, inputs[1:], client_timeout=30)
     numbers = dict.fromkeys(("age", "visits"), 5)
     users = [{**numbers, **people.users[0]}, numbers, {"visits": 5}]
     for row, expected in enumerate(served.client.recommend_many(users)):

@@ -868,6 +868,44 @@ def test_filters_go_out_with_their_users() -> None:
     assert not any("allow" in step.tensors for step in asked)
 
 
+@pytest.mark.parametrize("filtered", ["", "recommend_filtered"])
+def test_requests_with_a_filter_go_to_the_model_that_takes_them(filtered: str) -> None:
+    """Of an earlier release that is `recommend`."""
+    world, genre = World(), Feature("genre", "item", "categorical", "hash", buckets=9)
+    world.model_config = config_of(replace(SCHEMA, features=(*SCHEMA.features, genre)))
+    if filtered:
+        del world.model_config.input[2:]
+        world.model_config.parameters["filtered"].string_value = filtered
+    ask = world.session().ask
+    for exclude, allow in ((None, None), ([[]], [None]), ([[7]], None), (None, [{"genre": ["a"]}])):
+        run(ask(Request([{"age": 1}], exclude=exclude, allow=allow)))
+    run(ask(Request((), [17], [None], [[7]])))
+    asked = [step.model for step in world.steps if isinstance(step, AskItems)]
+    takes = filtered or "recommend"
+    assert asked == ["recommend", "recommend", takes, takes, "recommend_user"]
+
+
+def test_filters_follow_a_release_that_takes_them_by_another_model() -> None:
+    """The release that was live when the client asked for the layout took them as `recommend`."""
+    refusal = failure("INVALID_ARGUMENT", "unexpected inference input 'exclude'")
+    world = World([None, refusal, None, failure("INVALID_ARGUMENT", "exclude: bad")])
+    session, request = world.session(), Request([{"age": 1}], exclude=[[7]])
+    run(session.ask(request))
+    world.model_config.parameters["filtered"].string_value = "recommend_filtered"
+    assert len(run(session.ask(request))) == 1
+    with pytest.raises(RecommendError, match="exclude: bad"):
+        run(session.ask(request))
+    asked = [step.model for step in world.steps if isinstance(step, AskItems)]
+    assert asked == ["recommend", "recommend", "recommend_filtered", "recommend_filtered"]
+
+
+def test_a_bad_filter_is_not_asked_twice_of_an_earlier_release() -> None:
+    world = World([failure("INVALID_ARGUMENT", "exclude: bad")])
+    with pytest.raises(RecommendError, match="exclude: bad"):
+        run(world.session().ask(Request([{"age": 1}], exclude=[[7]])))
+    assert len([step for step in world.steps if isinstance(step, AskItems)]) == 1
+
+
 def test_a_short_answer_says_so() -> None:
     ids = np.array([[1, 2, 3], [1, 2, -1], [-1, -1, -1]])
     found = recommendations(Answer(ids, np.zeros((3, 3), np.float32)), 3)
