@@ -12,12 +12,14 @@ INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,train,tune,batch,p
 SHELL := /bin/bash -o pipefail
 # Some containers forbid it; then each process compiles PyTorch's modules anew, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
+# Recipes read these from the environment: the shell would take a path with spaces or quotes apart.
+export DATA SCHEMA REPOSITORY
 
 .PHONY: demo test lint serve perf own quality resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
-	$(BIN)/python -m perf.demo --data $(DATA) $(if $(SCHEMA),--schema $(SCHEMA)) --out build/demo --device $(DEVICE) | tee build/demo/output.txt
+	$(BIN)/python -m perf.demo --data "$$DATA" $(if $(SCHEMA),--schema "$$SCHEMA") --out build/demo --device $(DEVICE) | tee build/demo/output.txt
 
 # Each of pytest's processes has one core: more threads would wait for each other.
 test: .venv/ready
@@ -31,7 +33,7 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 
 serve: .venv/ready
-	$(BIN)/python -m cascade.server --repository $(REPOSITORY)
+	$(BIN)/python -m cascade.server --repository "$$REPOSITORY"
 
 perf: .venv/ready
 	@mkdir -p build/perf

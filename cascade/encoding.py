@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade.errors import CascadeError
+from cascade.files import file_name, named_file
 from cascade.schema import REFUSED, Feature, Schema, SchemaError, Side, vocabulary_digest
 from cascade.transforms import HASHES, Numeric
 
@@ -222,28 +223,27 @@ class Encoder:
         return self.encode_dense(side, dense), ids
 
     def save(self, folder: Path) -> None:
-        """Write schema.json and vocabulary/NAME.txt, one value per line."""
+        """Write schema.json and vocabulary/NAME.txt, by `file_name`, one value per line."""
         self.schema.save(folder / "schema.json")
-        (folder / "vocabulary").mkdir(exist_ok=True)
+        (place := folder / "vocabulary").mkdir(exist_ok=True)
         for name, lookup in self._lookup.items():
-            (folder / "vocabulary" / f"{name}.txt").write_bytes(b"\n".join(lookup))
+            (place / file_name(name, ".txt")).write_bytes(b"\n".join(lookup))
         for name, ids in self._numbers.items():
-            np.save(folder / "vocabulary" / f"{name}.npy", ids)
+            np.save(place / file_name(name, ".npy"), ids)
 
     @classmethod
     def load(cls, folder: Path, sides: Sequence[Side] = ("user", "item")) -> Encoder:
         """Read what `save` wrote, whole or only for one side. Raises SchemaError if a file is
         missing, damaged or of another schema."""
-        schema = Schema.load(folder / "schema.json")
-        vocabularies: dict[str, Sequence[bytes]] = {}
-        numbers: dict[str, Ids] = {}
+        schema, place = Schema.load(folder / "schema.json"), folder / "vocabulary"
+        vocabularies, numbers = dict[str, Sequence[bytes]](), dict[str, Ids]()
         for feature in _with_vocabulary(schema, sides):
-            path = folder / "vocabulary" / f"{feature.name}.txt"
+            path, own = (named_file(place, feature.name, ending) for ending in (".txt", ".npy"))
             if not path.exists():
                 raise SchemaError(f"feature {feature.name}: its vocabulary {path} is missing")
             text = path.read_bytes()
             vocabularies[feature.name] = text.split(b"\n") if text else []
-            if (own := path.with_suffix(".npy")).exists():
+            if own.exists():
                 numbers[feature.name] = np.load(own)
         return cls(schema, vocabularies, sides, numbers)
 

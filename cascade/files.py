@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 BLOCK = 1 << 20
+LONGEST_NAME = 200  # bytes of a file's name: file systems take 255
 
 
 def sha256(path: Path) -> str:
@@ -22,6 +24,26 @@ def sha256(path: Path) -> str:
         while block := file.read(BLOCK):
             sha.update(block)
     return sha.hexdigest()
+
+
+def file_name(name: str, ending: str = "") -> str:
+    """A file's name that says `name`, which may be any text. Letters of ASCII, digits, and `_.-~`
+    stand for themselves, all else is percent-encoded; of a long name, a digest takes the place of
+    the rest. Different names have different files."""
+    quoted = quote(name, safe="", errors="surrogatepass")
+    if len(quoted) > LONGEST_NAME:
+        digest = hashlib.sha256(quoted.encode()).hexdigest()
+        quoted = f"{quoted[: LONGEST_NAME - len(digest)]}%~{digest}"  # quote() never writes %~
+    return quoted + ending
+
+
+def named_file(folder: Path, name: str, ending: str = "") -> Path:
+    """The file of that name in a folder; where it lies there under the name itself, as earlier
+    versions wrote it, that one."""
+    path, earlier = folder / file_name(name, ending), folder / (name + ending)
+    # os.path.exists() is False for what cannot be the name of a file, where Path.exists() raises.
+    use_earlier = "/" not in name and not path.exists() and os.path.exists(earlier)
+    return earlier if use_earlier else path
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -182,7 +182,8 @@ def read(path: Path) -> pb.ModelConfig:
     """A config.pbtxt as a message. Fields that only a newer server knows are ignored. Raises
     ArtifactError if the file is no model configuration."""
     try:
-        return text_format.Parse(path.read_text(), pb.ModelConfig(), allow_unknown_field=True)
+        text = path.read_text("utf-8")
+        return text_format.Parse(text, pb.ModelConfig(), allow_unknown_field=True)
     except text_format.ParseError as error:
         raise ArtifactError(f"{path} is not a model configuration: {error}") from error
 

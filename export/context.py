@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +22,7 @@ from cascade.errors import CascadeError
 from cascade.index import Kind
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
+from cascade.server import shell
 from cascade.spec import PRERANK, RETRIEVE, Precision, Sizes, Weights, stage_path
 from cascade.training import checkpoint
 from export.item_ids import check_kind, read_item_ids
@@ -95,6 +98,8 @@ class Build:
             raise BuildError("--diversity is from 0 to 1, --explored from 0 to the results")
         if product.temperature <= 0:
             raise BuildError(f"--temperature {product.temperature:g}: expected a positive number")
+        if "aoti" in self.forms.also:
+            _check_compiles()
 
     def folder(self, stage: str) -> Path:
         """The version folder of a stage, created where it is missing."""
@@ -116,6 +121,22 @@ class Build:
     def forms(self) -> Forms:
         """The forms of a graph to write beside model.onnx."""
         return Forms({self.serving.runtime, *self.also}, self.serving.device)
+
+
+def _check_compiles() -> None:
+    """Raises BuildError: AOTInductor takes the compiler's command apart where one of its paths has
+    a space."""
+    spec = importlib.util.find_spec("torch")
+    torch = Path(spec.origin).parent if spec and spec.origin else Path("/")
+    for path, do in (
+        (Path(tempfile.gettempdir()), "set TMPDIR to a folder without"),
+        (torch, "make the environment in a folder without"),
+    ):
+        if not shell.is_safe(path):
+            raise BuildError(
+                f"the form aoti cannot be compiled with {path}, which has a space or another "
+                f"special character: {do}, or export another form"
+            )
 
 
 @dataclass(frozen=True)

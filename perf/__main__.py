@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException
 from cascade.client import channel
 from cascade.client.layout import Layout
 from cascade.errors import run
+from cascade.files import file_name
 from cascade.pbtxt import settings
 from cascade.server.launcher import Server
 from cascade.spec import ENSEMBLE
@@ -82,7 +83,7 @@ def sweep(
         environment = record.environment(
             configuration=name, repository=repository, payload=rows.describe(), versions=versions
         )
-        results = results or record.RESULTS / f"{name}.jsonl"
+        results = results or record.RESULTS / file_name(name, ".jsonl")
         say(f"{name}: {len(plan)} runs with {len(rows)} users, recorded in {results}")
         if len(rows) < payload.FEW_USERS:
             say(f"only {len(rows)} different users: the caches will flatter the server")

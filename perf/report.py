@@ -12,11 +12,13 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from cascade.errors import CascadeError, run
+from cascade.files import file_name
 from perf.harness import table
 from perf.harness.record import RESULTS, ROOT, Line, RecordError, read
 from perf.harness.table import STAGE_TIMES, Claim, figures, picture, verdicts
@@ -128,9 +130,10 @@ def _sweep(name: str, lines: list[Line], plots: Path) -> list[str]:
         ("Time by stage", "stages", _stages),
     ):
         if len(runs):
-            with picture(plots / f"{name}-{kind}.png", f"{title}, {name}") as axes:
+            file = file_name(f"{name}-{kind}", ".png")
+            with picture(plots / file, f"{title}, {name}") as axes:
                 draw(runs, axes)
-            parts.append(f"![{title}](plots/{name}-{kind}.png)")
+            parts.append(f"![{title}](plots/{quote(file)})")
     return [*parts, table.stage_table(lines)]
 
 

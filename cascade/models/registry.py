@@ -149,7 +149,7 @@ class Recipe:
         for word in words:
             stage, equals, model = word.partition("=")
             try:
-                chosen |= {stage: model} if equals else tomllib.loads(Path(word).read_text())
+                chosen |= {stage: model} if equals else tomllib.loads(Path(word).read_text("utf-8"))
             except (OSError, ValueError) as error:
                 raise ModelError(
                     f"recipe {word} is neither stage=model:preset nor a TOML file: {error}"

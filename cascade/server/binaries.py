@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cascade.errors import CascadeError
+from cascade.server import cleanup, shell
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 WHEEL, LIBRARIES = "nvidia-pytriton", "nvidia_pytriton.libs"
@@ -211,10 +212,12 @@ def _check_runs(stub: Path, libraries: tuple[Path, ...]) -> None:
 
 
 def loader_environment(libraries: tuple[Path, ...]) -> dict[str, str]:
-    """This process's environment with `libraries` searched first by the dynamic loader, and with
-    no proxy between the programs of this machine: curl and gRPC, inside Triton's programs, read
-    these variables."""
-    folders = [*map(str, libraries), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    """This process's environment with `libraries` searched first by the dynamic loader, which
+    reads `;` and `$` in their paths otherwise, and with no proxy between the programs of this
+    machine: curl and gRPC, inside Triton's programs, read these variables."""
+    run_folder = cleanup.run_folder()
+    safe = [str(shell.safe(folder, run_folder)) for folder in libraries]
+    folders = [*safe, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     variables = os.environ | ({"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {})
     curl = variables.get("no_proxy") or variables.get("NO_PROXY")
     grpc = variables.get("no_grpc_proxy", variables.get("no_proxy"))

@@ -24,23 +24,26 @@ from pathlib import Path
 import psutil
 
 from cascade.errors import CascadeError
+from cascade.server import shell
 
 VARIABLE = "CASCADE_SERVER"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # read for names that the server made
 KILL_TIMEOUT_S = 10.0
+USUAL_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  # in a private folder
 
 
 class RunFolderError(CascadeError, PermissionError):
-    """Other users could write into the folder of running servers."""
+    """Other users could write into the folder of running servers, or there is no place for it."""
 
 
 _locks: dict[str, ExitStack] = {}  # held by this process, by the name of the server
 
 
 def run_folder() -> Path:
-    """A private folder of this user for what lives as long as a server. Raises RunFolderError if
-    another user could write into it, and so plant a library."""
-    folder = Path(tempfile.gettempdir()) / f"cascade-{os.getuid()}"
+    """A private folder of this user for what lives as long as a server; a shell reads its path as
+    it is written. Raises RunFolderError if another user could write into it, and so plant a
+    library, or if there is no place for it."""
+    folder = _temporary() / f"cascade-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:
@@ -48,6 +51,19 @@ def run_folder() -> Path:
             f"{folder} is not private to this user; remove it, or set TMPDIR to a folder of yours"
         )
     return folder
+
+
+def _temporary() -> Path:
+    """Python's folder of temporary files, or a usual one where its path is not safe."""
+    wanted = tempfile.gettempdir()
+    for folder in (wanted, *USUAL_TEMPORARY):
+        if shell.is_safe(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return Path(folder)
+    raise RunFolderError(
+        f"a shell would misread the path of {wanted}, where a server would keep its files, and "
+        f"none of {', '.join(USUAL_TEMPORARY)} can be written to; set TMPDIR to a folder without "
+        "spaces and special characters"
+    )
 
 
 def register() -> str:

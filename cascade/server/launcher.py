@@ -24,7 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.client import channel
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
-from cascade.server import arguments, binaries, cleanup, probe, process, security
+from cascade.server import arguments, binaries, cleanup, probe, process, security, shell
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
 from cascade.server.security import HeldTls, ServerTls
@@ -81,6 +81,8 @@ class Server:
         default_factory=lambda: (None, {}), init=False, repr=False
     )
     _log: IO[bytes] | None = field(default=None, init=False)
+    _served_from: Path = field(default=Path(os.devnull), init=False)  # under a safe path
+    _python: Path = field(default=Path(os.devnull), init=False)  # the workers' python3 is in it
     _log_start: int = field(default=0, init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -140,12 +142,7 @@ class Server:
         tritonserver that fits, ServerError if it ended, did not answer in time or was cancelled."""
         if self._process is not None:
             raise ServerError("the server has been started already")
-        make_one = "make one (python -m export)"
-        if not self.repository.is_dir():
-            raise ServerError(f"there is no model repository at {self.repository}; {make_one}")
-        if not any(self.repository.glob("*/config.pbtxt")):
-            holds = f"{self.repository} is no model repository: it holds no MODEL/config.pbtxt"
-            raise ServerError(f"{holds}; {make_one}")
+        process.check_repository(self.repository, self.models)
         cleanup.remove_orphans()
         binary = binaries.tritonserver()
         self.threads = threads_per_process(self.repository)
@@ -167,20 +164,28 @@ class Server:
         self._assemble()
 
     def _assemble(self) -> tuple[str, ...]:
-        folder = cleanup.run_folder() / self.name / "backends"
-        return self._binary.assemble(folder, process.PACKAGE) if self._binary else ()
+        """Make what the workers need of the run folder, backends and safe paths, where it is not
+        there -> the arguments that name the backends."""
+        if self._binary is None:
+            return ()
+        folder = cleanup.run_folder() / self.name
+        self._served_from = shell.safe(self.repository, folder)
+        self._python = shell.python(process.PACKAGE, folder)
+        binaries.loader_environment(self._binary.libraries)
+        return self._binary.assemble(folder / "backends", process.PACKAGE)
 
     def _launch(self, binary: binaries.ServerBinary) -> None:
         self._binary = binary
+        backends = self._assemble()
         self.log_path = self.log or cleanup.run_folder() / self.name / "log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         command = (
             str(binary.path),
-            *arguments.lifetime(self.name, self.repository, self.exit_timeout_s),
+            *arguments.lifetime(self.name, self._served_from, self.exit_timeout_s),
             *arguments.services(self.host, self.ports, self.tls),
             *arguments.connections(),
             *arguments.control(self.control_key, self.models),
-            *self._assemble(),
+            *backends,
             *self.extra_args,
         )
         with self.log_path.open("ab") as log:
@@ -193,7 +198,9 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=process.environment(binary, self.name, self.threads, self.metrics_url),
+                env=process.environment(
+                    binary, self.name, self.threads, self.metrics_url, self._python
+                ),
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
 
@@ -286,4 +293,6 @@ class Server:
         size = self._log.seek(0, os.SEEK_END)
         start = self._log_start if self._log_start <= size else 0
         self._log.seek(max(start, size - LOG_BYTES))
-        return process.log_excerpt(self._log.read(LOG_BYTES).decode(errors="replace"))
+        said = self._log.read(LOG_BYTES).decode(errors="replace")
+        # Users know the repository by its own path.
+        return process.log_excerpt(said.replace(str(self._served_from), str(self.repository)))

@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import cascade
+from cascade import pbtxt
 from cascade.errors import CascadeError
-from cascade.server import binaries, cleanup, security
+from cascade.server import binaries, cleanup, security, shell
 from cascade.triton import admission
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
@@ -47,21 +48,43 @@ class ServerError(CascadeError):
         self.message, self.log = message, log
 
 
+def check_repository(repository: Path, models: Sequence[str] | None) -> None:
+    """Raises ServerError if there is no model repository, or if the name of a model to be loaded
+    would break the command that starts its processes."""
+    make_one = "make one (python -m export)"
+    if not repository.is_dir():
+        raise ServerError(f"there is no model repository at {repository}; {make_one}")
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    if not configs:
+        holds = f"{repository} is no model repository: it holds no MODEL/config.pbtxt"
+        raise ServerError(f"{holds}; {make_one}")
+    for config in configs:
+        name = config.parent.name
+        wanted = models is None or name in models
+        if wanted and not shell.is_safe(name) and pbtxt.read(config).backend == "python":
+            raise ServerError(
+                f"{repository} holds a model called {name!r}; the Python backend starts models "
+                "with names of letters (A to Z), digits and _.-+@% alone: rename its folder"
+            )
+
+
 def environment(
-    binary: binaries.ServerBinary, name: str, threads: int, metrics_url: str
+    binary: binaries.ServerBinary, name: str, threads: int, metrics_url: str, python: Path
 ) -> dict[str, str]:
     """The environment of the server called `name` and of its workers.
 
     Args:
+        python: the folder of the python3 whose packages the workers import.
         threads: most compute threads of a process: for the numerical libraries and the stages.
         metrics_url: where the stages read how many requests wait for them.
     """
     variables = binaries.loader_environment(binary.libraries)
     variables[cleanup.VARIABLE] = name
+    # A stub decodes text and file names in this, if it takes it at all: see `cascade.triton.utf8`.
+    variables |= {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}
     # The stub's Python looks for a virtual environment beside the first python3 on PATH. Up to 3.10
     # it reads PYTHONPATH too; later ones embed it in isolation.
-    python = str(Path(sys.executable).parent)
-    variables["PATH"] = os.pathsep.join((python, variables.get("PATH", os.defpath)))
+    variables["PATH"] = os.pathsep.join((str(python), variables.get("PATH", os.defpath)))
     inherited = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     packages = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
     folders = (str(PACKAGE.parent), *(os.path.abspath(folder) for folder in inherited), *packages)

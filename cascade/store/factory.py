@@ -32,17 +32,10 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
     Raises StoreUrlError: no such kind of store, or a variable that is not set; StoreError: the
     package that it needs is not installed.
     """
-    for name in re.findall(r"\$(\w+|\{[^}]*\})", url):
-        if name.strip("{}") not in os.environ:
-            raise StoreUrlError(
-                f"store {without_password(url)!r}: the environment has no {name.strip('{}')}; set "
-                "it, or write a $ of the URL itself as %24"
-            )
-    url = os.path.expandvars(url)
-    kind, place = _split(url)
+    kind, place = _split(_filled(url, url) if url.startswith("$") else url)
     if kind == LMDB:
-        return LmdbStore(Path(place), writable)
-    plain, timeout_ms = _timeout(url)
+        return LmdbStore(_expanded(Path(place), url), writable)
+    plain, timeout_ms = _timeout(_filled(url, url))
     return RedisStore(plain, (WRITE_TIMEOUT_MS if writable else timeout_ms) / 1000)
 
 
@@ -55,6 +48,26 @@ def absolute_url(url: str) -> str:
     if kind == LMDB and not place.startswith("$"):
         return f"{LMDB}:{Path(place).absolute()}"
     return url
+
+
+def _filled(text: str, url: str) -> str:
+    """Text of a URL with `$NAME` taken from the environment. Raises StoreUrlError."""
+    for name in re.findall(r"\$(\w+|\{[^}]*\})", text):
+        if name.strip("{}") not in os.environ:
+            raise StoreUrlError(
+                f"store {without_password(url)!r}: the environment has no {name.strip('{}')}; set "
+                "it, or write a $ of the URL itself as %24"
+            )
+    return os.path.expandvars(text)
+
+
+def _expanded(path: Path, url: str) -> Path:
+    """The path with `$NAME` taken from the environment, unless a folder is called so."""
+    found = Path()
+    for part in path.parts:
+        there = os.path.lexists(found / part)
+        found /= part if there else _filled(part, url)
+    return found
 
 
 def _split(url: str) -> tuple[str, str]:

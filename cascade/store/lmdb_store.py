@@ -112,7 +112,7 @@ class LmdbStore:
         if self._writable:
             self._path.mkdir(parents=True, exist_ok=True)
         self._environment = self._lmdb.open(
-            str(self._path),
+            os.fsencode(self._path),  # LMDB itself would encode it otherwise than Python does
             map_size=MAP_BYTES,
             readonly=not self._writable,
             readahead=False,  # reads are in no order

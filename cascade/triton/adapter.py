@@ -27,6 +27,7 @@ from cascade.triton import request_log
 from cascade.triton.admission import AGAIN, Admission
 from cascade.triton.metrics import Metrics
 from cascade.triton.request_log import RequestLog
+from cascade.triton.utf8 import use_utf8
 
 Arrays = tuple[Any, ...]  # the inputs of a request in order; None for an absent optional one
 
@@ -40,6 +41,7 @@ class TritonPythonModel:
 
         Raises CascadeError: the version cannot be served; Triton reports the message.
         """
+        use_utf8()
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         process = ProcessConfig.from_parameters(parameters)

@@ -84,7 +84,7 @@ class _Writer:
                 )
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
-        (self.folder / MARK).write_text(self.root.file.read_text())
+        (self.folder / MARK).write_bytes(self.root.file.read_bytes())
 
     def _read_checkpoints(self) -> pa.Array:
         """Features, items and users of training; only scoring stages may come from elsewhere."""

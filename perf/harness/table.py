@@ -126,7 +126,7 @@ def picture(path: Path, title: str, size: tuple[float, float] = (8.0, 4.5)) -> I
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)  # names may hold $
         yield axes
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cascade.training.checkpoint import CheckpointError
 from export import __main__ as command
 from export.artifacts import filters, parity
 from export.artifacts.stage_files import write_item_ids, write_item_state
-from export.context import BuildError, read_catalogue
+from export.context import Build, BuildError, read_catalogue
 from export.foreign.own import Own
 
 GRAPHS = {"model.onnx", "model.pt", "stage.json", "model.py"}
@@ -211,6 +212,16 @@ def test_a_foreign_ranker_needs_its_inputs(
 ) -> None:
     with pytest.raises(BuildError, match="--ranker-onnx and --inputs go together"):
         run("--checkpoints", checkpoints, "--repository", tmp_path, *arguments)
+
+
+def test_a_compiler_that_cannot_read_a_path_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "my tmp"))
+    for options in ({"also": ("aoti",)}, {"serving": Serving(runtime="aoti")}):
+        with pytest.raises(BuildError, match=r"aoti cannot be compiled with .*my tmp.*set TMPDIR"):
+            Build(tmp_path, tmp_path, **options)  # type: ignore[arg-type]
+    Build(tmp_path, tmp_path)
 
 
 def test_an_export_over_a_served_one_leaves_what_is_mapped(criteo: Any, tmp_path: Path) -> None:

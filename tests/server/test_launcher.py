@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import textwrap
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -29,10 +31,12 @@ from cascade.server.cleanup import remove_orphans
 from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
+from tests.served import serve
 
 ROOT = Path(__file__).parents[2]
 PYTHON = f"python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
 PATIENCE_S = 60.0
+ODD_NAMES = ("my models", "R&D (2024)", "it's", 'a "b"; c', "$HOME", "`id`", "josé", "城市")
 
 CONFIG = """
 backend: "python"
@@ -88,6 +92,23 @@ class TritonPythonModel:
         tensors = (pb_utils.get_input_tensor_by_name(r, "x").as_numpy() for r in requests)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x)]) for x in tensors]
 """
+WHERE = (
+    ECHO
+    + """
+    def initialize(self, args):
+        print("serves", args["model_repository"], flush=True)
+"""
+)
+PATHS = (
+    ECHO
+    + """
+    def initialize(self, args):
+        from cascade.triton.utf8 import use_utf8
+        use_utf8()
+        found = os.path.dirname(os.path.dirname(np.__file__))
+        print("paths:", found, os.environ["HOME_OF_A_TEST"], flush=True)
+"""
+)
 SLOW = """
 import time
 class TritonPythonModel:
@@ -187,6 +208,66 @@ def test_a_server_answers_and_leaves_nothing(
     assert server.stop() == 0  # again: nothing to do
     with pytest.raises(ServerError, match="not been started"):
         _ = server.pid
+
+
+def test_paths_may_hold_spaces_and_what_a_shell_or_ascii_would_misread(
+    repository: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path.joinpath(*ODD_NAMES, "$(touch INJECTED)")
+    folder.parent.mkdir(parents=True)
+    repository(WHERE).rename(folder)
+    other = tmp_path.joinpath("tmp", *ODD_NAMES)
+    other.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as odd:
+        odd.setenv("TMPDIR", str(other))
+        odd.setattr(tempfile, "tempdir", None)
+        odd.setenv("LC_ALL", "C")
+        with Server(folder, probe="echo", startup_timeout_s=30) as server:
+            assert ask(server.url, [[1, 2]]).as_numpy("y").tolist() == [[1, 2]]
+            assert f"serves {folder}/echo" in server.log_excerpt()  # whatever the server was told
+        assert_nothing_left(server.name)
+    assert not [*tmp_path.rglob("INJECTED")]
+
+
+def test_the_packages_and_python_may_lie_under_any_path(
+    repository: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "josé's R&D (2024); city"
+    venv.create(home / ".venv", symlinks=True)
+    python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = home / "pâquets"
+    packages.symlink_to(sysconfig.get_path("purelib"))
+    listed = home / ".venv" / "lib" / python / "site-packages" / "listed.pth"
+    listed.write_text(f"{packages}\n", "utf-8")
+    monkeypatch.setenv("HOME_OF_A_TEST", str(home))
+    monkeypatch.setattr(sys, "executable", str(home / ".venv" / "bin" / "python3"))
+    said = tmp_path / "server.log"
+    with serve(repository(PATHS), tmp_path / "log", "--probe=echo", "--log", str(said)) as server:
+        assert ask(server.url, [[1, 2]]).as_numpy("y").tolist() == [[1, 2]]
+    assert f"paths: {packages} {home}\n" in said.read_text("utf-8")
+    assert not [*cleanup.run_folder().glob("cascade_*")]
+
+
+@pytest.mark.parametrize("name", ["$(touch INJECTED)", "my model", "modèle"])
+def test_a_model_whose_name_would_break_its_start_is_refused_at_once(
+    repository: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    folder = repository(ECHO)
+    (folder / "echo").rename(folder / name)
+    with pytest.raises(ServerError, match=r"called '.*'; .*: rename its folder") as raised:
+        Server(folder).start()
+    assert name in str(raised.value)
+
+
+def test_no_place_for_what_a_server_keeps_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as odd:
+        odd.setattr(tempfile, "tempdir", str(tmp_path / "my tmp"))
+        odd.setattr(cleanup, "USUAL_TEMPORARY", (str(tmp_path / "absent"),))
+        with pytest.raises(cleanup.RunFolderError, match="set TMPDIR to a folder without spaces"):
+            cleanup.run_folder()
 
 
 def test_chosen_models_are_loaded_and_a_wrong_probe_is_told(

@@ -15,6 +15,7 @@ import pytest
 from cascade.data import prepare
 from cascade.data.opening import open_source
 from cascade.data.source import SPLITS, BadRows
+from cascade.encoding import Encoder
 from tests.own_tables import (
     FIRST_ITEM,
     ITEMS,
@@ -106,6 +107,23 @@ def test_parquet_and_csv_say_the_same(tmp_path: Path) -> None:
     for name in found.column_names:
         there = [value or None for value in found[name].to_pylist()]
         assert there == [value or None for value in expected[name].to_pylist()], name
+
+
+def test_features_tables_and_folders_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "it's R&D (2024)" / "$HOME"
+    folder.mkdir(parents=True)
+    write_shop(folder)
+    names = {"city": "geo/ciudad_año", "seen": "城" * 300, "tags": ".étiquettes", "price": "p.x €"}
+    text = SCHEMA.replace("items.csv", "catálogo 城.csv")
+    for name, other in names.items():
+        text = text.replace(f"{{name: {name}, ", f"{{name: {other!r}, column: {name}, ")
+    (folder / "items.csv").rename(folder / "catálogo 城.csv")
+    (folder / "schéma.yaml").write_text(text, "utf-8")
+    dataset = prepare("table", tmp_path / "my données", schema_file=folder / "schéma.yaml")
+    loaded = Encoder.load(tmp_path / "my données")
+    assert {*names.values()} <= {feature.name for feature in loaded.schema.features}
+    assert b"a" in loaded.vocabulary(loaded.schema.ids("item")[1])
+    assert dataset.read("train").label.any()
 
 
 def test_columns_of_other_types(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Raw values to tensors: the bulk form equals the wire form, whatever comes."""
 
 import zlib
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +184,43 @@ def test_server_needs_the_users_vocabularies_only(tmp_path):
     assert Encoder.load(tmp_path, ("user",)).schema == ENCODER.schema
     with pytest.raises(SchemaError, match=r"feature id: its vocabulary .*id\.txt is missing"):
         Encoder.load(tmp_path)
+
+
+ODD_NAMES = (
+    *("ciudad_año", "城市", "geo/city", "../up", "a.b", ".", "..", "", ".txt", "a b", "a%20b", "%"),
+    *("x" * 300, "x" * 301, "é" * 100, "é" * 300, "nul\0", "line\nend", "City", "city", "\ud800"),
+)
+
+
+def test_features_of_any_name_have_files_of_their_own(tmp_path):
+    features = [Feature(name, "user", "categorical", "vocabulary") for name in ODD_NAMES]
+    item = Feature("item", "item", "dense", "identity")
+    words = {name: [f"word {i}".encode()] for i, name in enumerate(ODD_NAMES)}
+    numbers = {name: np.array([5 + i]) for i, name in enumerate(ODD_NAMES)}
+    encoder = Encoder.fit(Schema("odd", (*features, item)), words, numbers)
+    (tmp_path / "inner").mkdir()
+    encoder.save(tmp_path / "inner")
+    loaded = Encoder.load(tmp_path / "inner")
+    for feature in features:
+        assert loaded.vocabulary(feature) == encoder.vocabulary(feature)
+    (inner,) = tmp_path.iterdir()
+    names = [path.name for path in (inner / "vocabulary").iterdir()]
+    assert {*inner.iterdir()} == {inner / "schema.json", inner / "vocabulary"}
+    assert len(names) == 2 * len(ODD_NAMES)
+    assert {"city.txt", "a.b.txt", "geo%2Fcity.txt"} <= {*names}  # plain names stay
+    assert all(name.isascii() and len(name) < 255 for name in names)
+
+
+def test_vocabularies_of_earlier_versions_lie_under_the_names_themselves(tmp_path):
+    names = ("ciudad_año", "a b")
+    features = [Feature(name, "user", "categorical", "vocabulary") for name in names]
+    item = Feature("item", "item", "dense", "identity")
+    words, numbers = {name: [b"x"] for name in names}, {"a b": np.array([7])}
+    encoder = Encoder.fit(Schema("earlier", (*features, item)), words, numbers)
+    encoder.save(tmp_path)
+    for path in (tmp_path / "vocabulary").iterdir():
+        path.rename(path.with_name(unquote(path.name)))
+    assert Encoder.load(tmp_path).vocabulary(features[1]) == {b"x": 7}
 
 
 def test_vocabulary_of_another_fit_is_refused(tmp_path):

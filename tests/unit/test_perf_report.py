@@ -3,6 +3,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from matplotlib.image import imread
@@ -144,6 +145,14 @@ def test_the_pictures_are_drawn_and_follow_the_lines(tmp_path: Path) -> None:
     for name in names:
         after = imread(tmp_path / "plots" / f"ensemble-cpu-{name}.png")
         assert after.shape != before[name].shape or (after != before[name]).any()
+
+
+def test_a_picture_is_drawn_of_a_run_of_any_name(tmp_path: Path) -> None:
+    ours = environment("geo/città $x$ $-cpu", 1)
+    text = written(tmp_path, (ours, measurement("concurrency", 1, seed=1)))
+    links = re.findall(r"\(plots/([^)]+)\)", text)
+    assert len(links) == 2
+    assert all((tmp_path / "plots" / unquote(link)).is_file() for link in links)
 
 
 def test_no_results_is_an_error_that_says_how_to_get_some(tmp_path: Path) -> None:

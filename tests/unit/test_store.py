@@ -435,6 +435,8 @@ def test_a_timeout_is_a_time(timeout: str) -> None:
 def test_a_url_may_name_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USERS_OF_A_TEST", str(tmp_path))
     assert open_backend("lmdb:$USERS_OF_A_TEST/x").url == f"lmdb:{tmp_path}/x"
+    (tmp_path / "$USERS_OF_A_TEST").mkdir()  # a folder's own name
+    assert open_backend(f"lmdb:{tmp_path}/$USERS_OF_A_TEST/x").url.endswith("/$USERS_OF_A_TEST/x")
     assert open_backend("lmdb:${USERS_OF_A_TEST}/x").url == f"lmdb:{tmp_path}/x"
     for url in ("redis://:$NOT_SET_HERE@host/0", "lmdb:${NOT_SET_HERE}/x"):
         with pytest.raises(StoreError, match="the environment has no NOT_SET_HERE"):

@@ -135,7 +135,7 @@ def _past(root: Node, columns: dict[str, Column], log: str | None) -> tuple[Feat
 def _feature(node: Node) -> tuple[Feature, Column]:
     node.only(*_FEATURE)
     name = node.take("name", Node.text)
-    if name in _RESERVED or name.startswith(("@", ".")) or "/" in name:
+    if name in _RESERVED or name.startswith("@"):
         raise node.mapping()["name"].error(
             f"{name!r} cannot be the name of a feature; choose another, and give `column: {name}`"
         )
