@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cascade.errors import CascadeError
 from cascade.files import sha256
-from cascade.spec import CATALOGUE_IDS, ITEM_STATE
+from cascade.spec import CATALOGUE_IDS, ITEM_STATE, NOT_FINITE
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -125,6 +125,8 @@ class Description:
             user runs alone: an answer must not depend on the other users of the batch.
         torch_state: the item state of the torch forms, where model.onnx was taken apart and reads
             another.
+        counts_not_finite: behind its outputs, the graph has `cascade.spec.NOT_FINITE`; those of
+            earlier versions have not.
     """
 
     stage: str
@@ -135,6 +137,12 @@ class Description:
     widths: dict[str, int] = field(default_factory=dict)
     one_by_one: bool = False
     torch_state: Mapped | None = None
+    counts_not_finite: bool = False
+
+    @property
+    def graph_outputs(self) -> tuple[str, ...]:
+        """The names of all outputs of the graph, in their order."""
+        return (*self.outputs, *([NOT_FINITE.name] if self.counts_not_finite else []))
 
     @property
     def torch_mapped(self) -> dict[str, Mapped]:
@@ -171,6 +179,7 @@ class Description:
                 widths={name: int(width) for name, width in content.get("widths", {}).items()},
                 one_by_one=bool(content.get("one_by_one", False)),
                 torch_state=_mapped(state) if (state := content.get("torch_state")) else None,
+                counts_not_finite=bool(content.get("counts_not_finite", False)),
             )
 
         found = read_json(path, parse)

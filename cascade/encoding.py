@@ -143,19 +143,19 @@ class Encoder:
     def encode_dense(self, side: Side, dense: npt.NDArray[Any]) -> Floats:
         """[B, F_dense] raw numbers -> float32, as each feature is encoded."""
         encoded: Floats = np.array(dense, np.float32)
-        self._numeric[side].fill(encoded)
-        if np.isinf(encoded).any():
-            self._refuse_infinite(side, dense)
-        self._numeric[side].transform(encoded)
+        for step in (self._numeric[side].fill, self._numeric[side].transform):
+            step(encoded)  # the second may divide by a deviation below 1
+            if np.isinf(encoded).any():
+                self._refuse_infinite(side, dense, encoded)
         return encoded
 
-    def _refuse_infinite(self, side: Side, dense: npt.NDArray[Any]) -> None:
+    def _refuse_infinite(self, side: Side, dense: npt.NDArray[Any], encoded: Floats) -> None:
         features = self.schema.dense(side)
-        row, column = np.argwhere(np.isinf(np.asarray(dense, np.float32)))[0]
+        row, column = np.argwhere(np.isinf(encoded))[0]
         name = features[column].name if column < len(features) else f"column {column}"
+        is_ = "too large" if np.isfinite(np.float32(dense[row, column])) else "not a finite number"
         raise InvalidInput(
-            f"feature {name}: {dense[row, column]} is not a finite number; send NaN where the "
-            "value is missing"
+            f"feature {name}: {dense[row, column]} is {is_}; send NaN where the value is missing"
         )
 
     def ids(self, feature: Feature, values: Sequence[bytes] | npt.NDArray[Any]) -> Ids:

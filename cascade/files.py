@@ -1,20 +1,25 @@
-"""Files that are complete or absent: digests, and writes that survive a kill at any moment."""
+"""Files that are complete or absent: digests, and writes that survive a kill at any moment; and the
+content of packed ones."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import quote
 
 import numpy as np
 
 BLOCK = 1 << 20
 LONGEST_NAME = 200  # bytes of a file's name: file systems take 255
+GZIP_MAGIC = b"\x1f\x8b"
+UNPACKING_ERRORS = (OSError, EOFError, zlib.error)  # of what `unpacked` returns
 
 
 def sha256(path: Path) -> str:
@@ -44,6 +49,15 @@ def named_file(folder: Path, name: str, ending: str = "") -> Path:
     # os.path.exists() is False for what cannot be the name of a file, where Path.exists() raises.
     use_earlier = "/" not in name and not path.exists() and os.path.exists(earlier)
     return earlier if use_earlier else path
+
+
+def unpacked(path: Path) -> IO[bytes]:
+    """A file's content, where it is gzip unpacked, whatever its name: as gzip does it, several
+    members one after the other, and zeros between and behind them left out."""
+    with path.open("rb") as file:
+        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+    opened: Any = gzip.open(path) if packed else path.open("rb")  # noqa: SIM115
+    return cast("IO[bytes]", opened)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -34,7 +34,7 @@ FILTERED = "filtered"  # a parameter of `recommend`: the name of the model that 
 USER_ID, CONTEXT, COLD_START = "user_id", "context", "cold_start"
 FEATURES = ("dense", "categorical")
 TEXTS = (CONTEXT, EXCLUDE, ALLOW)
-ITEM_IDS = "item_ids"
+ITEM_IDS, SCORES = "item_ids", "scores"
 # A parameter of a request: microseconds since 1970 after which its client no longer waits.
 DEADLINE = "deadline_us"
 CHALLENGER_SHARE = "challenger_share"  # of the users: a parameter of `recommend`, read by clients
@@ -88,6 +88,9 @@ class Tensor:
 
 # The number of the release that answered: an output of the process that ranks.
 RELEASE = Tensor("release", "INT64", (1,))
+# How many candidates have a score that is no finite number: an output of the graphs that score,
+# which their processes add up and keep.
+NOT_FINITE = Tensor("not_finite", "INT64", (1,))
 # How many values of the user no vocabulary has: an output of the process that retrieves.
 UNKNOWN_VALUES = Tensor("unknown_values", "INT64", (1,))
 
@@ -163,7 +166,7 @@ def stages(schema: Schema, sizes: Sizes) -> tuple[Stage, ...]:
     survivors = Tensor("survivors", "INT64", (sizes.survivors,))
     results = (
         Tensor(ITEM_IDS, "INT64", (sizes.results,)),
-        Tensor("scores", "FP32", (sizes.results,)),
+        Tensor(SCORES, "FP32", (sizes.results,)),
     )
     return (
         Stage(RETRIEVE, (*request, *texts), (*user, candidates)),

@@ -102,8 +102,38 @@ class ParquetUsers(UserTable):
 
     def batches(self, size: int) -> Iterator[Batch]:
         columns = list(dict.fromkeys([*self.features, *self.kept]))
-        for batch in self._file.iter_batches(batch_size=size, columns=columns):
-            yield batch.select(self.features).to_pylist(), batch.select([*self.kept])
+        for batch in self._read(size, columns):
+            values = [self._values(name, batch[name]) for name in self.features]
+            users = [
+                dict(zip(self.features, row, strict=True)) for row in zip(*values, strict=True)
+            ]
+            yield users, batch.select([*self.kept])
+
+    def _read(self, size: int, columns: list[str]) -> Iterator[Any]:
+        pyarrow, _ = arrow()
+        try:
+            yield from self._file.iter_batches(batch_size=size, columns=columns)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UsageError(f"{self.path} cannot be read: {error}") from error
+
+    def _values(self, name: str, column: Any) -> list[Any]:
+        """A column as a client takes it, by the rules of training; a value that cannot be used
+        stays as it is, and the client refuses its row."""
+        from cascade.columns import convert
+
+        feature = self.layout.id_features.get(name)
+        wanted = convert.number(name) if feature is None else convert.feature(feature)
+        try:
+            found, wrong = wanted.convert(column, False)
+        except convert.WrongType as fault:
+            came = f"the column {name} is {column.type}; expected {fault}"
+            raise UsageError(f"{self.path}: {came}") from fault
+        values: list[Any] = found.to_pylist()
+        if feature is not None and feature.multivalued:
+            values = [text.split("|") if text else None for text in values]
+        for row in () if wrong is None else wrong.nonzero()[0].tolist():
+            values[row] = column[row].as_py()
+        return values
 
 
 @dataclass

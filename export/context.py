@@ -25,6 +25,7 @@ from cascade.schema import Schema
 from cascade.server import shell
 from cascade.spec import PRERANK, RETRIEVE, Precision, Sizes, Weights, stage_path
 from cascade.training import checkpoint
+from export import whole
 from export.item_ids import check_kind, read_item_ids
 
 REQUIRED = ("schema.json", "catalogue.parquet", "users.parquet")
@@ -181,6 +182,7 @@ class Source:
             )
         items, encoder = read_catalogue(folder), Encoder.load(folder)
         check_kind(items.names, encoder.schema, folder / "catalogue.parquet")
+        whole.check_items(items, encoder.schema, folder / "catalogue.parquet")
         return cls(folder, encoder, items, np.arange(len(items)))
 
     @property
@@ -210,7 +212,7 @@ class Source:
     def facts(self, name: str) -> dict[str, Any]:
         """What release.json says about the checkpoint in a subfolder."""
         folder = self.folder / name
-        metrics = checkpoint.describe(folder)["metrics"]
+        metrics = checkpoint.describe(folder).get("metrics", {})
         return {"checkpoint": name, "digest": checkpoint.digest(folder), "metrics": metrics}
 
 

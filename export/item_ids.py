@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cascade.artifact import Array, ArtifactError
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
+from cascade.columns.convert import Wanted
 from cascade.item_keys import PAD, keys_of
 from cascade.schema import Schema
 
@@ -17,18 +19,23 @@ CHUNK = 1 << 16  # ids at a time: as Python objects, all of a catalogue would ta
 
 def read_item_ids(column: pa.ChunkedArray, where: Path) -> tuple[Array, pa.Array | None]:
     """A column `item_id` -> keys int64 [N] and, where its ids are strings, the ids large_string
-    [N]. Raises ArtifactError: it has nulls, another type, an id that stands for no item, a string
-    twice, or two strings of one key; names `where` it is."""
+    [N]. Raises ArtifactError: it has nulls, another type, an id that stands for no item or that 64
+    bits do not hold, an id twice, or two strings of one key; names `where` it is."""
     if column.null_count:
         raise ArtifactError(f"{where}: {column.null_count} of {len(column)} item_id are null")
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_integer(kind):
         return _integers(column, where), None
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if pa.types.is_date(kind):
         raise ArtifactError(f"{where}: item_id is {column.type}; expected int64 or string")
-    names = column.cast(pa.large_string()).combine_chunks()
+
+    def error(fault: Fault) -> ArtifactError:
+        if fault.row is None:
+            return ArtifactError(f"{where}: item_id is {fault.came}; expected int64 or string")
+        return ArtifactError(f"{where}: an item_id is empty, which stands for no item")
+
+    wanted = Wanted("item_id", convert.item_name(None), "a string that is not empty")
+    names = checked(column, wanted, error).cast(pa.large_string()).combine_chunks()
     names = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
     return _keys(names, where), names
 
@@ -52,20 +59,22 @@ def check_same_item(one: str, other: str, where: Path) -> None:
 
 
 def _integers(column: pa.ChunkedArray, where: Path) -> Array:
-    try:
-        keys: Array = column.cast(pa.int64()).to_numpy()
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{where}: item_id: {error}; expected ids of 64 bits") from error
-    if (keys == PAD).any():
-        raise ArtifactError(f"{where}: an item_id is {PAD}, which stands for no item")
+    def error(fault: Fault) -> ArtifactError:
+        none = ", which stands for no item" if fault.came == str(PAD) else ""
+        return ArtifactError(
+            f"{where}, row {fault.row}: an item_id is {fault.came}{none}; expected {fault.expected}"
+        )
+
+    wanted = Wanted("item_id", convert.item_id(None), "an integer from 0 to 2^63 - 1")
+    keys: Array = checked(column, wanted, error).to_numpy()
+    ordered = np.sort(keys)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        raise ArtifactError(f"{where}: item {twice[0]} is there more than once")
     return keys
 
 
 def _keys(names: pa.Array, where: Path) -> Array:
-    try:
-        names.validate(full=True)
-    except pa.ArrowInvalid as error:
-        raise ArtifactError(f"{where}: item_id: {error}; expected strings in UTF-8") from error
     chunks = (names[start : start + CHUNK].to_pylist() for start in range(0, len(names), CHUNK))
     keys = keys_of((name for chunk in chunks for name in chunk), len(names))
     order = np.argsort(keys, kind="stable")
@@ -74,6 +83,4 @@ def _keys(names: pa.Array, where: Path) -> Array:
         one, other = (names[int(row)].as_py() for row in order[place : place + 2])
         check_same_item(one, other, where)
         raise ArtifactError(f"{where}: item {one!r} is there more than once")
-    if pc.any(pc.equal(names, "")).as_py():
-        raise ArtifactError(f"{where}: an item_id is empty, which stands for no item")
     return keys

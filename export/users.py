@@ -9,14 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from cascade import pbtxt, values
 from cascade.artifact import ArtifactError
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
+from cascade.columns.convert import Wanted
 from cascade.encoding import InvalidInput
 from cascade.layout import Categorical, Dense, RequestLayout
 from cascade.spec import ENSEMBLE
@@ -48,7 +49,7 @@ class Table:
                 f"{path}: {values.unknown_name('column', id_column, names)}; --id-column names the "
                 "one with the ids, --row-ids numbers the rows"
             )
-        self._layout, self._id_column = layout, id_column
+        self._path, self._layout, self._id_column = path, layout, id_column
         self._present, self.absent = layout.of_columns(names, str(path))
         self.rows: int = self._file.metadata.num_rows
 
@@ -56,21 +57,36 @@ class Table:
         """In the order of the file. Raises InvalidInput: a column of a wrong type, a bad value."""
         columns = [*self._present, *([self._id_column] if self._id_column else [])]
         first = 0
-        for batch in self._file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns))):
+        for batch in self._batches(list(dict.fromkeys(columns))):
             dense, categorical = self._layout.empty(len(batch))
             for name in self._present:
                 place, feature = self._layout.columns[name], self._layout.id_features.get(name)
+                wanted = convert.number(name) if feature is None else convert.feature(feature)
+                values = self._checked(batch[name], wanted, first)
                 if feature is None:
-                    dense[:, place] = _numbers(name, batch[name])
-                elif feature.multivalued:
-                    members = batch[name].to_pylist()
-                    categorical[:, place] = [feature.to_wire(value) for value in members]
+                    dense[:, place] = values.to_numpy()
                 else:
-                    categorical[:, place] = _texts(name, batch[name])
+                    categorical[:, place] = [feature.to_wire(text) for text in values.to_pylist()]
             rows = range(first, first + len(batch))
             ids = batch[self._id_column].to_pylist() if self._id_column else [*rows]
             yield ids, dense, categorical
             first = rows.stop
+
+    def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._file.iter_batches(CHUNK, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInput(f"{self._path} cannot be read: {error}") from error
+
+    def _checked(self, column: pa.Array, wanted: Wanted, first: int) -> pa.ChunkedArray:
+        def error(fault: Fault) -> InvalidInput:
+            if fault.row is None:
+                came = f"a column of {fault.came} came; expected {fault.expected}"
+                return InvalidInput(f"{self._path}: feature {wanted.name}: {came}")
+            row = f"{self._path}, row {first + fault.row}: feature {wanted.name}"
+            return InvalidInput(f"{row}: {fault.came} is not {fault.expected}")
+
+        return checked(pa.chunked_array([column]), wanted, error)
 
 
 class Lines:
@@ -107,26 +123,6 @@ class Lines:
             except ValueError as error:
                 raise InvalidInput(f"{self._path}, line {number}: {error}") from error
         return ids, dense, categorical
-
-
-def _numbers(name: str, column: Any) -> Any:
-    """float32 [B], NaN = missing."""
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise InvalidInput(f"feature {name}: a column of {column.type} came; expected numbers")
-    return pc.fill_null(column.cast(pa.float32(), safe=False), np.nan).to_numpy()
-
-
-def _texts(name: str, column: Any) -> Any:
-    """bytes [B], empty = missing."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    known = pa.types.is_string, pa.types.is_large_string, pa.types.is_integer
-    if not any(is_kind(column.type) for is_kind in known):
-        raise InvalidInput(
-            f"feature {name}: a column of {column.type} came; expected texts or integers"
-        )
-    texts = pc.fill_null(column.cast(pa.string()), "")
-    return texts.cast(pa.binary()).to_numpy(zero_copy_only=False)
 
 
 def write(table: Table | Lines, store: UserStore, replace: bool = False) -> tuple[int, int]:

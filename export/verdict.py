@@ -89,7 +89,7 @@ def _of_lists(build: Build, source: Source) -> tuple[list[Said], list[str]]:
     if not path.exists():
         return [], []
     try:
-        found = _judged(build, source, HeldOut.load(path, source.places))
+        found = _judged(build, source, HeldOut.load(path, source.places, source.schema))
     except Exception as error:
         print(f"no verdict by {path}: {type(error).__name__}: {error}")
         return [], []

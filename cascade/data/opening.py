@@ -136,8 +136,11 @@ class OwnSource(Source):
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Its own, and the file of its code: rows that are read otherwise are other rows."""
+        given = self._made.fingerprint
+        if not isinstance(given, dict):
+            raise self._wrong(f"its fingerprint is a {type(given).__name__}; expected a dict")
         try:
-            own = json.loads(json.dumps(self._made.fingerprint))
+            own = json.loads(json.dumps(given))
         except (TypeError, ValueError) as error:
             raise self._wrong(f"its fingerprint is no JSON: {error}") from error
         code = None if self._code is None else file_identity(Path(self._code))

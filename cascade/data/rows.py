@@ -18,9 +18,9 @@ from pyarrow import csv
 
 from cascade.data.source import BadRows, DataError
 from cascade.encoding import MAX_VALUE_BYTES
+from cascade.files import UNPACKING_ERRORS, unpacked
 
 BLOCK_BYTES = 16 << 20  # about 70,000 rows of Criteo: enough to parse columns in parallel
-GZIP_MAGIC = b"\x1f\x8b"
 # Arrow takes " 5" and "0x5" for integers; `is_integer` does not. Neither is found in good files.
 _LENIENT = (b" ", b"0x", b"0X")
 _INTEGER = re.compile(rb"-?\d{1,19}")
@@ -66,10 +66,8 @@ def read_rows(
 
 def _blocks(path: Path) -> Iterator[bytes]:
     """The content of a file in blocks of whole lines; only the last may lack its line feed."""
-    with path.open("rb") as file:
-        packed = file.read(2) == GZIP_MAGIC
     done, rest = 0, b""
-    with pa.input_stream(str(path), compression="gzip" if packed else None) as stream:
+    with unpacked(path) as stream:
         try:
             while block := stream.read(BLOCK_BYTES):
                 done += len(block)
@@ -80,7 +78,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
                 rest += block[end:]
                 if len(rest) > 2 * BLOCK_BYTES:
                     raise DataError(f"{path}: a line has over {len(rest):,} bytes; is this text?")
-        except OSError as error:
+        except UNPACKING_ERRORS as error:
             raise DataError(
                 f"{path}: cannot be unpacked beyond byte {done:,} of its content: {error}. "
                 "Fetch the file again"

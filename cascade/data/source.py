@@ -150,9 +150,18 @@ def unit(time: float) -> str | None:
     return None
 
 
+_EITHER = (pa.types.is_integer, pa.types.is_null)
+_NUMBERS = (*_EITHER, pa.types.is_floating, pa.types.is_decimal)
+_TEXTS = (
+    *(*_EITHER, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_date),
+)
+
+
 def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
     """The raw columns of some features: float32 for dense, to which large integers are rounded,
-    string for the others."""
+    string for the others. A `DataError` for a number that is given as text or as a boolean, and for
+    another value that is given as a number with a fraction."""
     types = {f.name: pa.float32() if f.kind == "dense" else pa.string() for f in features}
     missing = [name for name in types if name not in table.column_names]
     if missing:
@@ -161,6 +170,10 @@ def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
         )
     columns = {}
     for name, type_ in types.items():
+        kind = table[name].type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(is_kind(kind) for is_kind in (_NUMBERS if type_ == pa.float32() else _TEXTS)):
+            raise DataError(f"feature {name}: {kind} came, and {type_} was expected")
         try:
             rounded = type_ == pa.float32() and pa.types.is_integer(table[name].type)
             columns[name] = table[name].cast(type_, safe=not rounded)

@@ -24,15 +24,36 @@ def load_graph(folder: Path, schema: Schema | None, serving: Serving) -> tuple[D
     description = Description.load(folder)
     if schema is not None:
         schema.check_same(description.schema_hash, str(folder))
+    graph = _opened(folder, description, serving)
+    return description, Counting(graph) if description.counts_not_finite else graph
+
+
+def _opened(folder: Path, description: Description, serving: Serving) -> Graph:
     # A runtime's module needs its library: a server of ONNX files has no torch.
     if serving.runtime in ("torchscript", "aoti"):
         from cascade.runtime.torch_graphs import torch_graph
 
-        return description, torch_graph(folder, description, serving)
+        return torch_graph(folder, description, serving)
     from cascade.runtime.onnx import OnnxGraph
 
     graph = OnnxGraph(folder, description, serving)
-    return description, _one_by_one(graph) if description.one_by_one else graph
+    return _one_by_one(graph) if description.one_by_one else graph
+
+
+class Counting:
+    """A graph whose last output is `cascade.spec.NOT_FINITE` -> the same without it.
+
+    Attributes:
+        not_finite: how many candidates had a score that is no finite number, since it was opened.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self.not_finite = graph, 0
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        *found, not_finite = self._graph(*inputs)
+        self.not_finite += int(not_finite.sum())
+        return found
 
 
 def _one_by_one(graph: Graph) -> Graph:

@@ -42,7 +42,7 @@ class OnnxGraph:
             raise unloadable(path, error) from error
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._order = [description.inputs.index(name) for name in self._inputs]
-        self._outputs = list(description.outputs)
+        self._outputs = list(description.graph_outputs)
         self._serving = serving
         self._bound: dict[tuple[tuple[int, ...], ...], _Bound] = {}
 

@@ -17,14 +17,14 @@ from cascade.config import Serving
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
 from cascade.runtime.load import load_graph
-from cascade.spec import CATALOGUE_IDS
+from cascade.spec import CATALOGUE_IDS, NOT_FINITE, SCORES
 
 
 class Score:
     """Preranker or ranker: user and candidate rows -> the outputs of the exported graph.
 
     user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> survivors [B, K'], or item ids and
-    scores [B, K'].
+    scores [B, K'], finite numbers. A candidate that the model has none for comes last.
     """
 
     needed: tuple[str, ...] = ()
@@ -38,7 +38,8 @@ class Score:
         ids = description.mapped.get(CATALOGUE_IDS)
         self.item_ids = None if ids is None else ids.open(folder)[:, 0]
         self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
-        self._kept = 0
+        self._scores = self.outputs.index(SCORES) if SCORES in self.outputs else None
+        self._kept = self._not_finite = 0
 
     def __call__(self, *inputs: Array) -> tuple[Array, ...]:
         *users, rows = inputs
@@ -57,10 +58,25 @@ class Score:
         found = tuple(self._graph(*users, rows))
         spans.end(self._scored)
         self._kept += int(np.count_nonzero(found[0] >= 0))
+        # Graphs of earlier versions answer with what they computed.
+        if self._scores is not None and not np.isfinite(found[self._scores]).all():
+            return self._finite(found)
         return found
 
+    def _finite(self, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The same answers, in which items without a finite score come last, with a score of 0."""
+        assert self._scores is not None
+        pads, known = found[0] < 0, np.isfinite(found[self._scores])
+        self._not_finite += int(np.count_nonzero(~known & ~pads))
+        order = np.argsort(~known * 1 + pads * 2, axis=1, kind="stable")
+        scores = np.where(known & ~pads, found[self._scores], 0).astype(np.float32)
+        changed = [*found[: self._scores], scores, *found[self._scores + 1 :]]
+        return tuple(np.take_along_axis(values, order, axis=1) for values in changed)
+
     def counts(self) -> Mapping[str, int]:
-        return {"kept": self._kept}
+        """Items that were handed on, and candidates whose score is no finite number."""
+        counted = getattr(self._graph, "not_finite", 0)
+        return {"kept": self._kept, NOT_FINITE.name: self._not_finite + counted}
 
     def levels(self) -> Mapping[str, float]:
         return {"items": self._items} if self._items < sys.maxsize else {}

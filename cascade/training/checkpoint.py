@@ -26,6 +26,8 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 
 FORMAT = 1
+NEEDED = ("model", "config", "schema_hash")  # of a description
+ROWS = 1 << 16  # of a table, checked at a time
 
 
 class CheckpointError(CascadeError, ValueError):
@@ -33,11 +35,13 @@ class CheckpointError(CascadeError, ValueError):
 
 
 def save(folder: Path, scorer: Scorer, description: dict[str, Any]) -> None:
-    """Write a finished model. The description holds `model`, `config` and `schema_hash`; metrics
-    and the like besides."""
+    """Write a finished model. The description holds `model`, `config` and `schema_hash`, and where
+    there are any, metrics and the like. A `CheckpointError` where it lacks one."""
     versions = {name: version(name) for name in ("torch", "numpy", "safetensors")}
     versions["python"] = platform.python_version()
     content = {"format": FORMAT, **description, "versions": versions}
+    if missing := [key for key in NEEDED if key not in content]:
+        raise CheckpointError(f"a description came that does not say {' and '.join(missing)}")
     _save_tensors(folder / "weights.safetensors", dict(scorer.state_dict()))
     write_json(folder / "checkpoint.json", content)
 
@@ -58,7 +62,7 @@ def describe(folder: Path) -> dict[str, Any]:
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}. "
             "Train again, or use the version that wrote it."
         )
-    missing = [key for key in ("model", "config", "schema_hash") if key not in content]
+    missing = [key for key in NEEDED if key not in content]
     if missing:
         raise CheckpointError(f"{path} is damaged: it does not say {' and '.join(missing)}")
     return content
@@ -70,7 +74,8 @@ def digest(folder: Path) -> str:
 
 
 def load(folder: Path, schema: Schema) -> Scorer:
-    """Read a finished model, ready to evaluate. A `SchemaError` if it has another schema."""
+    """Read a finished model, ready to evaluate. A `SchemaError` if it has another schema; a
+    `CheckpointError` if it is damaged, or a weight is no finite number."""
     content = describe(folder)
     schema.check_same(content["schema_hash"], str(folder))
     try:
@@ -84,7 +89,25 @@ def load(folder: Path, schema: Schema) -> Scorer:
         scorer.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be loaded: {error}") from error
+    _check_finite(path, scorer.state_dict())
     return scorer.eval()
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Every number of every tensor: a row that no test meets is served, too."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        rows = tensor.detach().reshape(len(tensor) if tensor.ndim else 1, -1)
+        for start in range(0, len(rows), ROWS):
+            good = rows[start : start + ROWS].isfinite().all(dim=1)
+            if not good.all():
+                row = start + int(good.int().argmin())
+                raise CheckpointError(
+                    f"{path}: row {row} of {name} {[*tensor.shape]} has a number that is not "
+                    "finite; expected a model whose training has not diverged: train again, with "
+                    "a lower --lr or --embedding-lr"
+                )
 
 
 def save_resume(

@@ -39,4 +39,5 @@ def log_of(dataset: Dataset, log: Log | None = None) -> tuple[Log, str]:
 
 def source_of(dataset: Dataset) -> str:
     """The kind of source that a data set was made from; empty where it does not say."""
-    return str(dataset.source["fingerprint"].get("source", ""))
+    fingerprint = dataset.source.get("fingerprint") or {}
+    return str(fingerprint.get("source", ""))

@@ -8,6 +8,7 @@ Every family has the labels `model` and `release`; those of a stage have the lab
 | cascade_batch_users_total | | users in those batches |
 | cascade_errors_total | kind | refused: the `input`, a full `queue`, too `late`; failed: `stage` |
 | cascade_<count>_total | stage | of `counts()`: candidates or results `kept`, `cold_starts`, ... |
+| cascade_not_finite_total | stage | candidates whose score is NaN or infinite: they came last |
 | cascade_unknown_values_total | stage, feature | values of users that are not in the vocabulary |
 | cascade_<level> | stage | of `levels()`, such as `items` |
 | cascade_deny_list_lines | stage, state | `applied`, `absent` (no such item), `bad` (unreadable) |

@@ -4,6 +4,7 @@ ids, so that only the answer leaves it."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.spec import Precision
 
+LOWEST = float(np.finfo(np.float32).min)  # of an item without a finite score; a pad has -inf
 SURROGATE_ROWS = 4  # stand in for the catalogue during tracing; servers map the real rows
 
 
@@ -52,9 +54,11 @@ class CandidateLogits(nn.Module):
 
 class TopCandidates(CandidateLogits):
     """user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> the best `keep` of each user's rows,
-    or (item_ids, click probability) of these.
+    or item_ids and click probability of these; then, int64 [B, 1], how many candidates have a logit
+    that is no finite number.
 
-    A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0.
+    A row of -1 is a pad: it loses against every item, and comes out as -1 with probability 0. An
+    item without a finite logit loses against all others: runtimes differ in where TopK puts a NaN.
     """
 
     catalogue_ids: Tensor
@@ -69,11 +73,13 @@ class TopCandidates(CandidateLogits):
 
     def forward(  # type: ignore[override]
         self, user_dense: Tensor, user_ids: Tensor, candidates: Tensor
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         logits = super().forward(user_dense, user_ids, candidates)
-        best, places = logits.topk(self.keep, dim=1)
+        known = (logits.abs() < torch.inf) | (candidates < 0)  # false for NaN, too
+        not_finite = (~known).sum(dim=1, keepdim=True)
+        best, places = torch.where(known, logits, LOWEST).topk(self.keep, dim=1)
         rows = candidates.gather(1, places)
         if not self.with_ids:
-            return rows
+            return rows, not_finite
         ids = nn.functional.embedding(rows.clamp(min=0), self.catalogue_ids).squeeze(-1)
-        return ids.masked_fill(rows < 0, -1), torch.sigmoid(best)
+        return ids.masked_fill(rows < 0, -1), torch.sigmoid(best), not_finite

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from cascade.artifact import Array, Description, Mapped
+from cascade.artifact import Array, ArtifactError, Description, Mapped
 from cascade.config import Serving
 from cascade.data.parts import matrix
 from cascade.index.topk import reaches
@@ -26,6 +26,7 @@ from cascade.models.scorer import Scorer
 from cascade.runtime.load import Graph, load_graph
 from cascade.schema import Schema
 from cascade.spec import ITEM_STATE, PRERANK, RANK, Sizes
+from export import whole
 from export.artifacts import onnx_file
 from export.artifacts.graphs import CandidateLogits
 from export.artifacts.stage_files import PLAIN, Variant, example_users, write_item_state
@@ -67,11 +68,16 @@ class HeldOut:
     labels: Array
 
     @classmethod
-    def load(cls, path: Path, places: Array) -> HeldOut:
-        """Read the first rows of held_out.parquet; `places` [N] says where its items are now."""
-        table = pq.read_table(path).slice(0, HELD_OUT_ROWS)
+    def load(cls, path: Path, places: Array, schema: Schema | None = None) -> HeldOut:
+        """Read the first rows of held_out.parquet; `places` [N] says where its items are now.
+        Raises ArtifactError: a row, read or not, cannot be judged by."""
+        table = pq.read_table(path)
         users = matrix(table["user_dense"]).copy(), matrix(table["user_ids"]).astype(np.int64)
-        return cls(users, places[table["item"].to_numpy()], table["label"].to_numpy())
+        item, label = (table[name].to_numpy() for name in ("item", "label"))
+        if schema is not None:
+            whole.check_held_out(users, schema, item, label, len(places), path)
+        some = slice(0, HELD_OUT_ROWS)
+        return cls((users[0][some], users[1][some]), places[item[some]], label[some])
 
 
 class Apart(Protocol):
@@ -118,15 +124,19 @@ class Guard:
 
     def judge(self, stage: str, variants: list[Variant]) -> list[Verdict]:
         """Export, ask and time each of the variants; float32 goes first, as the yardstick."""
-        made = {}
+        made, verdicts = {}, []
         unique = dict.fromkeys([PLAIN, *variants])
         for variant in tqdm(unique, desc=f"variants of {stage}", leave=False):
             if (stage, variant) not in self._made:
-                graph, size = self._export(stage, variant)
+                try:
+                    graph, size = self._export(stage, variant)
+                except whole.NotHeld:
+                    verdicts.append(Verdict(stage, variant, np.inf, 0.0, np.inf, 0))
+                    continue
                 self._made[stage, variant] = graph, size, self._auc_of(graph)
             made[variant] = self._made[stage, variant]
         latency_us = self._time(stage, {v: graph for v, (graph, *_) in made.items()})
-        expected, found = made[PLAIN][-1], []
+        expected, found = made[PLAIN][-1], verdicts
         for variant, (graph, bytes_per_item, found_auc) in made.items():
             loss, overlap = expected - found_auc, self._overlap(stage, variant, graph)
             took_us = latency_us[variant]
@@ -184,6 +194,8 @@ class Guard:
                 real = np.maximum(rows, 0)
                 items = (torch.from_numpy(x[real]) for x in (self.items.dense, self.items.ids))
                 logits = scorer.score(scorer.user(dense, ids), scorer.item(*items)[None])[0]
+                if not logits.isfinite().all():
+                    raise ArtifactError(f"{stage}: the model gives scores that are not finite")
                 found.append(np.where(rows < 0, -np.inf, logits.numpy()))
         return np.stack(found)
 
@@ -218,7 +230,8 @@ class Guard:
             items = self.held_out.items[part]
             users = (x[part] for x in self.held_out.users)
             logits.append(graph(*users, np.stack((items, items), axis=1))[0][:, 0])
-        return auc(self.held_out.labels, np.concatenate(logits))
+        scores = np.concatenate(logits)
+        return auc(self.held_out.labels, scores) if np.isfinite(scores).all() else -np.inf
 
     def _time(self, stage: str, graphs: dict[Variant, Graph]) -> dict[Variant, float]:
         rows = np.sort(self._rows(stage), axis=1)

@@ -59,7 +59,7 @@ def trace_stage(
     if "candidates" in example:
         keep = getattr(module, "keep", 2)
         dynamic["candidates"][1] = torch.export.Dim("candidates_per_user", min=keep)
-    inputs, outputs = [*description.inputs], [*description.outputs]
+    inputs, outputs = [*description.inputs], [*description.graph_outputs]
     trace(module, example, dynamic, inputs, outputs, folder / ONNX_FILE, WEIGHTS_FILE)
 
 

@@ -132,6 +132,8 @@ def _judge_user(values: Mapping[int, float], ids: Array, relative: bool) -> tupl
     if len({*got}) != len(got) or not {*got} <= values.keys() or (ids[len(best) :] >= 0).any():
         return float("inf"), 0
     own = np.array([values[i] for i in got])
+    if not np.isfinite([*values.values()]).all():  # no order, and no difference that is a number
+        return float("inf"), 0
     least = best.min(initial=np.inf)
     slack = TIE * abs(least) if relative and len(best) else TIE
     return float(np.abs(own - best).max(initial=0)), int((own >= least - slack).sum())

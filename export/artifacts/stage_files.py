@@ -17,6 +17,7 @@ from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import CATALOGUE_IDS, ITEM_STATE, RETRIEVE, Precision, Stage, Weights
+from export import whole
 from export.artifacts import device, onnx_file
 from export.artifacts.graphs import TopCandidates, UserTower
 from export.context import Catalogue, Forms
@@ -77,12 +78,15 @@ def item_states(scorer: Scorer, items: Catalogue, name: str) -> Iterator[Array]:
 def write_mapped(
     folder: Path, name: str, parts: Iterable[Array], dtype: str, shape: tuple[int, ...]
 ) -> Mapped:
-    """Write a file that servers map, part by part; one that has the old file keeps it."""
+    """Write a file that servers map, part by part; one that has the old file keeps it. Raises
+    ArtifactError: a number is not finite in it."""
     mapped = Mapped(f"{name}.bin", dtype, shape)
     (folder / mapped.file).unlink(missing_ok=True)
     with (folder / mapped.file).open("wb") as file:
+        start = 0
         for part in parts:
-            part.astype(dtype, copy=False).tofile(file)
+            whole.check_states(part, start, mapped.file, dtype).tofile(file)
+            start += len(part)
     return mapped
 
 
@@ -136,7 +140,9 @@ def write_scoring(
     widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
     outputs = tuple(tensor.name for tensor in stage.outputs)
     tensors, alone = (tuple(widths), outputs), variant.one_by_one
-    description = Description(stage.name, schema.hash, *tensors, mapped, widths, alone)
+    description = Description(
+        stage.name, schema.hash, *tensors, mapped, widths, alone, counts_not_finite=True
+    )
     example = example_users(schema, stage.inputs[-1].dims[0])
     write_graphs(module, example, description, folder, forms, variant.weights)
     return _opened(module, description, folder)

@@ -46,7 +46,7 @@ def choose(
     if asked == Variant():
         return []
     held_out = source.folder / HELD_OUT_FILE
-    rows = HeldOut.load(held_out, source.places) if held_out.exists() else None
+    rows = HeldOut.load(held_out, source.places, source.schema) if held_out.exists() else None
     if rows is None or len(np.unique(rows.labels)) < 2:
         fault = "is missing" if rows is None else "has rows of one label only"
         if auto:

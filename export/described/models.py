@@ -11,7 +11,6 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
-from onnx import numpy_helper
 
 from cascade.artifact import Array
 from cascade.located import Node
@@ -21,6 +20,7 @@ from export.described.features import Features
 from export.described.forms import Form, flatten
 from export.foreign.inputs import ForeignError, InputMap, Meaning, Rows, schema_columns
 from export.foreign.onnx_model import RUNTIME_ERRORS, Foreign
+from export.foreign.weights import not_finite
 
 LARGEST_DIFFERENCE = (
     1e-5  # between a module and the graph that was traced from it, relative above 1
@@ -87,13 +87,12 @@ def _check_inputs(form: Form, path: Path, session: Any) -> None:
             f"{form.name} also takes {', '.join(missing)}; say which features feed it, of the "
             f"inputs {', '.join(asked)}"
         )
-    model = onnx.load(path)
-    for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise form.node.error(
-                f"the weights {tensor.name} of {form.name} have values that are not finite numbers"
-            )
+    if found := not_finite(ir.load(path)):
+        raise form.node.error(
+            f"the weights {found[0]} of {form.name} have values that are not finite numbers, first "
+            f"in row {found[1]}"
+        )
+    model = onnx.load(path, load_external_data=False)
     read = {name for n in _nodes(model.graph) for name in n.input}
     for name, one in node.mapping().items():
         if name not in asked or name not in read:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pyarrow.csv as csv
 import pyarrow.json as json
 import pyarrow.parquet as pq
 
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
+from cascade.columns.convert import Wanted
 from cascade.located import Node
 from cascade.schema import Feature
-from cascade.values import SEPARATOR, unknown_name
+from cascade.values import unknown_name
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
@@ -60,30 +64,14 @@ def numbers(node: Node, name: str, values: pa.ChunkedArray) -> np.ndarray[Any, A
     kind = values.type
     if pa.types.is_null(kind):
         return np.full(len(values), np.nan, np.float32)
-    if not any(
-        check(kind) for check in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    ):
-        raise node.error(f"column {name} is {kind}; expected numbers")
-    found: np.ndarray[Any, Any] = np.array(values.cast(pa.float64(), safe=False), np.float32)
+    found: np.ndarray[Any, Any] = _checked(node, name, values, convert.number(name)).to_numpy()
     return found
 
 
-def texts(node: Node, name: str, values: pa.ChunkedArray, length: int = 1) -> pa.Array:
-    """Strings [n], "" where a value is missing; lists are joined by `|`. Raises LocatedError: a
-    type that is neither text, integer nor a list of these."""
-    values = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
-    values = values.combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if _is_list(values.type):
-        inner = _plain(node, name, values.values)
-        if pc.any(pc.match_substring(inner, SEPARATOR)).as_py():
-            raise node.error(f"column {name} has a member with {SEPARATOR!r}, which parts members")
-        lists = pa.LargeListArray.from_arrays(
-            values.offsets.cast(pa.int64()), inner.cast(pa.large_string())
-        )
-        joined = pc.binary_join(lists, pa.scalar(SEPARATOR, pa.large_string()))
-        return pc.fill_null(pc.if_else(values.is_valid(), joined, None), "").cast(pa.large_string())
+def texts(node: Node, name: str, values: pa.ChunkedArray) -> pa.Array:
+    """Strings [n], "" where a value is missing. Raises LocatedError: neither text nor integers."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
     return pc.fill_null(_plain(node, name, values), "")
 
 
@@ -95,8 +83,19 @@ def features(node: Node, table: pa.Table, wanted: dict[str, tuple[Feature, str]]
         if feature.kind == "dense":
             found[name] = numbers(node, source, values)
         else:
-            found[name] = texts(node, source, values, feature.length)
+            wanted_here = replace(convert.feature(feature), name=source)
+            found[name] = pc.fill_null(_checked(node, source, values, wanted_here), "")
     return pa.table(found)
+
+
+def _checked(node: Node, name: str, values: pa.ChunkedArray, wanted: Wanted) -> pa.ChunkedArray:
+    """A column by the rules of training. Raises LocatedError."""
+
+    def error(fault: Fault) -> Exception:
+        of_row = "" if fault.row is None else f", row {fault.row},"
+        return node.error(f"column {name}{of_row} is {fault.came}; expected {fault.expected}")
+
+    return checked(values, wanted, error)
 
 
 def item_ids(node: Node, name: str, values: pa.ChunkedArray) -> pa.Array:
@@ -142,7 +141,3 @@ def _plain(node: Node, name: str, values: pa.Array) -> pa.Array:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))

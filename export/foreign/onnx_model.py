@@ -19,6 +19,7 @@ from cascade.spec import Stage
 from export.artifacts.parity import Parity, draw_candidates, judge
 from export.context import Catalogue
 from export.foreign.inputs import ForeignError, InputMap, Rows
+from export.foreign.weights import not_finite
 
 # ONNX Runtime 1.19 reads what ONNX 1.16 defines. The nodes that `wrapper` adds have had their form
 # since opset 11.
@@ -51,6 +52,11 @@ class Foreign:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except RUNTIME_ERRORS as error:
             raise ForeignError(f"ONNX Runtime cannot load {path}: {error}") from error
+        if found := not_finite(model):
+            raise ForeignError(
+                f"the weights {found[0]} of {path} have values that are not finite numbers, first "
+                f"in row {found[1]}: export a model whose training has not diverged"
+            )
 
     @property
     def is_logit(self) -> bool:

@@ -26,6 +26,7 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Schema
 from cascade.spec import RETRIEVE
 from cascade.training import checkpoint
+from export import whole
 from export.artifacts.onnx_file import EXTERNAL_BYTES, OPSET, WEIGHTS_FILE
 from export.artifacts.stage_files import CHUNK, item_states
 from export.context import FOREIGN_RETRIEVER as FILE
@@ -157,10 +158,15 @@ class Tower(nn.Module):
 
 
 def item_vectors(retriever: Scorer, items: Catalogue) -> Iterator[Array]:
-    """The vectors of a catalogue by any retriever, chunk by chunk: float32 [n, D]."""
+    """The vectors of a catalogue by any retriever, chunk by chunk: float32 [n, D]. Raises
+    ArtifactError, ForeignError: a number is not finite."""
     if isinstance(retriever, ForeignRetriever):
-        return retriever.item_vectors(items)
-    return item_states(retriever, items, RETRIEVE)
+        yield from retriever.item_vectors(items)
+        return
+    start = 0
+    for vectors in item_states(retriever, items, RETRIEVE):
+        yield whole.check_states(vectors, start, "item vectors", "float32")
+        start += len(vectors)
 
 
 def open_retriever(checkpoints: Path, schema: Schema) -> Scorer:

@@ -145,8 +145,15 @@ def write_files(
     tensors, alone = (inputs, (LOGITS,) if logits else outputs), variant.one_by_one
     # Without widths: TensorRT asks for the shapes of whatever it cuts out of a graph, and of an
     # arbitrary one it may cut out several pieces.
-    description = Description(stage.name, foreign.schema.hash, *tensors, mapped, one_by_one=alone)
-    description.save(folder)
+    counts = not logits
+    Description(
+        stage.name,
+        foreign.schema.hash,
+        *tensors,
+        mapped,
+        one_by_one=alone,
+        counts_not_finite=counts,
+    ).save(folder)
     return tables
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from cascade.artifact import Mapped
-from cascade.spec import CATALOGUE_IDS, Stage
+from cascade.spec import CATALOGUE_IDS, NOT_FINITE, Stage
+from export.artifacts.graphs import LOWEST
 from export.foreign.apart import STATES, part_input, stored
 from export.foreign.inputs import Column, Input
 from export.foreign.onnx_model import IR_VERSION, Foreign, model_inputs
@@ -189,10 +190,15 @@ class Wrapping:
         return masked
 
     def _best(self, masked: ir.Value) -> list[ir.Value]:
-        """Scores [B, K] -> the outputs of the stage, [B, K'] each."""
+        """Scores [B, K] -> the outputs of the stage, [B, K'] each, and how many are not finite. An
+        item with such a score loses against all others: runtimes differ in where TopK puts a NaN.
+        """
         keep = self.stage.outputs[0].dims[0]
+        infinity, lowest = (self._constant(x, np.float32) for x in (np.inf, LOWEST))
+        known = self._op("Or", self._op("Less", self._op("Abs", masked), infinity), self.pads)
+        scores = self._op("Where", known, masked, lowest)
         best, places = self.tape.op_multi_out(
-            "TopK", [masked, self._constant([keep])], {"axis": 1}, num_outputs=2
+            "TopK", [scores, self._constant([keep])], {"axis": 1}, num_outputs=2
         )
         chosen = self._op("GatherElements", self.rows, places, axis=1)
         outputs = [chosen]
@@ -201,14 +207,29 @@ class Wrapping:
         for value, tensor in zip(outputs, self.stage.outputs, strict=True):
             value.name, value.dtype = tensor.name, DTYPES[tensor.dtype]
             value.shape = ir.Shape(["stage_users", keep])
-        return outputs
+        return [*outputs, self._counted(self._op("Not", known))]
+
+    def _counted(self, flags: ir.Value) -> ir.Value:
+        """bool [B, K] -> how many are true, int64 [B, 1]."""
+        numbers = self._op("Cast", flags, to=int(ir.DataType.INT64))
+        if self.model.opset_imports[""] < 13:
+            found = self._op("ReduceSum", numbers, axes=[1], keepdims=1)
+        else:
+            found = self._op("ReduceSum", numbers, self._constant([1]), keepdims=1)
+        found.name, found.dtype = NOT_FINITE.name, ir.DataType.INT64
+        found.shape = ir.Shape(["stage_users", 1])
+        return found
 
     def _ids_and_probabilities(self, chosen: ir.Value, best: ir.Value, keep: int) -> list[ir.Value]:
         lost = self._op("Less", chosen, self.zero)
         safe = self._op("Where", lost, self.zero, chosen)
         ids = self._op("Gather", self.tables[CATALOGUE_IDS], safe, axis=0)  # [B, K', 1]
         ids = self._op("Reshape", ids, self._constant([0, keep]))
-        probability = self._op("Sigmoid", best) if self.foreign.mapping.is_logit else best
+        probability = best
+        if self.foreign.mapping.meaning == "probability":
+            probability = self._op("Max", best, self._constant(0, np.float32))
+        elif self.foreign.mapping.is_logit:
+            probability = self._op("Sigmoid", best)
         return [
             self._op("Where", lost, self._constant(-1), ids),
             self._op("Where", lost, self._constant(0, np.float32), probability),

@@ -117,7 +117,7 @@ def resize(folder: Path, keep: int, target: Path, as_rows: bool = False) -> None
     model = onnx.load(str(folder / ONNX_FILE), load_external_data=False)
     graph = model.graph
     del graph.value_info[:]  # shapes that held for the former size
-    for output in graph.output:
+    for output in (value for value in graph.output if value.name in description.outputs):
         output.type.tensor_type.shape.dim[-1].dim_value = keep
     choices = [place for place, node in enumerate(graph.node) if node.op_type == "TopK"]
     if choices:  # the last is the answer's, for nodes are in order
@@ -135,6 +135,6 @@ def resize(folder: Path, keep: int, target: Path, as_rows: bool = False) -> None
         del graph.output[:]
         for name, kind in ((ROWS, TensorProto.INT64), (values, TensorProto.FLOAT)):
             graph.output.append(helper.make_tensor_value_info(name, kind, [None, keep]))
-        description = replace(description, outputs=(ROWS, values))
+        description = replace(description, outputs=(ROWS, values), counts_not_finite=False)
     description.save(target)
     onnx.save(model, str(target / ONNX_FILE))

@@ -210,7 +210,7 @@ def _ndcgs(
     if not path.exists():
         return none, 0
     places = places_of(source.items.item_ids, opened.item_ids)
-    rows = HeldOut.load(path, places)
+    rows = HeldOut.load(path, places, source.schema)
     positive = np.random.default_rng(0).permutation(np.flatnonzero(rows.labels > 0.5))[:count]
     if not len(positive):
         return none, 0

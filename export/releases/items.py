@@ -10,9 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cascade.artifact import Array, ArtifactError
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
 from cascade.data import past
-from cascade.encoding import Encoder
+from cascade.encoding import Encoder, InvalidInput
 from cascade.id_lines import read
+from cascade.schema import Feature
 from export.context import Catalogue
 from export.item_ids import check_kind, read_item_ids
 
@@ -34,8 +37,10 @@ def read_items(path: Path | None, encoder: Encoder, checkpoints: Path) -> Catalo
     features = [feature.name for feature in schema.side("item")]
     try:
         table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path} is not Parquet: {error}") from error
+    if twice := [name for name in table.column_names if table.column_names.count(name) > 1]:
+        raise ArtifactError(f"{path} has the column {twice[0]!r} more than once; rename one")
     untold = [name for name in features if name not in table.column_names and name in PAST]
     needed = [name for name in ("item_id", *features) if name not in untold]
     if missing := [name for name in needed if name not in table.column_names]:
@@ -44,12 +49,23 @@ def read_items(path: Path | None, encoder: Encoder, checkpoints: Path) -> Catalo
         )
     keys, named = read_item_ids(table["item_id"], path)
     check_kind(named, schema, path)
-    if len(table) and int(keys.min()) < 0:
-        raise ArtifactError(f"{path}: a negative item_id; -1 stands for no item")
+    raw = pa.table({f.name: _raw(table, f, path) for f in schema.side("item") if f.name in needed})
     for name, values in _past(untold, keys, checkpoints).items():
-        table = table.append_column(name, values)
-    dense, codes = encoder.encode_table("item", table)
-    return Catalogue(dense, codes, keys, table.select(features), named)
+        raw = raw.append_column(name, values)
+    try:
+        dense, codes = encoder.encode_table("item", raw)
+    except InvalidInput as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return Catalogue(dense, codes, keys, raw.select(features), named)
+
+
+def _raw(table: pa.Table, feature: Feature, path: Path) -> pa.ChunkedArray:
+    """The column of a feature, by the rules of training."""
+
+    def error(fault: Fault) -> ArtifactError:
+        return ArtifactError(f"{path}: {fault.of(feature.name)}")
+
+    return checked(table[feature.name], convert.feature(feature), error)
 
 
 def _past(names: list[str], keys: Array, checkpoints: Path) -> dict[str, pa.Array]:
@@ -73,7 +89,13 @@ def read_ids(path: Path | None, string_ids: bool = False) -> Array:
     lines = read(path.read_bytes(), string_ids)
     for line in lines.bad[:1]:
         raise ArtifactError(f"{path}:{line.number}: {line.problem}")
-    return np.array(lines.literals(), kind)
+    ids = lines.literals()
+    for number, item in zip(lines.numbers, ids, strict=False):
+        if not string_ids and item < 0:
+            raise ArtifactError(
+                f"{path}:{number}: {item} is no item id; expected an integer from 0 to 2^63 - 1"
+            )
+    return np.array(ids, kind)
 
 
 def _check_file(path: Path) -> None:

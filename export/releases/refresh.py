@@ -37,6 +37,7 @@ from cascade.spec import (
 from cascade.stages import rerank
 from cascade.stages.filters.items import DESCRIPTION, FilterDescription
 from cascade.training import checkpoint
+from export import whole
 from export.artifacts import filters, names
 from export.artifacts.onnx_file import point_at
 from export.artifacts.stage_files import ITEMS_FILE, item_states
@@ -168,7 +169,8 @@ class Refresh:
             rerank.save(target, vectors, self._ids(changed), results, product)
 
         def spliced(value: Mapped, rows: Array) -> Mapped:
-            _splice(value, changed.keep, rows.astype(value.dtype, copy=False), source, target)
+            rows = whole.check_states(rows, 0, f"new items, {value.file}", value.dtype)
+            _splice(value, changed.keep, rows, source, target)
             return replace(value, shape=(changed.items, *value.shape[1:]))
 
         mapped = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from cascade.artifact import ArtifactError
+from cascade.artifact import ArtifactError, Description
 from cascade.config import Serving
 from cascade.encoding import Encoder
 from cascade.models import build, preset
@@ -310,6 +310,7 @@ def test_the_graph_declares_the_stages_tensors(tmp_path: Path, wrap: Any) -> Non
     assert tensors(model.graph.output) == {
         "item_ids": (INT64, SIZES.results),
         "scores": (FLOAT, SIZES.results),
+        "not_finite": (INT64, 1),  # which the process keeps
     }
     assert model.ir_version <= 10
     assert {p.key: p.value for p in model.metadata_props}["schema_hash"] == MIXED.hash
@@ -592,6 +593,85 @@ def test_a_file_at_fault_is_named(
     path = write_map(tmp_path, LINEAR_MAP)
     with pytest.raises(ForeignError, match=f"(?s){message}"):
         serve(tmp_path / "m.onnx", path, tmp_path)
+
+
+def poisoned(value: float, row: int = 10) -> np.ndarray:
+    """A table with one number that is not finite, in a row that export's samples need not meet."""
+    table = TABLE.copy()
+    table[row] = value
+    return table
+
+
+def in_initialiser(path: Path, table: np.ndarray) -> None:
+    model = linear(path)
+    model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(table, "table"))
+    onnx.save(model, path)
+
+
+def in_file(path: Path, table: np.ndarray) -> None:
+    in_initialiser(path, table)
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, size_threshold=60, location="w.data")
+
+
+def in_constant(path: Path, table: np.ndarray) -> None:
+    model = linear(path)
+    del model.graph.initializer[-1]
+    value = numpy_helper.from_array(table, "table")
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["table"], value=value))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("put", [in_initialiser, in_file, in_constant])
+def test_a_weight_that_is_not_finite_is_named_with_its_row(
+    tmp_path: Path, put: Callable[[Path, np.ndarray], None], value: float
+) -> None:
+    put(tmp_path / "m.onnx", poisoned(value))
+    with pytest.raises(ForeignError, match=r"the weights table of .*m\.onnx .*first in row 10"):
+        Foreign(tmp_path / "m.onnx", write_map(tmp_path, LINEAR_MAP), MIXED)
+
+
+def test_a_mask_of_infinities_is_no_fault(tmp_path: Path) -> None:
+    mask = np.zeros(11, np.float32)
+    mask[10] = -np.inf
+    in_initialiser(tmp_path / "m.onnx", mask)
+    Foreign(tmp_path / "m.onnx", write_map(tmp_path, LINEAR_MAP), MIXED)
+
+
+@pytest.mark.parametrize("opset", [11, 17, NEWEST_OPSET])
+@pytest.mark.parametrize(
+    ("meaning", "value"), [("logit", np.inf), ("probability", np.nan), ("value", np.nan)]
+)
+def test_an_item_without_a_finite_score_comes_last_and_is_counted(
+    tmp_path: Path, wrap: Any, meaning: str, opset: int, value: float
+) -> None:
+    """The state of one item is spoilt after the export, which would refuse it."""
+    model = linear(tmp_path / "m.onnx", opset=opset)
+    if meaning == "probability":
+        model.graph.node[-1].output[0] = "raw"
+        model.graph.node.append(helper.make_node("Sigmoid", ["raw"], ["logit"]))
+        onnx.save(model, tmp_path / "m.onnx")
+    mapping = {**LINEAR_MAP, "output_is": meaning}
+    folder = tmp_path / "rank"
+    wrap(MIXED, tmp_path / "m.onnx", mapping, folder)
+    mapped = Description.load(folder).mapped
+    state = next(mapped[name] for name in ("item_state", "item_dense_table") if name in mapped)
+    values = np.fromfile(folder / state.file, state.dtype).reshape(state.shape)
+    values[4] = value
+    values.tofile(folder / state.file)
+    stage = Score(folder, SERVING)
+    dense, ids, rows = make_requests(MIXED, 2)
+    rows[:] = -1
+    rows[0, :3], rows[1, :1] = (4, 7, 9), 4
+    found, scores = stage(dense, ids, rows)
+    item = make_items(MIXED).item_ids[4]
+    assert found[0, 2] == found[1, 0] == item
+    assert (found[0, 3:] == -1).all()
+    assert np.isfinite(scores).all()
+    assert (scores[1, 0] == 0) == (meaning != "value")
+    assert (np.diff(scores[0, :3]) <= 0).all()
+    assert stage.counts() == {"kept": 4, "not_finite": 2}
 
 
 @pytest.fixture(scope="module")

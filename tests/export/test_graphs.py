@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,12 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
-from cascade.artifact import ONNX_FILE
+from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema, SchemaError
-from cascade.spec import RANK, RETRIEVE
+from cascade.spec import NOT_FINITE, RANK, RETRIEVE
 from export.artifacts import onnx_file
 from export.artifacts.stage_files import Variant, write_tower
 from tests.export.exported import (
@@ -93,6 +95,45 @@ def test_pads_lose_against_every_item(exported: Exported, runtime: str) -> None:
         assert (scores == 0).all()
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("case", "value"),
+    [
+        ("DLRM ranks Criteo", np.nan),
+        ("DLRM preranks bags", np.nan),
+        ("logistic regression preranks bags", np.inf),
+        ("logistic regression ranks numbers", -np.inf),
+        ("bent logistic regression ranks numbers", np.nan),
+    ],
+)
+def test_an_item_without_a_finite_score_comes_last_and_is_counted(
+    export_once: Callable[[str], Exported], case: str, runtime: Any, value: float, tmp_path: Path
+) -> None:
+    exported = export_once(case)
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "stage"))
+    state = Description.load(folder).mapped["item_state"]
+    rows = np.full((3, exported.width), -1)
+    rows[:, : exported.keep] = np.arange(exported.keep)
+    rows[1, 0], rows[2, : exported.keep - 1] = -1, -1
+    graph: Any = load_graph(folder, exported.schema, Serving(runtime=runtime, threads=1))[1]
+    users = drawn_users(exported.schema, 3)
+    bad = exported.keep - 1
+    wanted = graph(*users, np.where(rows == bad, -1, rows))
+    values = np.fromfile(folder / state.file, state.dtype).reshape(state.shape)
+    values[bad] = value
+    values.tofile(folder / state.file)
+    graph = load_graph(folder, exported.schema, Serving(runtime=runtime, threads=1))[1]
+    found = graph(*users, rows)
+    assert graph.not_finite == 3
+    name = exported.items.item_ids[bad] if exported.module.with_ids else bad
+    for user, real in enumerate((rows >= 0).sum(axis=1)):
+        assert set(found[0][user, : real - 1]) == set(wanted[0][user, : real - 1])
+        assert found[0][user, real - 1] == name
+        assert (found[0][user, real:] == -1).all()
+    for scores in found[1:]:
+        assert np.isfinite(scores).all()
+
+
 def test_the_signature_is_the_specification(exported: Exported) -> None:
     model = onnx.load(str(exported.folder / "model.onnx"), load_external_data=False)
     onnx.checker.check_model(str(exported.folder / "model.onnx"), full_check=True)
@@ -103,7 +144,7 @@ def test_the_signature_is_the_specification(exported: Exported) -> None:
     session = onnxruntime.InferenceSession(str(exported.folder / "model.onnx"))
     for found, declared in (
         (session.get_inputs(), exported.stage.inputs),
-        (session.get_outputs(), exported.stage.outputs),
+        (session.get_outputs(), (*exported.stage.outputs, NOT_FINITE)),
     ):
         assert [(t.name, t.type) for t in found] == [(t.name, kinds[t.dtype]) for t in declared]
         for tensor, wanted in zip(found, declared, strict=True):

@@ -256,7 +256,10 @@ WRONG = {
         changed(item_id=lambda v: [7] * len(v)),
         "no positive is of an item of the catalogue; item 7 came first",
     ),
-    "a number that is none": (changed(age=lambda v: ["x"] * len(v)), "row 1: age is 'x'"),
+    "a number that is none": (
+        changed(age=lambda v: ["x"] * len(v)),
+        "the column age is string; expected a finite number",
+    ),
     "no rows": (lambda t: t.slice(0, 0), "0 rows, and none is a positive"),
 }
 

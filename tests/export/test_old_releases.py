@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cascade import pbtxt
@@ -20,7 +21,9 @@ from cascade.client import Recommender
 from cascade.config import Serving
 from cascade.release import RELEASE_FILE, read_release
 from cascade.server.launcher import Server
+from cascade.spec import RANK
 from cascade.stages.pipeline import Pipeline
+from cascade.stages.scoring import Score
 from export.releases.canary import Canary
 from export.releases.control import Control
 from export.releases.manifest import verify
@@ -54,6 +57,17 @@ def over_grpc(url: str) -> Ask:
         return answer["item_ids"], answer["scores"]
 
     return ask
+
+
+def test_scores_of_an_old_graph_leave_as_finite_numbers() -> None:
+    """Such a graph counts nothing, and answers with what it computed."""
+    stage = Score(OLD / "ensemble" / RANK / "1", Serving(threads=1))
+    ids = np.array([[5, 6, 7, -1], [8, 9, -1, -1]])
+    scores = np.array([[np.nan, 0.9, 0.1, 0], [0.5, np.inf, 0, 0]], np.float32)
+    found, finite = stage._finite((ids, scores))
+    assert found.tolist() == [[6, 7, 5, -1], [8, 9, -1, -1]]
+    np.testing.assert_array_equal(finite, np.array([[0.9, 0.1, 0, 0], [0.5, 0, 0, 0]], np.float32))
+    assert stage.counts() == {"kept": 0, "not_finite": 2}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

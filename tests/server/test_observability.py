@@ -146,6 +146,8 @@ def test_the_metrics_count(server: Server) -> None:
     # The probe at the start, and the good request.
     for stage, size in zip(STAGES, (1000, 200, 10), strict=True):
         assert found[key("kept_total", stage, stage=stage)] == 2 * size
+    for stage in STAGES[1:]:
+        assert found[key("not_finite_total", stage, stage=stage)] == 0
 
 
 def test_the_traces_arrive(server: Server, collector: Collector) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cascade.models import MODELS, build, preset
 from cascade.models.scorer import Scorer
@@ -141,6 +142,23 @@ def test_damage_is_named_with_its_file(tmp_path, name):
     assert file in str(caught.value) or "weights.safetensors" in message
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_weight_that_is_not_finite_is_named_with_its_tensor_and_row(tmp_path, model, value):
+    scorer = saved(tmp_path, model, next(iter(MODELS[model].presets)))
+    state = scorer.state_dict()
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        damaged = {key: kept.clone() for key, kept in state.items()}
+        damaged[name].view(-1)[-1] = value  # of a table, in a row that may never be looked up
+        save_file(damaged, tmp_path / "weights.safetensors")
+        row = max(0, len(tensor) - 1) if tensor.ndim else 0
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(tmp_path, SCHEMA)
+        assert f"weights.safetensors: row {row} of {name} [" in str(caught.value)
+
+
 @pytest.fixture
 def no_pickle(monkeypatch):
     def refuse(*_args, **_kwargs):
@@ -227,3 +245,10 @@ def test_damaged_state_is_named(tmp_path):
     shorten(tmp_path / "resume.safetensors")
     with pytest.raises(CheckpointError, match=r"resume\.safetensors is damaged.*--restart"):
         checkpoint.load_resume(tmp_path, module, [], MADE_FROM)
+
+
+def test_a_description_that_lacks_something_is_refused_before_anything_is_written(tmp_path):
+    scorer = build("dlrm", preset("dlrm", "tiny"), SCHEMA)
+    with pytest.raises(CheckpointError, match="does not say config and schema_hash"):
+        checkpoint.save(tmp_path / "a", scorer, {"model": "dlrm"})
+    assert not (tmp_path / "a").exists()

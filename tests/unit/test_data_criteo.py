@@ -11,7 +11,7 @@ import pytest
 
 from cascade.data import DataError, prepare
 from cascade.data.criteo import CATEGORIES, NUMBERS, SCHEMA, Criteo
-from cascade.data.source import BadRows
+from cascade.data.source import SPLITS, BadRows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "criteo-kaggle-10k" / "train.txt"
 
@@ -161,6 +161,44 @@ def test_malformed_row_is_found_by_its_line(tmp_path, monkeypatch, fault, name, 
     ] == good
     assert bad.count == 1
     assert bad.first == f"{path}:{line}: {message}" or message in bad.first
+
+
+PADDED = {
+    "zeros": lambda content: gzip.compress(content) + bytes(10_240),
+    "members": lambda content: gzip.compress(content[:3000]) + gzip.compress(content[3000:]),
+    "members with zeros between": lambda content: (
+        gzip.compress(content[:3000]) + bytes(512) + gzip.compress(content[3000:]) + bytes(3)
+    ),
+    "an empty member": lambda content: gzip.compress(content) + gzip.compress(b""),
+}
+
+
+@pytest.mark.parametrize("padded", PADDED)
+def test_gzip_is_read_as_gzip_does(tmp_path, monkeypatch, padded):
+    """Several members, and zeros behind them, as tapes and block devices leave them."""
+    monkeypatch.setattr("cascade.data.rows.BLOCK_BYTES", 5000)
+    lines = rows(70)
+    path = tmp_path / "train.txt.gz"
+    path.write_bytes(PADDED[padded]("".join(f"{row}\n" for row in lines).encode()))
+    assert [row for split in SPLITS for row in read(path, split)] == lines
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda packed: packed[:-200],
+        lambda packed: packed[:-8] + bytes(8),
+        lambda packed: packed[:300] + b"\xff" * 20 + packed[320:],
+        lambda packed: packed + b"more, which is no member",
+        lambda packed: packed + bytes(9) + b"x",
+    ],
+    ids=["torn", "checksum", "bits", "behind", "behind zeros"],
+)
+def test_damaged_gzip_is_told(tmp_path, damage):
+    path = tmp_path / "train.txt.gz"
+    path.write_bytes(damage(gzip.compress("\n".join(rows(200)).encode())))
+    with pytest.raises(DataError, match=r"train\.txt\.gz: cannot be unpacked beyond byte"):
+        prepare(f"criteo:{path}", tmp_path / "out")
 
 
 def test_quotes_are_ordinary_characters(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,10 @@ FILE_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "column twice": (
         content("users.csv", b"user_id,city,city,age\nu1,a,b,3\n"),
         "users.csv has 2 columns 'city'; rename all but one",
+    ),
+    "half a gzip": (
+        content("users.csv", gzip.compress(b"user_id,city,age\nu1,a,3\n" * 99)[:-9]),
+        "users.csv cannot be read: Compressed file ended before the end-of-stream marker",
     ),
     "no Parquet": (
         parquet("items", damage=True),

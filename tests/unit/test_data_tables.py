@@ -248,6 +248,8 @@ def test_where_the_files_are(tmp_path: Path) -> None:
     parts[0].write_text(header + "".join(lines[:200]))
     with gzip.open(parts[1], "wt") as file:
         file.write(header + "".join(lines[200:]))
+    with parts[1].open("ab") as packed:  # zeros behind it, as a tape leaves them
+        packed.write(bytes(512))
     everywhere = f"interactions: {other}/**/2026-?.csv*\n"
     for key in (
         everywhere,

@@ -230,3 +230,10 @@ def test_vocabulary_of_another_fit_is_refused(tmp_path):
         Encoder.load(tmp_path)
     with pytest.raises(SchemaError, match="feature likes: there is no vocabulary"):
         Encoder(ENCODER.schema, {"city": VOCABULARIES["city"]})
+
+
+def test_a_number_that_is_infinite_once_it_is_scaled_is_refused():
+    narrow = Feature("height", "user", "dense", "identity", mean=1.0, std=1e-3)
+    encoder = Encoder.fit(Schema("scaled", (narrow, SCHEMA.features[-1])), VOCABULARIES)
+    with pytest.raises(InvalidInput, match=r"feature height: 1e\+37 is too large"):
+        encoder.encode_dense("user", np.array([[1e37]]))

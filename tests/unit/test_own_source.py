@@ -65,6 +65,25 @@ class TextLabel(Visits):
         yield pa.table({"label": ["yes"], "item_id": [5], "city": ["Oslo"]})
 
 
+class NumberText(Visits):
+    def catalogue(self):
+        return pa.table({"item_id": [2**60 + 1, 5], "price": ["9.5", "20"]})
+
+
+class TruePrice(Visits):
+    def catalogue(self):
+        return pa.table({"item_id": [2**60 + 1, 5], "price": [True, False]})
+
+
+class FloatCity(Visits):
+    def chunks(self, split):
+        yield pa.table({"label": [1], "item_id": [5], "city": [1.5]})
+
+
+class ListPrint(Visits):
+    fingerprint = ["visits", 1]
+
+
 class NoItem(Visits):
     def chunks(self, split):
         yield pa.table({"label": [1], "item_id": [6], "city": ["Oslo"]})
@@ -149,6 +168,10 @@ OWN_FAULTS = {
     "own_source:WrongLabel": "row 4 of the train split has the label 4; a label is 0 or 1",
     "own_source:TextLabel": "the labels are string, and have to be numbers",
     "own_source:NoItem": "item 6 is shown, but the item list does not have it",
+    "own_source:NumberText": "feature price: string came, and float was expected",
+    "own_source:TruePrice": "feature price: bool came, and float was expected",
+    "own_source:FloatCity": "feature city: double came, and string was expected",
+    "own_source:ListPrint": "its fingerprint is a list; expected a dict",
     "own_source:Unnamed": "catalogue() has the item id ''; an empty string stands for no item",
     "own_source:Numbered": "catalogue() has item ids of type int64; expected string",
     "own_source:TextItem": "catalogue() has item ids of type string; expected int64: number the",

@@ -21,6 +21,7 @@ from cascade.encoding import InvalidInput
 from cascade.release import newest_version, read_release
 from cascade.schema import SchemaError
 from cascade.spec import ENSEMBLE, PRERANK, RANK, RETRIEVE, STAGES, Sizes
+from cascade.stages.filters.search import _finite
 from cascade.stages.load import load_stage
 from cascade.stages.pipeline import Pipeline
 from cascade.stages.retrieve import Retrieve
@@ -101,6 +102,22 @@ def test_a_batch_is_its_users_one_by_one(
     assert_same_answers((ids, scores), criteo.ask(pipeline, 0, USERS))
 
 
+def test_large_numbers_are_answered_in_finite_scores_or_refused(seven: Any) -> None:
+    """A number may be as large as float32 holds: a user's vector, or every score, may overflow."""
+    pipeline = seven.pipeline()
+    dense = np.array(seven.dense[:1])
+    for age in (3e38, -3e38, 1e20, 1e10):
+        dense[0, 0] = age
+        try:
+            ids, scores = pipeline(dense, seven.categorical[:1])
+        except InvalidInput:
+            continue
+        assert (ids[0, :7] >= 0).all()
+        assert np.isfinite(scores).all()
+    with pytest.raises(InvalidInput, match="a vector that is not finite"):
+        _finite(np.array([[0, np.nan]], np.float32))
+
+
 def test_no_user_gets_no_answer(criteo: Any, pipeline: Pipeline) -> None:
     user_dense, user_ids, candidates = pipeline.retrieve(criteo.dense[:0], criteo.categorical[:0])
     assert user_dense.shape == (0, 13)
@@ -159,7 +176,7 @@ def threads_of(criteo: Any, name: str, serving: Serving) -> int:
     stage: Any = load_stage(name, criteo.repository / name / "1", serving, 1000)
     if serving.runtime == "torchscript":
         return torch.get_num_threads()
-    graph: Any = stage._search._tower if isinstance(stage, Retrieve) else stage._graph
+    graph: Any = stage._search._tower if isinstance(stage, Retrieve) else stage._graph._graph
     return int(graph._session.get_session_options().intra_op_num_threads)
 
 

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from cascade import values
+from cascade.columns.convert import Wanted, WrongType
 from cascade.data.source import BadRows, DataError
-from cascade.data.tables.convert import Wanted, WrongType
+from cascade.files import UNPACKING_ERRORS, unpacked
 from cascade.located import Node
 
 Asked: TypeAlias = tuple[Node, str, Wanted]  # where the column is named, its name, how it is read
@@ -26,10 +27,10 @@ SHOWN = 40
 def column_names(path: Path) -> list[str]:
     """The columns of a file. What cannot be read is a `DataError`."""
     try:
-        if path.name.endswith(".parquet"):
+        if _is_parquet(path):
             return [*pq.read_schema(path).names]
         return [*_open_csv(path, csv.ConvertOptions(), None).schema.names]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, *UNPACKING_ERRORS) as error:
         raise _unreadable(path, error) from error
 
 
@@ -68,7 +69,7 @@ def _of_batch(
     for node, name, wanted in asked:
         column = batch.column(name)
         try:
-            columns[wanted.name], wrong = wanted.convert(column)
+            columns[wanted.name], wrong = wanted.convert(column, not _is_parquet(path))
         except WrongType as error:
             raise node.error(
                 f"the column {name!r} of {path} holds {_shown(column)}; expected {error}"
@@ -94,7 +95,7 @@ def _batches(
     """Batches of raw columns, and where each row stands: its line in a CSV, else its number."""
     start, left_out = 1, _LeftOut(path, bad)
     try:
-        if path.name.endswith(".parquet"):
+        if _is_parquet(path):
             with pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(ROWS, columns=names):
                     yield batch, _Rows(start, len(batch))
@@ -112,7 +113,7 @@ def _batches(
             yield batch, lines
             start += len(batch)
         left_out.tell()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, *UNPACKING_ERRORS) as error:
         left_out.tell()
         raise _unreadable(path, error) from error
 
@@ -162,7 +163,7 @@ class _LeftOut:
 def _open_csv(path: Path, convert: csv.ConvertOptions, left_out: _LeftOut | None) -> Any:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     return csv.open_csv(
-        path,
+        unpacked(path),
         csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
         csv.ParseOptions(delimiter=delimiter, invalid_row_handler=left_out or (lambda row: "skip")),
         convert,
@@ -170,7 +171,7 @@ def _open_csv(path: Path, convert: csv.ConvertOptions, left_out: _LeftOut | None
 
 
 def _no_rows(path: Path, names: list[str]) -> pa.RecordBatch:
-    if path.name.endswith(".parquet"):
+    if _is_parquet(path):
         schema = pq.read_schema(path)
         kinds = [schema.field(name).type for name in names]
     else:
@@ -179,8 +180,12 @@ def _no_rows(path: Path, names: list[str]) -> pa.RecordBatch:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    kind = "Parquet" if path.name.endswith(".parquet") else "CSV in UTF-8 with a header"
+    kind = "Parquet" if _is_parquet(path) else "CSV in UTF-8 with a header"
     return DataError(f"{path} cannot be read: {error}; expected {kind}")
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.name.endswith(".parquet")
 
 
 def _value(value: Any) -> str:

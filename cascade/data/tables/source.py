@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cascade import values
+from cascade.columns import convert
+from cascade.columns.convert import Wanted
 from cascade.data import past
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import SPLITS, BadRows, DataError, Log, Source, Split, file_identity
-from cascade.data.tables import convert
-from cascade.data.tables.convert import Wanted
 from cascade.data.tables.earlier import Earlier
 from cascade.data.tables.layout import Layout, Table
 from cascade.data.tables.reading import Asked, column_names, read

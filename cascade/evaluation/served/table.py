@@ -4,7 +4,7 @@ any. Parquet, CSV (an empty cell is a missing value, lists are joined by `|`) or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv, json
 
-from cascade.data.tables import convert
-from cascade.data.tables.convert import Wanted, WrongType
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
+from cascade.columns.convert import Wanted
 from cascade.errors import CascadeError
 from cascade.item_keys import as_keys
 from cascade.layout import RequestLayout
@@ -122,21 +123,13 @@ class _Table:
 
     def column(self, name: str, wanted: Wanted) -> pa.Array:
         """A column that was read, converted. Raises HeldOutError: a value cannot be used."""
-        values = self.rows[name].combine_chunks()
-        try:
-            found, wrong = wanted.convert(values)
-        except WrongType as error:
-            raise HeldOutError(
-                f"{self.path}: the column {name} is {values.type}; expected {wanted.expected}"
-            ) from error
-        if wrong is not None and wrong.any():
-            row = int(np.argmax(wrong))
-            value = values[row].as_py()
-            came = "missing" if value is None else repr(value)[:60]
-            raise HeldOutError(
-                f"{self.path}, row {row + 1}: {name} is {came}; expected {wanted.expected}"
-            )
-        return found
+
+        def error(fault: Fault) -> HeldOutError:
+            comma = ":" if fault.row is None else ","
+            fault = replace(fault, expected=wanted.expected)
+            return HeldOutError(f"{self.path}{comma} {fault.of(name)}")
+
+        return checked(self.rows[name], wanted, error, self.path.suffix == ".csv").combine_chunks()
 
     def _try(self, step: Any) -> Any:
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.encoding import Floats
+from cascade.encoding import Floats, InvalidInput
 from cascade.filters_wire import decode_allow, decode_exclude
 from cascade.index import Ids, Index, Mask
 from cascade.index.exact import ExactIndex
@@ -71,7 +71,7 @@ class Filtered:
         filters = self._filters(len(user_ids), exclude, allow)
         if not denied.count and not any(filters):
             return self._search(user_dense, user_ids)
-        queries = self._tower(user_dense, user_ids)[0]
+        queries = _finite(self._tower(user_dense, user_ids)[0])
         return self._filtered(queries, filters, denied)
 
     def _filters(
@@ -146,7 +146,17 @@ def _unfiltered(tower: Graph, index: ExactIndex | Index, k: int) -> Callable[...
     function = getattr(tower, "function", None)
     if isinstance(index, ExactIndex) and function is not None:
         return index.after(function, k)
-    return lambda *users: index.search(tower(*users)[0], k)
+    return lambda *users: index.search(_finite(tower(*users)[0]), k)
+
+
+def _finite(queries: Floats) -> Floats:
+    """The vectors of users [B, D]. Raises InvalidInput: one is not finite, and nothing is near."""
+    if not np.isfinite(queries).all():
+        raise InvalidInput(
+            "the numbers of a user give a vector that is not finite: send numbers of the size that "
+            "the model was trained on"
+        )
+    return queries
 
 
 _NO_FILTER = UserFilter(np.empty(0, np.int64), None)

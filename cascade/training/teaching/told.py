@@ -38,6 +38,9 @@ def draw(path: Path, name: str, history: list[dict[str, float]]) -> None:
     for axes, measure in zip(panels, measures, strict=True):
         points = [(record["step"], record[measure]) for record in history if measure in record]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3)
+        if len(points) == 1:  # a curve of one validation is its number
+            step, value = points[0]
+            axes.annotate(f"{value:.4g}", (step, value), (6, 6), textcoords="offset points")
         axes.set_title(measure.replace("_", " "), fontsize=10)
         axes.set_xlabel("batches")
         axes.grid(alpha=0.3)

@@ -1,14 +1,16 @@
 """Columns as they come in a table -> the types of the prepared form, and which rows are wrong.
 
-A converter takes one column and returns it converted, with the rows [B] whose value cannot be
-used, or None where all can. A column of a type that can never be used is a `WrongType`.
+A converter takes one column, and whether it is of a file in which all values are text, and returns
+it converted, with the rows [B] whose value cannot be used, or None where all can. A column of a
+type that can never be used is a `WrongType`: a number comes from text in such a file alone, and
+from a boolean never, but for a label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +18,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cascade.encoding import MAX_VALUE_BYTES
-from cascade.schema import Feature
+from cascade.schema import Kind
 
 Flags = npt.NDArray[np.bool_]
 Converted = tuple[pa.Array, Flags | None]
-Convert = Callable[[pa.Array], Converted]
+Convert = Callable[[pa.Array, bool], Converted]
 
 LARGEST = float(np.finfo(np.float32).max)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
 class WrongType(Exception):
     """A column whose type cannot be used; the message says what was expected."""
+
+
+class Described(Protocol):
+    """What is asked of a feature."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def length(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,11 @@ class Wanted:
     expected: str
 
 
-def label(column: pa.Array) -> Converted:
-    """-> float32, 0 or 1."""
-    numbers, wrong = _numbers(column, "a label, 0 or 1")
+def label(column: pa.Array, of_text: bool) -> Converted:
+    """-> float32, 0 or 1; true and false are labels, too."""
+    if pa.types.is_boolean(column.type):
+        column = pc.cast(column, pa.int8())
+    numbers, wrong = _numbers(column, of_text, "a label, 0 or 1")
     values = numbers.to_numpy(zero_copy_only=False)
     bad = _or(wrong, ~np.isin(values, (0, 1)))
     return pc.cast(numbers, pa.float32()), bad
@@ -50,8 +67,8 @@ def label(column: pa.Array) -> Converted:
 def item_id(known: pa.Array | None) -> Convert:
     """-> int64 from 0 on; where `known` ids are given, one of those."""
 
-    def convert(column: pa.Array) -> Converted:
-        ids, wrong = _integers(column)
+    def convert(column: pa.Array, of_text: bool) -> Converted:
+        ids, wrong = _integers(column, of_text)
         bad = _or(wrong, _flags(pc.is_null(ids)), _flags(pc.less(ids, 0)))
         if known is not None:
             bad = _or(bad, ~_flags(pc.is_in(ids, value_set=known)))
@@ -63,7 +80,7 @@ def item_id(known: pa.Array | None) -> Convert:
 def item_name(known: pa.Array | None) -> Convert:
     """-> string, not empty; where `known` ids are given, one of those."""
 
-    def convert(column: pa.Array) -> Converted:
+    def convert(column: pa.Array, of_text: bool) -> Converted:
         ids = _text(column, "item ids: strings or integers")
         bad = _flags(pc.fill_null(pc.equal(ids, ""), True))
         if known is not None:
@@ -76,7 +93,7 @@ def item_name(known: pa.Array | None) -> Convert:
 def user_id(required: bool) -> Convert:
     """-> string, so that 7 in one table and '7' in another are one user."""
 
-    def convert(column: pa.Array) -> Converted:
+    def convert(column: pa.Array, of_text: bool) -> Converted:
         ids = _text(column, "user ids: strings or integers")
         ids = pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
         return ids, _flags(pc.is_null(ids)) if required else None
@@ -84,7 +101,7 @@ def user_id(required: bool) -> Convert:
     return convert
 
 
-def time(column: pa.Array) -> Converted:
+def time(column: pa.Array, of_text: bool) -> Converted:
     """-> int64 or float64 as it is, timestamps as int64 microseconds since 1970 in UTC; text is
     read as a number or as ISO 8601."""
     column = _decoded(column)
@@ -92,7 +109,7 @@ def time(column: pa.Array) -> Converted:
         kinds = (pa.int64(), pa.float64(), pa.timestamp("us", "UTC"), pa.timestamp("us"))
         for kind in kinds:
             try:
-                return time(pc.cast(column, kind))
+                return time(pc.cast(column, kind), of_text)
             except pa.ArrowInvalid:
                 continue
         # Some rows are no times: the others are of the kind that most are of.
@@ -112,24 +129,30 @@ def time(column: pa.Array) -> Converted:
     raise WrongType("times: numbers, timestamps or text such as 2026-01-31 12:00:00")
 
 
-def title(column: pa.Array) -> Converted:
+def title(column: pa.Array, of_text: bool) -> Converted:
     """-> string."""
     return _text(column, "titles: strings"), None
 
 
-def feature(described: Feature) -> Wanted:
-    """How the column of a feature is read."""
+def number(name: str) -> Wanted:
+    """How the column of a dense feature is read: float32, null where it is missing."""
+    return Wanted(name, _dense, "a finite number, or nothing where it is missing")
+
+
+def feature(described: Described) -> Wanted:
+    """How the column of a feature is read: float32 or string, null where it is missing; the members
+    of a list are joined by |."""
     if described.kind == "dense":
-        return Wanted(described.name, _dense, "a finite number, or nothing where it is missing")
-    if described.multivalued:
-        expected = "a list, or text joined by |, whose members hold no | and no line feed"
-        return Wanted(described.name, lambda column: _members(column, described), expected)
+        return number(described.name)
+    if described.kind != "categorical":
+        expected = "a list, or text joined by |, of members without | and line feed"
+        return Wanted(described.name, lambda column, _: _members(column, described), expected)
     expected = f"a string or an integer of at most {MAX_VALUE_BYTES} bytes without a line feed"
-    return Wanted(described.name, _category, expected)
+    return Wanted(described.name, lambda column, _: _category(column), expected)
 
 
-def _dense(column: pa.Array) -> Converted:
-    numbers, wrong = _numbers(column, "numbers")
+def _dense(column: pa.Array, of_text: bool) -> Converted:
+    numbers, wrong = _numbers(column, of_text, "numbers")
     numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, pa.float64()), numbers)
     too_large = pc.fill_null(pc.greater(pc.abs(numbers), LARGEST), False)
     bad = _or(wrong, _flags(too_large))
@@ -145,14 +168,14 @@ def _category(column: pa.Array) -> Converted:
     )
 
 
-def _members(column: pa.Array, described: Feature) -> Converted:
+def _members(column: pa.Array, described: Described) -> Converted:
     bad: Flags | None = None
     column = _decoded(column)
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        lists = pc.cast(column, pa.list_(column.type.value_type))
-        members = _text(lists.flatten(), "lists of strings or integers")
-        rows = pc.list_parent_indices(lists)
+        members = _text(column.flatten(), "lists of strings or integers")
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        rows = pa.array(np.repeat(np.arange(len(column)), lengths))
         there = pc.and_(pc.is_valid(members), pc.not_equal(members, ""))
         members, rows = members.filter(there), rows.filter(there)
         split = _flags(pc.match_substring(members, "|"))
@@ -170,7 +193,7 @@ def _members(column: pa.Array, described: Feature) -> Converted:
     return texts, _or(bad, _too_long(texts), feeds)
 
 
-def _shortened(texts: pa.Array, rows: npt.NDArray[Any], described: Feature) -> pa.Array:
+def _shortened(texts: pa.Array, rows: npt.NDArray[Any], described: Described) -> pa.Array:
     """A model sees `length` members alone, so that a longer history is no mistake."""
     values = texts.to_pylist()
     for row in rows:
@@ -182,27 +205,33 @@ def _shortened(texts: pa.Array, rows: npt.NDArray[Any], described: Feature) -> p
 
 
 def _text(column: pa.Array, expected: str) -> pa.Array:
-    """Strings, and integers and dates as strings. A float is refused: 3.0 is not what a client
-    sends for 3."""
+    """Text, UTF-8, integers, dates. A float is refused: 3.0 is not what a client sends for 3."""
     column = _decoded(column)
     kind = column.type
-    if pa.types.is_null(kind) or _is_text(column):
+    if pa.types.is_null(kind):
         return pc.cast(column, pa.string())
+    if _is_text(column) or any(is_bytes(kind) for is_bytes in _BYTES):
+        try:
+            texts = pc.cast(column, pa.string())
+            texts.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise WrongType(f"{expected} in UTF-8") from error
+        return texts
     if pa.types.is_integer(kind) or pa.types.is_date(kind):
         return pc.cast(column, pa.string())
     raise WrongType(expected)
 
 
-def _numbers(column: pa.Array, expected: str) -> Converted:
+def _numbers(column: pa.Array, of_text: bool, expected: str) -> Converted:
     """-> float64; the rows with text that is no number, or with one that is infinite."""
     column = _decoded(column)
     kind = column.type
-    if _is_text(column):
+    if of_text and _is_text(column):
         try:
             numbers, wrong = pc.cast(column, pa.float64()), None
         except pa.ArrowInvalid:
             numbers, wrong = _one_by_one(column, pa.float64())
-    elif pa.types.is_boolean(kind) or pa.types.is_null(kind):
+    elif pa.types.is_null(kind):
         numbers, wrong = pc.cast(pc.cast(column, pa.int8()), pa.float64()), None
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         numbers, wrong = pc.cast(column, pa.float64(), safe=False), None
@@ -211,7 +240,7 @@ def _numbers(column: pa.Array, expected: str) -> Converted:
     return numbers, _or(wrong, np.isinf(numbers.to_numpy(zero_copy_only=False)))
 
 
-def _integers(column: pa.Array) -> Converted:
+def _integers(column: pa.Array, of_text: bool) -> Converted:
     """-> int64, exact; the rows that hold something else."""
     column = _decoded(column)
     kind = column.type
@@ -220,7 +249,7 @@ def _integers(column: pa.Array) -> Converted:
             return pc.cast(column, pa.int64()), None
         except pa.ArrowInvalid:  # of 64 bits without a sign
             return _one_by_one(pc.cast(column, pa.string()), pa.int64())
-    if _is_text(column):
+    if of_text and _is_text(column):
         plain = _flags(pc.fill_null(pc.match_substring_regex(column, _PLAIN_INTEGER), True))
         if plain.all():
             try:
@@ -232,7 +261,8 @@ def _integers(column: pa.Array) -> Converted:
         good = pc.if_else(pa.array(plain), column, pa.scalar(None, pa.string()))
         ids, wrong = _one_by_one(good, pa.int64())
         return ids, _or(wrong, ~plain)
-    raise WrongType("item ids: integers of 64 bits")
+    strings = ", or write `item_ids: strings`" if _is_text(column) else ""
+    raise WrongType(f"item ids: integers of 64 bits{strings}")
 
 
 def _one_by_one(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Flags]:
@@ -254,7 +284,7 @@ def _too_long(texts: pa.Array) -> Flags:
 
 def _is_text(column: pa.Array) -> bool:
     kind = column.type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return any(is_text(kind) for is_text in _TEXTS)
 
 
 def _decoded(column: pa.Array) -> pa.Array:
