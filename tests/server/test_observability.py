@@ -188,7 +188,7 @@ def by_http(server: Server, context: str, request_id: bytes) -> int:
     """Ask with an id of any bytes -> the status of the answer."""
     tensor = {"name": "context", "shape": [1, 1], "datatype": "BYTES", "data": [context]}
     body = json.dumps({"id": "ID", "inputs": [tensor]}).encode().replace(b"ID", request_id)
-    url = f"http://{server.http_url}/v2/models/recommend/infer"
+    url = f"http://{server.http_url}/v2/models/recommend_filtered/infer"
     try:
         with urllib.request.urlopen(url, body, timeout=PATIENCE_S) as answer:
             return int(answer.status)

@@ -29,7 +29,7 @@ ODD = Schema(
         Feature("geo/city", "user", "categorical", "vocabulary"),
         Feature("城" * 300, "user", "bag", "vocabulary", length=3),
         Feature("../../up", "user", "categorical", "vocabulary"),
-        Feature('it\'s "so" $HOME\n{x}\\', "user", "categorical", "hash", buckets=9),
+        Feature('it\'s "so" $HOME {x}\\', "user", "categorical", "hash", buckets=9),
         Feature("marca/genre é", "item", "bag", "vocabulary", length=2),
         Feature("x" * 300, "item", "categorical", "vocabulary"),
     ),

@@ -21,6 +21,7 @@ from cascade.training.bundle import VERDICT_FILE
 
 ML = Path(__file__).parents[3] / "shared" / "data" / "ml-latest-small"
 SIZES = Sizes(100, 30, 10)
+DESCRIBED = {"model": "dlrm", "config": {}, "schema_hash": ""}
 
 
 def drawn(dataset: Dataset) -> dict[str, Scorer]:
@@ -82,7 +83,7 @@ def test_the_verdict_is_told_and_written(
 ) -> None:
     models = drawn(synthetic)
     for name in STAGES:
-        checkpoint.save(tmp_path / name, models[name], {"metrics": {}})
+        checkpoint.save(tmp_path / name, models[name], DESCRIBED)
     trained.tell(synthetic, models, tmp_path, "cpu")
     text = capsys.readouterr().out
     saved = json.loads((tmp_path / VERDICT_FILE).read_text())
