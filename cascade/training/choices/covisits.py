@@ -16,13 +16,11 @@ from cascade.data.dataset import Dataset
 from cascade.data.seen import Events
 from cascade.encoding import FIRST, Ids
 from cascade.models.covisitation import BASE, DIGITS, CoVisitationConfig
-from cascade.training.choices.ease import CannotBegin, ids_in, own_ids
+from cascade.training.choices.ease import CannotBegin, ids_in, newest, of_some_users, own_ids
 from cascade.training.choices.rows import Recency
 
 APART = 10  # events of a user, at most, between two that count as met together
 PRIOR = 5.0  # visits that every item has in the norm, so that a rare one has no strong neighbours
-USERS = 50_000  # drawn, that the matrix is made of
-MOST_OF_USER = 500  # newest events of each
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -92,12 +90,5 @@ class CoVisits:
 
     def _events(self, known: npt.NDArray[np.bool_]) -> Events:
         """By user, then by time."""
-        events = Events.read(self._dataset, "train").known()
-        users = np.unique(events.user)
-        if len(users) > USERS:
-            drawn = np.random.default_rng(0).choice(users, USERS, replace=False)
-            events = events.take(np.isin(events.user, drawn))
-        events = events.take(known[events.item]).sorted()
-        _, starts, size = np.unique(events.user, return_index=True, return_counts=True)
-        from_end = np.repeat(starts + size, size) - np.arange(len(events.user))
-        return events.take(from_end <= MOST_OF_USER)
+        events = of_some_users(Events.read(self._dataset, "train").known())
+        return newest(events.take(known[events.item]).sorted())

@@ -52,16 +52,29 @@ def weights(matrix: sp.csr_matrix, l2: float) -> Floats:
     return found
 
 
+def newest(events: Events) -> Events:
+    """Of events by user, then by time: the last `MOST_OF_USER` of each user."""
+    _, starts, size = np.unique(events.user, return_index=True, return_counts=True)
+    from_end = np.repeat(starts + size, size) - np.arange(len(events.user))
+    return events.take(from_end <= MOST_OF_USER)
+
+
+def of_some_users(events: Events) -> Events:
+    """The events of at most `USERS` users, drawn."""
+    users = np.unique(events.user)
+    if len(users) <= USERS:
+        return events
+    drawn = np.random.default_rng(0).choice(users, USERS, replace=False)
+    return events.take(np.isin(events.user, drawn))
+
+
 def users_by_items(events: Events) -> tuple[sp.csr_matrix, Ids]:
     """-> 1 where a user liked an item [U, M], the M items with a positive."""
-    liked = events.liked().sorted()
-    users, starts, size = np.unique(liked.user, return_index=True, return_counts=True)
-    from_end = np.repeat(starts + size, size) - np.arange(len(liked.user))
-    newest = from_end <= MOST_OF_USER
-    active, item = np.unique(liked.item[newest], return_inverse=True)
-    user = np.searchsorted(users, liked.user[newest])
+    liked = newest(events.liked().sorted())
+    active, item = np.unique(liked.item, return_inverse=True)
+    users, user = np.unique(liked.user, return_inverse=True)
     ones = np.ones(len(user), np.float32)
-    matrix = sp.csr_matrix((ones, (user, item.ravel())), (len(users), len(active)))
+    matrix = sp.csr_matrix((ones, (user.ravel(), item.ravel())), (len(users), len(active)))
     matrix.data[:] = 1
     return matrix, active
 
@@ -199,8 +212,4 @@ def _fewer(events: Events) -> Events:
     if np.count_nonzero(counts) > ITEMS:
         most = np.argsort(-counts, kind="stable")[:ITEMS]
         liked = liked.take(np.isin(liked.item, most))
-    users = np.unique(liked.user)
-    if len(users) > USERS:
-        drawn = np.random.default_rng(0).choice(users, USERS, replace=False)
-        liked = liked.take(np.isin(liked.user, drawn))
-    return liked
+    return of_some_users(liked)
