@@ -66,6 +66,16 @@ def services(host: str, ports: Ports, tls: ServerTls | None) -> Iterator[str]:
         yield from tls.arguments()
 
 
+def later_ports(ports: Ports, tls: ServerTls | None, extra: Sequence[str]) -> Iterator[int]:
+    """The ports that the server opens after that of gRPC, unless further arguments say otherwise of
+    them."""
+    changed = {argument.partition("=")[0] for argument in extra}
+    later = {"metrics": ports.metrics} | ({} if tls else {"http": ports.http})
+    for service, port in later.items():
+        if not changed & {f"--allow-{service}", f"--{service}-port", f"--{service}-address"}:
+            yield port
+
+
 def is_ipv6(host: str) -> bool:
     """Whether an address, with or without its brackets, is one of IPv6."""
     return ":" in host

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import cascade
 from cascade import pbtxt
@@ -22,6 +24,11 @@ from cascade.triton import admission
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
 STOP_MARGIN_S = 5.0  # beyond tritonserver's own exit timeout
 EXCERPT_LINES = 30
+LOG_BYTES = 1 << 20  # of the log's end, for an excerpt
+LISTEN_TIMEOUT_S = 1.0
+# The signals by which a program ends that finds itself broken; the kernel sends SIGKILL when it
+# needs the memory, and the same would come again.
+CRASHES = frozenset({signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV})
 
 # Runs in place of tritonserver for an instant: asks the kernel for SIGTERM when the launcher dies,
 # then becomes tritonserver under the same process id. A `preexec_fn` would do the same between fork
@@ -46,6 +53,36 @@ class ServerError(CascadeError):
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(f"{message}:\n{log}" if log else message)
         self.message, self.log = message, log
+
+
+class CrashError(ServerError):
+    """tritonserver ended by one of the signals `CRASHES`."""
+
+
+class ServerLog:
+    """What a server writes to the end of its log file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._start = file, file.seek(0, os.SEEK_END)
+
+    @classmethod
+    def from_here(cls, path: Path) -> ServerLog | None:
+        """From the present end of the file on; None for a terminal or a pipe."""
+        return cls(path.open("rb")) if path.is_file() else None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def excerpt(self, renamed: Mapping[str, str]) -> str:
+        """What the log says of problems, with other words for some. It may have been renamed,
+        emptied or removed."""
+        size = self._file.seek(0, os.SEEK_END)
+        start = self._start if self._start <= size else 0
+        self._file.seek(max(start, size - LOG_BYTES))
+        said = self._file.read(LOG_BYTES).decode(errors="replace")
+        for written, known in renamed.items():
+            said = said.replace(written, known)
+        return log_excerpt(said)
 
 
 def check_repository(repository: Path, models: Sequence[str] | None) -> None:
@@ -115,6 +152,15 @@ def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether something accepts connections at an address."""
+    try:
+        socket.create_connection((host, port), LISTEN_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def wipe(pid: int, secret: str) -> None:

@@ -306,6 +306,48 @@ def test_a_server_that_does_not_come_up_is_ended(repository: Callable[[str], Pat
     assert_nothing_left(server.name)
 
 
+def test_a_server_that_crashes_while_it_starts_is_started_again(
+    repository: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    server, crashed = Server(repository(ECHO), probe="echo"), set[str]()
+
+    def crash(times: int) -> None:
+        while len(crashed) < times:
+            with suppress(ServerError, ProcessLookupError):
+                name, pid = server.name, server.pid
+                if (
+                    name not in crashed
+                    and b"--grpc-port" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                ):
+                    os.kill(pid, signal.SIGABRT)
+                    crashed.add(name)
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(1) as pool:
+        crashes = pool.submit(crash, 1)
+        with server:
+            assert ask(server.url, [[1.0, 2.0]])
+        crashes.result()
+        told = capfd.readouterr().err
+        assert told.count("tritonserver ended with -6 while it started; starting it again") == 1
+        crashed.clear()
+        crashes = pool.submit(crash, 3)
+        with pytest.raises(ServerError, match="tritonserver ended with -6"):
+            server.start()
+        crashes.result()
+    assert_nothing_left(server.name)
+
+
+def test_a_started_server_answers_at_all_its_ports(repository: Callable[[str], Path]) -> None:
+    folder = repository(ECHO)
+    with Server(folder, probe="echo") as server:
+        for port in server.ports.by_service().values():
+            assert reachable("127.0.0.1", port)
+    without = ["--allow-metrics=false", "--allow-http=false"]
+    with Server(folder, probe="echo", extra_args=without) as server:
+        assert not reachable("127.0.0.1", server.ports.http)
+
+
 def test_an_unknown_folder_and_an_unknown_argument(
     repository: Callable[[str], Path], tmp_path: Path
 ) -> None:
