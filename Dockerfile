@@ -16,7 +16,7 @@ COPY cascade cascade
 # torch, the exporter and the bundled development server stay out: the graphs bring what they need.
 # hadolint ignore=DL3013
 RUN pip install --no-cache-dir --break-system-packages -c constraints.txt \
-  ".[${FLAVOUR},store]" psutil
+  ".[${FLAVOUR},store,sign]" psutil
 
 # A numeric user, which Kubernetes' runAsNonRoot accepts without runAsUser.
 USER 10001:10001

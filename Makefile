@@ -8,7 +8,7 @@ REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
 RESILIENCE ?=
 BIN := .venv/bin
-INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,train,tune,batch,perf,dev]'
+INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,sign,train,tune,batch,perf,dev]'
 SHELL := /bin/bash -o pipefail
 # Some containers forbid it; then each process compiles PyTorch's modules anew, for ten seconds.
 export PYTHONDONTWRITEBYTECODE :=

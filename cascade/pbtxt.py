@@ -13,9 +13,17 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from cascade import spec
 from cascade.artifact import ArtifactError
-from cascade.config import DEFAULT_PRODUCT, PARAMETER, ProcessConfig, Product, Serving
+from cascade.config import (
+    DEFAULT_PRODUCT,
+    PARAMETER,
+    ProcessConfig,
+    Product,
+    Serving,
+    of_release,
+)
 from cascade.files import replace_text
 from cascade.layout import RequestLayout
+from cascade.release import read_release
 from cascade.schema import Schema
 from cascade.spec import (
     ENSEMBLE,
@@ -26,6 +34,8 @@ from cascade.spec import (
     Process,
     Sizes,
     Tensor,
+    sizes_from,
+    stage_path,
 )
 
 MODEL_PY = '''"""All of it is in the library."""
@@ -198,6 +208,22 @@ def settings(config: pb.ModelConfig) -> ProcessConfig:
     not a process of a cascade."""
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     return ProcessConfig.from_parameters(parameters)
+
+
+def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
+    """config.pbtxt of every model, as it was exported. Raises ArtifactError: damaged."""
+    release = read_release(root, number)
+    schema = Schema.load(root / stage_path(release["topology"], RETRIEVE, number) / "schema.json")
+    serving, product = of_release(release)
+    runs, sizes = runs_of(release, serving), sizes_from(release["sizes"])
+    return configs(schema, sizes, serving, number, runs, product=product)
+
+
+def pinned(recommend: pb.ModelConfig) -> int | None:
+    """The release that a configuration of `recommend` answers with, where it names one."""
+    pins = {step.model_version for step in recommend.ensemble_scheduling.step}
+    pins = pins or {*recommend.version_policy.specific.versions}
+    return int(pins.pop()) if len(pins) == 1 else None
 
 
 def process_settings(repository: Path) -> dict[str, ProcessConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from cascade.artifact import ArtifactError, read_json
 from cascade.spec import EARLIER_FUSED, ENSEMBLE, RETRIEVE, TOPOLOGIES, sizes_from
 
 RELEASE_FILE = "release.json"
+SIGNATURE_FILE = "release.json.sig"  # of the bytes of release.json: 64 bytes of ed25519
+FORMAT = 2  # of a manifest that names every file
 
 
 def newest_version(repository: Path) -> int:
@@ -39,3 +42,15 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
     if release["topology"] == "fused" and (path.parent / RETRIEVE).is_dir():
         release["topology"] = EARLIER_FUSED
     return release
+
+
+def check_manifest(release: Mapping[str, Any], version: int, where: Path) -> None:
+    """Raises ArtifactError where release.json, which lies at `where`, names no files in this
+    format, or is that of a release of another number."""
+    if release.get("format") != FORMAT:
+        raise ArtifactError(
+            f"{where} has format {release.get('format', 1)}; this version publishes format "
+            f"{FORMAT}: export again"
+        )
+    if int(release["version"]) != version:
+        raise ArtifactError(f"{where} is the manifest of release {release['version']}")

@@ -22,6 +22,8 @@ RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
 EXCLUDE, ALLOW = "exclude", "allow"  # items that a user must not get, values that items must have
 PROPENSITIES = "propensities"  # the probabilities with which the last places were drawn
+# The variable with the repository that a server was started on: it may load models from a copy.
+REPOSITORY_VARIABLE = "CASCADE_REPOSITORY"
 DENY_LIST = "deny.txt"  # in the root of a repository: items that no user may get
 # Users by id: the stage that reads their features from a store, in the process of the first stage,
 # and the model that clients ask by id.

@@ -14,6 +14,7 @@ COMMANDS = {
     "publish": ("export.commands", "make the next release and let the server answer with it"),
     "rollback": ("export.releases.commands", "go back to the release before"),
     "releases": ("export.releases.commands", "list the releases of a repository"),
+    "sign": ("export.releases.commands", "sign a release for servers that trust a key"),
     "split": ("export.releases.commands", "give a share of the users another release"),
     "catalogue": ("export.commands", "publish the live release with another catalogue"),
     "rewire": ("export.releases.commands", "write a release in another topology"),

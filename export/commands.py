@@ -22,7 +22,7 @@ from export.planning.grid import CANDIDATES, SURVIVORS, PlanError, Tried
 from export.planning.plan import KEEP, LEAST_USERS, USERS, Asked
 from export.planning.release import PICTURE, PLAN_FILE, write_plan, write_planned
 from export.planning.report import report as report_plan
-from export.releases.commands import add_server, parser, publisher, report
+from export.releases.commands import add_server, add_signing, parser, publisher, report
 from export.releases.items import read_ids, read_items
 from export.releases.refresh import Refresh, change
 from export.releases.repository import Repository
@@ -92,6 +92,7 @@ def publish(argv: Sequence[str]) -> None:
     origin.add_argument("--cascade", type=Path, metavar="FILE", help="export what it describes")
     origin.add_argument("--release", type=Path, metavar="DIR", help="copy this repository's newest")
     options.add_argument("--share", type=float, help="of the users that get it [all]")
+    add_signing(options)
     arguments.add(options, hidden=True)
     args = options.parse_args(argv)
 
@@ -117,6 +118,7 @@ def catalogue(argv: Sequence[str]) -> None:
     add("--checkpoints", type=Path, metavar="DIR", required=True, help="of the live release")
     add("--add", type=Path, metavar="FILE", help="Parquet file of new items")
     add("--remove", type=Path, metavar="FILE", help="text file of item ids")
+    add_signing(options)
     args = options.parse_args(argv)
     if args.add is None and args.remove is None:
         raise ArtifactError("nothing to change: give --add, --remove or both")

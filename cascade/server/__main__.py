@@ -22,6 +22,7 @@ from cascade.server import arguments, security
 from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.security import SecurityError, ServerTls
 from cascade.server.supervisor import Supervisor
+from cascade.server.trust import TrustedKeys
 from cascade.spec import ENSEMBLE
 from cascade.telling import say, tell
 
@@ -71,6 +72,7 @@ def _server(options: argparse.Namespace) -> Server:
         probe=options.probe or None,
         control_key=security.control_key(options.control_key_file),
         tls=_tls(options),
+        trust=TrustedKeys.read(options.trust) if options.trust else None,
         extra_args=(*traces, *options.extra),
     )
 
@@ -109,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--startup-timeout-s", type=float, default=120)
     parser.add_argument("--exit-timeout-s", type=int, default=10)
     parser.add_argument("--control-key-file", type=Path, help="holds the control key")
+    parser.add_argument(
+        "--trust", type=Path, nargs="+", metavar="PEM", help="serve only what these keys signed"
+    )
     tls = parser.add_argument_group("TLS", "for gRPC; HTTP, which has none, is then off")
     tls.add_argument("--tls-cert", type=Path, metavar="PEM", help="the server's certificate")
     tls.add_argument("--tls-key", type=Path, metavar="PEM", help="its key")

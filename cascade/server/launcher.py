@@ -29,6 +29,7 @@ from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
 from cascade.server.security import HeldTls, ServerTls
 from cascade.server.threads import threads_per_process
+from cascade.server.trust import TrustedCopy, TrustedKeys
 from cascade.spec import ENSEMBLE
 from cascade.telling import tell
 
@@ -36,7 +37,7 @@ __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a client finds it
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = process.REQUEST_TIMEOUT_S
 STARTS = 3  # of a server that crashes before it answers
 
 
@@ -56,6 +57,7 @@ class Server:
         control_key: the key of requests that load models or change the server, see
             `control_headers`; by default that of `security.control_key`.
         tls: encrypt gRPC, and switch HTTP off, which cannot be encrypted.
+        trust: serve only releases that one of these keys signed.
         extra_args: further arguments of tritonserver; they win over those set here.
     """
 
@@ -70,6 +72,7 @@ class Server:
     probe: str | None = ENSEMBLE
     control_key: str = field(default_factory=security.control_key, repr=False)
     tls: ServerTls | None = None
+    trust: TrustedKeys | None = None
     extra_args: Sequence[str] = ()
 
     name: str = field(default="", init=False)
@@ -82,7 +85,9 @@ class Server:
         default_factory=lambda: (None, {}), init=False, repr=False
     )
     _log: process.ServerLog | None = field(default=None, init=False)
-    _served_from: Path = field(default=Path(os.devnull), init=False)  # under a safe path
+    trusted: TrustedCopy | None = field(default=None, init=False)
+    served_from: Path = field(default=Path(os.devnull), init=False)  # the repository, or its copy
+    _safe: Path = field(default=Path(os.devnull), init=False)  # the same, under a safe path
     _python: Path = field(default=Path(os.devnull), init=False)  # the workers' python3 is in it
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -145,7 +150,6 @@ class Server:
         process.check_repository(self.repository, self.models)
         cleanup.remove_orphans()
         binary = binaries.tritonserver()
-        self.threads = threads_per_process(self.repository)
         self.ports = self.ports.resolve(self.host)
         self._connection = (None, {}) if self.tls is None else self.tls.connection()
         for starts_left in reversed(range(STARTS)):
@@ -176,19 +180,26 @@ class Server:
         if self._binary is None:
             return ()
         folder = cleanup.run_folder() / self.name
-        self._served_from = shell.safe(self.repository, folder)
+        self._safe = shell.safe(self.served_from, folder)
         self._python = shell.python(process.PACKAGE, folder)
         binaries.loader_environment(self._binary.libraries)
         return self._binary.assemble(folder / "backends", process.PACKAGE)
 
     def _launch(self, binary: binaries.ServerBinary) -> None:
-        self._binary = binary
+        self._binary, self.served_from = binary, self.repository
+        if self.trust is not None:
+            copied = cleanup.run_folder() / self.name / "repository"
+            self.trusted = TrustedCopy(self.repository, self.trust, copied)
+            for line in self.trusted.make():
+                tell(f"{line}\n")
+            self.served_from = copied
+        self.threads = threads_per_process(self.served_from)
         backends = self._assemble()
         self.log_path = self.log or cleanup.run_folder() / self.name / "log"
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         command = (
             str(binary.path),
-            *arguments.lifetime(self.name, self._served_from, self.exit_timeout_s),
+            *arguments.lifetime(self.name, self._safe, self.exit_timeout_s),
             *arguments.services(self.host, self.ports, self.tls),
             *arguments.connections(),
             *arguments.control(self.control_key, self.models),
@@ -203,7 +214,8 @@ class Server:
                 stdout=log,
                 stderr=log,
                 env=process.environment(
-                    binary, self.name, self.threads, self.metrics_url, self._python
+                    *(binary, self.name, self.threads, self.metrics_url, self._python),
+                    self.repository,
                 ),
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
@@ -225,7 +237,8 @@ class Server:
                 return 0
             start = time.monotonic()
             if self.version and self.probe and self.poll() is None:
-                self._drain(self.probe)
+                with suppress(InferenceServerException), self.connect() as client:
+                    process.drain(client, self.probe, self.control_headers, self.exit_timeout_s)
             left_s = self.exit_timeout_s - (time.monotonic() - start)
             return process.end(self._process, max(0.0, left_s))
         finally:
@@ -235,19 +248,6 @@ class Server:
             self._log = None
             if self.name:
                 cleanup.remove(self.name)
-
-    def _drain(self, model: str) -> None:
-        """Unload the model that clients call, and wait until its requests are answered: server 2.51
-        ends the members of an ensemble while requests are still on their way to them."""
-        limits = {"headers": self.control_headers, "client_timeout": REQUEST_TIMEOUT_S}
-        deadline = time.monotonic() + self.exit_timeout_s
-        with suppress(InferenceServerException), self.connect() as client:
-            client.unload_model(model, **limits)
-            while time.monotonic() < deadline:
-                index = client.get_model_repository_index(**limits).models
-                if not any(m.name == model and m.state in ("READY", "UNLOADING") for m in index):
-                    return
-                time.sleep(POLL_S / 10)
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + self.startup_timeout_s
@@ -297,4 +297,4 @@ class Server:
         if self._log is None:
             return f"(its log went to {self.log_path})"
         # Users know the repository by its own path.
-        return self._log.excerpt({str(self._served_from): str(self.repository)})
+        return self._log.excerpt({str(self._safe): str(self.repository)})

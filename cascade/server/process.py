@@ -10,18 +10,24 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from tritonclient import grpc
+
 import cascade
 from cascade import pbtxt
 from cascade.errors import CascadeError
 from cascade.server import binaries, cleanup, security, shell
+from cascade.spec import REPOSITORY_VARIABLE
 from cascade.triton import admission
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
+REQUEST_TIMEOUT_S = 10.0
+DRAIN_POLL_S = 0.01
 STOP_MARGIN_S = 5.0  # beyond tritonserver's own exit timeout
 EXCERPT_LINES = 30
 LOG_BYTES = 1 << 20  # of the log's end, for an excerpt
@@ -106,13 +112,19 @@ def check_repository(repository: Path, models: Sequence[str] | None) -> None:
 
 
 def environment(
-    binary: binaries.ServerBinary, name: str, threads: int, metrics_url: str, python: Path
+    binary: binaries.ServerBinary,
+    name: str,
+    threads: int,
+    metrics_url: str,
+    python: Path,
+    repository: Path,
 ) -> dict[str, str]:
     """The environment of the server called `name` and of its workers.
 
     Args:
         python: the folder of the python3 whose packages the workers import.
         threads: most compute threads of a process: for the numerical libraries and the stages.
+        repository: where the stages look for what is no part of a release.
         metrics_url: where the stages read how many requests wait for them.
     """
     variables = binaries.loader_environment(binary.libraries)
@@ -129,6 +141,7 @@ def environment(
     limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CASCADE_THREADS")
     variables |= dict.fromkeys(limits, str(threads))
     variables[admission.VARIABLE] = metrics_url
+    variables[REPOSITORY_VARIABLE] = str(repository)
     variables.pop(security.KEY_VARIABLE, None)  # not for the code of models
     return variables
 
@@ -142,6 +155,22 @@ def tied(command: Sequence[str]) -> list[str]:
     in_main = threading.current_thread() is threading.main_thread()
     launcher = [str(os.getpid()), str(int(signal.SIGTERM) if in_main else 0)]
     return [sys.executable, "-I", "-S", "-c", _TIED, *launcher, *command]
+
+
+def drain(
+    client: grpc.InferenceServerClient, model: str, headers: Mapping[str, str], timeout_s: float
+) -> None:
+    """Unload the model that clients call, and wait until its requests are answered: server 2.51
+    ends the members of an ensemble while requests are still on their way to them. Raises
+    InferenceServerException."""
+    limits = {"headers": dict(headers), "client_timeout": REQUEST_TIMEOUT_S}
+    deadline = time.monotonic() + timeout_s
+    client.unload_model(model, **limits)
+    while time.monotonic() < deadline:
+        index = client.get_model_repository_index(**limits).models
+        if not any(m.name == model and m.state in ("READY", "UNLOADING") for m in index):
+            return
+        time.sleep(DRAIN_POLL_S)
 
 
 def end(process: subprocess.Popen[bytes], exit_timeout_s: float) -> int:

@@ -31,6 +31,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade import pbtxt
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
+from cascade.errors import CascadeError
 from cascade.server import probe, workers
 from cascade.server.cleanup import RunFolderError
 from cascade.server.launcher import Server
@@ -63,6 +64,7 @@ class Supervisor:
         self._report = report
         self._restarts = 0
         self._problem = ""  # with the files of the run folder
+        self._refused: dict[str, str] = {}  # see `TrustedCopy.update`
         self._reset()
 
     def _reset(self) -> None:
@@ -85,10 +87,13 @@ class Supervisor:
         return code
 
     def _watch(self) -> int | None:
-        next_canary, canary = 0.0, None
-        with self._server.connect() as client, ThreadPoolExecutor(1) as pool:
+        next_canary, canary, update = 0.0, None, None
+        with self._server.connect() as client, ThreadPoolExecutor(2) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
                 self._restore_files()
+                if self._server.trusted is not None and (update is None or update.done()):
+                    self._on_update(update)
+                    update = pool.submit(self._server.trusted.update)
                 self._kill_replaced()
                 if self._reload_dead(client):
                     canary = None  # sent before the reload
@@ -118,6 +123,18 @@ class Supervisor:
         if problem not in ("", self._problem):
             self._report("files not restored", error=problem)
         self._problem = problem
+
+    def _on_update(self, update: Future[dict[str, str]] | None) -> None:
+        """Report what newly stays out of the copy of the repository that the server reads."""
+        if update is None:
+            return
+        try:
+            refused = update.result()
+        except (CascadeError, OSError) as error:
+            refused = {"": f"the repository cannot be followed: {error}"}
+        for why in {*refused.values()} - {*self._refused.values()}:
+            self._report("not trusted", error=why)
+        self._refused = refused
 
     def _reload_dead(self, client: grpc.InferenceServerClient) -> bool:
         """Reload the models of processes that were dead at the last look and still are: a process
@@ -200,7 +217,7 @@ class Supervisor:
 
     def _differing_config(self, model: str) -> str:
         """The configuration on disk, as JSON, with an additional parameter without effect."""
-        config = pbtxt.read(self._server.repository / model / "config.pbtxt")
+        config = pbtxt.read(self._server.served_from / model / "config.pbtxt")
         config.parameters["reloaded"].string_value = str(time.time_ns())
         return str(json_format.MessageToJson(config, preserving_proto_field_name=True))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import traceback
 from collections.abc import Collection, Sequence
@@ -21,7 +22,14 @@ from cascade.artifact import Array
 from cascade.config import ProcessConfig
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
-from cascade.spec import CONTEXT, DEADLINE, RECOMMEND_FILTERED, RELEASE, USER_ID
+from cascade.spec import (
+    CONTEXT,
+    DEADLINE,
+    RECOMMEND_FILTERED,
+    RELEASE,
+    REPOSITORY_VARIABLE,
+    USER_ID,
+)
 from cascade.stages.load import deny_list_of, load_stages
 from cascade.triton import request_log
 from cascade.triton.admission import AGAIN, Admission
@@ -46,13 +54,14 @@ class TritonPythonModel:
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
         process = ProcessConfig.from_parameters(parameters)
         model = Path(args["model_repository"])
+        repository = Path(os.environ.get(REPOSITORY_VARIABLE, model.parent))
         self.name, release = args["model_name"], int(args["model_version"])
         self.stage = load_stages(
             process.stages,
             model / args["model_version"],
             replace(process.serving, device_id=int(args["model_instance_device_id"])),
             process.candidates,
-            deny_list_of(model.parent, process.product, serving=True),
+            deny_list_of(repository, process.product, serving=True),
             process.product.store,
         )
         self.absent = {

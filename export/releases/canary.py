@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cascade import pbtxt
 from cascade.artifact import Array
 from cascade.errors import CascadeError
 from cascade.spec import ENSEMBLE, RECOMMEND_FILTERED
 from cascade.stages.pipeline import Pipeline
 from export.releases.control import Control
-from export.releases.repository import Repository, configs_of
+from export.releases.repository import Repository
 
 USERS = 8
 BYTES = "surrogateescape"  # a category need not be text
@@ -101,7 +102,7 @@ def ask_before_switch(
 ) -> None:
     """Ask the models of a loaded release that is not live, in turn, as the ensemble would. Raises
     ControlError: there is no answer; CanaryError: the answer is wrong."""
-    known, configs = canary.users, configs_of(repository.root, number)
+    known, configs = canary.users, pbtxt.configs_of(repository.root, number)
     for member in repository.members():
         inputs = {t.name: known[t.name] for t in configs[member].input if t.name in known}
         known |= control.ask(member, number, inputs)

@@ -1,4 +1,4 @@
-"""The commands that change which release is live: rollback, releases, split, rewire. They compute
+"""The commands on releases that exist: rollback, releases, sign, split, rewire. They compute
 nothing, so that a rollback does not wait for PyTorch to be imported."""
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from export.releases import rewire as rewiring
 from export.releases.control import Control
 from export.releases.publishing import Published, Publisher
 from export.releases.repository import Repository
+from export.releases.signing import Signer
 
 HEADER = ("release", "state", "age", "items", "AUC", "NE", "parity", "MB")
 
@@ -55,7 +56,14 @@ def publisher(args: argparse.Namespace) -> Publisher:
     file, key = args.control_key_file, os.environ.get(KEY_VARIABLE)
     key = security.control_key(file) if file or key else None
     control = Control(args.url, security.headers(key) if key else None) if args.url else None
-    return Publisher(Repository(args.repository), control, args.keep, say)
+    signer = Signer(args.sign) if getattr(args, "sign", None) else None
+    return Publisher(Repository(args.repository), control, args.keep, say, signer)
+
+
+def add_signing(parser: argparse.ArgumentParser) -> None:
+    """Add the key that signs what is published."""
+    text = "private ed25519 key, for servers that --trust its public one"
+    parser.add_argument("--sign", type=Path, metavar="PEM", help=text)
 
 
 def report(published: Published) -> None:
@@ -123,6 +131,24 @@ def _age(release: dict[str, Any]) -> str:
         return "unknown"
     age = datetime.now(timezone.utc) - datetime.fromisoformat(release["made"])
     return str(timedelta(seconds=round(age.total_seconds())))
+
+
+def sign(argv: Sequence[str]) -> None:
+    """Sign a release that is there already, after a check of all its files.
+
+    For servers that start with --trust; publish --sign signs what it publishes.
+    """
+    options = parser("sign", "--repository DIR --key PEM", sign.__doc__)
+    add = options.add_argument
+    add("--repository", type=Path, metavar="DIR", required=True, help="where the release is")
+    add("--key", type=Path, metavar="PEM", required=True, help="private ed25519 key")
+    add("--number", type=int, metavar="N", help="the release [all]")
+    args = options.parse_args(argv)
+    repository, signer = Repository(args.repository), Signer(args.key)
+    repository.check_published()
+    for number in repository.releases() if args.number is None else [args.number]:
+        signer.sign(repository.root, number)
+        say(f"signed release {number}")
 
 
 def split(argv: Sequence[str]) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 from tritonclient import grpc
+from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from cascade import pbtxt
 from cascade.artifact import Array
 from cascade.client import channel
 from cascade.client.errors import UNAVAILABLE
 from cascade.errors import CascadeError
-from cascade.spec import ENSEMBLE
-from export.releases.repository import pinned
+from cascade.spec import CHALLENGER_SHARE, ENSEMBLE
 
 LOAD_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 30.0
+UNSIGNED_S = 5.0  # until a server that copies its repository follows
+FOLLOW_S = 0.2
 TRIES = 3  # on a connection that broke; every call may be repeated
 
 
@@ -34,10 +37,40 @@ class Control:
         self.url, self._headers = url, dict(headers or {})
         self._client = channel.connect(url)
 
-    def load(self, model: str) -> float:
-        """Load a model as its config.pbtxt now says -> seconds that it took. Raises ControlError:
-        the server did not load it; what was loaded before stays."""
-        return self._call("load", model, self._client.load_model)
+    def load(self, model: str, config: pb.ModelConfig, signed: bool) -> float:
+        """Load a model as its config.pbtxt, `config`, now says -> seconds that it took. A server
+        that serves a copy of its repository (`cascade.server.trust`) has it a little later: then
+        the model is loaded once more. `signed`: its releases are, so the copy will have them.
+
+        Raises ControlError: the server did not load it; what was loaded before stays.
+        """
+        deadline = time.monotonic() + (LOAD_TIMEOUT_S if signed else UNSIGNED_S)
+        while True:
+            seconds = self._call("load", model, self._client.load_model)
+            if self._has(model, config):
+                return seconds
+            if time.monotonic() > deadline:
+                raise ControlError(
+                    f"{self.url} loads another configuration of {model} than that of this "
+                    "repository: it serves another one, or only releases that a key of its --trust "
+                    "signed (--sign KEY); its output says more"
+                )
+            time.sleep(FOLLOW_S)
+
+    def _has(self, model: str, config: pb.ModelConfig) -> bool:
+        """Whether a loaded model answers with the releases, and for the share, that a configuration
+        says."""
+        try:
+            limit = {"client_timeout": ANSWER_TIMEOUT_S}
+            found = _asked(self._client.get_model_config, model, **limit).config
+        except InferenceServerException as error:
+            raise ControlError(f"{self.url} has no {model}: {error.message()}") from error
+        wanted, held = ([*c.version_policy.specific.versions] for c in (config, found))
+        return (
+            wanted in ([], held)
+            and pbtxt.pinned(found) == pbtxt.pinned(config)
+            and _share(found) == _share(config)
+        )
 
     def unload(self, model: str) -> None:
         """Unload a model. Raises ControlError."""
@@ -78,7 +111,12 @@ class Control:
                 f"no server answers at {self.url} ({error.message()}): start it, or publish "
                 "without --url"
             ) from error
-        return pinned(found.config)
+        return pbtxt.pinned(found.config)
+
+
+def _share(config: pb.ModelConfig) -> str:
+    found = config.parameters
+    return str(found[CHALLENGER_SHARE].string_value) if CHALLENGER_SHARE in found else ""
 
 
 def _asked(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -13,13 +13,12 @@ from tqdm import tqdm
 from cascade.artifact import Array, ArtifactError, check_file
 from cascade.config import of_release
 from cascade.files import content, sha256, write_json
-from cascade.release import RELEASE_FILE, read_release
+from cascade.release import FORMAT, RELEASE_FILE, check_manifest, read_release
 from cascade.schema import Schema
 from cascade.spec import ENSEMBLE, RETRIEVE, STAGES, stage_path
 from cascade.stages.pipeline import Pipeline
 from export.releases.canary import Canary
 
-FORMAT = 2
 UNLISTED = ("model.py", "__pycache__")  # the same in every release, so not listed
 
 
@@ -52,13 +51,7 @@ def verify(repository: Path, version: int) -> dict[str, Any]:
     ArtifactError: a file is missing, damaged, foreign or of another schema; names it."""
     release = read_release(repository, version)
     where = repository / ENSEMBLE / str(version) / RELEASE_FILE
-    if release.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{where} has format {release.get('format', 1)}; this version publishes format "
-            f"{FORMAT}: export again"
-        )
-    if int(release["version"]) != version:
-        raise ArtifactError(f"{where} is the manifest of release {release['version']}")
+    check_manifest(release, version, where)
     total = sum(file["bytes"] for files in release["files"].values() for file in files.values())
     foreign: list[str] = []
     with tqdm(total=total, desc="checking", unit="B", unit_scale=True, leave=False) as bar:

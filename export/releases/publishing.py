@@ -25,6 +25,7 @@ from export.releases.canary import Canary, CanaryError, ask_after_switch, ask_be
 from export.releases.control import Control, ControlError
 from export.releases.manifest import verify
 from export.releases.repository import Repository
+from export.releases.signing import Signer
 
 STEPS = ("recover", "make", "check", "install", "load", "canary", "switch", "confirm", "prune")
 Make = Callable[[Path, int], None]
@@ -52,6 +53,7 @@ class Publisher:
     control: Control | None = None  # None to change the repository alone
     keep: int = 3  # releases on disk, the live one and the one before among them
     say: Callable[[str], None] = say  # every step as it begins
+    signer: Signer | None = None  # of what is published
 
     def publish(self, make: Make, share: float | None = None) -> Published:
         """Make a release, and let the server answer with it; with `share`, for that share of the
@@ -71,6 +73,8 @@ class Publisher:
                 make(staged, number)
                 self._step("check", "every file against its manifest")
                 self._check(verify(staged, number), number)
+                if self.signer:
+                    self.signer.sign(staged, number)
                 self._step("install")
                 sync(staged)
                 self.repository.install(number)
@@ -220,8 +224,7 @@ class Publisher:
         self._load_beside(number)
         self._step("switch", f"{live} and, for {share:.0%}, {number}")
         for name in self.repository.alias(CHALLENGER, number):
-            if self.control:
-                self.control.load(name)
+            self._load(name)
         self.repository.pin(live, share)
         switch_ms = self._load_fronts()
         self.repository.settle(number)
@@ -246,16 +249,20 @@ class Publisher:
 
     def _load_fronts(self) -> float | None:
         """Let the server answer with the pinned release -> ms that the slowest model took."""
-        control = self.control
-        if control is None:
+        if self.control is None:
             return None
-        return max(control.load(name) for name in self.repository.fronts()) * 1e3
+        return max(self._load(name) for name in self.repository.fronts()) * 1e3
 
     def _load_members(self) -> None:
         """Load one model after the other, which leaves the processor to requests."""
         for member in self.repository.members():
-            if self.control:
-                self.control.load(member)
+            self._load(member)
+
+    def _load(self, name: str) -> float:
+        """Let the server load a model as it is on disk -> seconds; 0 without a server."""
+        if self.control is None:
+            return 0.0
+        return self.control.load(name, self.repository.config(name), self.repository.signed)
 
     def _undo(self, number: int) -> None:
         """Remove all of a release that did not go live."""

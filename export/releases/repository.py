@@ -21,7 +21,7 @@ from cascade.client.split import CHALLENGER
 from cascade.config import of_release
 from cascade.errors import CascadeError
 from cascade.files import content, move
-from cascade.release import RELEASE_FILE, read_release
+from cascade.release import RELEASE_FILE, SIGNATURE_FILE, read_release
 from cascade.schema import Schema
 from cascade.spec import (
     CHALLENGER_SHARE,
@@ -29,10 +29,8 @@ from cascade.spec import (
     ENSEMBLE,
     FILTERED,
     FRONTS,
-    RETRIEVE,
     WIRINGS,
     sizes_from,
-    stage_path,
 )
 
 PENDING_FILE = "pending"  # beside release.json until the release has been live
@@ -60,7 +58,7 @@ class Repository:
         """The release that `recommend` is pinned to; None before the first one."""
         if not (found := self.config(ENSEMBLE)).name:
             return None
-        number = pinned(found)
+        number = pbtxt.pinned(found)
         return number if number is not None and number in self.releases() else self.newest
 
     @property
@@ -129,13 +127,13 @@ class Repository:
 
     def configure(self, number: int, loaded: Sequence[int]) -> None:
         """Tell the members which releases to keep loaded, and how they run: as `number` says."""
-        for name, found in configs_of(self.root, number).items():
+        for name, found in pbtxt.configs_of(self.root, number).items():
             if name not in FRONTS:
                 self._write(name, found, loaded)
 
     def pin(self, number: int, share: float | None = None) -> None:
         """Make a release the live one from the next load on; `share` is the challenger's."""
-        found = configs_of(self.root, number)
+        found = pbtxt.configs_of(self.root, number)
         if share is not None:
             found[ENSEMBLE].parameters[CHALLENGER_SHARE].string_value = f"{share:g}"
         for name in (name for name in FRONTS if name in found):  # `recommend` last: see `live`
@@ -143,10 +141,15 @@ class Repository:
             self._write(name, found[name], [number])
 
     @property
+    def signed(self) -> bool:
+        """Whether every release that the members are told to load is signed, by whatever key."""
+        return all((self.folder(n) / SIGNATURE_FILE).exists() for n in self.loaded())
+
+    @property
     def agreed(self) -> bool:
         """Whether all models that clients ask are pinned to the live release: a publisher that is
         killed while it pins them leaves some behind."""
-        return {pinned(self.config(name)) for name in self.fronts()} <= {self.live}
+        return {pbtxt.pinned(self.config(name)) for name in self.fronts()} <= {self.live}
 
     @property
     def split(self) -> float:
@@ -157,11 +160,11 @@ class Repository:
     @property
     def challenger(self) -> int | None:
         """The release that a share of the users has; None where no release has."""
-        return pinned(self.config(f"{ENSEMBLE}{CHALLENGER}")) if self.split else None
+        return pbtxt.pinned(self.config(f"{ENSEMBLE}{CHALLENGER}")) if self.split else None
 
     def alias(self, ending: str, number: int) -> list[str]:
         """Copy the models that clients ask, of some release, under other names -> these names."""
-        configs = configs_of(self.root, number)
+        configs = pbtxt.configs_of(self.root, number)
         for name in (fronts := [name for name in FRONTS if name in configs]):
             found, folder = configs[name], self.root / f"{name}{ending}"
             found.name = folder.name
@@ -224,13 +227,6 @@ class Repository:
         pbtxt.save(found, self.root / name / "config.pbtxt")
 
 
-def pinned(recommend: pb.ModelConfig) -> int | None:
-    """The release that a configuration of `recommend` answers with, where it names one."""
-    pins = {step.model_version for step in recommend.ensemble_scheduling.step}
-    pins = pins or {*recommend.version_policy.specific.versions}
-    return int(pins.pop()) if len(pins) == 1 else None
-
-
 def check_current(release: Mapping[str, Any], root: Path) -> None:
     """Raises ArtifactError for a release of an earlier version that only can be served."""
     if release["topology"] == EARLIER_FUSED:
@@ -239,15 +235,6 @@ def check_current(release: Mapping[str, Any], root: Path) -> None:
             f"release: python -m export rewire --repository {root} --topology fused --out DIR "
             "writes it anew into DIR; serve that, or publish from there"
         )
-
-
-def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
-    """config.pbtxt of every model, as it was exported. Raises ArtifactError: damaged."""
-    release = read_release(root, number)
-    schema = Schema.load(root / stage_path(release["topology"], RETRIEVE, number) / "schema.json")
-    serving, product = of_release(release)
-    runs, sizes = pbtxt.runs_of(release, serving), sizes_from(release["sizes"])
-    return pbtxt.configs(schema, sizes, serving, number, runs, product=product)
 
 
 def write_configs(root: Path, release: dict[str, Any], number: int, schema: Schema) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from cascade.artifact import ArtifactError
-from cascade.release import read_release
+from cascade.release import FORMAT, read_release
 from cascade.schema import SchemaError
 from export.releases.canary import USERS, Canary
-from export.releases.manifest import FORMAT, verify
+from export.releases.manifest import verify
 from tests.cascades import Cascade
 
 

@@ -22,7 +22,7 @@ from export.releases.commands import HEADER, table
 from export.releases.control import ControlError
 from export.releases.manifest import verify
 from export.releases.publishing import STEPS, Make, Publisher, PublishError
-from export.releases.repository import BusyError, Repository, pinned
+from export.releases.repository import BusyError, Repository
 from export.releases.rewire import from_export
 from tests.cascades import BAGS, Cascade
 
@@ -64,7 +64,7 @@ def test_releases_are_numbered_and_pinned(place: Place, criteo: Cascade, other: 
     assert (second.number, second.before) == (2, 1)
     np.testing.assert_array_equal(place.answers(other), other.ask(other.pipeline(), stop=4)[0])
     root = place.repository.root
-    assert pinned(pbtxt.read(root / "recommend" / "config.pbtxt")) == 2
+    assert pbtxt.pinned(pbtxt.read(root / "recommend" / "config.pbtxt")) == 2
     for member in ("retrieve", "prerank", "rank"):
         policy = pbtxt.read(root / member / "config.pbtxt").version_policy
         assert [*policy.specific.versions] == [1, 2]
@@ -118,7 +118,7 @@ def test_a_kill_between_the_pins_is_made_good(
     assert (repository.live, repository.agreed) == (1, False)
     place.publisher().recover()
     assert (repository.releases(), repository.live, repository.agreed) == ([1], 1, True)
-    assert pinned(repository.config("recommend_filtered")) == 1
+    assert pbtxt.pinned(repository.config("recommend_filtered")) == 1
 
 
 def broken(make: Make, name: str) -> Make:

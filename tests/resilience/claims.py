@@ -32,6 +32,9 @@ RESILIENCE = (
     Claim("fuzz_rss_growth_mb", "<=", 50, "memory that they leave behind"),
     Claim("soak_failed", "=", 0, "requests that failed at half load while releases came"),
     Claim("soak_growth_mb", "<=", 50, "memory that grew meanwhile"),
+    Claim("faults_tried", ">=", 40, "faults of the fault table"),
+    Claim("faults_lost", "=", 0, "releases, users and requests that they cost"),
+    Claim("faults_silent", "=", 0, "of them, those that nothing tells of"),
     Claim("sigterm_lost", "=", 0, "requests in flight that a stop lost"),
 )
 EXACT = "="  # the relation of what must not be lost or wrong; times and memory have limits

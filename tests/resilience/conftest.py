@@ -25,6 +25,7 @@ from export.releases.rewire import rewire, serving_of
 from perf.harness.artifacts import Artifacts, make
 from tests.cascades import Cascade
 from tests.resilience.claims import Record, keep
+from tests.resilience.faults import FaultTable
 
 OUT = Path(__file__).parents[2] / "build" / "resilience"
 SUMMARY, CLAIMS_TABLE = OUT / "summary.json", OUT / "claims.md"
@@ -104,6 +105,15 @@ class Pair:
 @pytest.fixture(scope="session")
 def record(pytestconfig: pytest.Config) -> Record:
     return pytestconfig.stash[RECORD]
+
+
+@pytest.fixture(scope="session")
+def faults(record: Record) -> Iterator[FaultTable]:
+    """The faults of all `test_faults_*.py`."""
+    table = FaultTable()
+    yield table
+    record.table(["fault", "what shows it", "lost", "s until right"], table.rows())
+    record(**table.figures)
 
 
 @pytest.fixture(scope="session")

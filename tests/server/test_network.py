@@ -174,7 +174,7 @@ def test_a_publisher_outlives_a_dead_connection(relay: Relay, server: Server) ->
     value = np.arange(3, dtype=np.float32)
     control.ask("echo", None, {"x": value})
     relay.freeze()
-    control.load("echo")
+    control.load("echo", model_config_pb2.ModelConfig(), signed=False)
     relay.freeze()
     assert control.ask("echo", None, {"x": value})["y"].tolist() == [0, 1, 2]
 

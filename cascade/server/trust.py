@@ -1,0 +1,281 @@
+"""A server that serves only what a trusted key signed: python -m cascade.server --trust KEY.pem
+
+Triton runs the code in its model repository, so write access to the repository is control of the
+server. With keys to trust, tritonserver reads a copy in the run folder, which only the server's own
+user may write. The copy holds the releases whose release.json a trusted key signed, and of these
+the files that release.json lists, with the digests that it lists; model.py and config.pbtxt are
+written anew. Of the repository's own config.pbtxt, only the numbers are taken: which of the signed
+releases is live, which others stay loaded, and a challenger's share of the users.
+
+The copy follows the repository while the server runs, so publishing works as without keys. A change
+that is not signed stays out, and the server goes on with the releases that it has.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from cascade import pbtxt
+from cascade.artifact import ArtifactError, check_file
+from cascade.client.split import CHALLENGER
+from cascade.errors import CascadeError
+from cascade.files import move
+from cascade.release import RELEASE_FILE, SIGNATURE_FILE, check_manifest, read_release
+from cascade.spec import (
+    CHALLENGER_SHARE,
+    ENSEMBLE,
+    FILTERED,
+    FRONTS,
+    PROCESSES,
+    STAGES,
+    stage_path,
+)
+
+Stamp = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
+
+
+class TrustError(CascadeError):
+    """A key cannot be used, or what the repository wants served is not signed by a trusted one."""
+
+
+@dataclass(frozen=True)
+class TrustedKeys:
+    """Public keys of ed25519, any of which may have signed a release."""
+
+    keys: tuple[Any, ...]
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> TrustedKeys:
+        """From PEM files, one key in each. Raises TrustError: cannot be used; OSError."""
+        return cls(tuple(map(_public_key, files)))
+
+    def check(self, content: bytes, signature: bytes) -> None:
+        """Raises TrustError unless one of the keys made the signature of this content."""
+        from cryptography.exceptions import InvalidSignature
+
+        for key in self.keys:
+            with suppress(InvalidSignature):
+                key.verify(signature, content)
+                return
+        raise TrustError("no trusted key signed it as it is")
+
+
+def _public_key(file: Path) -> Any:
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError as error:
+        raise TrustError("--trust needs cryptography: pip install 'cascade[sign]'") from error
+    try:
+        key = load_pem_public_key(file.read_bytes())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError(
+            f"{file} holds no public key in PEM; make one of the private key with: "
+            "openssl pkey -in release.key -pubout -out release.pub"
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        kind = type(key).__name__.removeprefix("_")
+        raise TrustError(f"{file} holds a key of another kind, {kind}; expected ed25519")
+    return key
+
+
+@dataclass
+class TrustedCopy:
+    """The copy of a repository at `root`, a folder that this object fills.
+
+    Args:
+        source: the repository, which others may write.
+    """
+
+    source: Path
+    keys: TrustedKeys
+    root: Path
+    _configs: dict[int, dict[str, pb.ModelConfig]] = field(default_factory=dict)  # of each release
+    _stamps: dict[int, Stamp] = field(default_factory=dict)  # of what was looked at
+    _refused: dict[int, str] = field(default_factory=dict)
+
+    def make(self) -> list[str]:
+        """Make the copy -> what of the repository stays out of it, and why. Raises TrustError: one
+        of the cascade's models would stay out; OSError."""
+        refused = self.update()
+        missed = [why for model, why in refused.items() if model in (*PROCESSES, *FRONTS)]
+        if missed or not (self.root / ENSEMBLE / "config.pbtxt").exists():
+            raise TrustError("; ".join(missed) or f"{self.source} holds no release of a cascade")
+        return [*refused.values()]
+
+    def update(self) -> dict[str, str]:
+        """Follow the repository -> why something stays out or as it was, by the model's name or the
+        release's number. Raises OSError."""
+        self.root.mkdir(mode=0o700, exist_ok=True)
+        for number in self._numbers():
+            stamp = self._stamp(number)
+            if stamp == self._stamps.get(number) and self._is_whole(number):
+                continue
+            self._refused.pop(number, None)
+            try:
+                self._admit(number)
+            except (CascadeError, OSError) as error:
+                self._refused[number] = f"release {number} of {self.source} stays out: {error}"
+            self._stamps[number] = stamp
+        wrong = dict(self._follow())
+        self._prune()
+        return {str(number): why for number, why in self._refused.items()} | wrong
+
+    def _numbers(self) -> list[int]:
+        found = (self.source / ENSEMBLE).glob(f"*/{RELEASE_FILE}")
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+
+    def _stamp(self, number: int) -> Stamp:
+        files = [path for path in sorted(self.source.glob(f"*/{number}/**/*")) if path.is_file()]
+        found = [(str(path), path.stat()) for path in files]
+        return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether all that was copied of a release is still there, or it stays out."""
+        if number in self._refused:
+            return True
+        manifest = self._manifest(self.root, number)
+        if number not in self._configs or not manifest.exists():
+            return False
+        files = _files(self.root, read_release(self.root, number), number)
+        return all(path.exists() for path, _ in files)
+
+    def _admit(self, number: int) -> None:
+        """Copy a release; one that was copied before stays if this fails. Raises TrustError,
+        ArtifactError: it is not as it was signed; OSError."""
+        content = self._manifest(self.source, number).read_bytes()
+        self.keys.check(content, self._signature(number))
+        whole = number in self._configs and self._is_whole(number)
+        if whole and self._manifest(self.root, number).read_bytes() == content:
+            return
+        staged = self.root.with_name(f"{self.root.name}-staged")
+        shutil.rmtree(staged, ignore_errors=True)
+        manifest = self._manifest(staged, number)
+        manifest.parent.mkdir(parents=True)
+        manifest.write_bytes(content)
+        release = read_release(staged, number)
+        check_manifest(release, number, self._manifest(self.source, number))
+        for path, expected in _files(staged, release, number):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # the check says so
+                shutil.copyfile(self.source / path.relative_to(staged), path)
+            check_file(path, expected["bytes"], expected["sha256"])
+        configs = pbtxt.configs_of(staged, number)
+        for model, config in configs.items():
+            folder = staged / model / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            if config.backend == "python":
+                (folder / "model.py").write_text(pbtxt.MODEL_PY)
+                (folder / "__pycache__").touch()  # else the server takes bytecode for a change
+        self._leave_out(number)
+        for folder in staged.glob(f"*/{number}"):
+            move(folder, self.root / folder.relative_to(staged))
+        shutil.rmtree(staged)
+        self._configs[number] = configs
+
+    def _signature(self, number: int) -> bytes:
+        try:
+            return self._manifest(self.source, number).with_name(SIGNATURE_FILE).read_bytes()
+        except FileNotFoundError as error:
+            raise TrustError(
+                f"it is not signed; python -m export sign --repository {self.source} --key KEY "
+                "signs it, and python -m export publish --sign KEY the next one"
+            ) from error
+
+    @staticmethod
+    def _manifest(root: Path, number: int) -> Path:
+        return root / ENSEMBLE / str(number) / RELEASE_FILE
+
+    def _leave_out(self, number: int) -> None:
+        self._configs.pop(number, None)
+        for folder in self.root.glob(f"*/{number}"):
+            shutil.rmtree(folder)
+
+    def _follow(self) -> Iterator[tuple[str, str]]:
+        """Write config.pbtxt of every model as the repository's says which releases it serves ->
+        models whose own does not change, and why."""
+        for path in sorted(self.source.glob("*/config.pbtxt")):
+            name = path.parent.name
+            try:
+                config = self._config(name, pbtxt.read(path))
+            except (ArtifactError, UnicodeDecodeError) as error:
+                yield name, f"{path} changes nothing: {error}"
+                continue
+            if config is None:
+                yield name, f"the model {name} of {self.source} stays out: no release has it"
+                continue
+            place = self.root / name / "config.pbtxt"
+            for number in config.version_policy.specific.versions:
+                (place.parent / str(number)).mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(exist_ok=True)
+            if not place.exists() or pbtxt.read(place) != config:
+                pbtxt.save(config, place)
+        for place in self.root.glob("*/config.pbtxt"):
+            if not (self.source / place.relative_to(self.root)).exists():
+                shutil.rmtree(place.parent)
+
+    def _config(self, name: str, wanted: pb.ModelConfig) -> pb.ModelConfig | None:
+        """config.pbtxt of a model, made of signed releases; None for a model that none has."""
+        versions = sorted(wanted.version_policy.specific.versions)
+        front = name.removesuffix(CHALLENGER)
+        if front in FRONTS and (number := pbtxt.pinned(wanted)) is not None:
+            source = number
+        else:
+            source = max(versions or self._configs, default=0)
+        if not self._configs:
+            raise ArtifactError("; ".join(self._refused.values()) or "there is no release")
+        for number in {*versions, source}:
+            if number not in self._configs:
+                why = self._refused.get(number, "there is no such release")
+                raise ArtifactError(f"it wants release {number}, but {why}")
+        made = self._configs[source].get(front if front in FRONTS else name)
+        if made is None:
+            return None
+        config = pb.ModelConfig()
+        config.CopyFrom(made)
+        config.version_policy.specific.versions[:] = versions or [source]
+        if front in FRONTS:
+            _follow_split(config, name, wanted)
+        return config
+
+    def _prune(self) -> None:
+        """Delete the releases that the repository has no more, once no model is told to load
+        them."""
+        kept = {*self._numbers()}
+        for path in self.root.glob("*/config.pbtxt"):
+            kept |= {*pbtxt.read(path).version_policy.specific.versions}
+        for number in {*self._stamps} - kept:
+            self._leave_out(number)
+            del self._stamps[number]
+
+
+def _follow_split(config: pb.ModelConfig, name: str, wanted: pb.ModelConfig) -> None:
+    """Take over what a split of the users says: the challenger's names, and its share."""
+    config.name = name
+    if FILTERED in config.parameters and name.endswith(CHALLENGER):
+        config.parameters[FILTERED].string_value += CHALLENGER
+    if CHALLENGER_SHARE in wanted.parameters:
+        text = wanted.parameters[CHALLENGER_SHARE].string_value
+        try:
+            config.parameters[CHALLENGER_SHARE].string_value = f"{float(text):g}"
+        except ValueError as error:
+            raise ArtifactError(f"its share of the users is {text[:40]!r}, no number") from error
+
+
+def _files(
+    root: Path, release: dict[str, Any], number: int
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files that a release lists, where they lie in a repository, with their sizes and
+    digests."""
+    for stage in STAGES:
+        folder = root / stage_path(release["topology"], stage, number)
+        for name, expected in release["files"].get(stage, {}).items():
+            yield folder / name, expected
