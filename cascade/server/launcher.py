@@ -190,8 +190,7 @@ class Server:
         if self.trust is not None:
             copied = cleanup.run_folder() / self.name / "repository"
             self.trusted = TrustedCopy(self.repository, self.trust, copied)
-            for line in self.trusted.make():
-                tell(f"{line}\n")
+            tell("".join(f"{line}\n" for line in self.trusted.make()))
             self.served_from = copied
         self.threads = threads_per_process(self.served_from)
         backends = self._assemble()
@@ -217,6 +216,7 @@ class Server:
                     *(binary, self.name, self.threads, self.metrics_url, self._python),
                     self.repository,
                 ),
+                umask=0o077,  # shared memory holds what users send
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from cascade.store.backend import LMDB, Backend, StoreError
 from cascade.store.lmdb_store import LmdbStore
@@ -41,13 +41,26 @@ def open_backend(url: str, *, writable: bool = False) -> Backend:
 
 def absolute_url(url: str) -> str:
     """The URL as a repository holds it: checked, and with an absolute path to LMDB, because the
-    server runs elsewhere. An empty URL, and one that begins with `$`, stay as they are."""
+    server runs elsewhere. An empty URL, and one that begins with `$`, stay as they are. Raises
+    StoreUrlError for a password that is not `$NAME`: clients can read what a repository holds."""
     if not url or url.startswith("$"):
         return url
     kind, place = _split(url)
     if kind == LMDB and not place.startswith("$"):
         return f"{LMDB}:{Path(place).absolute()}"
+    if kind != LMDB and any(not secret.startswith("$") for secret in _passwords(url)):
+        raise StoreUrlError(
+            f"store {without_password(url)!r}: the URL holds a password, which release.json and "
+            "config.pbtxt would show to every client: write $NAME in its place, and set NAME where "
+            "the server runs"
+        )
     return url
+
+
+def _passwords(url: str) -> list[str]:
+    parts = urlsplit(url)
+    queried = [value for name, value in parse_qsl(parts.query) if name == "password"]
+    return [*filter(None, [parts.password, *queried])]
 
 
 def _filled(text: str, url: str) -> str:

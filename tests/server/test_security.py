@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import ast
 import shutil
+import socket
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import Recommender, Retry, Tls, Unavailable
 from cascade.client.tls import TlsError
-from cascade.server import health, security, workers
+from cascade.server import cleanup, health, security, workers
 from cascade.server.launcher import Server
 from cascade.server.security import ServerTls
+from cascade.spec import TOPOLOGIES
+from export.releases.rewire import rewire, settings_of
 from tests.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +91,47 @@ def test_who_looks_at_the_processes_sees_no_key(
     words = Path(f"/proc/{pids[0]}/cmdline").read_bytes().split(b"\0")
     (masked,) = (w for w in words if w.startswith(b"--grpc-restricted-protocol="))
     assert masked.endswith(b":control-key=" + b"*" * len(key))
+
+
+def test_other_users_cannot_read_what_is_shared_with_the_stages(criteo_server: Server) -> None:
+    shared = [*cleanup.segments(criteo_server.name), cleanup.run_folder()]
+    assert len(shared) > 1
+    assert {path.stat().st_mode & 0o077 for path in shared} == {0}
+
+
+def test_secrets_are_nowhere_to_be_read(
+    criteo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The control key, and the password of a store that refuses it: in no command line, no file, no
+    log, no metric, no trace, no error, and in no configuration that clients read."""
+    key, word = "a-control-key-0123456789", "a-password-0123456789"
+    monkeypatch.setenv("STORE_PASSWORD_OF_A_TEST", word)
+    port = socket.create_server(("127.0.0.1", 0))
+    store = f"redis://:$STORE_PASSWORD_OF_A_TEST@127.0.0.1:{port.getsockname()[1]}/0"
+    repository, log = tmp_path / "repository", tmp_path / "log"
+    serving, product = settings_of(criteo.repository)
+    rewire(criteo.repository, repository, serving, replace(product, store=store))
+    told = []
+    with Server(repository, log=log, control_key=key) as server, server.connect() as client:
+        with Recommender(server.url, deadline_s=30) as asks:
+            assert asks.recommend_user("1").cold_start
+        with pytest.raises(InferenceServerException) as refused:
+            client.load_model("recommend", headers=security.headers("x" * 43))
+        told += [str(refused.value), str(client.get_model_config("recommend_user"))]
+        told += [str(client.get_model_config(model)) for model in TOPOLOGIES[serving.topology]]
+        told.append(urllib.request.urlopen(server.metrics_url).read().decode())
+        for process in psutil.process_iter(["cmdline"]):
+            told.append("\0".join(process.info["cmdline"] or []))
+        said = urllib.request.urlopen(f"http://{server.http_url}/v2").read().decode()
+        told.append(said)
+    port.close()
+    files = [path for path in repository.rglob("*") if path.suffix in (".json", ".pbtxt", ".py")]
+    told += [path.read_text() for path in (*files, log)]
+    told += capfd.readouterr()
+    assert "timed out" in log.read_text() or "Timeout" in log.read_text()  # it was asked
+    for text in told:
+        assert key not in text
+        assert word not in text
 
 
 def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

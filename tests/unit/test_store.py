@@ -445,6 +445,11 @@ def test_a_url_may_name_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert absolute_url("lmdb:x") == f"lmdb:{tmp_path}/x"
     assert absolute_url("") == ""
+    assert absolute_url("redis://me:$SECRET@host/0") == "redis://me:$SECRET@host/0"
+    for url in ("redis://:word@host/0", "rediss://me:a$b@host/0", "redis://host/0?password=word"):
+        with pytest.raises(StoreError, match=r"write \$NAME in its place") as caught:
+            absolute_url(url)
+        assert "word@" not in str(caught.value)
     assert without_password("redis://:pw@host:1/2?password=pw") == "redis://...@host:1/2"
 
 
