@@ -191,10 +191,14 @@ def write(
 def read(path: Path) -> pb.ModelConfig:
     """A config.pbtxt as a message. Fields that only a newer server knows are ignored. Raises
     ArtifactError if the file is no model configuration."""
+    return parse(path.read_bytes(), path)
+
+
+def parse(content: bytes, path: Path) -> pb.ModelConfig:
+    """The content of a config.pbtxt, which lies at `path`, as `read` reads it."""
     try:
-        text = path.read_text("utf-8")
-        return text_format.Parse(text, pb.ModelConfig(), allow_unknown_field=True)
-    except text_format.ParseError as error:
+        return text_format.Parse(content.decode(), pb.ModelConfig(), allow_unknown_field=True)
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not a model configuration: {error}") from error
 
 

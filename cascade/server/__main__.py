@@ -20,9 +20,8 @@ from cascade import errors
 from cascade.errors import CascadeError
 from cascade.server import arguments, security
 from cascade.server.launcher import Ports, Server, ServerError
-from cascade.server.security import SecurityError, ServerTls
+from cascade.server.security import SecurityError, ServerTls, TrustedKeys
 from cascade.server.supervisor import Supervisor
-from cascade.server.trust import TrustedKeys
 from cascade.spec import ENSEMBLE
 from cascade.telling import say, tell
 

@@ -108,6 +108,15 @@ def segments(name: str) -> list[Path]:
     return sorted(SHARED_MEMORY.glob(f"{name}*"))
 
 
+def hide_segments(name: str) -> None:
+    """Let no other user of the machine read the segments, which hold what users send: Triton makes
+    them readable for all, whatever the umask."""
+    for segment in segments(name):
+        with suppress(FileNotFoundError):  # its model was unloaded
+            if segment.stat().st_mode & 0o077:
+                segment.chmod(0o600)
+
+
 def remove(name: str) -> None:
     """Kill what is left of a server, and delete its segments and files. Raises TimeoutError if a
     process survives SIGKILL."""

@@ -27,9 +27,9 @@ from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import arguments, binaries, cleanup, probe, process, security, shell
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
-from cascade.server.security import HeldTls, ServerTls
+from cascade.server.security import HeldTls, ServerTls, TrustedKeys
 from cascade.server.threads import threads_per_process
-from cascade.server.trust import TrustedCopy, TrustedKeys
+from cascade.server.trust import TrustedCopy
 from cascade.spec import ENSEMBLE
 from cascade.telling import tell
 
@@ -216,7 +216,6 @@ class Server:
                     *(binary, self.name, self.threads, self.metrics_url, self._python),
                     self.repository,
                 ),
-                umask=0o077,  # shared memory holds what users send
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
 
@@ -284,6 +283,7 @@ class Server:
         self.version = server.version
         if self.probe is not None:
             probe.send(client, self.probe, REQUEST_TIMEOUT_S)
+        cleanup.hide_segments(self.name)
         later = arguments.later_ports(self.ports, self.tls, self.extra_args)
         return all(process.listens(self._reachable_host.strip("[]"), port) for port in later)
 

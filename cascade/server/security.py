@@ -1,4 +1,4 @@
-"""Access to a server: the key that guards its control, and TLS.
+"""Access to a server: the key that guards its control, TLS, and the keys that sign releases.
 
 Every client that reaches the server may ask for recommendations and read configurations, health
 and statistics. What changes the server (loading models, shared memory, traces, logging) takes a
@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 class SecurityError(CascadeError, ValueError):
     """A control key or a TLS file that cannot be used."""
+
+
+class TrustError(CascadeError):
+    """A key cannot be used, or what the repository wants served is not signed by a trusted one."""
 
 
 def control_key(file: Path | None = None) -> str:
@@ -119,3 +124,45 @@ class ServerTls:
         own = (self.key.read_bytes(), cert) if self.client_ca else ()
         held = HeldTls(ssl_channel_credentials(cert, *own))
         return held, {"grpc.ssl_target_name_override": self.name}
+
+
+@dataclass(frozen=True)
+class TrustedKeys:
+    """Public keys of ed25519, any of which may have signed a release."""
+
+    keys: tuple[Any, ...]
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> TrustedKeys:
+        """From PEM files, one key in each. Raises TrustError: cannot be used; OSError."""
+        return cls(tuple(map(_public_key, files)))
+
+    def check(self, content: bytes, signature: bytes) -> None:
+        """Raises TrustError unless one of the keys made the signature of this content."""
+        from cryptography.exceptions import InvalidSignature
+
+        for key in self.keys:
+            with suppress(InvalidSignature):
+                key.verify(signature, content)
+                return
+        raise TrustError("no trusted key signed it as it is")
+
+
+def _public_key(file: Path) -> Any:
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError as error:
+        raise TrustError("--trust needs cryptography: pip install 'cascade[sign]'") from error
+    try:
+        key = load_pem_public_key(file.read_bytes())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError(
+            f"{file} holds no public key in PEM; make one of the private key with: "
+            "openssl pkey -in release.key -pubout -out release.pub"
+        ) from error
+    if not isinstance(key, Ed25519PublicKey):
+        kind = type(key).__name__.removeprefix("_")
+        raise TrustError(f"{file} holds a key of another kind, {kind}; expected ed25519")
+    return key

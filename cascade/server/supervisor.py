@@ -31,8 +31,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade import pbtxt
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
-from cascade.errors import CascadeError
-from cascade.server import probe, workers
+from cascade.server import cleanup, probe, workers
 from cascade.server.cleanup import RunFolderError
 from cascade.server.launcher import Server
 from cascade.server.workers import Worker
@@ -41,6 +40,7 @@ from cascade.telling import tell
 from cascade.triton.admission import AGAIN
 
 LOOK_S = 0.2  # between looks at the processes
+UPDATE_S = 0.5  # between looks at a repository that the server has a copy of
 CANARY_S = 1.0  # between canaries
 CANARY_TIMEOUT_S = 2.0
 FAILED_CANARIES = 3  # in a row, before a reload
@@ -87,13 +87,16 @@ class Supervisor:
         return code
 
     def _watch(self) -> int | None:
-        next_canary, canary, update = 0.0, None, None
+        next_canary, canary, next_update, update = 0.0, None, 0.0, None
         with self._server.connect() as client, ThreadPoolExecutor(2) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
                 self._restore_files()
-                if self._server.trusted is not None and (update is None or update.done()):
-                    self._on_update(update)
-                    update = pool.submit(self._server.trusted.update)
+                cleanup.hide_segments(self._server.name)  # of what was loaded since
+                if self._server.trusted is not None and time.monotonic() >= next_update:
+                    if update is None or update.done():
+                        self._on_update(client, update)
+                        update = pool.submit(self._server.trusted.update)
+                    next_update = time.monotonic() + UPDATE_S
                 self._kill_replaced()
                 if self._reload_dead(client):
                     canary = None  # sent before the reload
@@ -124,17 +127,32 @@ class Supervisor:
             self._report("files not restored", error=problem)
         self._problem = problem
 
-    def _on_update(self, update: Future[dict[str, str]] | None) -> None:
-        """Report what newly stays out of the copy of the repository that the server reads."""
-        if update is None:
+    def _on_update(
+        self, client: grpc.InferenceServerClient, update: Future[dict[str, str]] | None
+    ) -> None:
+        """Load what changed in the copy of the repository, and report what stays out of it."""
+        if update is None or self._server.trusted is None:
             return
         try:
             refused = update.result()
-        except (CascadeError, OSError) as error:
-            refused = {"": f"the repository cannot be followed: {error}"}
+        except Exception as error:  # whatever others write into the repository
+            refused = {"": f"the repository cannot be followed: {error!r}"}
         for why in {*refused.values()} - {*self._refused.values()}:
             self._report("not trusted", error=why)
         self._refused = refused
+        changed, removed = self._server.trusted.changes()
+        limits = {"headers": self._server.control_headers}
+        try:
+            # `recommend`, which says what is live, comes last.
+            for model in sorted(changed, key=lambda m: (m.startswith(ENSEMBLE), m == ENSEMBLE, m)):
+                client.load_model(model, client_timeout=self._server.startup_timeout_s, **limits)
+            for model in removed:
+                client.unload_model(model, **limits)
+        except InferenceServerException as error:
+            self._report("not loaded", error=error.message())
+        else:
+            if changed | removed:
+                self._report("followed", loaded=sorted(changed), unloaded=sorted(removed))
 
     def _reload_dead(self, client: grpc.InferenceServerClient) -> bool:
         """Reload the models of processes that were dead at the last look and still are: a process

@@ -7,15 +7,18 @@ the files that release.json lists, with the digests that it lists; model.py and 
 written anew. Of the repository's own config.pbtxt, only the numbers are taken: which of the signed
 releases is live, which others stay loaded, and a challenger's share of the users.
 
-The copy follows the repository while the server runs, so publishing works as without keys. A change
-that is not signed stays out, and the server goes on with the releases that it has.
+The copy follows the repository while the server runs, and the supervisor loads what changed in it:
+a publisher needs the repository and its signing key, and no access to the server. A change that is
+not signed stays out, and the server goes on with the releases that it has.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from cascade.client.split import CHALLENGER
 from cascade.errors import CascadeError
 from cascade.files import move
 from cascade.release import RELEASE_FILE, SIGNATURE_FILE, check_manifest, read_release
+from cascade.server.security import TrustedKeys, TrustError
 from cascade.spec import (
     CHALLENGER_SHARE,
     ENSEMBLE,
@@ -38,53 +42,20 @@ from cascade.spec import (
     stage_path,
 )
 
+MOST_BYTES = 1 << 26  # of a manifest or a configuration
+_NUMBER = re.compile("[1-9][0-9]{0,17}")
 Stamp = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
 
 
-class TrustError(CascadeError):
-    """A key cannot be used, or what the repository wants served is not signed by a trusted one."""
-
-
-@dataclass(frozen=True)
-class TrustedKeys:
-    """Public keys of ed25519, any of which may have signed a release."""
-
-    keys: tuple[Any, ...]
-
-    @classmethod
-    def read(cls, files: Sequence[Path]) -> TrustedKeys:
-        """From PEM files, one key in each. Raises TrustError: cannot be used; OSError."""
-        return cls(tuple(map(_public_key, files)))
-
-    def check(self, content: bytes, signature: bytes) -> None:
-        """Raises TrustError unless one of the keys made the signature of this content."""
-        from cryptography.exceptions import InvalidSignature
-
-        for key in self.keys:
-            with suppress(InvalidSignature):
-                key.verify(signature, content)
-                return
-        raise TrustError("no trusted key signed it as it is")
-
-
-def _public_key(file: Path) -> Any:
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ImportError as error:
-        raise TrustError("--trust needs cryptography: pip install 'cascade[sign]'") from error
-    try:
-        key = load_pem_public_key(file.read_bytes())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(
-            f"{file} holds no public key in PEM; make one of the private key with: "
-            "openssl pkey -in release.key -pubout -out release.pub"
-        ) from error
-    if not isinstance(key, Ed25519PublicKey):
-        kind = type(key).__name__.removeprefix("_")
-        raise TrustError(f"{file} holds a key of another kind, {kind}; expected ed25519")
-    return key
+def _read(path: Path) -> bytes:
+    """A small file that others may write. Raises TrustError: no file, or a large one; OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would wait
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise TrustError(f"{path} is no file")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise TrustError(f"{path} has more than {MOST_BYTES:,} bytes")
+    return content
 
 
 @dataclass
@@ -101,6 +72,8 @@ class TrustedCopy:
     _configs: dict[int, dict[str, pb.ModelConfig]] = field(default_factory=dict)  # of each release
     _stamps: dict[int, Stamp] = field(default_factory=dict)  # of what was looked at
     _refused: dict[int, str] = field(default_factory=dict)
+    _changed: set[str] = field(default_factory=set)
+    _removed: set[str] = field(default_factory=set)
 
     def make(self) -> list[str]:
         """Make the copy -> what of the repository stays out of it, and why. Raises TrustError: one
@@ -109,7 +82,14 @@ class TrustedCopy:
         missed = [why for model, why in refused.items() if model in (*PROCESSES, *FRONTS)]
         if missed or not (self.root / ENSEMBLE / "config.pbtxt").exists():
             raise TrustError("; ".join(missed) or f"{self.source} holds no release of a cascade")
+        self.changes()
         return [*refused.values()]
+
+    def changes(self) -> tuple[set[str], set[str]]:
+        """The models whose config.pbtxt changed, and those that are gone, since the last call."""
+        found = self._changed, self._removed
+        self._changed, self._removed = set(), set()
+        return found
 
     def update(self) -> dict[str, str]:
         """Follow the repository -> why something stays out or as it was, by the model's name or the
@@ -130,13 +110,13 @@ class TrustedCopy:
         return {str(number): why for number, why in self._refused.items()} | wrong
 
     def _numbers(self) -> list[int]:
-        found = (self.source / ENSEMBLE).glob(f"*/{RELEASE_FILE}")
-        return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
+        names = (path.parent.name for path in (self.source / ENSEMBLE).glob(f"*/{RELEASE_FILE}"))
+        return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def _stamp(self, number: int) -> Stamp:
         files = [path for path in sorted(self.source.glob(f"*/{number}/**/*")) if path.is_file()]
         found = [(str(path), path.stat()) for path in files]
-        return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+        return tuple((path, now.st_mtime_ns, now.st_size) for path, now in found)
 
     def _is_whole(self, number: int) -> bool:
         """Whether all that was copied of a release is still there, or it stays out."""
@@ -151,7 +131,7 @@ class TrustedCopy:
     def _admit(self, number: int) -> None:
         """Copy a release; one that was copied before stays if this fails. Raises TrustError,
         ArtifactError: it is not as it was signed; OSError."""
-        content = self._manifest(self.source, number).read_bytes()
+        content = _read(self._manifest(self.source, number))
         self.keys.check(content, self._signature(number))
         whole = number in self._configs and self._is_whole(number)
         if whole and self._manifest(self.root, number).read_bytes() == content:
@@ -165,8 +145,9 @@ class TrustedCopy:
         check_manifest(release, number, self._manifest(self.source, number))
         for path, expected in _files(staged, release, number):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # the check says so
-                shutil.copyfile(self.source / path.relative_to(staged), path)
+            source = self.source / path.relative_to(staged)
+            check_file(source, expected["bytes"])
+            shutil.copyfile(source, path)
             check_file(path, expected["bytes"], expected["sha256"])
         configs = pbtxt.configs_of(staged, number)
         for model, config in configs.items():
@@ -183,7 +164,7 @@ class TrustedCopy:
 
     def _signature(self, number: int) -> bytes:
         try:
-            return self._manifest(self.source, number).with_name(SIGNATURE_FILE).read_bytes()
+            return _read(self._manifest(self.source, number).with_name(SIGNATURE_FILE))
         except FileNotFoundError as error:
             raise TrustError(
                 f"it is not signed; python -m export sign --repository {self.source} --key KEY "
@@ -205,8 +186,8 @@ class TrustedCopy:
         for path in sorted(self.source.glob("*/config.pbtxt")):
             name = path.parent.name
             try:
-                config = self._config(name, pbtxt.read(path))
-            except (ArtifactError, UnicodeDecodeError) as error:
+                config = self._config(name, pbtxt.parse(_read(path), path))
+            except (CascadeError, OSError) as error:
                 yield name, f"{path} changes nothing: {error}"
                 continue
             if config is None:
@@ -218,9 +199,11 @@ class TrustedCopy:
             place.parent.mkdir(exist_ok=True)
             if not place.exists() or pbtxt.read(place) != config:
                 pbtxt.save(config, place)
+                self._changed.add(name)
         for place in self.root.glob("*/config.pbtxt"):
             if not (self.source / place.relative_to(self.root)).exists():
                 shutil.rmtree(place.parent)
+                self._removed.add(place.parent.name)
 
     def _config(self, name: str, wanted: pb.ModelConfig) -> pb.ModelConfig | None:
         """config.pbtxt of a model, made of signed releases; None for a model that none has."""

@@ -20,8 +20,9 @@ from cascade.spec import CHALLENGER_SHARE, ENSEMBLE
 
 LOAD_TIMEOUT_S = 600.0
 ANSWER_TIMEOUT_S = 30.0
-UNSIGNED_S = 5.0  # until a server that copies its repository follows
-FOLLOW_S = 0.2
+FOLLOWS_S = 5.0  # until a server that copies its repository has a new configuration
+LOOK_S = 0.2
+ABSENT = "failed to poll from model repository"  # of the server about a model that it does not find
 TRIES = 3  # on a connection that broke; every call may be repeated
 
 
@@ -44,18 +45,23 @@ class Control:
 
         Raises ControlError: the server did not load it; what was loaded before stays.
         """
-        deadline = time.monotonic() + (LOAD_TIMEOUT_S if signed else UNSIGNED_S)
+        start = time.monotonic()
         while True:
-            seconds = self._call("load", model, self._client.load_model)
-            if self._has(model, config):
-                return seconds
-            if time.monotonic() > deadline:
+            late = time.monotonic() > start + (LOAD_TIMEOUT_S if signed else FOLLOWS_S)
+            try:
+                seconds = self._call("load", model, self._client.load_model)
+                if self._has(model, config):
+                    return seconds
+            except ControlError as error:
+                if ABSENT not in str(error) or time.monotonic() > start + FOLLOWS_S:
+                    raise
+            if late:
                 raise ControlError(
                     f"{self.url} loads another configuration of {model} than that of this "
                     "repository: it serves another one, or only releases that a key of its --trust "
                     "signed (--sign KEY); its output says more"
                 )
-            time.sleep(FOLLOW_S)
+            time.sleep(LOOK_S)
 
     def _has(self, model: str, config: pb.ModelConfig) -> bool:
         """Whether a loaded model answers with the releases, and for the share, that a configuration

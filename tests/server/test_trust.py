@@ -4,20 +4,24 @@ repository puts there."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cascade.client import Recommender
 from cascade.errors import CascadeError
 from cascade.release import SIGNATURE_FILE
 from cascade.server.launcher import Server
+from cascade.server.security import TrustedKeys, TrustError
 from cascade.server.supervisor import Supervisor
-from cascade.server.trust import TrustedCopy, TrustedKeys, TrustError
+from cascade.server.trust import TrustedCopy
 from export.__main__ import main as export
 from export.releases.control import Control, ControlError
 from export.releases.publishing import Publisher
@@ -97,6 +101,17 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def grow(path: Path) -> None:
+    """To a size that no memory and no disk takes."""
+    path.chmod(0o644)
+    os.truncate(path, 1 << 42)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,6 +127,10 @@ def replace(path: Path, old: str, new: str) -> None:
                               "model_version: 2"), "wants release 2, but there is no such"),
         (lambda root: (root / "rank/config.pbtxt").write_text("backend: {"), "not a model conf"),
         (lambda root: shutil.rmtree(root / "recommend"), "there is no release"),
+        (lambda root: pipe(root / f"recommend/1/{SIGNATURE_FILE}"), "is no file"),
+        (lambda root: pipe(root / "rank/config.pbtxt"), "is no file"),
+        (lambda root: grow(root / "recommend/1/release.json"), "has more than"),
+        (lambda root: grow(root / "rank/1/model.onnx"), "bytes were saved"),
     ],
 )  # fmt: skip
 def test_what_is_not_as_it_was_signed_is_not_served(
@@ -235,6 +254,39 @@ def test_signed_releases_come_and_go_under_load(site: Any, keys: Any) -> None:
     held = {int(path.parent.name) for path in server.served_from.glob("recommend/*/release.json")}
     assert held >= {4, 5}
     assert 1 not in held
+
+
+def test_a_server_follows_without_a_control_key(site: Any, keys: Any) -> None:
+    """The publisher has the repository and its signing key."""
+    repository, server, exports, events = site
+    live, answers = repository.live, [exports[1].ask(c.pipeline(), stop=12) for c in exports]
+    expected = {number: answers[number % 2] for number in range(1, 12)}
+    ours = Publisher(repository, say=lambda line: None, signer=Signer(keys["ours"][0]))
+    control = Control(server.url)  # to ask
+
+    def until(number: int) -> None:
+        deadline = time.monotonic() + 60
+        while control.release() != number:
+            assert time.monotonic() < deadline, events
+            time.sleep(0.1)
+
+    with Load(server.url, exports[1].users[:12], expected) as load:
+        ours.publish(from_export(exports[(live + 1) % 2].repository))
+        until(live + 1)
+        ours.roll_back()
+        until(live)
+        before = len(events)
+        ours.split(live + 1, 0.5)
+        while "recommend_b" not in "".join(events[before:]):
+            time.sleep(0.1)
+        with Recommender(server.url, deadline_s=30) as client:
+            seen = {client.recommend({}, key=str(key)).release for key in range(40)}
+        assert seen == {live, live + 1}
+        ours.end_split()
+        ours.publish(from_export(exports[live % 2].repository))
+        until(live + 2)
+    assert load.wrong == []
+    assert load.seen >= {live, live + 1, live + 2}
 
 
 def test_a_release_without_a_trusted_signature_stays_out(site: Any, keys: Any) -> None:
