@@ -6,14 +6,18 @@ expected and what to do. Anything else is a fault of this repository and ends in
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
 from cascade.telling import Lenient
+
+DISK_FULL = os.strerror(errno.ENOSPC)
 
 
 class CascadeError(Exception):
@@ -37,9 +41,9 @@ def need(package: str, purpose: str, extra: str, error: type[CascadeError] = Mis
 def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and exit with what it returns.
 
-    A `CascadeError`, and an `OSError` that names a file, is printed as one line `error: ...` and
-    ends the program with exit code 1. An interrupt ends it with 130, a closed pipe with 141. What
-    cannot be written to stderr while it works is lost.
+    A `CascadeError`, an `OSError` and whatever a full disk raises is printed as one line
+    `error: ...` and ends the program with exit code 1. An interrupt ends it with 130, a closed pipe
+    with 141. What cannot be written to stderr while it works is lost.
     """
     try:
         with redirect_stderr(Lenient(sys.stderr) if sys.stderr else None):
@@ -51,9 +55,25 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:
-            raise
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {_said(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if DISK_FULL not in str(error):
+            raise
+        sys.exit(f"error: {_line(error)}")  # of libraries that have their own kinds of errors
     sys.exit(code)
+
+
+def _said(error: OSError) -> str:
+    """What a system call said, with the file where it is known: a write does not know its own."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        _, _, first = error.args[0][0]  # of all that could not be copied
+        return str(first)
+    if error.filename is None:
+        return _line(error.strerror or error)
+    return f"{error.filename}: {error.strerror}"
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split()) or type(said).__name__

@@ -108,6 +108,8 @@ def connections() -> Iterator[str]:
     yield "--grpc-http2-max-ping-strikes=0"
     yield "--grpc-keepalive-time=60000"
     yield f"--grpc-max-connection-age={CONNECTION_AGE_MS}"
+    # Requests and answers that are kept to be used again keep the size of the largest they held.
+    yield "--grpc-infer-allocation-pool-size=0"
 
 
 def lifetime(name: str, repository: Path, exit_timeout_s: int) -> Iterator[str]:

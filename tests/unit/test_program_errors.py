@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faiss
+import numpy as np
 import pytest
 import torch
 
+from cascade import errors
 from cascade.training import checkpoint
 
 SYNTHETIC = "--data=synthetic:rows=200,items=20"
@@ -88,3 +92,45 @@ def test_a_repository_that_is_not_one_is_told_by_the_evaluation(
     error = run(*(word.format(**wrong) for word in f"{EVALUATION} --out {{empty}}".split()))
     assert error.startswith("error: ")
     assert str(wrong["empty"]) in error
+
+
+def write_to_full_disk() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def index_to_full_disk() -> None:
+    index = faiss.IndexFlatIP(64)
+    index.add(np.zeros((20_000, 64), np.float32))
+    faiss.write_index(index, "/dev/full")  # a RuntimeError
+
+
+def copy_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").symlink_to("absent")
+    shutil.copytree(tmp_path / "source", tmp_path / "target")
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda folder: write_to_full_disk(), "error: No space left on device"),
+        (copy_to_nowhere, "error: [Errno 2] No such file or directory: '"),
+        (lambda folder: (folder / "absent").read_text(), "absent: No such file or directory"),
+        (lambda folder: np.zeros(1 << 20).tofile("/dev/full"), "error: 1048576 requested and "),
+        (lambda folder: index_to_full_disk(), "No space left on device"),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(
+    work: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        errors.run(lambda: work(tmp_path))
+    assert str(ended.value).startswith("error: ")
+    assert said in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        errors.run(lambda: 1 // 0)
