@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Recipes read these from the environment: the shell would take a path with spaces or quotes apart.
 export DATA SCHEMA REPOSITORY
 
-.PHONY: demo test lint serve perf own quality resilience clean
+.PHONY: demo test lint serve perf own quality audit resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
@@ -46,6 +46,10 @@ own: .venv/ready
 quality: .venv/ready
 	@mkdir -p build/quality
 	$(BIN)/python -m perf.quality --out build/quality --device $(DEVICE) | tee build/quality/output.txt
+
+# What is known of faults in the pinned packages; asks pypi.org.
+audit: .venv/ready
+	$(BIN)/uv tool run pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 resilience: .venv/ready
 	@mkdir -p build/resilience
