@@ -64,19 +64,21 @@ class Control:
             time.sleep(LOOK_S)
 
     def _has(self, model: str, config: pb.ModelConfig) -> bool:
-        """Whether a loaded model answers with the releases, and for the share, that a configuration
-        says."""
+        """Whether the server has the versions of a model that a configuration says, and answers
+        with its release, and for its share. Raises ControlError."""
+        limits = {"client_timeout": ANSWER_TIMEOUT_S}
         try:
-            limit = {"client_timeout": ANSWER_TIMEOUT_S}
-            found = _asked(self._client.get_model_config, model, **limit).config
+            ask = self._client.get_model_repository_index
+            index = _asked(ask, headers=self._headers, **limits).models
+            ready = {m.version for m in index if m.name == model and m.state == "READY"}
+            if not {*map(str, config.version_policy.specific.versions)} <= ready:
+                return False
+            if not config.ensemble_scheduling.step:
+                return True
+            found = _asked(self._client.get_model_config, model, **limits).config
         except InferenceServerException as error:
             raise ControlError(f"{self.url} has no {model}: {error.message()}") from error
-        wanted, held = ([*c.version_policy.specific.versions] for c in (config, found))
-        return (
-            wanted in ([], held)
-            and pbtxt.pinned(found) == pbtxt.pinned(config)
-            and _share(found) == _share(config)
-        )
+        return pbtxt.pinned(found) == pbtxt.pinned(config) and _share(found) == _share(config)
 
     def unload(self, model: str) -> None:
         """Unload a model. Raises ControlError."""
