@@ -24,7 +24,7 @@ from typing import Any
 
 from cascade.encoding import InvalidInput
 from cascade.errors import run
-from cascade.store import Event, UserStore
+from cascade.store import Event, StoreError, UserStore
 
 READ_BYTES = 1 << 16
 FIELDS = ("user_id", "feature", "values")
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(store: UserStore, lines: Iterable[list[tuple[int, bytes]]]) -> tuple[int, int]:
     """Write some lines at a time, each with its number, as they arrive; an invalid one is reported
-    and left out. Returns how many were written, and how many refused."""
+    and left out. Returns how many were written, and how many refused. Raises StoreError: says up to
+    which line all is written."""
     written = refused = 0
     for some in lines:
         events = []
@@ -62,7 +63,11 @@ def write(store: UserStore, lines: Iterable[list[tuple[int, bytes]]]) -> tuple[i
             except InvalidInput as error:
                 refused += 1
                 print(f"line {number}: {error}", file=sys.stderr)
-        store.append_many(events)
+        try:
+            store.append_many(events)
+        except StoreError as error:
+            first, _ = some[0]
+            raise StoreError(f"{error}; all lines before {first} are written") from error
         written += len(events)
     return written, refused
 

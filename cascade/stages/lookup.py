@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.layout import RequestLayout
+from cascade.layout import LayoutError, RequestLayout
 from cascade.runtime import spans
 from cascade.spec import COLD_START, CONTEXT, FEATURES, LOOKUP, USER_ID
 from cascade.stages.context import Contexts
-from cascade.store import Backend, StoredUsers, StoreError, UserStore, check_layout
+from cascade.store import (
+    Backend,
+    OtherLayout,
+    StoredUsers,
+    StoreError,
+    UserStore,
+    check_layout,
+)
 
 LOG_PERIOD_S = 60.0
+LOOK_S = 1.0  # between two looks at what a store holds that knows none of a batch's users
 log = logging.getLogger(__name__)
 
 
@@ -89,8 +97,9 @@ class Lookup:
         self._users = UserStore(backend, layout)
         self._breaker = breaker or CircuitBreaker()
         self._clock, self._quiet_until = clock, float("-inf")
+        self._ours, self._next_look = True, float("-inf")
         try:
-            check_layout(backend, layout)
+            self._ours = check_layout(backend, layout)
         except StoreError as error:
             self._breaker.failed()
             self._tell(str(error))
@@ -121,8 +130,9 @@ class Lookup:
         return self._counts
 
     def levels(self) -> dict[str, float]:
-        """Whether the store is asked now: `store_up` is 0 while the breaker is open."""
-        return {"store_up": float(not self._breaker.open)}
+        """`store_up` is 0 while the breaker is open, `store_ours` while the store is empty or holds
+        users of other features, as one that was emptied or replaced."""
+        return {"store_up": float(not self._breaker.open), "store_ours": float(self._ours)}
 
     def _fetch(self, ids: Sequence[bytes]) -> StoredUsers:
         if not self._breaker.allows():
@@ -142,7 +152,24 @@ class Lookup:
         self._counts["store_failures"] += users.unreadable
         if users.unreadable:
             self._tell(f"{self._backend.url} holds users that are not of {self.layout.layout_hash}")
+        if found:
+            self._ours = True
+        elif self._clock() >= self._next_look:
+            self._look()
         return users
+
+    def _look(self) -> None:
+        """Whether it is still a store of our users, which knows none of some."""
+        self._next_look = self._clock() + LOOK_S
+        try:
+            self._ours = check_layout(self._backend, self.layout)
+            problem = "" if self._ours else f"{self._backend.url} is empty"
+        except (OtherLayout, LayoutError) as error:
+            self._ours, problem = False, str(error)
+        except StoreError:
+            return  # the next request meets it
+        if problem:
+            self._tell(problem)
 
     def _nobody(self, users: int) -> StoredUsers:
         return StoredUsers(*self.layout.empty(users), np.zeros(users, np.bool_), 0)

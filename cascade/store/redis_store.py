@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
 
+from cascade.errors import CascadeError
 from cascade.store.backend import Change, StoreError, need
 
 USER, LAYOUT = b"cascade:user:", b"cascade:layout"
@@ -49,8 +50,7 @@ class RedisStore:
 
     def get(self, ids: Sequence[bytes]) -> list[bytes | None]:
         with self._errors():
-            found: list[bytes | None] = self._client.mget([USER + user for user in ids])
-            return found
+            return self._mget(ids)
 
     def put(self, records: Sequence[tuple[bytes, bytes]]) -> None:
         with self._errors():
@@ -62,7 +62,7 @@ class RedisStore:
         waiting = list(changes)
         with self._errors():
             while waiting:
-                olds = self._client.mget([USER + user for user in waiting])
+                olds = self._mget(waiting)
                 pipeline = self._client.pipeline(transaction=False)
                 for user, old in zip(waiting, olds, strict=True):
                     new = changes[user](old)
@@ -82,7 +82,9 @@ class RedisStore:
 
     def layout(self) -> bytes | None:
         with self._errors():
-            found: bytes | None = self._client.get(LAYOUT)
+            found = self._client.get(LAYOUT)
+            if found is not None and not isinstance(found, bytes):
+                raise self._no_redis(found)
             return found
 
     def set_layout(self, layout: bytes) -> None:
@@ -90,14 +92,29 @@ class RedisStore:
             self._client.set(LAYOUT, layout)
 
     def close(self) -> None:
-        if "_client" in vars(self):
-            self._client.close()
+        if client := vars(self).pop("_client", None):
+            client.close()
+
+    def _mget(self, ids: Sequence[bytes]) -> list[bytes | None]:
+        """Raises StoreError: what listens there answers other words than Redis."""
+        found = self._client.mget([USER + user for user in ids])
+        if not isinstance(found, list) or len(found) != len(ids):
+            raise self._no_redis(found)
+        return found
+
+    def _no_redis(self, came: object) -> StoreError:
+        return StoreError(f"{self.url}: {came!r:.60} came, which is no answer of a Redis")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (self._redis.RedisError, OSError) as error:
+        except CascadeError:
+            raise
+        except Exception as error:
+            if not isinstance(error, self._redis.RedisError | OSError):
+                # The library stumbles over answers of something else, in the middle of a greeting.
+                self.close()
             raise StoreError(f"{self.url}: {type(error).__name__}: {error}") from error
 
 

@@ -157,11 +157,12 @@ def _opened(url: str) -> Iterator[Backend]:
         raise
 
 
-def check_layout(backend: Backend, layout: RequestLayout) -> None:
-    """Raises OtherLayout when the store holds users of another layout."""
+def check_layout(backend: Backend, layout: RequestLayout) -> bool:
+    """Whether users of that layout were ever written to the store. Raises OtherLayout: it holds
+    those of another one; LayoutError: what it says of its layout cannot be read."""
     text = backend.layout()
     if text is None or (stored := read_layout(text)).layout_hash == layout.layout_hash:
-        return
+        return text is not None
     differ = sorted({*stored.names} ^ {*layout.names})
     what = f"only one of the two has {', '.join(differ)}" if differ else "same names"
     raise OtherLayout(

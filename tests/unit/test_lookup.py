@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from redis import Redis
 
 from cascade.config import Serving
 from cascade.encoding import InvalidInput
@@ -100,7 +101,7 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
             assert categorical[:, 0].tolist() == [b"", b"oslo"]
     assert asked == 3
     assert lookup.counts() == counted(failed=100)
-    assert lookup.levels() == {"store_up": 0}
+    assert lookup.levels() == {"store_up": 0, "store_ours": 1}
     assert len(caplog.records) == 1
     now = 1.0
     ask(lookup, texts("0"))
@@ -114,7 +115,7 @@ def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(
     assert not ask(lookup, texts("0"))[2].any()
     assert not ask(lookup, texts("1"))[2].any()
     assert lookup.counts() == counted(found=2, failed=103)
-    assert lookup.levels() == {"store_up": 1}
+    assert lookup.levels() == {"store_up": 1, "store_ours": 1}
 
 
 def test_records_of_another_layout_are_nobody(redis: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,6 +132,36 @@ def test_records_of_another_layout_are_nobody(redis: Any, caplog: pytest.LogCapt
     assert "holds users that are not of" in caplog.text
     with pytest.raises(OtherLayout, match="was written for layout 0123456789abcdef"):
         Lookup(LAYOUT, open_backend(redis.url()))
+
+
+def test_a_store_that_is_emptied_or_replaced_is_told(
+    redis: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    url = f"{redis.url()}?timeout_ms=2000"
+    lookup = Lookup(LAYOUT, open_backend(url), clock=lambda: now)
+    other = RequestLayout(("height",), (), "0123456789abcdef")
+
+    def ours() -> float:
+        nonlocal now
+        now += 60
+        ask(lookup, texts("0"))
+        return lookup.levels()["store_ours"]
+
+    assert ours() == 1
+    with Redis.from_url(redis.url()) as client:
+        client.flushdb()
+        assert ours() == 0
+        assert "is empty" in caplog.text
+        with UserStore.create(url, other) as store:
+            store.put(["7"], *other.empty())
+        assert ours() == 0
+        assert "was written for layout 0123456789abcdef" in caplog.text
+        client.set("cascade:layout", "garbage")
+        assert ours() == 0
+        with UserStore.create(url, LAYOUT, replace=True):
+            pass
+        assert ours() == 1  # user 0 is unknown, in a store of ours
 
 
 @pytest.mark.parametrize("topology", ["ensemble", "fused"])

@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from cascade.store import (
     OtherLayout,
     StoreError,
     UserStore,
+    lmdb_store,
     open_backend,
 )
 from cascade.store.factory import absolute_url
@@ -397,6 +401,105 @@ def _ask_until_it_fails(reader: Any) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         reader.get([b"anna"])
+
+
+@pytest.mark.parametrize("left", [0, 4096, 2 * 4096, 30_000])
+def test_an_embedded_store_that_was_cut_off_is_not_read(tmp_path: Path, left: int) -> None:
+    """In a process of its own, which the kernel would end; it looks before it reads."""
+    url, file = f"lmdb:{tmp_path}", tmp_path / "data.mdb"
+    with UserStore.create(url, LAYOUT) as store:
+        store.put(range(1000), *LAYOUT.empty(1000))
+    whole = file.read_bytes()
+    program = (
+        "import sys\n"
+        "from cascade.store import lmdb_store, open_backend\n"
+        "lmdb_store.CHECK_PERIOD_S = 0\n"
+        "reader = open_backend(sys.argv[1])\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        print(reader.get([b'999'])[0] is not None, flush=True)\n"
+        "    except Exception as error:\n"
+        "        print(error, flush=True)\n"
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program, url]
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as reader:
+
+        def ask() -> str:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            reader.stdin.write("\n")
+            reader.stdin.flush()
+            return reader.stdout.readline().strip()
+
+        assert ask() == "True"
+        os.truncate(file, left)
+        for _ in range(2):
+            assert f"lmdb:{tmp_path}: " in ask()
+        with pytest.raises(StoreError):
+            UserStore.open(url)
+        file.write_bytes(whole)
+        assert ask() == "True"
+        assert reader.stdin is not None
+        reader.stdin.close()
+
+
+def test_a_writer_says_that_it_waits_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lmdb_store, "TOLD_AFTER_S", 0.2)
+    program = (
+        "import lmdb, sys, time\n"
+        "with lmdb.open(sys.argv[1]).begin(write=True):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(1)\n"
+    )
+    with UserStore.create(f"lmdb:{tmp_path}", LAYOUT) as store:
+        holder = start(program, str(tmp_path))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        store.put(["anna"], *rows(ANNA))
+        assert holder.wait() == 0
+        assert store.get([b"anna"]).known[0]
+    assert "another process writes to it; waiting" in capfd.readouterr().err
+
+
+def test_a_failed_start_of_an_embedded_store_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of its first two pages, as a full disk leaves them."""
+    import lmdb
+
+    def fails(*_: object, **__: object) -> None:
+        (tmp_path / "data.mdb").write_bytes(bytes(4096))
+        raise lmdb.DiskError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lmdb, "open", fails)
+        with pytest.raises(StoreError, match="No space left"):
+            UserStore.create(f"lmdb:{tmp_path}", LAYOUT)
+    with UserStore.create(f"lmdb:{tmp_path}", LAYOUT) as store:
+        store.put(["anna"], *rows(ANNA))
+
+
+@pytest.mark.parametrize("words", [b"+OK\r\n", b":1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_is_no_redis_is_an_error(words: bytes) -> None:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while self.request.recv(1 << 16):
+                self.request.sendall(words)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        reader = open_backend(f"redis://127.0.0.1:{port}/0?timeout_ms=2000")
+        with pytest.raises(StoreError):
+            reader.get([b"anna"])
+        with suppress(StoreError):
+            assert reader.layout() == b"OK"
+        reader.close()
+        server.shutdown()
 
 
 def test_a_redis_that_is_gone_or_silent_is_an_error_and_may_come_back(tmp_path: Path) -> None:
