@@ -14,19 +14,21 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 
-def tell(text: str, stream: TextIO | None = None) -> None:
-    """Write lines to a stream, by default stderr, as far as it takes them now; never waits for a
-    reader, never raises OSError. Several processes may write whole lines to one file."""
+def tell(text: str, stream: TextIO | None = None) -> bool:
+    """Write lines to a stream, by default stderr, as far as it takes them now -> whether it took
+    them all; never waits for a reader, never raises OSError. Several processes may write whole
+    lines to one file."""
     stream = stream or sys.stderr
     if stream is None:  # closed before this program started
-        return
+        return False
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
         try:
             descriptor = stream.fileno()
         except OSError:  # a stream in memory
             stream.write(text)
-        else:
-            _write(descriptor, text.encode(errors="backslashreplace"))
+            return True
+        return _write(descriptor, text.encode(errors="backslashreplace"))
+    return False
 
 
 def say(line: str) -> None:
@@ -35,12 +37,15 @@ def say(line: str) -> None:
         tell(f"{line}\n", sys.stdout)
 
 
-def _write(descriptor: int, text: bytes) -> None:
+def _write(descriptor: int, text: bytes) -> bool:
     file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    took = True
     for line in text.splitlines(keepends=True):
         while line and (file or _takes_some(descriptor)):
             # What has room for anything takes so much of it without waiting.
             line = line[os.write(descriptor, line if file else line[: select.PIPE_BUF]) :]
+        took = took and not line
+    return took
 
 
 def _takes_some(descriptor: int) -> bool:

@@ -5,8 +5,8 @@ process of a model is dead and every request fails. Prints one line; exit code 0
 A server that rejects the request because its queues are full is asked again until the timeout: an
 overloaded server counts as healthy, a restart would not help.
 
-A server that is degraded counts as healthy, too, and the line says so from the server's metrics: of
-a deny list that is not in force as its file stands, or a store of users that does not answer.
+A server that is degraded counts as healthy, too, and the line says so from the server's metrics:
+`DEGRADED` has what they tell. It also says when the metrics themselves do not answer.
 
 For the health check of Docker (HEALTHCHECK) or Kubernetes (exec).
 """
@@ -14,6 +14,7 @@ For the health check of Docker (HEALTHCHECK) or Kubernetes (exec).
 from __future__ import annotations
 
 import argparse
+import http.client
 import re
 import time
 import urllib.request
@@ -30,6 +31,8 @@ from cascade.telling import say
 DEGRADED = {
     "cascade_deny_list_ok": "the deny list is not in force as its file stands",
     "cascade_store_up": "the store of users does not answer",
+    "cascade_store_ours": "the store of users is empty, or holds users of other features",
+    "cascade_log_ok": "a line for the server's log was lost",
 }
 METRICS_TIMEOUT_S = 2.0
 
@@ -71,15 +74,19 @@ def _degraded(options: argparse.Namespace) -> list[str]:
     try:
         with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310
             text = page.read().decode(errors="replace")
-    except (OSError, ValueError) as error:
-        return [f"no metrics at {url} ({error})"] if options.metrics_url else []
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return [f"no metrics at {url} ({error})"] if url else []
+    if "cascade_release{" not in text:
+        return [f"no metrics of a cascade at {url}"]
     return [f"{what} ({name} is 0)" for name, what in DEGRADED.items() if _is_zero(text, name)]
 
 
 def _is_zero(text: str, name: str) -> bool:
-    """Whether the metric of the newest release is 0: the server keeps those of releases before."""
+    """Whether the metric is 0 for a model of the newest release: the server keeps those of
+    releases before."""
     found = re.findall(rf'(?m)^{name}\{{[^}}]*release="(\d+)"[^}}]*\}} (\S+)$', text)
-    return float(max(found, key=lambda pair: int(pair[0]), default=("", "1"))[1]) == 0
+    newest = max((int(release) for release, _ in found), default=0)
+    return any(int(release) == newest and float(value) == 0 for release, value in found)
 
 
 if __name__ == "__main__":

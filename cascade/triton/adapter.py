@@ -82,7 +82,7 @@ class TritonPythonModel:
         self.log = RequestLog(self.name, release, request_log.wanted(parameters))
         held = getattr(self.stage, "stages", (self.stage,))
         stages = dict(zip(process.stages, held, strict=True))
-        self.metrics = Metrics(pb_utils, self.name, release, stages)
+        self.metrics = Metrics(pb_utils, self.name, release, stages, self.log)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Called by Triton with the requests of a batch -> a response to each, in their order."""

@@ -14,6 +14,7 @@ Every family has the labels `model` and `release`; those of a stage have the lab
 | cascade_deny_list_lines | stage, state | `applied`, `absent` (no such item), `bad` (unreadable) |
 | cascade_deny_list_ok | stage | 0: the list is not in force as its file stands |
 | cascade_deny_list_age_s | stage | age of the file that was last read as a whole |
+| cascade_log_ok | | 0: the last lines for the server's log were lost, as on a full disk |
 | cascade_release | | the release that the model serves |
 
 Every increment, and every observation of a histogram of Triton's, is a message to the server. So a
@@ -31,6 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascade.telling import tell
+from cascade.triton.request_log import RequestLog
 
 PERIOD_S = 1.0
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -43,6 +45,7 @@ class Metrics:
 
     Args:
         backend: the module triton_python_backend_utils, which only the adapter may import.
+        log: of this process.
         stages: by name. `counts()` of a stage are totals since it was loaded, which only grow, or
             such totals by feature;
             `levels()` are present values, or such values by state. Both are called once a second,
@@ -50,8 +53,10 @@ class Metrics:
             families.
     """
 
-    def __init__(self, backend: Any, model: str, release: int, stages: Mapping[str, Any]) -> None:
-        self._backend, self._stages = backend, stages
+    def __init__(
+        self, backend: Any, model: str, release: int, stages: Mapping[str, Any], log: RequestLog
+    ) -> None:
+        self._backend, self._stages, self._log = backend, stages, log
         self._labels = {"model": model, "release": str(release)}
         self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Any] = {}
@@ -88,7 +93,8 @@ class Metrics:
             self._complaint = False
 
     def _publish(self) -> None:
-        self._metric("release", {}, self._backend.MetricFamily.GAUGE).set(self._release)
+        for name, value in (("release", self._release), ("log_ok", float(self._log.ok))):
+            self._metric(name, {}, self._backend.MetricFamily.GAUGE).set(value)
         total = 0
         for bound, count in zip((*map(str, BUCKETS_S), "+Inf"), self._buckets, strict=True):
             total += count

@@ -5,7 +5,7 @@ one search finds a request in the client's errors, in every stage and in the tra
 
 Problems are always logged. With the model's config parameter `log` or the variable CASCADE_LOG set
 to `json`, every request is, with the time of its batch in this stage. A line that the log does not
-take is lost; its request is answered all the same.
+take is lost, which a metric tells; its request is answered all the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def wanted(parameters: Mapping[str, str]) -> bool:
 
 class RequestLog:
     """The lines of one model. Without `every_request`, the result of `wanted`, the caller need not
-    collect ids."""
+    collect ids. `ok`: whether the log took the last lines."""
+
+    ok = True
 
     def __init__(self, model: str, release: int, every_request: bool) -> None:
         self.every_request = every_request
@@ -56,4 +58,4 @@ class RequestLog:
     def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
         head = {"time": round(time.time(), 6), **self._head}
         text = "".join(json.dumps({**head, **line}) + "\n" for line in lines)
-        tell(text)
+        self.ok = tell(text)

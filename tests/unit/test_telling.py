@@ -18,6 +18,7 @@ import pytest
 from cascade.runtime.spans import START, Recorder
 from cascade.telling import say, tell
 from cascade.triton.metrics import Metrics
+from cascade.triton.request_log import RequestLog
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,7 +134,8 @@ def test_metrics_that_cannot_be_published_are_published_later(
 ) -> None:
     backend = Backend()
     backend.broken = True
-    metrics = Metrics(backend, "rank", 3, {})
+    log = RequestLog("rank", 3, every_request=True)
+    metrics = Metrics(backend, "rank", 3, {}, log)
     metrics.batch(5, 0.001)
     metrics.publish()
     assert capsys.readouterr().err.count("metrics of rank cannot be published: ") == 1
@@ -142,3 +144,15 @@ def test_metrics_that_cannot_be_published_are_published_later(
     users = 'cascade_batch_users_total {"model": "rank", "release": "3"}'
     assert backend.values[users] == 5
     assert metrics._publisher.is_alive() is False
+    assert backend.values['cascade_log_ok {"model": "rank", "release": "3"}'] == 1
+
+
+def test_a_log_that_takes_no_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RequestLog("rank", 3, every_request=True)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        log.answered([("a", 1)], 0.001)
+        assert not log.ok
+        monkeypatch.undo()
+    log.answered([("b", 1)], 0.001)
+    assert log.ok
