@@ -17,7 +17,7 @@ from cascade.id_lines import read
 from cascade.release import newest_version, read_release
 from cascade.schema import Schema
 from cascade.spec import RETRIEVE, stage_path
-from cascade.stages.filters.deny import DenyFile, DenyListError
+from cascade.stages.filters.deny import DenyFile, DenyListError, content
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.load import deny_list_of
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.repository is not None:
         _check_for(options.repository, options.file)
     elif options.file is not None:
-        lines = read(options.file.read_bytes(), options.string_ids)
+        lines = read(content(options.file), options.string_ids)
         kind = "strings" if options.string_ids else "integers"
         print(f"{options.file}: {len({*lines.numbers})} lines of ids that are {kind}")
         _refuse(options.file, [*map(str, lines.bad)])
@@ -53,7 +53,7 @@ def _check_for(repository: Path, path: Path | None) -> None:
         raise DenyListError(f"release {version} of {repository} has no deny list: name a FILE")
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
     schema = Schema.load(folder / "schema.json")
-    found = DenyFile.of(path.read_bytes(), FilterItems(folder, schema.hash), schema.string_ids)
+    found = DenyFile.of(content(path), FilterItems(folder, schema.hash), schema.string_ids)
     print(
         f"{path}: {found.applied} lines deny {found.denied.count} items of release {version}; "
         f"{found.absent} lines name no item of it"

@@ -473,6 +473,11 @@ def test_an_error_of_a_deny_list_permits_nothing(
     assert "Is a directory" in broken()
     path.rmdir()
     mended()
+    path.unlink()
+    os.mkfifo(path)
+    assert "it is no regular file" in broken()
+    path.unlink()
+    mended()
     path.parent.rename(tmp_path / "away")
     assert "No such file" in broken()
     (tmp_path / "away").rename(path.parent)
@@ -501,6 +506,10 @@ def test_a_process_does_not_start_over_a_deny_list_that_it_cannot_read(
     with pytest.raises(DenyListError, match="Is a directory"):
         DenyList(path, items)
     path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(DenyListError, match="no regular file"):
+        DenyList(path, items)
+    path.unlink()
     path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(DenyListError, match="No such file"):
         DenyList(path, items)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -143,7 +144,7 @@ class DenyList:
             if stamp is not None and stamp == self._stamp:
                 return
             if stamp is not None:
-                self._take(DenyFile.of(self._path.read_bytes(), self._items, self._string_ids))
+                self._take(DenyFile.of(content(self._path), self._items, self._string_ids))
                 self._stamp = stamp
                 if not self._complaint:
                     self._written_s = stamp[0] / 1e9
@@ -185,6 +186,15 @@ class DenyList:
         elif self._complaint and not problem:
             LOG.warning("deny list %s: in force as it stands again", self._path)
         self._complaint = problem
+
+
+def content(path: Path) -> bytes:
+    """What a deny list holds. Raises OSError: it cannot be read; DenyListError: it is a pipe or a
+    device, whose reader could wait for ever."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DenyListError("it is no regular file")
+        return file.read()
 
 
 def _stamp(path: Path) -> Stamp | None:
