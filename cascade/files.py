@@ -63,11 +63,14 @@ def unpacked(path: Path) -> IO[bytes]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file such that a reader finds the old text or the new, also after a crash."""
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)  # on a full disk
     _sync(path.parent)
 
 

@@ -23,7 +23,7 @@ import torch
 
 from cascade.data.opening import add_arguments
 from cascade.data.prepare import prepare_as
-from cascade.errors import run
+from cascade.errors import run, writing
 from cascade.evaluation.trained import tell
 from cascade.models.registry import Recipe
 from cascade.training import recipes, tune
@@ -58,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = Trainer(
         dataset, options.out, device, recipe, changes, options.log, sampling, options.baseline
     )
-    trainer.run()
-    shown = trainer.log == "impressions"
-    tell(dataset, trainer.models, options.out, options.device, shown)
+    with writing(options.out):
+        trainer.run()
+        shown = trainer.log == "impressions"
+        tell(dataset, trainer.models, options.out, options.device, shown)
 
 
 def _keep_freed_memory() -> None:

@@ -35,15 +35,22 @@ class CheckpointError(CascadeError, ValueError):
 
 
 def save(folder: Path, scorer: Scorer, description: dict[str, Any]) -> None:
-    """Write a finished model. The description holds `model`, `config` and `schema_hash`, and where
-    there are any, metrics and the like. A `CheckpointError` where it lacks one."""
+    """Write a finished model; one that is there already stays where the disk is full. The
+    description holds `model`, `config` and `schema_hash`, and where there are any, metrics and the
+    like. A `CheckpointError` where it lacks one, or the disk has no room."""
     versions = {name: version(name) for name in ("torch", "numpy", "safetensors")}
     versions["python"] = platform.python_version()
     content = {"format": FORMAT, **description, "versions": versions}
     if missing := [key for key in NEEDED if key not in content]:
         raise CheckpointError(f"a description came that does not say {' and '.join(missing)}")
-    _save_tensors(folder / "weights.safetensors", dict(scorer.state_dict()))
-    write_json(folder / "checkpoint.json", content)
+    new = folder / "checkpoint.new"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(new, content)
+        _save_tensors(folder / "weights.safetensors", dict(scorer.state_dict()))
+        os.replace(new, folder / "checkpoint.json")
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -204,5 +211,11 @@ def _save_tensors(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata)
-    os.replace(temporary, path)
+    try:
+        save_file(contiguous, temporary, metadata)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    else:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cascade.training import checkpoint
+from cascade.training.curves import Curves
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def fit(
     every = max(1, task.steps_per_epoch // hyper.validations)
     if not run.step:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an earlier training
-    run.writer = SummaryWriter(str(folder / "tensorboard"))
+    run.curves = Curves(folder / "tensorboard")
     # The gradients of the tables are right by construction; torch warns unless told not to check.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)  # type: ignore[no-untyped-call]
     progress = tqdm(total=total, initial=run.step, desc=f"train {name}", unit=" batches")
@@ -163,7 +163,7 @@ def fit(
                     run.save()
                 if run.ended(hyper.patience) or run.step == total:
                     break
-    run.writer.close()
+    run.curves.close()
     if run.best is not None:
         task.module.load_state_dict(run.best)
     return run.history
@@ -188,7 +188,7 @@ class _Run:
         self.loss_sum = self.loss_count = 0.0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
-        self.writer: SummaryWriter
+        self.curves: Curves
 
     def one_step(self, batch: Any, total: int) -> None:
         scale = max(0.02, 1 - self.step / total)
@@ -230,8 +230,7 @@ class _Run:
             self.bad = 0
             self.best = {key: value.clone() for key, value in self.task.module.state_dict().items()}
         self.history.append(record)
-        for key, value in record.items():
-            self.writer.add_scalar(key, value, self.step)
+        self.curves.add(record, self.step)
 
     def save(self) -> None:
         progress = {

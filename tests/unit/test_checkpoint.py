@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cascade.models import MODELS, build, preset
@@ -53,6 +54,20 @@ def test_roundtrip(tmp_path, model, size):
     assert not loaded.training
     names = sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir())
     assert names == ["checkpoint.json", "weights.safetensors"]
+
+
+def test_a_full_disk_leaves_the_model_that_is_there(tmp_path, monkeypatch):
+    saved(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors cannot be written: .*space"):
+        saved(tmp_path, "logistic", next(iter(MODELS["logistic"].presets)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def full(tensors, path, metadata):
+    path.write_bytes(b"half of it")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
 
 def test_description_says_what_the_weights_are(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensorboardX.event_file_writer import EventsWriter
 from torch import nn
 
 from cascade.training.checkpoint import CheckpointError
@@ -50,6 +52,17 @@ class Scripted(Task):
 SCRIPT = Hyperparameters(
     epochs=4, validations=2, patience=2, lr=0.1, embedding_lr=0.1, save_every=2
 )
+
+
+def test_curves_that_the_disk_does_not_take_fail_no_training(tmp_path, monkeypatch, capfd):
+    def full(self, event):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, "write_event", full)
+    unbroken = fit(Scripted([5, 4, 3, 2, 1, 0, 0, 0]), SCRIPT, tmp_path, "scripted")
+    assert len(unbroken) == 8
+    said = capfd.readouterr().err
+    assert said.count("tensorboard: the curves from here on are lost: No space left") == 1
 
 
 @pytest.mark.parametrize(
