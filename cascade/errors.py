@@ -11,13 +11,16 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 from cascade.telling import Lenient
 
 DISK_FULL = os.strerror(errno.ENOSPC)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CascadeError(Exception):
@@ -38,6 +41,18 @@ def need(package: str, purpose: str, extra: str, error: type[CascadeError] = Mis
         raise error(f"{needs}; run: pip install 'cascade[{extra}]'") from missing
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk without room, met while the block writes a file or a folder, is an error that names
+    it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Run a program's `main` and exit with what it returns.
 
@@ -50,17 +65,20 @@ def run(main: Callable[[], int | None]) -> None:
             code = main()
         sys.stdout.flush()
     except CascadeError as error:
+        _close_bars(error)
         sys.exit("error: " + " ".join(str(error).split("\n")))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
     except OSError as error:
+        _close_bars(error)
         sys.exit(f"error: {_said(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         if DISK_FULL not in str(error):
             raise
+        _close_bars(error)
         sys.exit(f"error: {_line(error)}")  # of libraries that have their own kinds of errors
     sys.exit(code)
 
@@ -77,3 +95,11 @@ def _said(error: OSError) -> str:
 
 def _line(said: object) -> str:
     return " ".join(str(said).split()) or type(said).__name__
+
+
+def _close_bars(error: BaseException | None) -> None:
+    """A progress bar that a suspended generator holds ends its line when the generator is freed;
+    the frames of the traceback keep it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cascade.client import Recommendation
+from cascade.errors import writing
 from cascade.values import SEPARATOR
 from clients.tables import CSV, RESULT_COLUMNS, arrow, is_parquet
 
@@ -33,12 +34,13 @@ def answer_file(path: Path, kept: Mapping[str, Any], string_ids: bool = False) -
     never sees half a file."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if is_parquet(path):
-            with _parquet(partial, kept, string_ids) as write:
-                yield write
-        else:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                yield (_csv if path.suffix.lower() in CSV else _json_lines)(file, kept)
+        with writing(path):
+            if is_parquet(path):
+                with _parquet(partial, kept, string_ids) as write:
+                    yield write
+            else:
+                with partial.open("w", encoding="utf-8", newline="") as file:
+                    yield (_csv if path.suffix.lower() in CSV else _json_lines)(file, kept)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -46,6 +46,7 @@ from cascade.data.source import (
     typed,
 )
 from cascade.encoding import Encoder
+from cascade.errors import writing
 from cascade.schema import Schema
 
 
@@ -130,7 +131,12 @@ def _make(
         shutil.rmtree(left_over)
     partial.mkdir(parents=True)
     try:
-        counts = write(source, schema, partial)
+        with writing(root):
+            counts = write(source, schema, partial)
+            said = {"log": getattr(source, "log", None), "notes": getattr(source, "notes", [])}
+            left_out = {"bad_row_count": bad.count, "bad_row": bad.first}
+            description = {**made_from, **counts, **said, **left_out}
+            (partial / "source.json").write_text(json.dumps(description, indent=1) + "\n")
     except BaseException as error:
         shutil.rmtree(partial)
         if isinstance(error, DataError) and bad.count:
@@ -138,9 +144,6 @@ def _make(
                 f"{error}; {bad.count:,} malformed rows were left out, the first: {bad.first}"
             ) from error
         raise
-    said = {"log": getattr(source, "log", None), "notes": getattr(source, "notes", [])}
-    description = {**made_from, **counts, **said, "bad_row_count": bad.count, "bad_row": bad.first}
-    (partial / "source.json").write_text(json.dumps(description, indent=1) + "\n")
     if root.exists():
         root.rename(old)
     partial.rename(root)

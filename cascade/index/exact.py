@@ -161,7 +161,7 @@ def save(vectors: Floats, folder: Path, schema_hash: str) -> None:
         raise ValueError("an item vector is not finite in float16: the item tower diverged")
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{FILE}.partial"
-    vectors.astype(DTYPE).tofile(partial)
+    partial.write_bytes(np.ascontiguousarray(vectors, DTYPE).data)
     digest = sha256(partial)
     os.replace(partial, folder / FILE)
     items, width = vectors.shape

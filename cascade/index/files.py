@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import faiss
 
@@ -26,12 +26,32 @@ def save(index: Index, folder: Path, schema_hash: str) -> None:
     """Write index.faiss and index.json. A process that has the old file mapped keeps it."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{FILE}.partial"
-    faiss.write_index(index.raw, str(partial))
+    with partial.open("wb") as target:
+        _write(index, target)
     file = {"bytes": partial.stat().st_size, "sha256": sha256(partial)}
     made = {"schema_hash": schema_hash, "faiss": faiss.__version__}
     os.replace(partial, folder / FILE)
     text = json.dumps({**asdict(index.facts), **made, **file}, indent=1)
     (folder / FACTS).write_text(text + "\n")
+
+
+def _write(index: Index, target: BinaryIO) -> None:
+    """FAISS says nothing of what a full disk did not take when it closes a file of its own."""
+    failed: list[OSError] = []
+
+    def write(block: bytes) -> int:
+        try:
+            return target.write(block)
+        except OSError as error:
+            failed.append(error)
+            raise  # FAISS makes a RuntimeError of it
+
+    try:
+        library.write_index(index.raw, library.PyCallbackIOWriter(write))
+    except RuntimeError:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def load(folder: Path, schema_hash: str, *, mapped: bool = True, verify: bool = True) -> Index:

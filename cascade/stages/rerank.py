@@ -105,9 +105,9 @@ def save(folder: Path, vectors: Any, item_ids: Array, results: int, product: Pro
     with (folder / VECTORS).open("wb") as target:
         for chunk in vectors:
             length = np.linalg.norm(chunk, axis=1, keepdims=True)
-            (chunk / np.maximum(length, 1e-12)).astype("<f2").tofile(target)
+            target.write((chunk / np.maximum(length, 1e-12)).astype("<f2").tobytes())
             width = chunk.shape[1]
-    np.argsort(item_ids).astype("<i4").tofile(folder / ORDER)
+    (folder / ORDER).write_bytes(np.argsort(item_ids).astype("<i4").tobytes())
     content = {
         "results": results,
         "width": width,

@@ -208,7 +208,7 @@ class _Writer:
         file, dtype = FILES[name]
         array = np.asarray(values, dtype)
         with (self._folder / file).open("ab") as target:
-            array.tofile(target)
+            target.write(np.ascontiguousarray(array).data)
         self._counts[name] += len(array)
 
 

@@ -85,7 +85,8 @@ def write_mapped(
     with (folder / mapped.file).open("wb") as file:
         start = 0
         for part in parts:
-            whole.check_states(part, start, mapped.file, dtype).tofile(file)
+            rows = whole.check_states(part, start, mapped.file, dtype)
+            file.write(np.ascontiguousarray(rows).data)  # tofile() may lose it on a full disk
             start += len(part)
     return mapped
 

@@ -15,7 +15,7 @@ from typing import Any
 from cascade.artifact import ArtifactError
 from cascade.client.split import CHALLENGER
 from cascade.config import of_release
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, writing
 from cascade.files import sync
 from cascade.release import read_release
 from cascade.schema import Schema
@@ -64,7 +64,7 @@ class Publisher:
         not answer as it should.
         """
         self.repository.check_wiring()
-        with self.repository.locked():
+        with self.repository.locked(), writing(self.repository.root):
             self.recover()
             number = (self.repository.newest or 0) + 1
             staged = self.repository.staging(number)

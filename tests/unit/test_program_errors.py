@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import runpy
 import shutil
 import sys
@@ -83,6 +84,21 @@ def test_a_mistake_is_one_line(
     assert error.startswith("error: ")
     assert "\n" not in error
     assert named.format(**wrong) in error
+
+
+def test_a_full_disk_is_one_line(
+    run: Callable[..., str], wrong: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a write fails whose error names no file."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["cascade.data.prepare"], "write", full)
+    out = wrong["missing"]
+    error = run("cascade.data", SYNTHETIC, "--out", str(out))
+    assert error == f"error: {out}: No space left on device"
+    assert not [*out.parent.glob("missing*")]
 
 
 def test_a_repository_that_is_not_one_is_told_by_the_evaluation(
