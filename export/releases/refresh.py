@@ -244,8 +244,9 @@ def _splice(mapped: Mapped, keep: Array, added: Array, source: Path, target: Pat
 
 
 def _link_others(source: Path, target: Path, own: set[str]) -> None:
-    """Link all files of a stage that do not depend on the items."""
+    """Link all files of a stage that do not depend on the items, but for model.py: it is written
+    anew, which would go through the link into the release that is served."""
     for path in content(source):
         name = path.relative_to(source)
-        if name.name not in own and "__pycache__" not in name.parts:
+        if name.name not in {*own, "model.py"} and "__pycache__" not in name.parts:
             link(path, target / name)

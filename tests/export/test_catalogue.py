@@ -118,6 +118,8 @@ def test_a_refreshed_release_knows_the_new_items_and_forgets_the_old(
     twins = [folder / "rank" for folder in (small.repository, tmp_path / "next")]
     file = "model.pt" if models == "small" else "items.onnx"
     assert (twins[0] / "1" / file).samefile(twins[1] / "2" / file)
+    # What is written again is not written through a link into the release that is served.
+    assert not (twins[0] / "1" / "model.py").samefile(twins[1] / "2" / "model.py")
 
 
 @pytest.mark.parametrize("raw", [True, False])
