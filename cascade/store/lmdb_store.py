@@ -11,7 +11,9 @@ pages of the lock file get their room before they are written.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ CHECK_PERIOD_S = 1.0
 TOLD_AFTER_S = 2.0  # of waiting for another writer
 DATA, LOCK = "data.mdb", "lock.mdb"
 PAGE = os.sysconf("SC_PAGE_SIZE")
+NO_ROOM = 1 << 20
+PARTLY_WRITTEN = os.strerror(errno.EIO)  # what LMDB says of pages that a full disk took in part
 
 Look = tuple[tuple[int, int], tuple[int, int]]
 """Which files lie there: device and inode of the data's and of the lock's."""
@@ -126,6 +130,8 @@ class LmdbStore:
 
     def _failed(self, error: Exception) -> StoreError:
         self.close()
+        if PARTLY_WRITTEN in str(error) and shutil.disk_usage(self._path).free < NO_ROOM:
+            return StoreError(f"{self.url}: {os.strerror(errno.ENOSPC)} ({error})")
         return StoreError(f"{self.url}: {error}")
 
     def _opened(self) -> Any:
