@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,19 +63,31 @@ class Served:
 
 
 @contextmanager
-def serve(repository: Path, log: Path, *arguments: str) -> Iterator[Served]:
+def serve(
+    repository: Path,
+    log: Path,
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
     """Start a launcher, wait until its server answers, and stop it in the end.
 
     Args:
         log: file for what the launcher writes to stderr.
+        prefix: a command that runs it.
+        environment: what it gets beside this process's own.
 
     Raises:
         RuntimeError: the server did not start; holds the log.
     """
-    command = (sys.executable, "-m", "cascade.server", "--repository", str(repository))
+    command = (*prefix, sys.executable, "-m", "cascade.server", "--repository", str(repository))
     with log.open("w") as stderr:
         launcher = subprocess.Popen(
-            (*command, *FREE_PORTS, *arguments), stdout=subprocess.PIPE, stderr=stderr, text=True
+            (*command, *FREE_PORTS, *arguments),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
     with launcher:
         try:

@@ -23,9 +23,10 @@ import pytest
 from cascade.config import Serving
 from export.releases.rewire import rewire, serving_of
 from perf.harness.artifacts import Artifacts, make
-from tests.cascades import Cascade
+from tests.cascades import BAGS, Cascade
 from tests.resilience.claims import Record, keep
 from tests.resilience.faults import FaultTable
+from tests.resilience.forked import Forks, forks
 
 OUT = Path(__file__).parents[2] / "build" / "resilience"
 SUMMARY, CLAIMS_TABLE = OUT / "summary.json", OUT / "claims.md"
@@ -168,6 +169,22 @@ def pair(make_cascade: Callable[..., Cascade]) -> Pair:
     even, odd = (make_cascade(seed=seed, **size) for seed in range(2))
     scores = np.stack([_scores(cascade, users=even) for cascade in (even, odd)])
     return Pair((even, odd), scores)
+
+
+@pytest.fixture(scope="session")
+def people(make_cascade: Callable[..., Cascade]) -> Cascade:
+    """A small catalogue, and users of every kind of feature, bags among them."""
+    return make_cascade(schema=BAGS, items=300, serving=Serving(max_batch_size=8))
+
+
+@pytest.fixture(scope="session")
+def forked(workplace: Path) -> Iterator[Forks]:
+    """Runs programs at once."""
+    folder = workplace / "forked"
+    folder.mkdir()
+    modules = ("export.commands", "clients.events", "clients.batch", "cascade.server.health")
+    with forks(folder, *modules) as ready:
+        yield ready
 
 
 def _scores(cascade: Cascade, users: Cascade) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -67,7 +68,7 @@ class FaultTable:
 
     def rows(self) -> Iterator[list[str]]:
         for found in self.findings:
-            shows = " ".join(found.shows.split())
+            shows = re.sub(r"/\S*/resilience/work/[^/\s]*", "...", " ".join(found.shows.split()))
             text = shows if len(shows) <= 100 else f"{shows[:97]}..."
             yield [found.fault, text or "(nothing)", str(found.lost), f"{found.right_s:.1f}"]
 
