@@ -20,7 +20,7 @@ from tests.resilience.faults import FaultTable, Finding, Ran, fill, program, sma
 from tests.resilience.forked import Forks
 
 PAGE = 4096
-BEFORE, NEW = 1_000, 20_000
+BEFORE, NEW, CROWD = 1_000, 20_000, 12_000
 READERS, LINES = 500, 20_000
 KILLS, KILLED = 20, -9
 DISK = 32 << 20
@@ -151,7 +151,7 @@ def test_a_writer_of_users_killed_at_any_moment(
 ) -> None:
     """Two tables of the same users take turns; of each chunk LMDB has one whole table."""
     url = f"lmdb:{work / 'users'}" if kind == "lmdb" else f"{redis.url()}?timeout_ms=5000"
-    one, other = (crowd(people, work / f"{n}.parquet", NEW, seed=2 + n) for n in range(2))
+    one, other = (crowd(people, work / f"{n}.parquet", CROWD, seed=2 + n) for n in range(2))
     kills = KILLS if kind == "lmdb" else KILLS // 2
     with faults(f"users: SIGKILL at {kills} moments, {kind}") as found:
         whole = forked(*words(people, url, one))
@@ -165,7 +165,7 @@ def test_a_writer_of_users_killed_at_any_moment(
             mine, its = (each.found(url)[1] for each in (one, other))
             found.lost += int((~mine & ~its).sum())
             if kind == "lmdb":
-                chunks = (mine[start : start + CHUNK] for start in range(0, NEW, CHUNK))
+                chunks = (mine[start : start + CHUNK] for start in range(0, CROWD, CHUNK))
                 found.lost += sum(len({*chunk.tolist()}) > 1 for chunk in chunks)
         assert killed
         found.shows = f"the writer's exit code: -9, {killed} times"
