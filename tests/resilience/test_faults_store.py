@@ -21,7 +21,7 @@ from tests.resilience.forked import Forks
 
 PAGE = 4096
 BEFORE, NEW, CROWD = 1_000, 20_000, 12_000
-READERS, LINES = 500, 20_000
+READERS, LINES, FEW_LINES = 500, 20_000, 10_000
 KILLS, KILLED = 20, -9
 DISK = 32 << 20
 
@@ -183,13 +183,13 @@ def test_a_writer_of_events_killed_at_any_moment(
     kills = KILLS if kind == "lmdb" else KILLS // 2
     with faults(f"events: SIGKILL at {kills} moments, {kind}") as found:
         assert forked(*words(people, url, before)).code == 0
-        log.write(file, LINES, turn=0)
+        log.write(file, FEW_LINES, turn=0)
         whole = forked("clients.events", "--store", url, file)
         assert whole.code == 0, whole.errors
-        assert log.follow(url, before.layout, 0) == (LINES, 0)
+        assert log.follow(url, before.layout, 0) == (FEW_LINES, 0)
         found.lost, killed, longest_s = 0, 0, whole.seconds
         for turn in range(1, kills + 1):
-            log.write(file, LINES, turn)
+            log.write(file, FEW_LINES, turn)
             moment = random.uniform(0, longest_s)
             ran = forked("clients.events", "--store", url, file, kill_after_s=moment)
             killed += ran.code == KILLED
@@ -198,9 +198,9 @@ def test_a_writer_of_events_killed_at_any_moment(
             found.lost += lost + (log.uneven(written, turn) if kind == "lmdb" else 0)
         assert killed
         found.shows = f"the writer's exit code: -9, {killed} times"
-        log.write(file, LINES, turn=kills + 1)
+        log.write(file, FEW_LINES, turn=kills + 1)
         check_written(found, forked("clients.events", "--store", url, file), url, before)
-        assert log.follow(url, before.layout, kills + 1) == (LINES, 0)
+        assert log.follow(url, before.layout, kills + 1) == (FEW_LINES, 0)
 
 
 @contextmanager
