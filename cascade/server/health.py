@@ -18,8 +18,9 @@ import http.client
 import re
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
+from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade import errors
@@ -57,17 +58,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with channel.connect(options.url, tls) as client:
             probe.ask_until_available(client, options.model, options.timeout_s)
+            live = _live(client, options)
     except (InferenceServerException, probe.ProbeError) as error:
         text = error.message() if isinstance(error, InferenceServerException) else str(error)
         say(f"unhealthy: {options.model} at {options.url}: {' '.join(text.split())}")
         return 1
     ms = 1000 * (time.monotonic() - start)
-    degraded = "".join(f"; degraded: {what}" for what in _degraded(options))
+    degraded = "".join(f"; degraded: {what}" for what in _degraded(options, live))
     say(f"healthy: {options.model} at {options.url} answered in {ms:.0f} ms{degraded}")
     return 0
 
 
-def _degraded(options: argparse.Namespace) -> list[str]:
+def _live(client: grpc.InferenceServerClient, options: argparse.Namespace) -> set[int]:
+    """The releases that the model is pinned to; empty where it is to none, or that is unknown."""
+    try:
+        found = client.get_model_config(options.model, client_timeout=options.timeout_s).config
+    except InferenceServerException:
+        return set()
+    return {step.model_version for step in found.ensemble_scheduling.step} - {-1}
+
+
+def _degraded(options: argparse.Namespace, live: Set[int]) -> list[str]:
     """What the metrics say of guards that do not work as they should; nothing without metrics."""
     host, _, port = options.url.rpartition(":")
     url = options.metrics_url or (f"http://{host}:8002/metrics" if port == "8001" else "")
@@ -78,15 +89,17 @@ def _degraded(options: argparse.Namespace) -> list[str]:
         return [f"no metrics at {url} ({error})"] if url else []
     if "cascade_release{" not in text:
         return [f"no metrics of a cascade at {url}"]
-    return [f"{what} ({name} is 0)" for name, what in DEGRADED.items() if _is_zero(text, name)]
+    zeros = (name for name in DEGRADED if _is_zero(text, name, live))
+    return [f"{DEGRADED[name]} ({name} is 0)" for name in zeros]
 
 
-def _is_zero(text: str, name: str) -> bool:
-    """Whether the metric is 0 for a model of the newest release: the server keeps those of
-    releases before."""
-    found = re.findall(rf'(?m)^{name}\{{[^}}]*release="(\d+)"[^}}]*\}} (\S+)$', text)
-    newest = max((int(release) for release, _ in found), default=0)
-    return any(int(release) == newest and float(value) == 0 for release, value in found)
+def _is_zero(text: str, name: str, live: Set[int]) -> bool:
+    """Whether the metric is 0 for a model of a release that is live, by default of the newest one:
+    those before it keep their values, and one that is rolled back is not asked any more."""
+    lines = re.findall(rf'(?m)^{name}\{{[^}}]*release="(\d+)"[^}}]*\}} (\S+)$', text)
+    found = [(int(release), float(value)) for release, value in lines]
+    counts = live & {release for release, _ in found} or {max(found, default=(0, 1.0))[0]}
+    return any(release in counts and value == 0 for release, value in found)
 
 
 if __name__ == "__main__":
