@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cascade.artifact import ArtifactError, read_json
-from cascade.spec import EARLIER_FUSED, ENSEMBLE, RETRIEVE, TOPOLOGIES, sizes_from
+from cascade.artifact import ArtifactError, check_file, read_json
+from cascade.spec import (
+    EARLIER_FUSED,
+    ENSEMBLE,
+    RETRIEVE,
+    STAGES,
+    TOPOLOGIES,
+    sizes_from,
+    stage_path,
+)
 
 RELEASE_FILE = "release.json"
 SIGNATURE_FILE = "release.json.sig"  # of the bytes of release.json: 64 bytes of ed25519
@@ -54,3 +62,17 @@ def check_manifest(release: Mapping[str, Any], version: int, where: Path) -> Non
         )
     if int(release["version"]) != version:
         raise ArtifactError(f"{where} is the manifest of release {release['version']}")
+
+
+def check_stages(repository: Path, version: int, stages: Collection[str]) -> None:
+    """Check the files of some stages against release.json; a repository without one is not checked.
+    A file that is not there is left to the stage that needs it. Raises ArtifactError: a file, or
+    release.json, is damaged."""
+    if not (repository / ENSEMBLE / str(version) / RELEASE_FILE).exists():
+        return
+    release = read_release(repository, version)
+    for stage in (stage for stage in STAGES if stage in stages):
+        folder = repository / stage_path(release["topology"], stage, version)
+        for name, expected in release.get("files", {}).get(stage, {}).items():
+            if (folder / name).exists():
+                check_file(folder / name, expected["bytes"], expected["sha256"])

@@ -10,6 +10,8 @@ from cascade.errors import CascadeError
 UNAVAILABLE, DEADLINE_EXCEEDED = "StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED"
 # Triton's message, with NOT_FOUND, about a model that is being loaded or unloaded.
 NO_VERSIONS = "has no available versions"
+# gRPC's messages about a name without an address, of earlier versions and of later ones.
+UNRESOLVED = ("DNS resolution failed", "errors resolving")
 
 
 class RecommendError(CascadeError):
@@ -68,7 +70,8 @@ def is_transient(error: InferenceServerException) -> bool:
 def no_address(error: InferenceServerException) -> bool:
     """Whether the server's name could not be resolved. gRPC asks again after up to two minutes; a
     new channel asks at once."""
-    return error.status() == UNAVAILABLE and "DNS resolution failed" in (error.message() or "")
+    said = error.message() or ""
+    return error.status() == UNAVAILABLE and any(words in said for words in UNRESOLVED)
 
 
 def from_server(error: InferenceServerException) -> RecommendError:

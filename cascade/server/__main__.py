@@ -18,7 +18,7 @@ from types import FrameType
 
 from cascade import errors
 from cascade.errors import CascadeError
-from cascade.server import arguments, security
+from cascade.server import arguments, cleanup, process, security
 from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.security import SecurityError, ServerTls, TrustedKeys
 from cascade.server.supervisor import Supervisor
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     try:
+        process.check_files()
+        if elsewhere := cleanup.other_than_wanted():
+            tell(f"{elsewhere}\n")
         server.start()
         say(_ready(server))
         started = True

@@ -62,6 +62,8 @@ class ServerBinary:
         for source in (*self.python_backend, package):
             with suppress(FileExistsError):
                 (folder / "python" / source.name).symlink_to(source)
+        # Keep Python from writing bytecode: on a disk that fills up it writes half a file.
+        (folder / "python" / "__pycache__").touch()
         return (*self.arguments, f"--backend-directory={folder}")
 
 

@@ -53,16 +53,32 @@ def run_folder() -> Path:
     return folder
 
 
+def other_than_wanted() -> str:
+    """Says where a server keeps its files where that is not below TMPDIR; else empty. Raises
+    RunFolderError."""
+    wanted = os.environ.get("TMPDIR")
+    if not wanted or run_folder().is_relative_to(os.path.abspath(wanted)):
+        return ""
+    return (
+        f"TMPDIR={wanted} cannot be written to, or a shell would misread its path: the server's "
+        f"files are in {run_folder()}"
+    )
+
+
 def _temporary() -> Path:
-    """Python's folder of temporary files, or a usual one where its path is not safe."""
-    wanted = tempfile.gettempdir()
+    """Python's folder of temporary files, or a usual one where its path is not safe or there is
+    none: Python does not look into /dev/shm."""
+    try:
+        wanted = tempfile.gettempdir()
+    except FileNotFoundError:
+        wanted = os.environ.get("TMPDIR", USUAL_TEMPORARY[0])
     for folder in (wanted, *USUAL_TEMPORARY):
         if shell.is_safe(folder) and os.access(folder, os.W_OK | os.X_OK):
             return Path(folder)
     raise RunFolderError(
-        f"a shell would misread the path of {wanted}, where a server would keep its files, and "
-        f"none of {', '.join(USUAL_TEMPORARY)} can be written to; set TMPDIR to a folder without "
-        "spaces and special characters"
+        f"there is no place for a server's files: {wanted} cannot be written to, or a shell would "
+        f"misread its path, and none of {', '.join(USUAL_TEMPORARY)} can be written to; set TMPDIR "
+        "to a folder without spaces and special characters that can"
     )
 
 
@@ -73,13 +89,15 @@ def register() -> str:
     return name
 
 
-def keep(name: str) -> None:
-    """Lock the file of a server of this process again, if it was removed. Raises RunFolderError as
-    `run_folder`; OSError: the file cannot be made."""
-    if not (run_folder() / f"{name}.lock").exists():
-        held = _locks[name]
-        _lock(name)
-        held.close()
+def keep(name: str) -> bool:
+    """Lock the file of a server of this process again, if it was removed -> whether it was. Raises
+    RunFolderError as `run_folder`; OSError: the file cannot be made."""
+    if (run_folder() / f"{name}.lock").exists():
+        return False
+    held = _locks[name]
+    _lock(name)
+    held.close()
+    return True
 
 
 def _lock(name: str) -> None:

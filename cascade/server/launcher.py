@@ -163,16 +163,17 @@ class Server:
                 # it makes the locks that it shares with its processes.
                 if not isinstance(error, process.CrashError) or not starts_left:
                     raise
-                tell(f"{error.message} while it started; starting it again\n")
+                tell(f"while it started, {error.message}; starting it again\n")
             else:
                 return
 
-    def restore_files(self) -> None:
-        """Make again what was removed of the server's files in the run folder: every load of a
-        model takes them. Raises RunFolderError: others could have made them; OSError: they cannot
-        be made."""
-        cleanup.keep(self.name)
+    def restore_files(self) -> bool:
+        """Make again what was removed of the server's files in the run folder, which every load of
+        a model takes -> whether its lock was. Raises RunFolderError: others could have made them;
+        OSError: they cannot be made."""
+        removed = cleanup.keep(self.name)
         self._assemble()
+        return removed
 
     def _assemble(self) -> tuple[str, ...]:
         """Make what the workers need of the run folder, backends and safe paths, where it is not
@@ -258,7 +259,7 @@ class Server:
                 code = self._running.poll()
                 if code is not None:
                     kind = process.CrashError if -code in process.CRASHES else ServerError
-                    raise kind(f"tritonserver ended with {code}", self.log_excerpt())
+                    raise kind(process.ended(code, said := self.log_excerpt()), said)
                 try:
                     if self._answers(client):
                         return
@@ -270,8 +271,7 @@ class Server:
                         runs = f"tritonserver runs, but the model {self.probe!r} does not answer"
                         raise self.failed(f"{runs}: {reason}") from error
                 time.sleep(POLL_S)
-        late = f"tritonserver did not answer within {self.startup_timeout_s:g} s"
-        raise self.failed(f"{late} ({reason})")
+        raise self.failed(f"it did not answer within {self.startup_timeout_s:g} s ({reason})")
 
     def _answers(self, client: grpc.InferenceServerClient) -> bool:
         if not client.is_server_ready(client_timeout=REQUEST_TIMEOUT_S):

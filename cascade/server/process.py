@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -28,6 +30,7 @@ from cascade.triton import admission
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
 REQUEST_TIMEOUT_S = 10.0
 DRAIN_POLL_S = 0.01
+LEAST_FILES = 256
 STOP_MARGIN_S = 5.0  # beyond tritonserver's own exit timeout
 EXCERPT_LINES = 30
 LOG_BYTES = 1 << 20  # of the log's end, for an excerpt
@@ -49,6 +52,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 _ARGUMENTS_START, _ARGUMENTS_END = 45, 46  # arg_start and arg_end
 _LOG_ENTRY = re.compile(r"^(?P<level>[IWEF])\d{4} \S+ +\d+ \S+\] ?(?P<message>.*)$")
+_REASON = re.compile(r"(?m)^failed to load '.{,500}|(?<=what\(\):  ).{,500}")
+_SUMMARY = "error: creating server: "  # of the reasons before it
 # A server built for GPUs logs these on every machine without one.
 _WITHOUT_GPU = re.compile(r"CUDA|CudaDriver|pinned system memory|NVML|DCGM", re.IGNORECASE)
 
@@ -92,11 +97,16 @@ class ServerLog:
 
 
 def check_repository(repository: Path, models: Sequence[str] | None) -> None:
-    """Raises ServerError if there is no model repository, or if the name of a model to be loaded
-    would break the command that starts its processes."""
+    """Raises ServerError if there is no model repository, this user may not read it, or the name of
+    a model to be loaded would break the command that starts its processes."""
     make_one = "make one (python -m export)"
     if not repository.is_dir():
         raise ServerError(f"there is no model repository at {repository}; {make_one}")
+    if not os.access(repository, os.R_OK | os.X_OK):
+        raise ServerError(
+            f"{repository}: this user may not read it. Its owner can run: chmod -R a+rX "
+            f"{shlex.quote(str(repository))}"
+        )
     configs = sorted(repository.glob("*/config.pbtxt"))
     if not configs:
         holds = f"{repository} is no model repository: it holds no MODEL/config.pbtxt"
@@ -109,6 +119,19 @@ def check_repository(repository: Path, models: Sequence[str] | None) -> None:
                 f"{repository} holds a model called {name!r}; the Python backend starts models "
                 "with names of letters (A to Z), digits and _.-+@% alone: rename its folder"
             )
+
+
+def check_files() -> None:
+    """Allow this process, and those that it starts, as many open files as a server needs. Raises
+    ServerError if they may not be allowed: server 2.51 would wait for ever."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < LEAST_FILES:
+        raise ServerError(
+            f"a process may open {most} files here (ulimit -n), and a server needs {LEAST_FILES} "
+            "or more, one of them for each connection: allow 4096"
+        )
+    if now < LEAST_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def environment(
@@ -213,13 +236,26 @@ def stat_fields(pid: int) -> list[str]:
     return line.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
 
 
+def ended(code: int, excerpt: str) -> str:
+    """Says in one line how tritonserver ended, and why, as far as the excerpt of its log says so.
+    Library code ends by a signal where it gets no memory."""
+    said = f"tritonserver ended with {code}"
+    if code < 0:
+        said += f" ({signal.Signals(-code).name})"
+        most = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if most != resource.RLIM_INFINITY:
+            said += f"; perhaps the {most:,} bytes that a process may have (ulimit -v) are too few"
+    reason = _REASON.search(excerpt)
+    return f"{said}: {reason[0]}" if reason else said
+
+
 def log_excerpt(log: str, lines: int = EXCERPT_LINES) -> str:
     """The last lines of a server's log that tell of a problem: warnings, errors, and what models or
     libraries printed; without times, tables, repetitions and messages about absent GPUs. Where
     nothing is left, the last lines as they are."""
     kept: dict[str, None] = {}
     for line in log.splitlines():
-        if not line.strip() or line[0] in "|+":
+        if not line.strip() or line[0] in "|+" or line.startswith(_SUMMARY):
             continue
         if line.startswith("Usage: tritonserver"):
             kept["tritonserver does not accept its arguments"] = None

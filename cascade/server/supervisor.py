@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from google.protobuf import json_format
@@ -34,6 +35,7 @@ from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.server import cleanup, probe, workers
 from cascade.server.cleanup import RunFolderError
 from cascade.server.launcher import Server
+from cascade.server.surroundings import Surroundings
 from cascade.server.workers import Worker
 from cascade.spec import ENSEMBLE
 from cascade.telling import tell
@@ -50,18 +52,24 @@ RELOADS = 2  # without an answer in between, before the supervisor gives up
 RESTARTS = 3  # of the server, in the life of the supervisor
 
 
-def log_event(event: str, **facts: object) -> None:
-    """Write one JSON line to stderr, if it takes one now: the work does not wait for it."""
+def log_event(log: Path, event: str, /, **facts: object) -> None:
+    """Write one JSON line to stderr, or where that takes none now, to the end of the server's log;
+    the work does not wait for either."""
     line = {"time": round(time.time(), 3), "source": "supervisor", "event": event, **facts}
-    tell(json.dumps(line) + "\n")
+    text = json.dumps(line) + "\n"
+    if not tell(text) and log.is_file():
+        with suppress(OSError), log.open("a") as file:
+            tell(text, file)
 
 
 class Supervisor:
-    """Watches one server, which has been started; `report` is called with every event."""
+    """Watches one server, which has been started; `report` is called with every event, by default
+    one that writes it as `log_event` does."""
 
-    def __init__(self, server: Server, report: Callable[..., None] = log_event) -> None:
+    def __init__(self, server: Server, report: Callable[..., None] | None = None) -> None:
         self._server = server
-        self._report = report
+        self._report = report or self._log_event
+        self._surroundings = Surroundings()
         self._restarts = 0
         self._problem = ""  # with the files of the run folder
         self._refused: dict[str, str] = {}  # see `TrustedCopy.update`
@@ -91,6 +99,7 @@ class Supervisor:
         with self._server.connect() as client, ThreadPoolExecutor(2) as pool:
             while (code := self._server.poll()) is None and not self._server.cancelled:
                 self._restore_files()
+                self._look_around()
                 cleanup.hide_segments(self._server.name)  # of what was loaded since
                 if self._server.trusted is not None and time.monotonic() >= next_update:
                     if update is None or update.done():
@@ -118,7 +127,8 @@ class Supervisor:
         into the run folder, and the next load could run their programs."""
         problem = ""
         try:
-            self._server.restore_files()
+            if self._server.restore_files():
+                self._report("files restored", folder=str(cleanup.run_folder()))
         except RunFolderError:
             raise
         except OSError as error:
@@ -126,6 +136,15 @@ class Supervisor:
         if problem not in ("", self._problem):
             self._report("files not restored", error=problem)
         self._problem = problem
+
+    def _look_around(self) -> None:
+        log = self._server.log_path
+        places = (*([log] if log.is_file() else ()), cleanup.SHARED_MEMORY)
+        for event, facts in self._surroundings.changes(places):
+            self._report(event, **facts)
+
+    def _log_event(self, event: str, /, **facts: object) -> None:
+        log_event(self._server.log_path, event, **facts)
 
     def _on_update(
         self, client: grpc.InferenceServerClient, update: Future[dict[str, str]] | None
@@ -221,6 +240,8 @@ class Supervisor:
             if error.status() == UNAVAILABLE and self._crashes():
                 return
             reason = f"a model cannot be loaded again: {error.message()}"
+            if not (repository := self._server.repository).is_dir():
+                reason += f", because {repository} is gone: restore it, and start again"
             raise self._server.failed(reason) from error
         self._failures = 0
         self._replaced |= dict.fromkeys(old, time.monotonic() + DRAIN_S)

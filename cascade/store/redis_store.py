@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import socket
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -24,7 +28,8 @@ return 0
 
 
 class RedisStore:
-    """See `Backend`. The timeout is that of a connection, and that of an answer."""
+    """See `Backend`. The timeout is that of the name's resolution, of a connection, and of an
+    answer."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self.url = without_password(url)
@@ -41,6 +46,7 @@ class RedisStore:
             socket_connect_timeout=timeout_s,
             retry=retry,
             single_connection_client=True,  # a pool would check the connection at every call
+            connection_class=_resolving(self._redis, url, timeout_s),
         )
 
     @cached_property
@@ -122,3 +128,52 @@ def without_password(url: str) -> str:
     """The URL as it may stand in a log."""
     before, at, after = url.partition("?")[0].rpartition("@")
     return f"{before.partition('://')[0]}://...@{after}" if at else after
+
+
+def _resolving(redis: Any, url: str, timeout_s: float) -> Any:
+    """The class of a URL's connections. It looks up the host's name within the timeout before it
+    connects: the C library waits for 10 s and more for DNS that does not answer."""
+    kind = need("redis.connection").parse_url(url).get("connection_class", redis.Connection)
+    if kind is redis.UnixDomainSocketConnection:
+        return kind
+    name = _Name(timeout_s)
+
+    class Resolving(kind):  # type: ignore[misc, valid-type]
+        def _connect(self) -> Any:
+            try:
+                name.resolve(self.host, self.port)
+            except concurrent.futures.TimeoutError:
+                late = f"no address of {self.host} within {1000 * timeout_s:g} ms: ask DNS for it"
+                raise redis.TimeoutError(late) from None
+            return super()._connect()
+
+    return Resolving
+
+
+class _Name:
+    """Waits for the address of a host for a limited time; the next call waits for the same look-up
+    where that goes on."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._found: Future[Any] | None = None
+
+    def resolve(self, host: str, port: int) -> None:
+        """Raises concurrent.futures.TimeoutError; OSError: the name has no address."""
+        if self._found is None:
+            self._found = Future()
+            ask = threading.Thread(target=self._ask, args=(self._found, host, port), daemon=True)
+            ask.start()
+        found = self._found
+        try:
+            found.result(self._timeout_s)
+        finally:
+            if found.done():
+                self._found = None
+
+    @staticmethod
+    def _ask(found: Future[Any], host: str, port: int) -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port))
+        except OSError as error:
+            found.set_exception(error)

@@ -21,6 +21,7 @@ import triton_python_backend_utils as pb_utils
 from cascade.artifact import Array
 from cascade.config import ProcessConfig
 from cascade.encoding import InvalidInput
+from cascade.release import check_stages
 from cascade.runtime import spans
 from cascade.spec import (
     CONTEXT,
@@ -56,6 +57,7 @@ class TritonPythonModel:
         model = Path(args["model_repository"])
         repository = Path(os.environ.get(REPOSITORY_VARIABLE, model.parent))
         self.name, release = args["model_name"], int(args["model_version"])
+        check_stages(model.parent, release, process.stages)
         self.stage = load_stages(
             process.stages,
             model / args["model_version"],

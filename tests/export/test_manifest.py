@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cascade.artifact import ArtifactError
-from cascade.release import FORMAT, read_release
+from cascade.release import FORMAT, check_stages, read_release
 from cascade.schema import SchemaError
 from export.releases.canary import USERS, Canary
 from export.releases.manifest import verify
@@ -65,6 +65,20 @@ def test_a_damaged_file_is_named(
     model, _, file = name.split("/")
     assert model in str(error.value)
     assert file in str(error.value)
+
+
+def test_a_process_checks_the_files_of_its_stages(release: Path) -> None:
+    check_stages(release, 1, ("lookup", "retrieve", "prerank", "rank"))
+    flip(release / "rank" / "1" / "item_state.bin")
+    (release / "retrieve" / "1" / "vocabulary" / "C7.txt").unlink()  # a server needs none of items
+    check_stages(release, 1, ("lookup", "retrieve", "prerank"))
+    with pytest.raises(ArtifactError, match=r"item_state\.bin is not the file that was saved"):
+        check_stages(release, 1, ("retrieve", "prerank", "rank"))
+    (release / "recommend" / "1" / "release.json").write_text('{"sizes": {"candi')
+    with pytest.raises(ArtifactError, match=r"release\.json is damaged"):
+        check_stages(release, 1, ("prerank",))
+    (release / "recommend" / "1" / "release.json").unlink()
+    check_stages(release, 1, ("rank",))
 
 
 def test_a_foreign_file_is_named(release: Path) -> None:

@@ -141,7 +141,7 @@ def workplace(request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.fixture
 def work(workplace: Path, request: pytest.FixtureRequest) -> Path:
     """A folder of this test."""
-    folder = workplace / request.node.name
+    folder = workplace / request.node.name.replace("/", "-")
     folder.mkdir()
     return folder
 

@@ -14,6 +14,7 @@ import numpy as np
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
+from cascade.client import channel
 from cascade.spec import ENSEMBLE
 from perf.harness.payload import Payload
 
@@ -50,7 +51,7 @@ def traffic(
         pause_s: wait of each client between an answer and its next request.
         check: compare every answer with the server's answer before the block.
     """
-    client = grpc.InferenceServerClient(url)
+    client = channel.connect(url)  # as clients do: tritonclient's own waits long for a restart
     requests = [_inputs(users, row) for row in range(len(users))]
     outcomes: list[Outcome] = []
     ended = threading.Event()

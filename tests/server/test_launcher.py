@@ -1,6 +1,7 @@
 """The launcher with the real server: it answers, reports errors, and leaves nothing behind."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import time
 import venv
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import IO
 
@@ -270,6 +271,22 @@ def test_no_place_for_what_a_server_keeps_is_told(
             cleanup.run_folder()
 
 
+def test_a_folder_of_temporary_files_that_is_not_the_wanted_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cleanup.other_than_wanted() == ""
+    monkeypatch.setattr(cleanup, "USUAL_TEMPORARY", (str(tmp_path),))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+
+    def none() -> str:
+        raise FileNotFoundError("no usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    told = cleanup.other_than_wanted()
+    assert told.startswith(f"TMPDIR={tmp_path / 'absent'} cannot be written to")
+    assert str(tmp_path / f"cascade-{os.getuid()}") in told
+
+
 def test_chosen_models_are_loaded_and_a_wrong_probe_is_told(
     repository: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -291,7 +308,7 @@ def test_the_words_of_a_failing_model_reach_the_caller(repository: Callable[[str
     with pytest.raises(ServerError) as caught:
         server.start()
     message = str(caught.value)
-    assert message.startswith("tritonserver ended with 1:")
+    assert message.startswith("tritonserver ended with 1: failed to load 'echo' version 1: ")
     assert "failed to load 'echo' version 1" in message
     assert "ValueError: the item state is missing:\nexport the model again" in message
     assert "CUDA" not in message
@@ -329,7 +346,8 @@ def test_a_server_that_crashes_while_it_starts_is_started_again(
             assert ask(server.url, [[1.0, 2.0]])
         crashes.result()
         told = capfd.readouterr().err
-        assert told.count("tritonserver ended with -6 while it started; starting it again") == 1
+        ended = "while it started, tritonserver ended with -6 (SIGABRT); starting it again"
+        assert told.count(ended) == 1
         crashed.clear()
         crashes = pool.submit(crash, 3)
         with pytest.raises(ServerError, match="tritonserver ended with -6"):
@@ -487,6 +505,18 @@ def test_a_launcher_heals_on_a_full_disk(repository: Callable[[str], Path]) -> N
         assert child.poll() is None
 
 
+def test_an_event_that_stderr_does_not_take_is_in_the_log_of_the_server(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("started\n")
+    with open("/dev/full", "w") as full, redirect_stderr(full):
+        supervisor.log_event(log, "process died", models=["rank"])
+        supervisor.log_event(tmp_path / "absent", "process died")
+    first, event = log.read_text().splitlines()
+    assert first == "started"
+    assert json.loads(event)["event"] == "process died"
+    assert not (tmp_path / "absent").exists()
+
+
 def test_a_launcher_heals_while_its_reader_sleeps_and_when_it_is_gone(
     repository: Callable[[str], Path],
 ) -> None:
@@ -528,6 +558,7 @@ def test_a_launcher_heals_and_publishes_after_its_files_were_removed(
         wait_until(lambda: registered() == [name])
         kill_the_echo()
         assert child.stderr is not None
+        next(line for line in child.stderr if '"event": "files restored"' in line)
         next(line for line in child.stderr if '"event": "reloaded"' in line)
         tidy_up()
         for segment in cleanup.segments(name):  # as logind does when a user has logged out
@@ -736,6 +767,24 @@ def test_what_this_user_may_not_use_of_the_wheel_is_told(
     assert remedy in ran.stderr
 
 
+def test_a_repository_that_this_user_may_not_read_is_told(
+    repository: Callable[[str], Path],
+) -> None:
+    folder = repository(ECHO)
+    folder.chmod(0)
+    ran = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-m", "cascade.server", "--repository", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    folder.chmod(0o755)
+    assert ran.returncode == 1
+    assert ran.stderr.count("\n") == 1
+    assert ran.stderr.startswith(f"error: {folder}: this user may not read it. Its owner can run")
+
+
 @pytest.mark.parametrize(
     ("configs", "instances"),
     [
@@ -814,6 +863,28 @@ E1120 19:26:39.641351 7350 backend_model.cc:692] "ERROR: ValueError: no file\\na
 """
 
 
+def test_the_end_of_a_server_is_told_in_one_line() -> None:
+    failed = "loading\nfailed to load 'rank' version 1: Internal: no file\nat model.py(4)"
+    assert process.ended(1, failed) == (
+        "tritonserver ended with 1: failed to load 'rank' version 1: Internal: no file"
+    )
+    thrown = "terminate called after throwing an instance\n  what():  Resource unavailable\n"
+    assert process.ended(-6, thrown).endswith("(SIGABRT): Resource unavailable")
+    assert process.ended(-9, "(its log is empty)") == "tritonserver ended with -9 (SIGKILL)"
+
+
+def test_too_few_files_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(100, 1000)]
+    monkeypatch.setattr(process.resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(process.resource, "setrlimit", lambda kind, pair: limits.append(pair))
+    process.check_files()
+    process.check_files()
+    assert limits[1:] == [(1000, 1000)]
+    limits.append((64, 64))
+    with pytest.raises(ServerError, match=r"may open 64 files here \(ulimit -n\).*needs 256"):
+        process.check_files()
+
+
 def test_an_excerpt_holds_problems_only() -> None:
     assert process.log_excerpt(LOG) == (
         "loading the item state\nERROR: ValueError: no file\nat model.py(4)"
@@ -825,6 +896,7 @@ def test_an_excerpt_holds_problems_only() -> None:
     assert process.log_excerpt(usage) == (
         "tritonserver: unrecognized option '--x'\ntritonserver does not accept its arguments"
     )
+    assert process.log_excerpt("error: creating server: Internal\nwhy") == "why"
     assert process.log_excerpt("") == "(its log is empty)"
 
 

@@ -25,6 +25,7 @@ from cascade.client import (
     Unavailable,
     channel,
 )
+from cascade.client.errors import no_address
 from cascade.server import health, probe
 from cascade.server.binaries import loader_environment
 from cascade.server.launcher import Server
@@ -332,6 +333,15 @@ def test_a_name_that_appears_later_or_moves_is_found(server: Server, client: Cli
         names.address = "127.0.0.2"
         assert until(ask, Unavailable, DeadlineExceeded).item_ids[0] == 300
         assert second.accepted
+
+
+def test_a_name_without_an_address_is_known_as_such() -> None:
+    with (
+        channel.connect(Names().url("cascade.test", "8001")) as client,
+        pytest.raises(InferenceServerException) as raised,
+    ):
+        client.is_server_live(client_timeout=PATIENCE_S)
+    assert no_address(raised.value)
 
 
 def test_answers_and_errors_of_any_size_arrive(server: Server) -> None:

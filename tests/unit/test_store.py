@@ -520,6 +520,33 @@ def test_a_redis_that_is_gone_or_silent_is_an_error_and_may_come_back(tmp_path: 
     assert "secret" not in str(caught.value) + reader.url
 
 
+def test_a_name_server_that_is_silent_costs_no_more_than_the_timeout(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, real = threading.Event(), socket.getaddrinfo
+
+    def resolve(host: str, *more: Any, **options: Any) -> Any:
+        if not answers.is_set():
+            answers.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "temporary failure in name resolution")
+        return real("127.0.0.1", *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    url = redis_server.url().replace("127.0.0.1", "users.invalid")
+    reader = open_backend(f"{url}?timeout_ms=5")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"no address of users\.invalid within 5 ms"):
+            reader.layout()
+    answers.set()
+    deadline = time.monotonic() + 30
+    while True:
+        with suppress(StoreError):
+            reader.layout()
+            break
+        assert time.monotonic() < deadline, "the name does not resolve again"
+    reader.close()
+
+
 # --- names of stores
 
 

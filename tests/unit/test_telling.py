@@ -40,34 +40,34 @@ def fill(stream: IO[str]) -> None:
 
 
 def test_lines_arrive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tell("to stderr\n")
+    assert tell("to stderr\n")
     say("to stdout")
     assert capsys.readouterr() == ("to stdout\n", "to stderr\n")
     memory = io.StringIO()
-    tell("one\ntwo\n", memory)
+    assert tell("one\ntwo\n", memory)
     assert memory.getvalue() == "one\ntwo\n"
     with (tmp_path / "file").open("a") as file:
-        tell("é" * 9000 + "\nlone \ud800\n", file)
+        assert tell("é" * 9000 + "\nlone \ud800\n", file)
     assert (tmp_path / "file").read_bytes() == "é".encode() * 9000 + b"\nlone \\ud800\n"
     with pipe() as (reads, writes):
-        tell("x" * 9000 + "\n", writes)
+        assert tell("x" * 9000 + "\n", writes)
         assert os.read(reads.fileno(), 1 << 16) == b"x" * 9000 + b"\n"
 
 
 def test_a_stream_that_takes_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as full:
-        tell("a full disk\n", full)
-    tell("a closed stream\n", full)
+        assert not tell("a full disk\n", full)
+    assert not tell("a closed stream\n", full)
     with pipe() as (reads, writes):
         fill(writes)
-        tell("a sleeping reader\n" * 1000, writes)
+        assert not tell("a sleeping reader\n" * 1000, writes)
         assert b"a" not in os.read(reads.fileno(), 1 << 20)
-        tell("x" * (1 << 20) + "\n", writes)  # as much as has room
+        assert not tell("x" * (1 << 20) + "\n", writes)  # as much as has room
         reads.close()
-        tell("a reader that is gone\n", writes)
+        assert not tell("a reader that is gone\n", writes)
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "stdout", None)
-    tell("no stderr\n")
+    assert not tell("no stderr\n")
     say("no stdout")
 
 
