@@ -24,6 +24,9 @@ EXCLUDE, ALLOW = "exclude", "allow"  # items that a user must not get, values th
 PROPENSITIES = "propensities"  # the probabilities with which the last places were drawn
 # The variable with the repository that a server was started on: it may load models from a copy.
 REPOSITORY_VARIABLE = "CASCADE_REPOSITORY"
+FILES_VARIABLE = (
+    "CASCADE_FILES"  # the folder that a server's processes share, and that ends with it
+)
 DENY_LIST = "deny.txt"  # in the root of a repository: items that no user may get
 # Users by id: the stage that reads their features from a store, in the process of the first stage,
 # and the model that clients ask by id.

@@ -28,6 +28,8 @@ from cascade.server import shell
 
 VARIABLE = "CASCADE_SERVER"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # read for names that the server made
+SHARED = "denied_*"
+Shared = tuple[int, bytes]  # when it changed, in ns, and its content
 KILL_TIMEOUT_S = 10.0
 USUAL_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  # in a private folder
 
@@ -36,6 +38,7 @@ class RunFolderError(CascadeError, PermissionError):
     """Other users could write into the folder of running servers, or there is no place for it."""
 
 
+_chosen: dict[str, Path] = {}  # the folders of temporary files, by those that were wanted
 _locks: dict[str, ExitStack] = {}  # held by this process, by the name of the server
 
 
@@ -72,8 +75,11 @@ def _temporary() -> Path:
         wanted = tempfile.gettempdir()
     except FileNotFoundError:
         wanted = os.environ.get("TMPDIR", USUAL_TEMPORARY[0])
+    if (before := _chosen.get(wanted)) and not os.path.lexists(before):
+        return before  # it was removed: servers look for their files there
     for folder in (wanted, *USUAL_TEMPORARY):
         if shell.is_safe(folder) and os.access(folder, os.W_OK | os.X_OK):
+            _chosen[wanted] = Path(folder)
             return Path(folder)
     raise RunFolderError(
         f"there is no place for a server's files: {wanted} cannot be written to, or a shell would "
@@ -98,6 +104,20 @@ def keep(name: str) -> bool:
     _lock(name)
     held.close()
     return True
+
+
+def share(name: str, known: dict[str, Shared]) -> None:
+    """Bring the files that the processes of a server leave for those that start later, such as what
+    was denied (`cascade.stages.filters.deny`), up to date in `known`, by name, and write those
+    again that are gone: of a server before this one, or removed. Raises OSError."""
+    folder = run_folder() / name
+    folder.mkdir(exist_ok=True)
+    for file in known.keys() - {path.name for path in folder.glob(SHARED)}:
+        (folder / file).write_bytes(known[file][1])
+    for path in folder.glob(SHARED):
+        changed = path.stat().st_mtime_ns
+        if path.name not in known or known[path.name][0] != changed:
+            known[path.name] = changed, path.read_bytes()
 
 
 def _lock(name: str) -> None:

@@ -19,6 +19,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Sequence, Set
+from urllib.parse import urlsplit
 
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -83,7 +84,9 @@ def _degraded(options: argparse.Namespace, live: Set[int]) -> list[str]:
     host, _, port = options.url.rpartition(":")
     url = options.metrics_url or (f"http://{host}:8002/metrics" if port == "8001" else "")
     try:
-        with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S) as page:  # noqa: S310
+        own = channel.is_local(urlsplit(url).netloc)  # else through the environment's proxy
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({} if own else None))
+        with opener.open(url, timeout=METRICS_TIMEOUT_S) as page:
             text = page.read().decode(errors="replace")
     except (OSError, ValueError, http.client.HTTPException) as error:
         return [f"no metrics at {url} ({error})"] if url else []

@@ -37,7 +37,6 @@ __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a client finds it
-REQUEST_TIMEOUT_S = process.REQUEST_TIMEOUT_S
 STARTS = 3  # of a server that crashes before it answers
 
 
@@ -88,6 +87,7 @@ class Server:
     trusted: TrustedCopy | None = field(default=None, init=False)
     served_from: Path = field(default=Path(os.devnull), init=False)  # the repository, or its copy
     _safe: Path = field(default=Path(os.devnull), init=False)  # the same, under a safe path
+    _shared: dict[str, cleanup.Shared] = field(default_factory=dict, init=False, repr=False)
     _python: Path = field(default=Path(os.devnull), init=False)  # the workers' python3 is in it
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -168,9 +168,8 @@ class Server:
                 return
 
     def restore_files(self) -> bool:
-        """Make again what was removed of the server's files in the run folder, which every load of
-        a model takes -> whether its lock was. Raises RunFolderError: others could have made them;
-        OSError: they cannot be made."""
+        """Make again what was removed of the server's files, which every load takes -> whether its
+        lock was. Raises RunFolderError: others could have made them; OSError: they cannot be."""
         removed = cleanup.keep(self.name)
         self._assemble()
         return removed
@@ -181,6 +180,7 @@ class Server:
         if self._binary is None:
             return ()
         folder = cleanup.run_folder() / self.name
+        cleanup.share(self.name, self._shared)
         self._safe = shell.safe(self.served_from, folder)
         self._python = shell.python(process.PACKAGE, folder)
         binaries.loader_environment(self._binary.libraries)
@@ -274,15 +274,15 @@ class Server:
         raise self.failed(f"it did not answer within {self.startup_timeout_s:g} s ({reason})")
 
     def _answers(self, client: grpc.InferenceServerClient) -> bool:
-        if not client.is_server_ready(client_timeout=REQUEST_TIMEOUT_S):
+        if not client.is_server_ready(client_timeout=process.REQUEST_TIMEOUT_S):
             return False
         process.wipe(self.pid, self.control_key)
-        server = client.get_server_metadata(client_timeout=REQUEST_TIMEOUT_S)
+        server = client.get_server_metadata(client_timeout=process.REQUEST_TIMEOUT_S)
         if server.name != self.name:
             raise ServerError(f"another server, {server.name!r}, listens on {self.url}")
         self.version = server.version
         if self.probe is not None:
-            probe.send(client, self.probe, REQUEST_TIMEOUT_S)
+            probe.send(client, self.probe, process.REQUEST_TIMEOUT_S)
         cleanup.hide_segments(self.name)
         later = arguments.later_ports(self.ports, self.tls, self.extra_args)
         return all(process.listens(self._reachable_host.strip("[]"), port) for port in later)

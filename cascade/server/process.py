@@ -24,7 +24,7 @@ import cascade
 from cascade import pbtxt
 from cascade.errors import CascadeError
 from cascade.server import binaries, cleanup, security, shell
-from cascade.spec import REPOSITORY_VARIABLE
+from cascade.spec import FILES_VARIABLE, REPOSITORY_VARIABLE
 from cascade.triton import admission
 
 PACKAGE = Path(cascade.__path__[0])  # what the models of the repository import
@@ -165,6 +165,7 @@ def environment(
     variables |= dict.fromkeys(limits, str(threads))
     variables[admission.VARIABLE] = metrics_url
     variables[REPOSITORY_VARIABLE] = str(repository)
+    variables[FILES_VARIABLE] = str(cleanup.run_folder() / name)
     variables.pop(security.KEY_VARIABLE, None)  # not for the code of models
     return variables
 

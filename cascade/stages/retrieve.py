@@ -17,7 +17,7 @@ from cascade.runtime import spans
 from cascade.runtime.load import load_graph
 from cascade.spec import ALLOW, CONTEXT, EXCLUDE, FEATURES, UNKNOWN_VALUES
 from cascade.stages.context import Contexts
-from cascade.stages.filters.deny import DenyList
+from cascade.stages.filters.deny import DenyList, Memory
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.filters.search import Filtered
 
@@ -51,7 +51,10 @@ class Retrieve:
         self.index = open_index(folder, self.encoder.schema.hash, serving)
         items = FilterItems(folder, self.encoder.schema.hash)
         strings = self.encoder.schema.string_ids
-        self._deny = DenyList(deny_list, items, string_ids=strings) if deny_list else None
+        self._deny = None
+        if deny_list:
+            memory = Memory.of_server(deny_list)
+            self._deny = DenyList(deny_list, items, string_ids=strings, memory=memory)
         self._search = Filtered(tower, self.index, items, self._deny, candidates, strings)
         self._names = [feature.name for feature in self.encoder.schema.ids("user")]
         self._kept, self._unknown = 0, np.zeros(len(self._names), np.int64)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import AsyncRecommender, InvalidInput, Recommender
+from cascade.client.errors import RecommendError
 from cascade.config import Serving
 from cascade.server import deny as check
-from cascade.server import health
+from cascade.server import health, workers
 from cascade.server.launcher import Server, ServerError
 from cascade.spec import DENY_LIST, ENSEMBLE, FUSED, RECOMMEND_FILTERED
 from cascade.stages.pipeline import Pipeline
@@ -28,6 +36,7 @@ from clients import recommend as command
 from export.releases.rewire import rewire, serving_of
 from tests.filter_cases import Case, Shop, column, draw
 from tests.programs import last_error, status
+from tests.served import serve
 
 IN_FORCE_S = 1.0
 DELAY_US = 20_000  # long enough that requests which are sent together share a batch
@@ -252,6 +261,50 @@ def test_an_error_of_a_deny_list_permits_nothing_and_shows(
         assert best[0] not in found
         assert {*best[1:4]} <= {*found}
         shown(1, applied=1)
+
+
+def test_what_was_denied_stays_denied_after_a_crash(criteo: Any, tmp_path: Path) -> None:
+    """Of a stage, whose process starts anew, and of the server; the list is gone."""
+    repository = Path(shutil.copytree(criteo.repository, tmp_path / "repository"))
+    deny = repository / DENY_LIST
+    with (
+        serve(repository, tmp_path / "log") as served,
+        Recommender(served.url, deadline_s=60) as client,
+    ):
+        best = client.recommend(criteo.users[0]).item_ids
+        deny.write_text(f"{best[0]}\n")
+        time.sleep(IN_FORCE_S)
+        assert best[0] not in client.recommend(criteo.users[0]).item_ids
+        deny.unlink()
+        time.sleep(2)  # the supervisor lists the processes
+        for victims in ([stub.pid for stub in workers.alive(served.name)], [served.pid]):
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+            assert best[0] not in healed(client, criteo.users[0], served, victims)
+            assert "degraded: the deny list" in told(served)
+
+
+def healed(client: Recommender, user: Any, served: Any, gone: list[int]) -> Any:
+    """An answer, once other processes than those have taken their place."""
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        with suppress(RecommendError, ValueError, psutil.NoSuchProcess):
+            now = {served.pid, *(stub.pid for stub in workers.alive(served.name))}
+            if len(now) > 1 and not now & {*gone}:
+                return client.recommend(user).item_ids
+
+
+def told(served: Any) -> str:
+    """What the health check says a moment later."""
+    time.sleep(2.5)  # a process publishes once a second
+    words = ["--url", served.url, "--metrics-url", served.metrics_url]
+    command = [sys.executable, "-m", "cascade.server.health", *words]
+    proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}  # not for us
+    return subprocess.run(
+        command, env={**os.environ, **proxy}, capture_output=True, text=True
+    ).stdout
 
 
 def test_a_deny_list_that_cannot_be_read_starts_no_server(repository: Path, deny: Path) -> None:

@@ -581,6 +581,29 @@ def test_a_launcher_heals_and_publishes_after_its_files_were_removed(
     assert_nothing_left(name)
 
 
+@pytest.mark.parametrize("removed", ["the server's folder", "TMPDIR"])
+def test_a_launcher_heals_after_a_part_of_its_files_was_removed(
+    repository: Callable[[str], Path], tmp_path: Path, removed: str
+) -> None:
+    folder = repository(ECHO).rename(tmp_path / "my repository (1)")
+    with launched(folder) as child:
+        url = wait_until_ready(child)
+        (name,) = registered()
+        gone = cleanup.run_folder() / name if "folder" in removed else tmp_path / "tmp"
+        shutil.rmtree(gone.rename(tmp_path / "removed"))
+        wait_until(lambda: registered() == [name])
+        kill_the_echo()
+        wait_until(lambda: answers(url))
+        assert child.poll() is None
+
+
+def answers(url: str) -> bool:
+    try:
+        return bool(ask(url, [[1, 2]]))
+    except InferenceServerException:
+        return False
+
+
 def test_a_server_whose_files_were_removed_is_no_orphan_and_leaves_none(
     repository: Callable[[str], Path],
 ) -> None:

@@ -23,7 +23,7 @@ from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decod
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, ConfigError, Sizes
-from cascade.stages.filters.deny import DenyList, DenyListError
+from cascade.stages.filters.deny import DenyList, DenyListError, Memory
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.load import deny_list_of
 from cascade.stages.pipeline import Pipeline
@@ -434,6 +434,37 @@ def test_a_deny_list_denies_whatever_can_be_read_of_it(
     assert watched.levels()["deny_list_ok"] == 1 - bad
     told = [record.getMessage() for record in caplog.records]
     assert [("line 2: 'not an id' is no item id" in line) for line in told] == [True] * 2 * bad
+
+
+def test_a_process_that_starts_later_denies_what_those_before_it_did(
+    items: FilterItems, tmp_path: Path
+) -> None:
+    clock, path = Clock(), tmp_path / "deny.txt"
+
+    def started() -> DenyList:
+        return DenyList(path, items, clock, memory=Memory(tmp_path / "kept"))
+
+    first = started()
+    path.write_text(TWO)
+    assert denied(first, clock, items) == {FIRST, SECOND}
+    path.unlink()
+    assert denied(started(), clock, items) == {FIRST, SECOND}
+    assert started().levels()["deny_list_ok"] == 0
+    path.write_bytes(bytes(range(128, 256)))  # nothing of it can be read
+    assert denied(started(), clock, items) == {FIRST, SECOND}
+    path.write_text(f"{THIRD}\nnot an id\n")
+    assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
+    path.write_text("still no id\n" + TWO)
+    assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
+    path.unlink()
+    assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
+    path.write_text("")  # whole again: it is a decision
+    assert denied(started(), clock, items) == set()
+    path.unlink()
+    assert started().levels()["deny_list_ok"] == 1
+    (tmp_path / "kept").write_text("{")
+    with pytest.raises(DenyListError, match="what was denied before, is damaged"):
+        started()
 
 
 def test_an_error_of_a_deny_list_permits_nothing(

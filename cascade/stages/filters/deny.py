@@ -6,25 +6,31 @@ release. Replace the file by a rename, so that no process reads half of it.
 
 An error never permits an item. Where some lines cannot be read, the others are in force, and so is
 all that was denied before; where the file cannot be read, or is gone, what was denied stays denied.
-A process does not start over a file that it cannot read.
+A process that starts knows what the processes before it denied, as long as their server lives: see
+`Memory`. Where there were none, it does not start over a file that it cannot read.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cascade.errors import CascadeError
+from cascade.files import replace_text
 from cascade.id_lines import BadLine, read
 from cascade.index import Mask
 from cascade.item_keys import keys_of
+from cascade.spec import FILES_VARIABLE
 from cascade.stages.filters.items import FilterItems
 
 CHECK_S = 0.5
@@ -99,6 +105,42 @@ class DenyFile:
         return {"applied": self.applied, "absent": self.absent, "bad": len(self.bad)}
 
 
+class Memory:
+    """The contents that are in force, in a file of the server: the last list that was read as a
+    whole, and those since then of which some lines were. None: there is no such file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @classmethod
+    def of_server(cls, deny_list: Path) -> Memory:
+        """That of the server whose process this is, where a launcher started it."""
+        folder = os.environ.get(FILES_VARIABLE)
+        name = hashlib.sha256(os.fsencode(deny_list)).hexdigest()[:16]
+        return cls(Path(folder) / f"denied_{name}" if folder else None)
+
+    def read(self) -> list[bytes]:
+        """Nothing where nothing was kept. Raises DenyListError: what was kept is damaged."""
+        try:
+            kept = json.loads(self._path.read_text()) if self._path else []
+            return [base64.b64decode(content) for content in kept]
+        except FileNotFoundError:
+            return []
+        except (TypeError, ValueError) as error:
+            raise DenyListError(f"{self._path}, what was denied before, is damaged") from error
+
+    def keep(self, contents: Sequence[bytes]) -> None:
+        """A failure is logged: what is denied now is denied all the same."""
+        if self._path is None:
+            return
+        try:
+            kept = [base64.b64encode(content).decode() for content in contents]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self._path, json.dumps(kept))
+        except OSError as error:
+            LOG.error("a process that starts later may not know what was denied: %s", error)
+
+
 class DenyList:
     """The items that a file denies at present. Without a file nothing is denied, until there is
     one. DenyListError: there is one that cannot be read."""
@@ -109,10 +151,16 @@ class DenyList:
         items: FilterItems,
         clock: Callable[[], float] = time.monotonic,
         string_ids: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         self._path, self._items, self._clock = path, items, clock
         self._string_ids = string_ids
-        self._file = DenyFile(Denied.nothing(items), 0, 0, ())
+        self._memory = memory or Memory(None)
+        self._contents = self._memory.read()
+        denied = Denied.nothing(items)
+        for before in self._contents:
+            denied |= DenyFile.of(before, items, string_ids).denied
+        self._file = DenyFile(denied, 0, 0, ())
         self._stamp: Stamp | None = None  # of the content that was read last
         self._complaint = ""
         self._written_s: float | None = None  # since 1970: the file that was last read as a whole
@@ -144,7 +192,7 @@ class DenyList:
             if stamp is not None and stamp == self._stamp:
                 return
             if stamp is not None:
-                self._take(DenyFile.of(content(self._path), self._items, self._string_ids))
+                self._take(content(self._path))
                 self._stamp = stamp
                 if not self._complaint:
                     self._written_s = stamp[0] / 1e9
@@ -152,7 +200,7 @@ class DenyList:
             problem = "the file is gone; to deny nothing, leave an empty one" * self._denies
         except (OSError, DenyListError) as error:
             problem = (error.strerror if isinstance(error, OSError) else "") or str(error)
-            if first:
+            if first and not self._contents:
                 raise DenyListError(
                     f"deny list {self._path}: {problem}; mend it, or every item could be answered"
                 ) from error
@@ -163,13 +211,18 @@ class DenyList:
     def _denies(self) -> bool:
         return self._file.denied.count > 0
 
-    def _take(self, file: DenyFile) -> None:
-        """Put a file in force. Raises DenyListError: no line of it can be read."""
+    def _take(self, data: bytes) -> None:
+        """Put a file's content in force. Raises DenyListError: no line of it can be read."""
+        file = DenyFile.of(data, self._items, self._string_ids)
         if not file.readable:
             self._file = replace(self._file, bad=file.bad)
             raise DenyListError(f"none of its {len(file.bad)} lines can be read; {file.named()}")
         if file.bad:
             file = replace(file, denied=file.denied | self._file.denied)
+        contents = [*self._contents, data] if file.bad else [data]
+        if data not in self._contents or not file.bad:
+            self._contents = contents
+            self._memory.keep(contents)
         self._file = file
         total = file.applied + file.absent + len(file.bad)
         kept = "the others are in force, with all that was denied before"
