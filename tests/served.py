@@ -28,12 +28,14 @@ class Served:
     Args:
         launcher: `python -m cascade.server`.
         http_url: empty where the server speaks TLS.
+        ready: the line that says that the server answers.
     """
 
     launcher: subprocess.Popen[str]
     url: str
     http_url: str
     metrics_url: str
+    ready: str = ""
 
     @property
     def pid(self) -> int:
@@ -73,7 +75,7 @@ def serve(
     """Start a launcher, wait until its server answers, and stop it in the end.
 
     Args:
-        log: file for what the launcher writes to stderr.
+        log: file, or another place, for what the launcher writes to stderr.
         prefix: a command that runs it.
         environment: what it gets beside this process's own.
 
@@ -95,10 +97,14 @@ def serve(
             line = launcher.stdout.readline()
             found = _READY.match(line)
             if found is None:
-                raise RuntimeError(f"the server did not start: {log.read_text()}{line}")
-            yield Served(launcher, found[1], found[2] or "", found[3])
+                raise RuntimeError(f"the server did not start: {_said(log)}{line}")
+            yield Served(launcher, found[1], found[2] or "", found[3], line.strip())
         finally:
             if code := launcher.poll():
-                print(f"the launcher ended with {code}: {log.read_text()}", file=sys.stderr)
+                print(f"the launcher ended with {code}: {_said(log)}", file=sys.stderr)
             launcher.terminate()  # has no effect on a launcher that has ended
             launcher.wait(EXIT_S)
+
+
+def _said(log: Path) -> str:
+    return log.read_text() if log.is_file() else ""

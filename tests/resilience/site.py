@@ -45,7 +45,7 @@ class Site:
     work: Path
     pair: Pair
     arguments: Sequence[str] = ()
-    prefix: Sequence[str] = ()
+    prefix: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     stderr: Path | None = None
     served: Served = field(init=False)
