@@ -85,9 +85,7 @@ def test_shared_memory_full(site: Site, temporary: Path, faults: FaultTable) -> 
         assert "shared memory" in found.shows
 
 
-@pytest.mark.parametrize(
-    ("limit", "most"), [("RLIMIT_NOFILE", 64), ("RLIMIT_AS", 1024 * MB), ("RLIMIT_AS", 400 * MB)]
-)
+@pytest.mark.parametrize(("limit", "most"), [("RLIMIT_NOFILE", 64), ("RLIMIT_AS", 400 * MB)])
 def test_a_limit(site: Site, temporary: Path, faults: FaultTable, limit: str, most: int) -> None:
     with faults(f"start: {limit} of {most:,}") as found:
         ran = start(site.repository, temporary, limits={getattr(resource, limit): most})
