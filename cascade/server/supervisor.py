@@ -49,7 +49,7 @@ FAILED_CANARIES = 3  # in a row, before a reload
 CRASH_S = 5.0  # for a crash, and for writing about it
 DRAIN_S = 5.0  # for requests in a process that others have replaced
 RELOADS = 2  # without an answer in between, before the supervisor gives up
-RESTARTS = 3  # of the server, in the life of the supervisor
+RESTARTS, RESTARTS_S = 3, 3600.0  # of the server, in so many seconds
 
 
 def log_event(log: Path, event: str, /, **facts: object) -> None:
@@ -70,7 +70,7 @@ class Supervisor:
         self._server = server
         self._report = report or self._log_event
         self._surroundings = Surroundings()
-        self._restarts = 0
+        self._restarts: list[float] = []  # when, in seconds of the monotonic clock
         self._problem = ""  # with the files of the run folder
         self._refused: dict[str, str] = {}  # see `TrustedCopy.update`
         self._reset()
@@ -84,8 +84,7 @@ class Supervisor:
     def watch(self) -> int | None:
         """Returns when the server ends by itself: its exit code; None when it was cancelled. Raises
         ServerError if it does not answer, and neither reloading nor another start helped."""
-        while (code := self._watch()) is not None and code < 0 and self._restarts < RESTARTS:
-            self._restarts += 1
+        while (code := self._watch()) is not None and code < 0 and self._may_restart():
             self._report("server died", signal=-code, log=self._server.log_excerpt())
             start = time.monotonic()
             self._reset()
@@ -93,6 +92,12 @@ class Supervisor:
             self._server.start()
             self._report("restarted", pid=self._server.pid, seconds=_since(start))
         return code
+
+    def _may_restart(self) -> bool:
+        """Count a restart, unless there were too many lately."""
+        now_s = time.monotonic()
+        self._restarts = [at_s for at_s in self._restarts if at_s > now_s - RESTARTS_S] + [now_s]
+        return len(self._restarts) <= RESTARTS
 
     def _watch(self) -> int | None:
         next_canary, canary, next_update, update = 0.0, None, 0.0, None

@@ -55,7 +55,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
 @pytest.fixture
 def signed(criteo: Cascade, keys: dict[str, tuple[Path, Path]], tmp_path: Path) -> Path:
     """A repository whose one release the command has signed."""
-    root = Path(shutil.copytree(criteo.repository, tmp_path / "repository"))
+    bytecode = shutil.ignore_patterns("__pycache__")  # of a server that another test started
+    root = Path(shutil.copytree(criteo.repository, tmp_path / "repository", ignore=bytecode))
     export(["sign", "--repository", str(root), "--key", str(keys["ours"][0])])
     return root
 
@@ -76,8 +77,10 @@ def test_the_copy_is_the_repository_but_for_what_no_release_lists(
 ) -> None:
     made = copy()
     assert made.make() == []
-    names = {path.relative_to(signed) for path in signed.rglob("*") if path.is_file()}
-    copied = {path.relative_to(made.root) for path in made.root.rglob("*") if path.is_file()}
+    names, copied = (
+        {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+        for root in (signed, made.root)
+    )
     assert names - copied == {
         path for path in names if path.name in (".gitkeep", SIGNATURE_FILE, "titles.csv")
     }
