@@ -26,7 +26,7 @@ from perf.harness.artifacts import Artifacts, make
 from tests.cascades import BAGS, Cascade
 from tests.resilience.claims import Record, keep
 from tests.resilience.faults import FaultTable
-from tests.resilience.forked import Forks, forks
+from tests.resilience.faulty.forked import Forks, forks
 
 OUT = Path(__file__).parents[2] / "build" / "resilience"
 SUMMARY, CLAIMS_TABLE = OUT / "summary.json", OUT / "claims.md"

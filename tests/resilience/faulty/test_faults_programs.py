@@ -22,7 +22,7 @@ from export.releases.rewire import from_export
 from tests.cascades import Cascade, raw_rows, table_of
 from tests.network import Relay
 from tests.resilience.faults import FaultTable, Ran, fill, small_disk
-from tests.resilience.forked import Forks, forks
+from tests.resilience.faulty.forked import Forks, forks
 
 PAGE = 4096
 ROOM = (0.0, 0.02, 0.3, 0.6, 0.99)  # of what a refresh takes

@@ -16,10 +16,10 @@ from redis import Redis
 
 from tests.cascades import Cascade
 from tests.redis_server import RedisServer
-from tests.resilience.crowds import Crowd, crowd
 from tests.resilience.faults import FaultTable, wait_until
-from tests.resilience.forked import Forks
-from tests.resilience.served_users import COLD, USERS, Site, site
+from tests.resilience.faulty.crowds import Crowd, crowd
+from tests.resilience.faulty.forked import Forks
+from tests.resilience.faulty.served_users import COLD, USERS, Site, site
 
 OTHER_WORDS = {
     "speaks HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",

@@ -18,7 +18,7 @@ from export.users import layout_of
 from tests.cascades import Cascade
 from tests.resilience import faults
 from tests.resilience.faults import UNABLE, Finding, wait_until
-from tests.resilience.forked import Forks
+from tests.resilience.faulty.forked import Forks
 from tests.served import Served, serve
 
 USERS, STORED = 24, 2400  # that are asked for, and that are stored

@@ -15,9 +15,9 @@ import pytest
 from export.users import CHUNK
 from tests.cascades import Cascade
 from tests.redis_server import RedisServer
-from tests.resilience.crowds import Crowd, Events, crowd
 from tests.resilience.faults import FaultTable, Finding, Ran, fill, program, small_disk
-from tests.resilience.forked import Forks
+from tests.resilience.faulty.crowds import Crowd, Events, crowd
+from tests.resilience.faulty.forked import Forks
 
 PAGE = 4096
 BEFORE, NEW, CROWD = 1_000, 20_000, 12_000

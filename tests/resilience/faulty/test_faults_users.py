@@ -13,8 +13,8 @@ from cascade.layout import RequestLayout
 from cascade.store import UserStore
 from tests.cascades import Cascade
 from tests.resilience.faults import FaultTable, wait_until
-from tests.resilience.forked import Forks
-from tests.resilience.served_users import COLD, USERS, Site, site
+from tests.resilience.faulty.forked import Forks
+from tests.resilience.faulty.served_users import COLD, USERS, Site, site
 
 PAGE = 4096
 

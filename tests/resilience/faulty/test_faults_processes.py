@@ -25,7 +25,7 @@ from export.releases.rewire import from_export
 from tests.resilience.audience import audience
 from tests.resilience.conftest import Pair
 from tests.resilience.faults import FaultTable, wait_until
-from tests.resilience.site import KEY, Site, errors, judge, lost, stopped
+from tests.resilience.faulty.site import KEY, Site, errors, judge, lost, stopped
 from tests.resilience.traffic import OK
 
 LONG_S, SHORT_S = 30.0, 6.0  # of a process that hangs, in a run of usual length and in a short one

@@ -25,7 +25,7 @@ from tests.resilience.faults import (
     small_disk,
     wait_until,
 )
-from tests.resilience.site import KEY, Site
+from tests.resilience.faulty.site import KEY, Site
 from tests.served import FREE_PORTS, Served, serve
 
 MB = 1 << 20

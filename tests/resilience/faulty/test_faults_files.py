@@ -13,7 +13,7 @@ import pytest
 
 from tests.resilience.conftest import Pair
 from tests.resilience.faults import FaultTable, Finding, fill, own_mounts, small_disk, wait_until
-from tests.resilience.site import Site, errors, judge, lost, replaced
+from tests.resilience.faulty.site import Site, errors, judge, lost, replaced
 from tests.resilience.traffic import OK, Outcome
 
 MB = 1 << 20

@@ -29,7 +29,7 @@ from tests.resilience.faults import (
     small_disk,
     wait_until,
 )
-from tests.resilience.forked import Forks
+from tests.resilience.faulty.forked import Forks
 from tests.served import Served, serve
 
 OTHERS = {

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +19,24 @@ from export.releases.publishing import Publisher
 from export.releases.repository import Repository
 from export.releases.rewire import from_export
 from tests.resilience.conftest import Pair
-from tests.resilience.faults import FaultTable, Finding, Ran, fill, program, read_only, small_disk
+from tests.resilience.faults import FaultTable, Finding, Ran, fill, read_only, small_disk
+from tests.resilience.faulty.forked import Forks
 
 ROOM = (0.0, 0.02, 0.3, 0.6, 0.99)  # of what a release takes
 MARGIN = 1 << 20
+Publish = Callable[..., Ran]
 LONG_S = 10.0  # `--seconds` of a run that takes its time
 
 
-def publish(root: Path, pair: Pair, number: int, **how: Any) -> Ran:
-    words = ("export", "publish", "--repository", root, "--release", pair.source(number))
-    return program(*words, **how)
+@pytest.fixture
+def publish(forked: Forks, pair: Pair) -> Publish:
+    """Runs the program with an export, by default that of release 2; it obeys permissions."""
+
+    def run(root: Path, source: Path | None = None) -> Ran:
+        release = source or pair.source(2)
+        return forked("export", "publish", "--repository", root, "--release", release)
+
+    return run
 
 
 @pytest.fixture
@@ -57,7 +64,7 @@ def check_release(found: Finding, root: Path, pair: Pair, live: int = 1) -> None
 
 @pytest.mark.parametrize("room", ROOM)
 def test_a_full_disk_while_publishing(
-    pair: Pair, work: Path, faults: FaultTable, room: float
+    pair: Pair, work: Path, publish: Publish, faults: FaultTable, room: float
 ) -> None:
     size = sum(path.stat().st_size for path in pair.source(2).rglob("*") if path.is_file())
     with (
@@ -66,61 +73,67 @@ def test_a_full_disk_while_publishing(
     ):
         root = first_release(disk / "live", pair)
         filler = fill(disk, int(room * size))
-        found.shows = publish(root, pair, 2).error
+        found.shows = publish(root).error
         filler.unlink()
         assert "No space left" in found.shows
         check_release(found, root, pair)
 
 
-def test_a_repository_that_may_not_be_written(live: Path, pair: Pair, faults: FaultTable) -> None:
+def test_a_repository_that_may_not_be_written(
+    live: Path, pair: Pair, publish: Publish, faults: FaultTable
+) -> None:
     with faults("publish: the repository may not be written") as found:
         folders = [live, *(path for path in live.rglob("*") if path.is_dir())]
         for folder in folders:
             folder.chmod(0o555)
-        found.shows = publish(live, pair, 2, able=False).error
+        found.shows = publish(live).error
         for folder in folders:
             folder.chmod(0o755)
         assert "Permission denied" in found.shows
         check_release(found, live, pair)
 
 
-def test_a_read_only_repository(live: Path, pair: Pair, faults: FaultTable) -> None:
+def test_a_read_only_repository(
+    live: Path, pair: Pair, publish: Publish, faults: FaultTable
+) -> None:
     with faults("publish: the repository is mounted read-only") as found:
         with read_only(live):
-            found.shows = publish(live, pair, 2).error
+            found.shows = publish(live).error
         assert "Read-only file system" in found.shows
         check_release(found, live, pair)
 
 
 def test_an_export_that_may_not_be_read(
-    live: Path, pair: Pair, work: Path, faults: FaultTable
+    live: Path, pair: Pair, work: Path, publish: Publish, faults: FaultTable
 ) -> None:
     source = Path(shutil.copytree(pair.source(2), work / "source"))
     with faults("publish: a file of the export may not be read") as found:
         (source / "rank" / "1" / "model.onnx").chmod(0)
-        words = ("export", "publish", "--repository", live, "--release", source)
-        found.shows = program(*words, able=False).error
+        found.shows = publish(live, source).error
         assert "model.onnx" in found.shows
         check_release(found, live, pair)
 
 
-def test_a_damaged_export(live: Path, pair: Pair, work: Path, faults: FaultTable) -> None:
+def test_a_damaged_export(
+    live: Path, pair: Pair, work: Path, publish: Publish, faults: FaultTable
+) -> None:
     source = Path(shutil.copytree(pair.source(2), work / "source"))
     with faults("publish: a bit of the export has flipped") as found:
         path = source / "rank" / "1" / "item_state.bin"
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        words = ("export", "publish", "--repository", live, "--release", source)
-        found.shows = program(*words).error
+        found.shows = publish(live, source).error
         assert "item_state.bin is not the file that was saved" in found.shows
         check_release(found, live, pair)
 
 
-def test_two_publishers_at_once(live: Path, pair: Pair, faults: FaultTable) -> None:
+def test_two_publishers_at_once(
+    live: Path, pair: Pair, publish: Publish, faults: FaultTable
+) -> None:
     with faults("publish: another publisher is at work") as found:
         with Repository(live).locked():
-            found.shows = publish(live, pair, 2).error
+            found.shows = publish(live).error
         assert "another process publishes" in found.shows
         check_release(found, live, pair)
 

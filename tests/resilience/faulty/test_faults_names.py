@@ -33,7 +33,7 @@ from tests.resilience.faults import (
     program,
     wait_until,
 )
-from tests.resilience.site import KEY, Site
+from tests.resilience.faulty.site import KEY, Site
 from tests.served import serve
 
 HOST = "users.invalid"

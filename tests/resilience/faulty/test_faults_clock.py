@@ -15,7 +15,7 @@ import pytest
 from cascade.client import DeadlineExceeded, Recommender
 from tests.resilience.conftest import Pair
 from tests.resilience.faults import FaultTable
-from tests.resilience.site import Site, judge
+from tests.resilience.faulty.site import Site, judge
 
 HOUR_S = 3600
 SOURCE = Path(__file__).with_name("clock.c")
