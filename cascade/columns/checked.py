@@ -58,5 +58,13 @@ def shown(value: Any) -> str:
     """A value as an error shows it."""
     if not value.is_valid:
         return "missing"
-    text = repr(value.as_py())
+    text = repr(plain(value))
     return text if len(text) <= SHOWN else text[:SHOWN] + "..."
+
+
+def plain(value: Any) -> Any:
+    """A value of Arrow as Python has it; a moment beyond Python's years as its number."""
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return value.value

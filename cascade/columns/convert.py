@@ -56,6 +56,7 @@ class Wanted:
 
 def label(column: pa.Array, of_text: bool) -> Converted:
     """-> float32, 0 or 1; true and false are labels, too."""
+    column = _decoded(column)
     if pa.types.is_boolean(column.type):
         column = pc.cast(column, pa.int8())
     numbers, wrong = _numbers(column, of_text, "a label, 0 or 1")
@@ -118,11 +119,12 @@ def time(column: pa.Array, of_text: bool) -> Converted:
         number = pa.float64() if kind == pa.float64() else pa.int64()
         return pc.cast(moments, number), _or(wrong, _flags(pc.is_null(moments)))
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        zone = getattr(column.type, "tz", None)
-        moments = pc.cast(pc.cast(column, pa.timestamp("us", zone), safe=False), pa.int64())
+        kind = pa.timestamp("us", getattr(column.type, "tz", None))
+        moments = pc.cast(_cast(column, kind, allow_time_truncate=True)[0], pa.int64())
         return moments, _flags(pc.is_null(moments))
     if pa.types.is_integer(column.type):
-        return pc.cast(column, pa.int64()), _flags(pc.is_null(column))
+        moments, _ = _cast(column, pa.int64())
+        return moments, _flags(pc.is_null(moments))
     if pa.types.is_floating(column.type):
         numbers = pc.cast(column, pa.float64())
         return numbers, ~np.isfinite(numbers.to_numpy(zero_copy_only=False))
@@ -227,10 +229,7 @@ def _numbers(column: pa.Array, of_text: bool, expected: str) -> Converted:
     column = _decoded(column)
     kind = column.type
     if of_text and _is_text(column):
-        try:
-            numbers, wrong = pc.cast(column, pa.float64()), None
-        except pa.ArrowInvalid:
-            numbers, wrong = _one_by_one(column, pa.float64())
+        numbers, wrong = _cast(column, pa.float64())
     elif pa.types.is_null(kind):
         numbers, wrong = pc.cast(pc.cast(column, pa.int8()), pa.float64()), None
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -245,17 +244,11 @@ def _integers(column: pa.Array, of_text: bool) -> Converted:
     column = _decoded(column)
     kind = column.type
     if pa.types.is_integer(kind):
-        try:
-            return pc.cast(column, pa.int64()), None
-        except pa.ArrowInvalid:  # of 64 bits without a sign
-            return _one_by_one(pc.cast(column, pa.string()), pa.int64())
+        return _cast(column, pa.int64())
     if of_text and _is_text(column):
         plain = _flags(pc.fill_null(pc.match_substring_regex(column, _PLAIN_INTEGER), True))
         if plain.all():
-            try:
-                return pc.cast(column, pa.int64()), None
-            except pa.ArrowInvalid:  # beyond 64 bits
-                return _one_by_one(column, pa.int64())
+            return _cast(column, pa.int64())
         if plain.mean() < 0.5:
             raise WrongType("item ids: integers of 64 bits, or write `item_ids: strings`")
         good = pc.if_else(pa.array(plain), column, pa.scalar(None, pa.string()))
@@ -265,17 +258,23 @@ def _integers(column: pa.Array, of_text: bool) -> Converted:
     raise WrongType(f"item ids: integers of 64 bits{strings}")
 
 
-def _one_by_one(texts: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Flags]:
+def _cast(values: pa.Array, kind: pa.DataType, **allowed: bool) -> Converted:
+    try:
+        return pc.cast(values, options=pc.CastOptions(kind, **allowed)), None
+    except pa.ArrowInvalid:
+        return _one_by_one(values, kind, **allowed)
+
+
+def _one_by_one(values: pa.Array, kind: pa.DataType, **allowed: bool) -> tuple[pa.Array, Flags]:
     """Cast each value alone; those that cannot be are missing, and marked."""
-    wrong = np.zeros(len(texts), np.bool_)
-    values = []
-    for row, text in enumerate(texts):
+    options, wrong, found = pc.CastOptions(kind, **allowed), np.zeros(len(values), np.bool_), []
+    for row, value in enumerate(values):
         try:
-            values.append(text.cast(kind))
+            found.append(value.cast(options=options))
         except pa.ArrowInvalid:
             wrong[row] = True
-            values.append(pa.scalar(None, kind))
-    return pa.array([value.as_py() for value in values], kind), wrong
+            found.append(pa.scalar(None, kind))
+    return pa.array(found, kind), wrong
 
 
 def _too_long(texts: pa.Array) -> Flags:

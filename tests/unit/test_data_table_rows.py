@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cascade.data import Dataset
 from cascade.data.__main__ import main
 from cascade.data.source import BadRows, DataError
-from tests.own_tables import FIRST_ITEM, ROWS, raw, write_shop
+from tests.own_tables import FIRST_ITEM, ROWS, SCHEMA, raw, shop, write_parquet, write_shop
 from tests.programs import last_error, status
 
 
@@ -76,6 +77,36 @@ def test_a_wrong_row_is_told_or_left_out(
     assert message in capsys.readouterr().err
     rows = Dataset.open(tmp_path / "out").source["rows"]
     assert ROWS - 40 < sum(rows.values()) <= ROWS
+
+
+TIMES: dict[str, tuple[int, Callable[[list[int]], Any]]] = {
+    "integers without a sign": (2**63, lambda times: pa.array(times, pa.uint64())),
+    "codes of them": (2**64 - 1, lambda times: pa.array(times, pa.uint64()).dictionary_encode()),
+    "timestamps": (2**62, lambda times: pa.array(times, pa.timestamp("ms"))),
+    "dates": (2**31 - 1, lambda times: pa.array(times, pa.int32()).cast(pa.date32())),
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_a_time_beyond_64_bits_is_told_or_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    write_shop(tmp_path)
+    last, column = TIMES[kind]
+    clicks: dict[str, Any] = {**shop()["clicks"], "at": column([*range(ROWS - 1), last])}
+    write_parquet(tmp_path / "clicks.parquet", clicks)
+    schema = tmp_path / "schema.yaml"
+    schema.write_text(SCHEMA.replace("clicks.csv", "clicks.parquet"))
+    source = ["--data", "table", "--schema", str(schema)]
+    command = [*source, "--out", str(tmp_path / "out")]
+    assert status(main, command) == 1
+    message = f"clicks.parquet, row {ROWS}: at is '{last}'; expected a time"
+    assert message in last_error(capsys.readouterr().err)
+    assert status(main, [*command, "--bad-rows", "skip"]) == 0
+    assert sum(Dataset.open(tmp_path / "out").source["rows"].values()) == ROWS - 1
+    capsys.readouterr()
+    assert status(main, ["describe", *source]) == 0
+    assert message in capsys.readouterr().out
 
 
 def test_lines_are_right_after_rows_with_too_many_fields(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from cascade import values
+from cascade.columns.checked import plain
 from cascade.columns.convert import Wanted, WrongType
 from cascade.data.source import BadRows, DataError
 from cascade.files import UNPACKING_ERRORS, unpacked
@@ -191,7 +192,7 @@ def _is_parquet(path: Path) -> bool:
 def _value(value: Any) -> str:
     if not value.is_valid:
         return "missing"
-    text = str(value.as_py())
+    text = str(plain(value))
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
 
 
