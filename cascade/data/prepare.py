@@ -42,8 +42,11 @@ from cascade.data.source import (
     Source,
     Split,
     labels,
+    probabilities,
     times,
+    titles,
     typed,
+    user_column,
 )
 from cascade.encoding import Encoder
 from cascade.errors import writing
@@ -214,15 +217,15 @@ def _spill(
                 vocabularies.add(chunk)
             columns = {"label": labels(chunk, split, start), "item": items.rows(chunk)}
             positives[split] += int(pc.sum(columns["label"]).as_py() or 0)
-            start += chunk.num_rows
             if "probability" in chunk.column_names:
-                columns["probability"] = chunk["probability"].cast(pa.float32())
+                columns["probability"] = probabilities(chunk, split, start)
             if "@user" in chunk.column_names:
-                columns["@user"] = users.rows(chunk["@user"])
+                columns["@user"] = users.rows(user_column(chunk))
             if "@time" in chunk.column_names:
-                columns["@time"] = times(chunk)
+                columns["@time"] = times(chunk, split, start)
             features = typed(schema.side("user"), chunk)
             columns |= zip(features.column_names, features.columns, strict=True)
+            start += chunk.num_rows
             yield pa.table(columns)
             bar.update(chunk.num_rows)
 
@@ -271,7 +274,7 @@ def _encoded_items(encoder: Encoder, table: pa.Table) -> pa.Table:
     kind = pa.string() if encoder.schema.string_ids else pa.int64()
     columns = {"item_id": table["item_id"].cast(kind)}
     if "title" in table.column_names:
-        columns["title"] = table["title"].cast(pa.string())
+        columns["title"] = titles(table)
     columns |= zip(features.column_names, features.columns, strict=True)
     columns |= {"dense": fixed_size_list(dense), "ids": fixed_size_list(ids.astype(np.int32))}
     return pa.table(columns)

@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cascade.columns import convert
+from cascade.columns.checked import Fault, checked
+from cascade.columns.convert import Converted, Wanted, WrongType
 from cascade.errors import CascadeError
 from cascade.schema import Feature, Schema
 
@@ -61,12 +64,12 @@ class Source(Protocol):
         ...
 
     def chunks(self, split: Split) -> Iterator[pa.Table]:
-        """Rows in their order, read once: `label` 0 or 1, every feature by its name (a number
-        for dense, a string for the others, null = missing, several members joined by `|`).
-        Optional: `probability`, the true chance of a click; `@user`, who it was, any type that can
-        be compared, null = not said; `@time`, when it was, a number or a timestamp. With a
-        `catalogue`, `item_id` takes the place of the item features: int64, or string where the
-        schema has `string_ids`.
+        """Rows in their order, read once: `label` 0 or 1, or a boolean, every feature by its name
+        (a number for dense, a string for the others, null = missing, several members joined by
+        `|`). Optional: `probability`, the true chance of a click, a number; `@user`, who it was,
+        any type that can be compared, null = not said; `@time`, when it was, a number, a timestamp
+        or a date, null = not said. No number comes from text. With a `catalogue`, `item_id` takes
+        the place of the item features: int64, or string where the schema has `string_ids`.
         """
         ...
 
@@ -96,16 +99,28 @@ class BadRows:
         self.count += 1
 
 
+def _read(chunk: pa.Table, wanted: Wanted, split: Split, start: int) -> pa.ChunkedArray:
+    """A column of a chunk, converted; `start` rows of the split came before it. A `DataError` for
+    a type or a value that cannot be used."""
+
+    def error(fault: Fault) -> DataError:
+        if fault.row is None:
+            came = f"the source gives {wanted.name} as {fault.came}"
+        else:
+            came = f"row {start + fault.row} of the {split} split: {wanted.name} is {fault.came}"
+        return DataError(f"{came}; expected {fault.expected}")
+
+    return checked(chunk[wanted.name], wanted, error)
+
+
 def label_column(chunk: pa.Table) -> pa.ChunkedArray:
     """The labels of a chunk as float32, whatever their values. A `DataError` where there are none,
-    or where they are no numbers."""
+    or where they are neither numbers nor booleans."""
     if "label" not in chunk.column_names:
         raise DataError(f"the source gives no column label; it gives {chunk.column_names}")
-    column = chunk["label"]
-    try:
-        return column.cast(pa.float32())
-    except pa.ArrowException as error:
-        raise DataError(f"the labels are {column.type}, and have to be numbers: {error}") from error
+    # Which of them are no labels is the caller's question.
+    wanted = Wanted("label", lambda column, text: (convert.label(column, text)[0], None), "")
+    return _read(chunk, wanted, "train", 0)
 
 
 def is_label(labels: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -126,20 +141,49 @@ def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
     return found
 
 
-def times(chunk: pa.Table) -> pa.ChunkedArray:
-    """`@time` of a chunk as float64: numbers as they are, timestamps as microseconds since 1970 in
-    UTC; what is missing is NaN."""
-    column = chunk["@time"]
-    try:
-        if pa.types.is_timestamp(column.type):
-            zone = column.type.tz
-            column = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-        # Nanoseconds since 1970 are rounded to 256 of them.
-        return pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
-    except pa.ArrowException as error:
-        raise DataError(
-            f"the source gives @time as {column.type}; expected numbers or timestamps: {error}"
-        ) from error
+def time_column(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
+    """`@time` of a chunk as int64 or float64: numbers as they are, timestamps and dates as
+    microseconds since 1970 in UTC; null where it is missing. Raises as `labels`."""
+    return _read(
+        chunk, Wanted("@time", _moments, "a time, a finite number of 64 bits"), split, start
+    )
+
+
+def times(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
+    """The same as float64; what is missing is NaN."""
+    # Nanoseconds since 1970 are rounded to 256 of them.
+    moments = time_column(chunk, split, start).cast(pa.float64(), safe=False)
+    return pc.fill_null(moments, float("nan"))
+
+
+def _moments(column: pa.Array, of_text: bool) -> Converted:
+    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    kind = column.type
+    if pa.types.is_null(kind) or pa.types.is_decimal(kind):
+        column = pc.cast(column, pa.float64())
+    elif not any(is_kind(kind) for is_kind in _TIMES):  # tables alone have times as text
+        raise WrongType("numbers or timestamps")
+    moments, wrong = convert.time(column, of_text)
+    missing = pc.is_null(column, nan_is_null=True)
+    moments = pc.if_else(missing, pa.scalar(None, moments.type), moments)
+    return moments, wrong & ~missing.to_numpy(zero_copy_only=False)
+
+
+def probabilities(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
+    """`probability` of a chunk as float32, null where it is missing. Raises as `labels`."""
+    return _read(chunk, convert.number("probability"), split, start)
+
+
+def titles(items: pa.Table) -> pa.ChunkedArray:
+    """`title` of items as strings. Raises as `labels`."""
+    return _read(items, Wanted("title", convert.title, "a string"), "train", 0)
+
+
+def user_column(chunk: pa.Table) -> pa.ChunkedArray:
+    """`@user` of a chunk, as it is. A `DataError` where users cannot be compared."""
+    if pa.types.is_nested(kind := chunk["@user"].type):
+        raise DataError(f"the source gives @user as {kind}; expected strings or integers")
+    return chunk["@user"]
 
 
 def unit(time: float) -> str | None:
@@ -150,6 +194,7 @@ def unit(time: float) -> str | None:
     return None
 
 
+_TIMES = (pa.types.is_integer, pa.types.is_floating, pa.types.is_timestamp, pa.types.is_date)
 _EITHER = (pa.types.is_integer, pa.types.is_null)
 _NUMBERS = (*_EITHER, pa.types.is_floating, pa.types.is_decimal)
 _TEXTS = (
@@ -175,7 +220,7 @@ def typed(features: Iterable[Feature], table: pa.Table) -> pa.Table:
         if not any(is_kind(kind) for is_kind in (_NUMBERS if type_ == pa.float32() else _TEXTS)):
             raise DataError(f"feature {name}: {kind} came, and {type_} was expected")
         try:
-            rounded = type_ == pa.float32() and pa.types.is_integer(table[name].type)
+            rounded = type_ == pa.float32() and pa.types.is_integer(kind)
             columns[name] = table[name].cast(type_, safe=not rounded)
         except pa.ArrowException as error:
             came = f"feature {name}: {table[name].type} came, and {type_} was expected"

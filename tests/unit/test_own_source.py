@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cascade.data import prepare
@@ -73,6 +75,45 @@ class NumberText(Visits):
 class TruePrice(Visits):
     def catalogue(self):
         return pa.table({"item_id": [2**60 + 1, 5], "price": [True, False]})
+
+
+COLUMNS = {
+    "text_label": ("label", ["1", "0"]),
+    "text_time": ("@time", ["1", "2"]),
+    "true_time": ("@time", [True, False]),
+    "large_time": ("@time", pa.array([2**63, 1], pa.uint64())),
+    "endless_time": ("@time", [None, float("inf")]),
+    "text_chance": ("probability", ["0.5", "y"]),
+    "true_chance": ("probability", [True, False]),
+    "list_user": ("@user", [[1], [2]]),
+    "true_label": ("label", [True, False]),
+    "true_codes": ("label", pa.array([True, False]).dictionary_encode()),
+    "dates": ("@time", pa.array([20000, None], pa.int32()).cast(pa.date32())),
+    "no_times": ("@time", pa.nulls(2)),
+    "half_a_chance": ("probability", [0.5, None]),
+}
+
+
+class Column(Visits):
+    def __init__(self, name):
+        self.name, self.values = COLUMNS[name]
+
+    fingerprint = {}
+
+    def chunks(self, split):
+        columns = {"label": [1, 0], "item_id": [5, 2**60 + 1], "city": ["Oslo", None]}
+        yield pa.table({**columns, self.name: self.values})
+
+
+class CodedPrice(Visits):
+    def catalogue(self):
+        prices = pa.array([23159457, 1]).dictionary_encode()
+        return pa.table({"item_id": [2**60 + 1, 5], "price": prices})
+
+
+class ListTitle(Visits):
+    def catalogue(self):
+        return pa.table({"item_id": [2**60 + 1, 5], "price": [9.5, 20], "title": [["a"], ["b"]]})
 
 
 class FloatCity(Visits):
@@ -166,7 +207,16 @@ OWN_FAULTS = {
     "own_source:NoTable": "chunks('train') gave dict; expected a pyarrow.Table",
     "own_source:NoLabel": "the source gives no column label; it gives ['item_id', 'city']",
     "own_source:WrongLabel": "row 4 of the train split has the label 4; a label is 0 or 1",
-    "own_source:TextLabel": "the labels are string, and have to be numbers",
+    "own_source:TextLabel": "the source gives label as string; expected a label, 0 or 1",
+    "own_source:Column:text_label": "the source gives label as string; expected a label, 0 or 1",
+    "own_source:Column:text_time": "the source gives @time as string; expected numbers or timest",
+    "own_source:Column:true_time": "the source gives @time as bool; expected numbers or timestamps",
+    "own_source:Column:large_time": "row 1 of the train split: @time is 9223372036854775808; exp",
+    "own_source:Column:endless_time": "row 2 of the train split: @time is inf; expected a time",
+    "own_source:Column:text_chance": "the source gives probability as string; expected numbers",
+    "own_source:Column:true_chance": "the source gives probability as bool; expected numbers",
+    "own_source:Column:list_user": "the source gives @user as list<item: int64>; expected strings",
+    "own_source:ListTitle": "the source gives title as list<item: string>; expected titles",
     "own_source:NoItem": "item 6 is shown, but the item list does not have it",
     "own_source:NumberText": "feature price: string came, and float was expected",
     "own_source:TruePrice": "feature price: bool came, and float was expected",
@@ -199,6 +249,33 @@ def test_a_class_of_ones_own(own: Path) -> None:
     assert dataset.item_ids().tolist() == [2**60 + 1, 5]
     assert prepare("own_source:Named:4", own.with_name("named")).item_ids().tolist() == ["b", "a"]
     assert prepare("own_source:Visits", own).source["rows"]["train"] == 6
+
+
+def test_codes_of_integers_are_rounded_as_integers_are(own: Path) -> None:
+    """Where a float32 does not hold them."""
+    root = prepare("own_source:CodedPrice", own).root
+    assert pq.read_table(root / "catalogue.parquet")["price"].to_pylist() == [23159456, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("true_label", [1, 0]),
+        ("true_codes", [1, 0]),
+        ("dates", [20000 * 86400 * 10**6, None]),
+        ("no_times", [None, None]),
+        ("half_a_chance", [0.5, None]),
+    ],
+)
+def test_what_a_column_may_hold(
+    own: Path, capsys: pytest.CaptureFixture[str], name: str, stored: list[Any]
+) -> None:
+    root = prepare(f"own_source:Column:{name}", own).root
+    columns = {"true_label": "label", "true_codes": "label", "half_a_chance": "probability"}
+    found = pq.read_table(root / "test")[columns.get(name, "@time")].to_pylist()
+    assert [None if value != value else value for value in found] == stored
+    assert status(main, ["describe", "--data", f"own_source:Column:{name}"]) == 0
+    assert (name == "dates") == ("2024-10-04" in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("spec", OWN_FAULTS)

@@ -14,7 +14,16 @@ import pyarrow.compute as pc
 from cascade.data.describe.columns import COMPACT_AT, Column, Distinct, spread
 from cascade.data.describe.leaks import leak
 from cascade.data.past import told
-from cascade.data.source import SPLITS, BadRows, Source, Split, is_label, label_column
+from cascade.data.source import (
+    SPLITS,
+    BadRows,
+    Source,
+    Split,
+    is_label,
+    label_column,
+    time_column,
+    user_column,
+)
 
 SAMPLED = 200_000  # training rows that are looked at for leaks
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\S*\d\S*")
@@ -94,14 +103,18 @@ class Survey:
         return items
 
     def _labelled(self, chunk: pa.Table, split: Split, start: int) -> pa.Table:
-        """The rows whose label is 0 or 1, as float32."""
+        """The rows whose label is 0 or 1, as float32, with `@time` as a number."""
         label = label_column(chunk)
         good = is_label(label)
         for row in np.flatnonzero(~good.to_numpy()):
             what = f"the label is {str(chunk['label'][int(row)])!r}; expected 0 or 1"
             self.bad.add(Path("the source"), f"row {start + row + 1} of {split}", what)
-        place = chunk.column_names.index("label")
-        return chunk.set_column(place, "label", label).filter(good)
+        columns = {"label": label}
+        if "@time" in chunk.column_names:
+            columns["@time"] = time_column(chunk, split, start)
+        for name, column in columns.items():
+            chunk = chunk.set_column(chunk.column_names.index(name), name, column)
+        return chunk.filter(good)
 
     def _add(self, split: Split, chunk: pa.Table, items: pa.Table | None) -> None:
         self._rows[split] += len(chunk)
@@ -116,14 +129,14 @@ class Survey:
             self._unlisted += where.null_count
             self._met.add(chunk["item_id"].filter(pc.is_valid(where)))
         if "@user" in chunk.column_names:
-            self._users.add(chunk["@user"])
+            self._users.add(user_column(chunk))
             counted = pc.value_counts(chunk["@user"].combine_chunks())
             self._events.append(pa.table(counted.flatten(), ["user", "count"]))
             if sum(map(len, self._events[1:])) > max(COMPACT_AT, len(self._events[0])):
                 self._events[:] = [self._by_user()]
         if "@time" in chunk.column_names and len(chunk):
             bounds = pc.min_max(chunk["@time"])
-            self._times += [bounds["min"].as_py(), bounds["max"].as_py()]
+            self._times += [end.as_py() for end in bounds.values() if end.is_valid]
         if split == "train" and sum(map(len, self._sample)) < SAMPLED:
             self._sample.append(chunk if items is None else _joined(chunk, items, where))
 
