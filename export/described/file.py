@@ -277,9 +277,7 @@ class _Writer:
         source = node.mapping()["vectors"]
         if found.shape[1] != width:
             raise source.error(f"items have vectors of width {found.shape[1]}, users of {width}")
-        if pa.types.is_integer(own.type) and not pa.types.is_integer(ids.type):
-            raise source.error(f"the ids are {own.type}, those of the items are {ids.type}")
-        places = pc.index_in(ids, value_set=own.cast(ids.type))
+        places = pc.index_in(ids, value_set=own)
         if places.null_count:
             first = ids.filter(places.is_null())[0].as_py()
             raise source.error(

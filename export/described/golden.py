@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cascade.encoding import InvalidInput
 from cascade.located import Node
@@ -29,7 +28,8 @@ def check(
     and the score, one row each. Raises LocatedError: a score differs; shows the worst row."""
     node.only("file", "item", "score", "score_is", "tolerance")
     file = node.take("file", lambda n: n)
-    table = tables.read(file, features.texts("user", "item"))
+    item = node.take("item", Node.text, "item_id")
+    table = tables.read(file, {*features.texts("user", "item"), item})
     if not len(table):
         raise file.error("the table has no rows; expected users, items and scores")
     score = node.take("score", Node.text, "score")
@@ -42,7 +42,7 @@ def check(
     raw = tables.features(file, table, features.wanted("user"))
     try:
         dense, codes = features.encoder.encode_table("user", raw)
-        rows = _rows(node, file, table, features, items, ids, dense, codes)
+        rows = _rows(item, file, table, features, items, ids, dense, codes)
     except InvalidInput as error:
         raise file.error(str(error)) from error
     found = ranker.probabilities(rows).astype(np.float64)
@@ -65,7 +65,7 @@ def check(
 
 
 def _rows(
-    node: Node, file: Node, table: pa.Table, features: Features, items: Catalogue, ids: pa.Array,
+    item: str, file: Node, table: pa.Table, features: Features, items: Catalogue, ids: pa.Array,
     dense: np.ndarray, codes: np.ndarray,
 ) -> Rows:  # fmt: skip
     goods = features.wanted("item")
@@ -75,15 +75,8 @@ def _rows(
         return {
             "user_dense": dense, "user_ids": codes, "item_dense": item_dense, "item_ids": item_codes
         }  # fmt: skip
-    name = node.take("item", Node.text, "item_id")
-    own = tables.column(file, table, name).combine_chunks()
-    places = pc.index_in(own.cast(ids.type), value_set=ids)
-    if places.null_count:
-        first = own.filter(places.is_null())[0].as_py()
-        raise file.error(
-            f"{places.null_count} items are not in the catalogue, {first!r} among them"
-        )
-    return flat_rows(dense, codes, items, places.to_numpy())
+    rows = tables.rows_of(file, item, tables.column(file, table, item), ids)
+    return flat_rows(dense, codes, items, rows)
 
 
 def encoded(features: Features, rows: Rows, row: int) -> dict[str, object]:

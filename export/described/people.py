@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cascade.artifact import Array
@@ -52,19 +51,13 @@ def write_held_out(
     LocatedError: an item that is not there, a label other than 0 and 1."""
     node.only("file", "item", "label")
     file, wanted = node.take("file", lambda n: n), features.wanted("user")
-    table = tables.read(file, features.texts("user"))
+    item, label = (node.take("item", Node.text, "item_id"), node.take("label", Node.text, "label"))
+    table = tables.read(file, {*features.texts("user"), item, label})
     features.check(table)
-    names = (node.take("item", Node.text, "item_id"), node.take("label", Node.text, "label"))
-    items, labels = (tables.column(file, table, name) for name in names)
-    places = pc.index_in(items.combine_chunks().cast(ids.type), value_set=ids)
-    if places.null_count:
-        raise file.error(f"{places.null_count} rows have an item that is not among the items")
-    labels = tables.numbers(file, names[1], labels)
-    if not np.isin(labels, (0, 1)).all():
-        wrong = labels[~np.isin(labels, (0, 1))][0]
-        raise file.error(f"column {names[1]} has {wrong:g}; expected 0 and 1")
+    rows = tables.rows_of(file, item, tables.column(file, table, item), ids)
+    labels = tables.labels(file, label, tables.column(file, table, label))
     dense, codes = encode("user", tables.features(file, table, wanted))
-    bundle.write_held_out(folder, dense, codes, places.to_numpy(), labels)
+    bundle.write_held_out(folder, dense, codes, rows, labels)
 
 
 def _column(features: Features, feature: Feature, random: np.random.Generator) -> Any:

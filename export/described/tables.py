@@ -24,9 +24,9 @@ from cascade.values import unknown_name
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
-def read(node: Node, texts: Collection[str] = ()) -> pa.Table:
-    """The table that a node names; of a CSV file the columns `texts` are strings, whatever they
-    look like. Raises LocatedError: no such file, or not of its kind."""
+def read(node: Node, texts: Collection[str] | None = ()) -> pa.Table:
+    """The table that a node names; of a CSV file the columns `texts`, or where it is None all, are
+    strings, whatever they look like. Raises LocatedError: no such file, or not of its kind."""
     path = node.file_path()
     if path.suffix not in SUFFIXES:
         raise node.error(f"{path.name} came; expected a file that ends in {', '.join(SUFFIXES)}")
@@ -43,12 +43,13 @@ def read(node: Node, texts: Collection[str] = ()) -> pa.Table:
     return table
 
 
-def _read(path: Path, texts: Collection[str]) -> pa.Table:
+def _read(path: Path, texts: Collection[str] | None) -> pa.Table:
     if path.suffix == ".parquet":
         return pq.read_table(path)
     if path.suffix == ".jsonl":
         return json.read_json(path)
-    types = dict.fromkeys(texts, pa.string())
+    names = csv.open_csv(path).schema.names if texts is None else texts
+    types = dict.fromkeys(names, pa.string())
     return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=types))
 
 
@@ -88,14 +89,59 @@ def features(node: Node, table: pa.Table, wanted: dict[str, tuple[Feature, str]]
     return pa.table(found)
 
 
-def _checked(node: Node, name: str, values: pa.ChunkedArray, wanted: Wanted) -> pa.ChunkedArray:
+def _checked(
+    node: Node, name: str, values: pa.ChunkedArray, wanted: Wanted, of_text: bool = False
+) -> pa.ChunkedArray:
     """A column by the rules of training. Raises LocatedError."""
 
     def error(fault: Fault) -> Exception:
         of_row = "" if fault.row is None else f", row {fault.row},"
         return node.error(f"column {name}{of_row} is {fault.came}; expected {fault.expected}")
 
-    return checked(values, wanted, error)
+    return checked(values, wanted, error, of_text)
+
+
+def labels(node: Node, name: str, values: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """float32 [n], 0 or 1, of a column that a CSV file gives as text. Raises LocatedError."""
+    wanted = Wanted(name, convert.label, "a label, 0 or 1")
+    found: np.ndarray[Any, Any] = _checked(node, name, values, wanted, is_text(node)).to_numpy()
+    return found
+
+
+def known_ids(node: Node, name: str, values: pa.ChunkedArray, items: pa.Array) -> pa.Array:
+    """Ids of items [n], integers or strings as the `items` have them, though not of these alone.
+    Raises LocatedError: what is no such id."""
+    strings = not pa.types.is_integer(items.type)
+    read_as = convert.item_name(None) if strings else convert.item_id(None)
+    expected = "strings that are not empty" if strings else "integers from 0 to 2^63 - 1"
+
+    def convert_one(column: pa.Array, of_text: bool) -> convert.Converted:
+        try:
+            return read_as(column, of_text)
+        except convert.WrongType as error:
+            raise convert.WrongType(f"item ids as the items have: {expected}") from error
+
+    wanted = Wanted(name, convert_one, f"an id as the items have: {expected}")
+    return _checked(node, name, values, wanted, is_text(node)).cast(items.type).combine_chunks()
+
+
+def rows_of(node: Node, name: str, values: pa.ChunkedArray, items: pa.Array) -> Any:
+    """The rows [n] of the items that a column names. Raises LocatedError: no id, or not that of an
+    item."""
+    ids = known_ids(node, name, values, items)
+    rows = pc.index_in(ids, value_set=items)
+    if rows.null_count:
+        first = ids.filter(rows.is_null())[0].as_py()
+        raise node.error(
+            f"{rows.null_count} rows of column {name} have an item that is not in the catalogue, "
+            f"{first!r} among them"
+        )
+    return rows.to_numpy()
+
+
+def is_text(node: Node) -> bool:
+    """Whether all values of a file are text."""
+    return node.file_path().suffix in (".csv", ".txt")
 
 
 def item_ids(node: Node, name: str, values: pa.ChunkedArray) -> pa.Array:

@@ -15,8 +15,8 @@ from export.described import tables
 
 def read(node: Node, expected: pa.Array | None = None) -> tuple[pa.Array, Array]:
     """`vectors: FILE.npy` with `ids: FILE`, or `vectors: FILE.parquet` with the columns `id` and
-    `vector` -> ids [n], float32 [n, D]. Without `ids`, the rows are those of `expected`. Raises
-    LocatedError."""
+    `vector` -> ids [n], float32 [n, D]. With the ids of the items as `expected`, the ids are of
+    their type; without `ids`, the rows are theirs. Raises LocatedError."""
     node.only("vectors", "ids", "id", "vector", "feature")
     source = node.take("vectors", lambda n: n)
     path = source.file_path()
@@ -26,7 +26,7 @@ def read(node: Node, expected: pa.Array | None = None) -> tuple[pa.Array, Array]
             raise source.error(f"{path.name} has the shape {found.shape}; expected [n, D]")
         ids_node = node.take("ids", lambda n: n, None)
         if ids_node is not None:
-            ids = _ids(ids_node)
+            ids = _as_items(ids_node, *_ids(ids_node), expected)
         elif expected is not None:
             ids = expected
         else:
@@ -34,7 +34,7 @@ def read(node: Node, expected: pa.Array | None = None) -> tuple[pa.Array, Array]
     elif path.suffix == ".parquet":
         table = tables.read(source)
         id_name, name = (node.take(key, Node.text, key) for key in ("id", "vector"))
-        ids = tables.column(source, table, id_name).combine_chunks()
+        ids = _as_items(source, id_name, tables.column(source, table, id_name), expected)
         lists = tables.column(source, table, name).combine_chunks()
         try:
             found = (
@@ -48,7 +48,7 @@ def read(node: Node, expected: pa.Array | None = None) -> tuple[pa.Array, Array]
         raise source.error(
             f"{len(found)} vectors and {len(ids)} ids came; each row has one of both"
         )
-    if found.dtype.kind not in "fiu" or not len(found) or found.shape[1] < 1:
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or not found.size:
         raise source.error(
             f"{path.name} holds {found.dtype} {[*found.shape]}; expected numbers [n, D]"
         )
@@ -57,6 +57,10 @@ def read(node: Node, expected: pa.Array | None = None) -> tuple[pa.Array, Array]
         row = int(np.argmin(np.isfinite(found).all(axis=1)))
         raise source.error(f"the vector of {ids[row]} (row {row}) has values that are not finite")
     return ids, found
+
+
+def _as_items(node: Node, name: str, ids: pa.ChunkedArray, expected: pa.Array | None) -> pa.Array:
+    return ids.combine_chunks() if expected is None else tables.known_ids(node, name, ids, expected)
 
 
 def own_index(node: Node, vectors: Array, metric: str) -> Any:
@@ -124,18 +128,25 @@ def _npy(node: Node) -> Array:
     return found
 
 
-def _ids(node: Node) -> pa.Array:
+def _ids(node: Node) -> tuple[str, pa.ChunkedArray]:
+    """The name of the column of ids, as errors call it, and the column."""
     path = node.file_path()
     if path.suffix == ".npy":
         ids = _npy(node)
-        if ids.dtype.kind not in "iuU":
-            raise node.error(f"{path.name} holds {ids.dtype}; expected integers or strings")
-        return pa.array(ids.tolist())
+        if ids.dtype.kind not in "iuU" or ids.ndim != 1:
+            came = f"{ids.dtype} {[*ids.shape]}"
+            raise node.error(f"{path.name} holds {came}; expected integers or strings [n]")
+        kind = {"i": pa.int64(), "u": pa.uint64(), "U": pa.large_string()}[ids.dtype.kind]
+        return "of ids", pa.chunked_array([pa.array(ids.tolist(), kind)])
     if path.suffix in (".parquet", ".csv"):
-        table = tables.read(node)
+        table = tables.read(node, None)
         if table.num_columns != 1:
             raise node.error(f"{path.name} has {table.num_columns} columns; expected one of ids")
-        return table.column(0).combine_chunks()
+        return table.column_names[0], table.column(0)
     if path.suffix == ".txt" and path.is_file():
-        return pa.array(path.read_text("utf-8").splitlines(), pa.large_string())
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise node.error(f"{path.name} is not UTF-8: {error}") from error
+        return "of ids", pa.chunked_array([pa.array(lines, pa.large_string())])
     raise node.error(f"{path} came; expected ids as .npy, .txt, .parquet or .csv")

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from onnx import numpy_helper
+from pyarrow import csv
 from safetensors.torch import save_file
 
 from cascade.encoding import InvalidInput
@@ -28,7 +29,7 @@ from export.described import file
 from export.foreign import flat
 from export.releases.items import read_items
 from export.releases.refresh import Refresh, change
-from tests.export.described_files import FLOAT, INT, USERS, WIDTH, Tower, dump, save, write
+from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, Tower, dump, save, write
 from tests.export.wrong_files import WRONG, own_vectors
 
 SIZES = Sizes(candidates=20, survivors=20, results=10)
@@ -411,5 +412,109 @@ def test_held_out_labels_are_checked(small):
     folder, described = small
     judged(folder, described)
     described["held_out"]["label"] = "age"
-    with pytest.raises(LocatedError, match=r"held_out.file: column age has .*; expected 0 and 1"):
+    with pytest.raises(LocatedError, match=r"held_out.file: column age, row 1, is .*; expected a "):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def change_column(path, name, change):
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, name, pa.array(change(table[name].to_pylist()))), path)
+
+
+def ready_vectors(folder, described):
+    ids, vectors = own_vectors(folder)
+    lists = pa.array([*vectors], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": ids, "vector": lists}), folder / "vectors.parquet")
+    described["retrieve"]["item"] = {"vectors": "vectors.parquet"}
+
+
+NO_IDS = {
+    "text of integers": lambda ids: [str(item) for item in ids],
+    "text": lambda ids: ["x"] * len(ids),
+    "whole floats": lambda ids: [float(item) for item in ids],
+    "a fraction": lambda ids: [100.5] * len(ids),
+    "beyond 64 bits": lambda ids: pa.array([*ids[:-1], 2**63], pa.uint64()),
+    "codes beyond 64 bits": lambda ids: pa.array(
+        [*ids[:-1], 2**64 - 1], pa.uint64()
+    ).dictionary_encode(),
+    "booleans": lambda ids: [True] * len(ids),
+    "lists": lambda ids: [[item] for item in ids],
+    "missing": lambda ids: [*ids[:-1], None],
+    "negative": lambda ids: [*ids[:-1], -1],
+}
+
+
+@pytest.mark.parametrize("name", ["held_out", "golden", "vectors"])
+@pytest.mark.parametrize("case", NO_IDS)
+def test_ids_of_items_are_read_by_one_rule(small, name, case):
+    folder, described = small
+    judged(folder, described)
+    ready_vectors(folder, described)
+    change_column(folder / f"{name}.parquet", "id", NO_IDS[case])
+    where = (
+        rf"line \d+: .*{name}.*: column id(, row \d+,)? is .*; expected .*integers from 0 to 2\^63"
+    )
+    with pytest.raises(LocatedError, match=where):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_an_item_that_is_not_there_is_named(small):
+    folder, described = small
+    change_column(folder / "golden.parquet", "id", lambda ids: [*ids[:-2], 7, 8])
+    with pytest.raises(LocatedError, match=r"2 rows of column id have an item .*, 7 among them"):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_labels_may_be_booleans(small):
+    folder, described = small
+    judged(folder, described)
+    change_column(folder / "held_out.parquet", "label", lambda labels: [*map(bool, labels)])
+    file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_ids_and_labels_of_files_of_text(small):
+    folder, described = small
+    judged(folder, described)
+    ids, vectors = own_vectors(folder)
+    np.save(folder / "vectors.npy", vectors)
+    (folder / "ids.txt").write_text("".join(f"{item}\n" for item in ids))
+    described["retrieve"]["item"] = {"vectors": "vectors.npy", "ids": "ids.txt"}
+    for name in ("held_out", "golden"):
+        described[name]["file"] = f"{name}.csv"
+        csv.write_csv(pq.read_table(folder / f"{name}.parquet"), folder / f"{name}.csv")
+    file.write(dump(described, folder), folder / "checkpoints")
+    change_column(folder / "held_out.parquet", "label", lambda labels: [*map(bool, labels)])
+    csv.write_csv(pq.read_table(folder / "held_out.parquet"), folder / "held_out.csv")
+    with pytest.raises(LocatedError, match=r"column label, row 1, is '.*'; expected a label, 0 or"):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (b"100\n\xff\n", "ids.txt is not UTF-8"),
+        (np.array([2**63] * ITEMS, np.uint64), "column of ids, row 1, is 9223372036854775808"),
+        (
+            np.array([[1, 2]] * ITEMS),
+            r"ids.npy holds int64 \[40, 2\]; expected integers or strings",
+        ),
+        (np.array(["x"] * ITEMS), "column of ids is large_string; expected item ids as the items"),
+    ],
+)
+def test_the_ids_of_ready_vectors_are_ids(small, ids, message):
+    folder, described = small
+    np.save(folder / "vectors.npy", own_vectors(folder)[1])
+    name = "ids.txt" if isinstance(ids, bytes) else "ids.npy"
+    (folder / name).write_bytes(ids) if isinstance(ids, bytes) else np.save(folder / name, ids)
+    described["retrieve"]["item"] = {"vectors": "vectors.npy", "ids": name}
+    with pytest.raises(LocatedError, match=message):
+        file.write(dump(described, folder), folder / "checkpoints")
+
+
+def test_a_column_of_vectors_holds_vectors(small):
+    folder, described = small
+    ready_vectors(folder, described)
+    change_column(folder / "vectors.parquet", "vector", lambda vectors: [1] * len(vectors))
+    with pytest.raises(LocatedError, match=r"holds int64 \[40\]; expected numbers \[n, D\]"):
         file.write(dump(described, folder), folder / "checkpoints")
