@@ -249,7 +249,7 @@ class _Strings(_Columns):
         if content.startswith("["):
             try:
                 listed = json.loads(content)
-            except ValueError:
+            except (ValueError, RecursionError):
                 listed = None
             if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
                 return [_encoded(item) for item in listed], len(listed), ""

@@ -187,6 +187,8 @@ def load(path: Path | str) -> Node:
         mark = error.problem_mark or error.context_mark
         what = f"{error.problem or error.context}; expected YAML"
         raise _error(path, mark.line + 1 if mark else 1, what) from error
+    except RecursionError as error:
+        raise _error(path, 1, "what the file holds is nested too deeply to be read") from error
     except yaml.YAMLError as error:  # a character that YAML forbids
         line = text.count("\n", 0, getattr(error, "position", 0)) + 1
         raise _error(path, line, f"{str(error).splitlines()[0]}; expected YAML") from error

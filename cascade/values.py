@@ -6,10 +6,12 @@ by the name of its feature: sooner than in the server, and in terms of Python's 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import reprlib
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +103,28 @@ def _is_missing(value: object) -> bool:
 
 def _wrong(feature: str, value: object, expected: str) -> InvalidInput:
     return unexpected(f"feature {feature}", value, expected)
+
+
+def of_json(text: str | bytes) -> Any:
+    """What a text in JSON says. Raises InvalidInput: it is none, is nested too deeply, or names a
+    value of an object twice: one of the two would be lost."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except InvalidInput:
+        raise
+    except RecursionError as error:
+        raise InvalidInput("not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidInput(f"not JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise InvalidInput(f"an object that has {reprlib.repr(twice)} twice; give it one value")
+    return content
 
 
 def unexpected(where: str, value: object, expected: str) -> InvalidInput:

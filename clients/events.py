@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from cascade.encoding import InvalidInput
 from cascade.errors import run
 from cascade.store import Event, StoreError, UserStore
+from cascade.values import of_json
 
 READ_BYTES = 1 << 16
 FIELDS = ("user_id", "feature", "values")
@@ -88,10 +88,7 @@ def arrivals(file: io.RawIOBase) -> Iterator[list[tuple[int, bytes]]]:
 
 def parse(line: bytes) -> Event:
     """One event. Raises InvalidInput: says what is wrong with it."""
-    try:
-        value: Any = json.loads(line)
-    except ValueError as error:
-        raise InvalidInput(f"not JSON: {error}") from error
+    value: Any = of_json(line)
     if not isinstance(value, dict) or set(value) != set(FIELDS):
         came = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise InvalidInput(f"an event is an object of {', '.join(FIELDS)}; {came} came")

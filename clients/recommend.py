@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cascade.client import Recommendation, Recommender, RecommendError
+from cascade.encoding import InvalidInput
 from cascade.errors import CascadeError, run
 from cascade.layout import RequestLayout
+from cascade.values import of_json
 from clients.options import UsageError, add_connection, connection, positive
 
 MISSING_SHARE = 0.1  # of the values of a user that is made up
@@ -131,9 +133,9 @@ def from_file(path: Path, count: int, generator: random.Random) -> list[dict[str
 def parse(text: str, where: str) -> dict[str, Any]:
     """Values by feature as a JSON object. Raises UsageError: says where, and what is wrong."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: not JSON: {error}") from error
+        values = of_json(text)
+    except InvalidInput as error:
+        raise UsageError(f"{where}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(
             f"{where}: expected a JSON object of values by feature, not {text.strip()[:40]!r}"

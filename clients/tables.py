@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cascade.encoding import InvalidInput
 from cascade.errors import need
 from cascade.layout import RequestLayout
-from cascade.values import unknown_name
+from cascade.values import of_json, unknown_name
 from clients.options import UsageError
 
 CSV, JSON_LINES = (".csv",), (".jsonl", ".ndjson")
@@ -174,7 +176,9 @@ class _TextUsers(UserTable):
             rows += 1
             columns |= dict.fromkeys(record)
             for name in keep:
-                seen[name].add(self._kept_value(record.get(name)))
+                value = self._kept_value(record.get(name))
+                self._check(name, value, rows)
+                seen[name].add(value)
         self._whole = {name for name, column in seen.items() if column.kinds == {int}}
         return [*columns], rows, {name: column.type for name, column in seen.items()}
 
@@ -183,6 +187,13 @@ class _TextUsers(UserTable):
         while some := [*islice(records, size)]:
             users = [self._user(record) for record in some]
             yield users, [{name: self._keep(name, record) for name in self.kept} for record in some]
+
+    def _check(self, name: str, value: Any, row: int) -> None:
+        try:
+            (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+        except UnicodeEncodeError as error:
+            came = f"{name} is {reprlib.repr(value)}"
+            raise UsageError(f"{self.path}, row {row}: {came}; UTF-8 cannot hold it") from error
 
     def _keep(self, name: str, record: Mapping[str, Any]) -> Any:
         value = record.get(name)
@@ -266,9 +277,9 @@ class JsonUsers(_TextUsers):
             rows += 1
             where = f"{self.path}, row {rows} (line {number})"
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{where}: not JSON: {error}") from error
+                record = of_json(line)
+            except InvalidInput as error:
+                raise UsageError(f"{where}: {error}") from error
             if not isinstance(record, dict):
                 came = type(record).__name__
                 raise UsageError(f"{where}: a {came} came; expected an object of values by feature")

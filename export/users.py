@@ -3,7 +3,6 @@ the form of the training data; or from JSON lines with users as clients send the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -110,15 +109,16 @@ class Lines:
 
     def _chunk(self, lines: list[tuple[int, bytes]], first: int) -> Chunk:
         dense, categorical = self._layout.empty(len(lines))
-        ids = []
+        ids: list[Any] = []
         for row, (number, line) in enumerate(lines):
             try:
-                user = json.loads(line)
+                user = values.of_json(line)
                 if not isinstance(user, dict):
                     raise ValueError("a user is a JSON object of feature values by name")
                 if self._id_column is not None and self._id_column not in user:
                     raise ValueError(f"there is no {self._id_column!r}, which holds the id")
-                ids.append(first + row if self._id_column is None else user.pop(self._id_column))
+                own = self._id_column is not None
+                ids.append(key(user.pop(self._id_column) if own else first + row))
                 self._layout.fill(user, dense[row], categorical[row])
             except ValueError as error:
                 raise InvalidInput(f"{self._path}, line {number}: {error}") from error

@@ -4,10 +4,10 @@ number."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from cascade import values
 from cascade.artifact import Array
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout, of_user
@@ -25,7 +25,7 @@ class Contexts:
 
     def read(self, context: Array) -> Overrides:
         """context [B, 1] of bytes, empty = none. Raises InvalidInput: no JSON object, an unknown
-        feature, or an unreadable value; says which of several users."""
+        feature or one that comes twice, an unreadable value; says which of several users."""
         found: Overrides = []
         for row, text in enumerate(context[:, 0].tolist()):
             if text:
@@ -53,9 +53,9 @@ class Contexts:
                 f"context: {len(context)} bytes came; at most {MAX_CONTEXT_BYTES} are read"
             )
         try:
-            features = json.loads(context)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"context: {context[:40]!r} is not JSON: {error}") from error
+            features = values.of_json(context)
+        except InvalidInput as error:
+            raise InvalidInput(f"context: {context[:40]!r} is {error}") from error.__cause__
         if not isinstance(features, dict):
             raise InvalidInput(
                 f"context: a JSON {type(features).__name__} came; expected an object of feature "

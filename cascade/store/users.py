@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from numbers import Integral
@@ -180,9 +180,11 @@ def key(user_id: object) -> bytes:
     if isinstance(text, Integral) and not isinstance(text, bool | np.bool_):
         text = str(int(text))
     if isinstance(text, str):
-        text = text.encode()
+        with suppress(UnicodeEncodeError):  # half a character
+            text = text.encode()
     if not isinstance(text, bytes) or not 0 < len(text) <= LONGEST_ID:
         raise InvalidInput(
-            f"user id {user_id!r:.60}: expected a text of 1 to {LONGEST_ID} bytes, or an integer"
+            f"user id {user_id!r:.60}: expected a text of 1 to {LONGEST_ID} bytes in "
+            "UTF-8, or an integer"
         )
     return text

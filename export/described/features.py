@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from cascade.encoding import Encoder, Ids
 from cascade.located import Node
 from cascade.schema import REFUSED, Feature, Hashing, Kind, Schema, SchemaError
+from cascade.values import of_json
 from export.described import tables
 
 KEYS = (
@@ -283,14 +283,14 @@ def _from_table(node: Node, value: str | None, id: str | None) -> tuple[list[str
 def _from_text(node: Node, path: Path, first: int) -> tuple[list[str], Ids]:
     try:
         text = path.read_text("utf-8")
-        content = json.loads(text) if path.suffix == ".json" else text.split("\n")
+        content = of_json(text) if path.suffix == ".json" else text.split("\n")
     except ValueError as error:
         raise node.error(f"{path.name} cannot be read: {error}") from error
     if isinstance(content, dict):
-        wrong = next((k for k, v in content.items() if type(v) is not int), None)
+        wrong = next((k for k, v in content.items() if type(v) is not int or abs(v) >> 63), None)
         if wrong is not None:
             raise node.error(
-                f"{path.name}: {wrong!r} has the id {content[wrong]!r}; expected an int"
+                f"{path.name}: {wrong!r} has the id {content[wrong]!r}; expected an int of 64 bits"
             )
         return [*content], np.array([*content.values()], np.int64)
     if path.suffix == ".txt" and content and not content[-1]:

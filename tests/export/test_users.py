@@ -17,6 +17,7 @@ from cascade import pbtxt
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
+from cascade.errors import CascadeError
 from cascade.layout import RequestLayout
 from cascade.spec import (
     ENSEMBLE,
@@ -216,6 +217,30 @@ def test_lines_are_the_same_as_a_table(
     assert stored(tmp_path, "anna", "beno", "cleo") == EXPECTED
     path.write_text('{"id": 1}\n{"id": 2, "aeg": 3}\n')
     with pytest.raises(ValueError, match=r"line 2: unknown feature 'aeg': did you mean 'age'"):
+        run("--repository", repository, "--table", path, "--id-column", "id")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (r'{"id": "\ud800"}', "user id .* expected a text of 1 to 480 bytes in UTF-8"),
+        (r'{"id": 1, "city": "\ud800"}', "feature city: .* expected text that UTF-8 can hold"),
+        (
+            '{"id": 1, "city": ' + "[" * 100_000,
+            "not JSON that can be read: it is nested too deeply",
+        ),
+        ('{"id": ' + "[" * 500 + "]" * 500 + "}", r"user id \[\[.* expected a text"),
+        ('{"id": 1, "age": 1, "age": 2}', "an object that has 'age' twice; give it one value"),
+        ('{"id": 1, "age": ' + "9" * 5000 + "}", "not JSON: Exceeds the limit"),
+        ('{"id": ""}', "user id '': expected a text"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(
+    repository: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "users.jsonl"
+    path.write_text(f'{{"id": 1}}\n{line}\n')
+    with pytest.raises(CascadeError, match=rf"users\.jsonl, line 2: {message}"):
         run("--repository", repository, "--table", path, "--id-column", "id")
 
 

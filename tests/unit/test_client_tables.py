@@ -149,6 +149,8 @@ def test_a_column_of_json_gets_the_type_that_holds_it(
         ("a.csv", "", "a.csv has none of the features age"),
         ("a.csv", b"age\n\xff\n", "a.csv is not UTF-8"),
         ("a.jsonl", '{"age": 1}\n\n{"age"\n', r"a.jsonl, row 2 \(line 3\): not JSON"),
+        ("a.jsonl", "[" * 100_000, r"a.jsonl, row 1 \(line 1\): not JSON that can be read"),
+        ("a.jsonl", '{"age": 1, "age": 2}', r"row 1 \(line 1\): an object that has 'age' twice"),
         ("a.jsonl", "[1]\n", r"a.jsonl, row 1 \(line 1\): a list came; expected an object"),
         ("a.ndjson", '{"ag": 1}\n', "a.ndjson has none of the features age"),
         ("a.txt", "age\n1\n", r"a.txt is not a Parquet file: .* suffix, .csv, .jsonl, .ndjson"),
@@ -162,6 +164,15 @@ def test_a_damaged_file_is_named_with_its_row(
     with pytest.raises(ValueError, match=message) as caught:
         open_users(path, LAYOUT, [])
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["\ud800", ["\ud800"]])
+def test_a_kept_value_that_no_output_holds_is_named(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"age": 1, "key": key}) + "\n" for key in ("a", value)))
+    with pytest.raises(ValueError, match=r"in\.jsonl, row 2: key is .*; UTF-8 cannot hold it"):
+        open_users(path, LAYOUT, ["key"])
+    assert open_users(path, LAYOUT, []).rows == 2
 
 
 def test_cells_that_are_no_numbers_are_left_to_the_client(tmp_path: Path) -> None:

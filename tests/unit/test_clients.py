@@ -565,6 +565,13 @@ def test_users_are_drawn_from_a_file(tmp_path: Path) -> None:
     path.write_text('\n{"age": }\n')
     with pytest.raises(ValueError, match=r"users\.jsonl, line 2: not JSON"):
         recommend.from_file(path, 1, random.Random(0))
+    for line, message in (
+        ("[" * 100_000, "not JSON that can be read"),
+        ('{"age": 1, "age": 2}', "an object that has 'age' twice"),
+    ):
+        path.write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=f"line 1: {message}"):
+            recommend.from_file(path, 1, random.Random(0))
     path.write_text("[1]\n")
     with pytest.raises(ValueError, match="line 1: expected a JSON object"):
         recommend.from_file(path, 1, random.Random(0))

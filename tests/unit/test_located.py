@@ -122,6 +122,7 @@ def test_a_wrong_value_is_told_with_its_line(
         ("a: 1\nb: 2020-13-45\n", "line 2: b: month must be in 1..12; quote it"),
         ("a: &x\n  b: *x\n", "a.b: an alias stands inside of what it names"),
         ("a: 1\nb: *x\n", "line 2: found undefined alias"),
+        ("a: " + "[" * 9_000, "line 1: what the file holds is nested too deeply"),
         (b"a: 1\nb: \xff\n", "line 2: what stands here is not UTF-8"),
         ("a: 1\nb: \x00\n", "line 2: unacceptable character"),
     ],

@@ -17,6 +17,7 @@ from cascade.config import Serving
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.spec import LOOKUP, TOPOLOGIES
+from cascade.stages.context import Contexts
 from cascade.stages.load import load_stages
 from cascade.stages.lookup import CircuitBreaker, Lookup
 from cascade.store import OtherLayout, StoreError, UserStore, open_backend
@@ -75,6 +76,22 @@ def test_a_bad_context_is_not_counted(redis: Any) -> None:
     with pytest.raises(InvalidInput, match="context: unknown feature 'town'"):
         ask(lookup, texts("0", "1"), texts("", '{"town": "x"}'))
     assert lookup.counts() == counted()
+
+
+@pytest.mark.parametrize(
+    ("context", "message"),
+    [
+        ("{", "context: b'{' is not JSON: "),
+        ("[" * 50_000, "is not JSON that can be read: it is nested too deeply"),
+        ('{"visits": 1, "visits": 2}', "is an object that has 'visits' twice; give it one value"),
+        ('{"visits": {"x": 1, "x": 2}}', "is an object that has 'x' twice; give it one value"),
+        (r'{"city": "\ud800"}', "feature city: .* expected text that UTF-8 can hold"),
+        (r'{"\ud800": 1}', r"unknown feature '\\ud800'"),
+    ],
+)
+def test_a_context_that_cannot_be_read_is_refused(context: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Contexts(LAYOUT).read(texts(context))
 
 
 def test_a_store_that_is_gone_is_asked_three_times_and_then_once_in_a_while(

@@ -689,3 +689,26 @@ def test_the_command_says_in_one_line_what_is_wrong(
     assert "error: store 'nonsense': expected lmdb:PATH" in capsys.readouterr().err
     assert status(events.main, ["--store", f"lmdb:{tmp_path / 'no'}"]) == 1
     assert "is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "not JSON that can be read: it is nested too deeply"),
+        (event_lines("\ud800", "history", ["c"]), r"user id '\ud800': expected a text"),
+        (event_lines("anna", "history", ["\ud800"]), r"feature history: '\ud800' (str) came"),
+        ('{"user_id": 1, "feature": "history", "values": [], "values": [1]}', "'values' twice"),
+    ],
+)
+def test_an_event_that_cannot_be_read_is_left_out(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    with UserStore.create(url, LAYOUT):
+        pass
+    file = tmp_path / "events.jsonl"
+    file.write_text(line.rstrip() + "\n" + event_lines("7", "seen", ["q"]))
+    assert status(events.main, ["--store", url, str(file)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("line 1: ")
+    assert message in said
+    assert "1 events written, 1 refused" in said
