@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -249,9 +250,10 @@ def _read_vocabulary(node: Node, value: str | None, id: str | None, first: int) 
             f"{path.name} came; expected a vocabulary as .txt (a value per line), .json (a list, "
             "or an object of ids by value), .parquet or .csv (columns `value` and `id`)"
         )
+    if wrong := next((text for text in values if re.search("[\n|\ud800-\udfff]", text)), None):
+        expected = "values have no line end and no |, and UTF-8 holds them"
+        raise node.error(f"{path.name} has the value {wrong!r}; {expected}")
     texts = [text.encode() for text in values]
-    if wrong := next((text for text in values if "\n" in text or "|" in text), None):
-        raise node.error(f"{path.name} has the value {wrong!r}; values have no line end, no |")
     real = np.array([bool(text) for text in texts], bool)  # an empty text is a missing value
     texts, ids = [text for text in texts if text], ids[real]
     if len(set(texts)) < len(texts):
@@ -283,7 +285,7 @@ def _from_table(node: Node, value: str | None, id: str | None) -> tuple[list[str
 def _from_text(node: Node, path: Path, first: int) -> tuple[list[str], Ids]:
     try:
         text = path.read_text("utf-8")
-        content = of_json(text) if path.suffix == ".json" else text.split("\n")
+        content = of_json(text) if path.suffix == ".json" else text.removesuffix("\n").split("\n")
     except ValueError as error:
         raise node.error(f"{path.name} cannot be read: {error}") from error
     if isinstance(content, dict):
@@ -293,8 +295,6 @@ def _from_text(node: Node, path: Path, first: int) -> tuple[list[str], Ids]:
                 f"{path.name}: {wrong!r} has the id {content[wrong]!r}; expected an int of 64 bits"
             )
         return [*content], np.array([*content.values()], np.int64)
-    if path.suffix == ".txt" and content and not content[-1]:
-        content.pop()  # the end of the last line
     if not isinstance(content, list) or not all(isinstance(v, str | int) for v in content):
         raise node.error(f"{path.name} holds no list of values, nor an object of ids by value")
     return [str(v) for v in content], np.arange(first, first + len(content), dtype=np.int64)

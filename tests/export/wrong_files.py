@@ -39,6 +39,10 @@ def two_ids(folder, described):
     described["features"][0]["vocabulary"] = "user.txt"
 
 
+def vocabulary(text):
+    return lambda folder, described: (folder / "user.json").write_text(text)
+
+
 def items_of(change):
     def apply(folder, described):
         table = change(pq.read_table(folder / "items.parquet"))
@@ -158,6 +162,10 @@ WRONG = {
     ),
     "no vocabulary file": (put(["features", 0, "vocabulary"], "x.json"), "there is no file"),
     "a value with two ids": (two_ids, "user.txt has 'a' with the ids 0 and 2"),
+    "a value twice": (vocabulary('{"u1": 3, "u1": 4}'), "an object that has 'u1' twice"),
+    "an id beyond 64 bits": (vocabulary(f'{{"u1": {-(1 << 64)}}}'), "expected an int of 64 bits"),
+    "half a character": (vocabulary(r'{"\ud800": 3}'), "values have no line end and no |, and UTF"),
+    "a deep vocabulary": (vocabulary("[" * 100_000), "user.json cannot be read: not JSON that"),
     "an id beyond the rows": (
         put(["features", 0, "rows"], 5),
         f"features[0]: id {USERS + 1} came, but the table has 5 rows",

@@ -125,6 +125,7 @@ def test_a_string_is_the_line_and_else_what_may_be_meant(
 
 def test_a_list_of_strings_is_several() -> None:
     assert read(b'["sku-1", "b"]\n', True).literals() == ["sku-1", "b"]
+    assert read(b"[" * 100_000, True).literals() == ["[" * 100_000]
     assert read(b'[\n  "sku-1",\n  "b"\n]\n', True).literals()[1:3] == ["sku-1", "b"]
 
 
