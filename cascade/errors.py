@@ -13,12 +13,13 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cascade.telling import Lenient
 
+STDOUT = "standard output"
 DISK_FULL = os.strerror(errno.ENOSPC)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,22 +54,28 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | str | None], to_end: bool = False) -> None:
     """Run a program's `main` and exit with what it returns.
 
     A `CascadeError`, an `OSError` and whatever a full disk raises is printed as one line
     `error: ...` and ends the program with exit code 1. An interrupt ends it with 130, a closed pipe
     with 141. What cannot be written to stderr while it works is lost.
+
+    Args:
+        to_end: its product are files, and stdout only tells of the work, which goes on where stdout
+            takes nothing. The exit code says so at the end: 141 for a closed pipe, otherwise 1.
     """
+    stream = sys.stdout or _closed()
+    stdout: Lenient = Lenient(stream) if to_end else _Strict(stream)
+    stderr = Lenient(sys.stderr) if sys.stderr else None
     try:
-        with redirect_stderr(Lenient(sys.stderr) if sys.stderr else None):
-            code = main()
-        sys.stdout.flush()
+        with redirect_stderr(stderr), redirect_stdout(stdout):
+            code = _code(main)
+            stdout.flush()
     except CascadeError as error:
         _close_bars(error)
         sys.exit("error: " + " ".join(str(error).split("\n")))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
     except OSError as error:
         _close_bars(error)
@@ -80,7 +87,43 @@ def run(main: Callable[[], int | None]) -> None:
             raise
         _close_bars(error)
         sys.exit(f"error: {_line(error)}")  # of libraries that have their own kinds of errors
+    finally:
+        _let_go(stream)
+    if stdout.lost and not code:
+        gone = isinstance(stdout.lost, BrokenPipeError)
+        code = 141 if gone else f"error: {STDOUT}: {stdout.lost.strerror}; all else is done"
     sys.exit(code)
+
+
+class _Strict(Lenient):
+    """A stdout whose errors say that they are of it."""
+
+    def lose(self, error: OSError) -> None:
+        error.filename = STDOUT
+        raise error
+
+
+def _closed() -> TextIO:
+    """A stream for a stdout that was closed before the program started: it takes nothing. Nor does
+    a file that the program opens take the place of stdout."""
+    return os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+
+
+def _code(main: Callable[[], int | str | None]) -> Any:
+    try:
+        return main()
+    except SystemExit as end:
+        return end.code
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drop what a stream does not take, or Python complains of it when it exits."""
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            stream.flush()
 
 
 def _said(error: OSError) -> str:

@@ -10,7 +10,6 @@ import os
 import select
 import stat
 import sys
-from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -21,13 +20,18 @@ def tell(text: str, stream: TextIO | None = None) -> bool:
     stream = stream or sys.stderr
     if stream is None:  # closed before this program started
         return False
-    with suppress(OSError, ValueError):  # ValueError: the stream is closed
+    try:
         try:
             descriptor = stream.fileno()
         except OSError:  # a stream in memory
             stream.write(text)
             return True
         return _write(descriptor, text.encode(errors="backslashreplace"))
+    except OSError as error:
+        if isinstance(stream, Lenient):
+            stream.lost = stream.lost or error
+    except ValueError:  # the stream is closed
+        pass
     return False
 
 
@@ -56,19 +60,27 @@ def _takes_some(descriptor: int) -> bool:
 
 class Lenient:
     """A stream that loses what it cannot write; in all else it is the stream. Progress bars and
-    warnings go to stderr while a program works for hours."""
+    warnings go to stderr while a program works for hours. `lost` is the first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        try:
             self._stream.write(text)
+        except OSError as error:
+            self.lose(error)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError as error:
+            self.lose(error)
+
+    def lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -189,4 +189,4 @@ def latency(measured: Sequence[Measurement]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, to_end=True)

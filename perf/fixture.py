@@ -31,6 +31,7 @@ from cascade.data.criteo import SCHEMA
 from cascade.data.parts import fixed_size_list, regrouped, write_file
 from cascade.data.synthetic import Synthetic
 from cascade.encoding import Encoder
+from cascade.errors import run
 from cascade.models import build, preset
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
@@ -181,4 +182,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, to_end=True)

@@ -124,4 +124,4 @@ def _log(dataset: Dataset, trained: Path) -> Log:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, to_end=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -23,11 +24,21 @@ def run(module: str, *arguments: object, log: Path | None = None) -> float:
     words = [sys.executable, "-m", module, *map(str, arguments)]
     heading(f"python {' '.join(words[1:])}")
     started = time.monotonic()
-    code = _logged(words, log, started) if log else subprocess.run(words, check=False).returncode
+    code = _logged(words, log, started) if log else _shown(words)
     if code:
         seen = f"{log}, which ends with\n{tail(log, 10)}" if log else "above"
         raise SystemExit(f"error: python -m {module} failed with code {code}: see {seen}")
     return time.monotonic() - started
+
+
+def _shown(words: list[str]) -> int:
+    """The step's stdout goes through this program's, so that it is never lost to the step."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+        return process.wait()
 
 
 def _logged(words: list[str], log: Path, started: float) -> int:

@@ -21,10 +21,12 @@ import yaml
 from tabulate import tabulate
 
 from cascade.client import Recommender
+from cascade.errors import run
 from cascade.files import write_json
 from cascade.layout import RequestLayout
 from cascade.server.launcher import Server
 from cascade.stages.pipeline import Pipeline
+from perf.harness import commands
 from perf.harness.commands import heading
 from perf.own import files
 from perf.own.team import CANDIDATES, SURVIVORS, Team
@@ -88,8 +90,8 @@ def _expected(team: Team, users: int) -> list[tuple[list[int], list[float]]]:
 
 
 def _export(path: Path, repository: Path) -> None:
-    words = ["-m", "export", "build", "--cascade", path, "--repository", repository, *OPTIONS]
-    subprocess.run([sys.executable, *map(str, words)], check=True)
+    words = ["--cascade", path, "--repository", repository]
+    commands.run("export", "build", *words, *OPTIONS)
 
 
 def _in_process(repository: Path, team: Team, users: int) -> Any:
@@ -140,4 +142,4 @@ def _refused(out: Path, form: files.Form, team: Team) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, to_end=True)

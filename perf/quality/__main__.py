@@ -126,4 +126,4 @@ def _summary(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, to_end=True)

@@ -105,4 +105,4 @@ def _rows(dataset: Dataset, split: Split) -> tuple[Inputs, Floats]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, to_end=True)

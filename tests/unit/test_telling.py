@@ -19,6 +19,7 @@ from cascade.runtime.spans import START, Recorder
 from cascade.telling import say, tell
 from cascade.triton.metrics import Metrics
 from cascade.triton.request_log import RequestLog
+from tests.programs import last_error
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +79,115 @@ def test_a_program_with_progress_bars_ends_well_on_a_full_disk(tmp_path: Path) -
         ran = subprocess.run(command, cwd=ROOT, stderr=full, stdout=subprocess.PIPE, text=True)
     assert ran.returncode == 0
     assert "50 items" in ran.stdout
+
+
+@contextmanager
+def takes_nothing(kind: str) -> Iterator[int]:
+    """The descriptor of an output of which nothing arrives."""
+    if kind == "full":
+        with open("/dev/full", "w") as full:
+            yield full.fileno()
+        return
+    with pipe() as (reads, writes):
+        reads.close()
+        yield writes.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writes.fileno())  # for the flush of its end
+
+
+WORKS = """
+import sys
+from pathlib import Path
+from cascade.errors import CascadeError, run
+from cascade.telling import say
+def main():
+    say("begins")
+    print("x" * 20_000)
+    Path(sys.argv[1]).write_text("made")
+    {ends}
+run(main{how})
+"""
+
+
+def ran_into(
+    kind: str, words: list[str], buffered: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with a stdout that takes nothing, or is closed."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, *words]
+    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    if kind == "closed":
+        return subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], **how)
+    with takes_nothing(kind) as stdout:
+        return subprocess.run(command, stdout=stdout, **how)
+
+
+SAID = {"full": "No space left on device", "gone": "", "closed": "Bad file descriptor"}
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("kind", [*SAID])
+@pytest.mark.parametrize(
+    ("ends", "code", "error"),
+    [
+        ("", 1, "standard output"),
+        ("return 3", 3, ""),
+        ("raise CascadeError('wrong')", 1, "error: wrong\n"),
+        ("sys.exit('error: in a step')", 1, "error: in a step\n"),
+    ],
+)
+def test_work_goes_on_to_its_end_whatever_happens_to_stdout(
+    tmp_path: Path, ends: str, code: int, error: str, kind: str, buffered: bool
+) -> None:
+    made = tmp_path / "made"
+    work = WORKS.format(ends=ends, how=", to_end=True")
+    ran = ran_into(kind, ["-c", work, str(made)], buffered)
+    assert made.read_text() == "made"
+    if error == "standard output":
+        code = 141 if kind == "gone" else 1
+        error = f"error: standard output: {SAID[kind]}; all else is done\n" if SAID[kind] else ""
+    assert (ran.returncode, ran.stderr) == (code, error)
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("kind", [*SAID])
+def test_a_program_that_prints_its_product_ends_with_its_stdout(
+    tmp_path: Path, kind: str, buffered: bool
+) -> None:
+    made = tmp_path / "made"
+    ran = ran_into(kind, ["-c", WORKS.format(ends="", how=""), str(made)], buffered)
+    assert not made.exists()
+    error = f"error: standard output: {SAID[kind]}\n" if SAID[kind] else ""
+    assert (ran.returncode, ran.stderr) == (1 if error else 141, error)
+
+
+HELP = "cascade.data cascade.training export clients.recommend perf.report perf.fixture"
+
+
+@pytest.mark.parametrize("module", [*HELP.split(), "perf.own"])
+def test_help_that_nobody_reads_is_no_traceback(module: str) -> None:
+    ran = ran_into("gone", ["-m", module, "--help"])
+    assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_programs_that_write_files_write_them_all(tmp_path: Path) -> None:
+    data = ["--data", "synthetic:rows=500,items=50", "--out"]
+    ran = ran_into("full", ["-m", "cascade.data", *data, str(tmp_path / "data")])
+    assert ran.returncode == 1
+    assert last_error(ran.stderr).endswith(f"{SAID['full']}; all else is done")
+    assert (tmp_path / "data" / "source.json").is_file()
+    trained = tmp_path / "trained"
+    words = ["-m", "cascade.training", *data, str(trained), "--epochs", "0.1", "--device", "cpu"]
+    ran = ran_into("gone", words, buffered=False)
+    assert ran.returncode == 141
+    assert "Traceback" not in ran.stderr
+    assert (trained / "verdict.json").is_file()  # the last of its files
+
+
+def test_a_step_of_a_program_does_not_lose_its_stdout() -> None:
+    work = "from cascade.errors import run; from perf.harness import commands\n"
+    work += "run(lambda: commands.run('perf.split', '--help') and None, to_end=True)"
+    ran = ran_into("full", ["-c", work])
+    assert ran.stderr == f"error: standard output: {SAID['full']}; all else is done\n"
 
 
 def test_spans_that_cannot_be_written_are_told(
