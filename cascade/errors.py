@@ -89,7 +89,7 @@ def run(main: Callable[[], int | str | None], to_end: bool = False) -> None:
         sys.exit(f"error: {_line(error)}")  # of libraries that have their own kinds of errors
     finally:
         _let_go(stream)
-    if stdout.lost and not code:
+    if to_end and stdout.lost and not code:
         gone = isinstance(stdout.lost, BrokenPipeError)
         code = 141 if gone else f"error: {STDOUT}: {stdout.lost.strerror}; all else is done"
     sys.exit(code)

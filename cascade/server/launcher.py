@@ -206,7 +206,7 @@ class Server:
             *backends,
             *self.extra_args,
         )
-        with self.log_path.open("ab") as log:
+        with process.open_log(self.log_path) as log:
             self._log = process.ServerLog.from_here(self.log_path)
             self._process = subprocess.Popen(
                 process.tied(command),

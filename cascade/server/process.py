@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -94,6 +95,22 @@ class ServerLog:
         for written, known in renamed.items():
             said = said.replace(written, known)
         return log_excerpt(said)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a server's log to append to it, which waits for nothing. Raises ServerError: it is a
+    pipe that nothing reads."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise ServerError(
+            f"{path}: nothing reads this pipe, and a log that fills up would stop the server; "
+            "start its reader before the server, or name a file"
+        ) from error
+    os.set_blocking(descriptor, True)  # for the server, as it shares this setting
+    return os.fdopen(descriptor, "ab")
 
 
 def check_repository(repository: Path, models: Sequence[str] | None) -> None:

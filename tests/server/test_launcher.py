@@ -32,7 +32,7 @@ from cascade.server.cleanup import remove_orphans
 from cascade.server.launcher import Ports, Server, ServerError
 from cascade.server.supervisor import Supervisor
 from cascade.triton.admission import AGAIN
-from tests.served import serve
+from tests.served import FREE_PORTS, serve
 
 ROOT = Path(__file__).parents[2]
 PYTHON = f"python_backend_stubs/{sys.version_info[0]}.{sys.version_info[1]}"
@@ -301,6 +301,32 @@ def test_chosen_models_are_loaded_and_a_wrong_probe_is_told(
     assert_nothing_left(server.name)
     assert "successfully loaded 'echo'" in log.read_text()
     assert "'idle'" not in log.read_text()
+
+
+def test_a_log_that_nobody_reads_is_told_at_once(
+    repository: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, fifo = repository(ECHO), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    words = ["--repository", str(folder), "--probe", "echo", "--log", str(fifo)]
+    done = subprocess.run(
+        [sys.executable, "-m", "cascade.server", *words, *FREE_PORTS],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: {fifo}: nothing reads this pipe, and a log that fills up would stop the server; "
+        "start its reader before the server, or name a file\n"
+    )
+    read = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with process.open_log(fifo) as log:
+        assert os.get_blocking(log.fileno())
+        log.write(b"said")
+    assert os.read(read, 9) == b"said"
+    os.close(read)
 
 
 def test_the_words_of_a_failing_model_reach_the_caller(repository: Callable[[str], Path]) -> None:

@@ -160,6 +160,13 @@ def test_a_program_that_prints_its_product_ends_with_its_stdout(
     assert (ran.returncode, ran.stderr) == (1 if error else 141, error)
 
 
+@pytest.mark.parametrize("kind", [*SAID])
+def test_a_line_that_a_server_cannot_say_is_no_error(kind: str) -> None:
+    work = "from cascade.errors import run; from cascade.telling import say\nrun(lambda: say('a'))"
+    ran = ran_into(kind, ["-c", work])
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 HELP = "cascade.data cascade.training export clients.recommend perf.report perf.fixture"
 
 
