@@ -174,6 +174,10 @@ _CURL = """\
 # Asks the cascade by JSON over HTTP.
 set -euo pipefail
 URL=${URL:-http://127.0.0.1:8000}
+# A server on this machine is asked without a proxy.
+case $URL in
+  http://127.0.0.1:* | http://localhost:* | http://\\[::1\\]:*) export no_proxy='*' ;;
+esac
 
 ask() { curl -sS --fail-with-body --data-binary @- "$URL/v2/models/$1/infer"; echo; }
 

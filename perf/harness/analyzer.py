@@ -2,7 +2,7 @@
 
     eval "$(python -m perf.harness.analyzer --env)"
 
-puts perf_analyzer on PATH of a shell, with its libraries.
+puts perf_analyzer on PATH of a shell, with its libraries, and no proxy between it and this machine.
 
 The figures come from its profile export, the times of every request in nanoseconds; as its own
 summary, they count the requests that ended in the last three windows. The stages' times come from
@@ -262,8 +262,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.parse_args(argv)
     path, environment = perf_analyzer()
     found = {"PATH": os.pathsep.join(filter(None, [str(path.parent), os.environ.get("PATH")]))}
-    if libraries := environment.get("LD_LIBRARY_PATH"):
-        found["LD_LIBRARY_PATH"] = libraries
+    names = ("LD_LIBRARY_PATH", "no_proxy", "no_grpc_proxy")
+    found |= {name: environment[name] for name in names if name in environment}
     for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")
 

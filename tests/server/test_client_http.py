@@ -101,8 +101,10 @@ def trimmed(rows: list[list[Any]]) -> list[list[Any]]:
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl")
-def test_curl_gets_what_the_client_gets(site: Site) -> None:
-    environment = {**os.environ, "URL": f"http://{site.server.http_url}"}
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:9"])
+def test_curl_gets_what_the_client_gets(site: Site, proxy: str) -> None:
+    """Also where a proxy is set, which leads nowhere."""
+    environment = {**os.environ, "URL": f"http://{site.server.http_url}", "http_proxy": proxy}
     done = subprocess.run(
         ["bash"],
         input=examples.curl(site.example),

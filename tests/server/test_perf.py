@@ -250,8 +250,10 @@ DOCUMENTED = [
 
 @pytest.fixture(scope="module")
 def shell() -> dict[str, str]:
-    """The environment of a shell after the line of docs/benchmarks.md."""
-    plain = {**os.environ, "PATH": "/usr/bin:/bin"}
+    """The environment of a shell after the line of docs/benchmarks.md, where a proxy is set that
+    leads nowhere."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
+    plain = {**os.environ, **proxies, "PATH": "/usr/bin:/bin"}
     line = f'eval "$({shlex.quote(sys.executable)} -m perf.harness.analyzer --env)"; env -0'
     done = subprocess.run(["bash", "-c", line], env=plain, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
