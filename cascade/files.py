@@ -1,8 +1,9 @@
-"""Files that are complete or absent: digests, and writes that survive a kill at any moment; and the
-content of packed ones."""
+"""Files that are complete or absent: digests, and writes that survive a kill at any moment; the
+content of packed ones, and text in any form of Unicode."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import json
@@ -20,6 +21,13 @@ BLOCK = 1 << 20
 LONGEST_NAME = 200  # bytes of a file's name: file systems take 255
 GZIP_MAGIC = b"\x1f\x8b"
 UNPACKING_ERRORS = (OSError, EOFError, zlib.error)  # of what `unpacked` returns
+_MARKS = (  # those of UTF-32 begin like those of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def sha256(path: Path) -> str:
@@ -121,3 +129,24 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def text_of(data: bytes) -> str:
+    """A file's text in UTF-8, UTF-16 or UTF-32, with a lone surrogate for each byte or unit that is
+    none."""
+    without = b"", _encoding(data)
+    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), without)
+    return data[len(mark) :].decode(encoding, _SURROGATE)
+
+
+def _encoding(data: bytes) -> str:
+    """The encoding of text without a mark, by the zeros of its first character."""
+    if data[:1] == b"\0":
+        return "utf-32-be" if data[:3] == b"\0\0\0" else "utf-16-be"
+    if data[1:2] == b"\0":
+        return "utf-32-le" if data[2:4] == b"\0\0" else "utf-16-le"
+    return "utf-8"
+
+
+_SURROGATE = "cascade.surrogate"
+codecs.register_error(_SURROGATE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]

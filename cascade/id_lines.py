@@ -7,16 +7,17 @@ items that leave a catalogue.
 | `# why` | a comment: with string ids at the beginning or behind space |
 | `item_id` or `item_id,reason` in the first line | a header: it names the column of the ids |
 | `17,18` or `17;18`, also in brackets | several ids; words without digits are remarks |
+| `1,234`: two ids, or one with a separator | both readings, 1 and 234, and 1234 |
 | `"17"`, `'17'`, `17.0`, `1.70e+01`, `"1,234"` | 17, 1234: quoted, or whole numbers |
 
 A float says less than an id above 2^53 or where digits are missing (`1.2E+12`): such a line is bad.
-A string id is the line as it stands, or JSON in double quotes. Where that is no item, its fields
-and the number without `.0` may be: an id that may be meant in two ways is read in both.
+A string id is the line as it stands, or JSON: a text, an object with `item_id`, a list of them.
+Where that is no item, its fields and the number without `.0` may be: an id that may be meant in two
+ways is read in both.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
 import re
@@ -24,25 +25,21 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+from cascade.files import text_of
+
 INT64 = range(-(2**63), 2**63)
 EXACT = 2**53  # every integer up to here is a float of its own
 SHOWN = 40  # characters of a bad line
 DELIMITERS = ",;\t"
 LONGEST = 64  # characters of a number
 _SPACE = " \t\v\f\u00a0\u200b\ufeff"
-_MARKS = (  # those of UTF-32 begin like those of UTF-16
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _COMMENT = re.compile(r"(^|\s)#.*")
 _HEADER = re.compile(r"(?i:(item[ _-]?)?ids?|items?)")
 _HEADER_OF_INTEGERS = re.compile(r"(?i:([a-z]+[ _-])*(itemid|item|id|sku)s?)|[A-Za-z]*[a-z]I[dD]s?")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+")
-_SPECIAL = re.compile(r"""[#"',;\t[\ud800-\udfff]|\.0+$""")
+_EITHER = re.compile(r"[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+(?!,?[0-9.])")  # or several ids
+_SPECIAL = re.compile(r"""^[\[{]|[#"',;\t[\ud800-\udfff]|\.0+$""")
 _WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 _EXPECTED = "is no item id, an integer of 64 bits"
 
@@ -60,7 +57,7 @@ class BadLine(NamedTuple):
 @dataclass
 class IdLines:
     """The ids of a file, in its order: ints or strings. Ids that stand in `literal` as False are
-    other readings of their line, whose literal one stands before them. A line may have ids and be
+    other readings of their line, whose literal ones stand before them. A line may have ids and be
     among the `bad` ones, too. `header` is the first line, where it seems to be one."""
 
     ids: list[Any] = field(default_factory=list)
@@ -79,12 +76,17 @@ class IdLines:
         """The literal ids."""
         return [item for item, literal in zip(self.ids, self.literal, strict=True) if literal]
 
+    def ambiguous(self) -> list[int]:
+        """The numbers of the lines that have another reading."""
+        pairs = zip(self.numbers, self.literal, strict=True)
+        return [*dict.fromkeys(number for number, literal in pairs if not literal)]
+
 
 def read(data: bytes, string_ids: bool) -> IdLines:
     """The ids in the content of a file. What cannot be read is named in `IdLines.bad`."""
     found, parser = IdLines(), _Strings() if string_ids else _Integers()
     first = True
-    for number, line in enumerate(_LINE_END.split(_text(data)), 1):
+    for number, line in enumerate(_LINE_END.split(text_of(data)), 1):
         content = line.strip(_SPACE)
         if (first and content.startswith("sep=")) or parser.empty(content):
             continue
@@ -100,26 +102,6 @@ def read(data: bytes, string_ids: bool) -> IdLines:
             found.bad.append(BadLine(number, _problem(content, error)))
         first = False
     return found
-
-
-def _text(data: bytes) -> str:
-    """The text, with a lone surrogate for each byte or unit that is none."""
-    without = b"", _encoding(data)
-    mark, encoding = next((pair for pair in _MARKS if data.startswith(pair[0])), without)
-    return data[len(mark) :].decode(encoding, _SURROGATE)
-
-
-def _encoding(data: bytes) -> str:
-    """The encoding of text without a mark, by the zeros of its first character."""
-    if data[:1] == b"\0":
-        return "utf-32-be" if data[:3] == b"\0\0\0" else "utf-16-be"
-    if data[1:2] == b"\0":
-        return "utf-32-le" if data[2:4] == b"\0\0" else "utf-16-le"
-    return "utf-8"
-
-
-_SURROGATE = "cascade.surrogate"
-codecs.register_error(_SURROGATE, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 
 
 def _problem(content: str, error: Exception) -> str:
@@ -188,10 +170,11 @@ class _Integers(_Columns):
     def ids(self, content: str) -> tuple[list[int], int, str]:
         """The ids, how many are literal, and what is wrong with the rest."""
         if content.isdecimal() and self._width == 1:  # as nearly all are
-            found, problem = [_integer(content)], ""
-        else:
-            found, problem = self._several(content.partition("#")[0].strip(_SPACE))
-        return found, len(found), problem
+            return [_integer(content)], 1, ""
+        found, problem = self._several(content.partition("#")[0].strip(_SPACE))
+        other = _EITHER.match(content) if self._width == 1 else None
+        also = [int(other[0].replace(",", ""))] if other else []
+        return [*found, *(item for item in also if item in INT64)], len(found), problem
 
     def _several(self, content: str) -> tuple[list[int], str]:
         if self._width > 1:
@@ -211,6 +194,8 @@ class _Integers(_Columns):
 
 def _integer(text: str) -> int:
     """An integer, or a float that is certainly that integer. Raises ValueError."""
+    if "_" in text:  # which Python reads over
+        raise ValueError(_EXPECTED)
     try:
         value = int(text)
     except ValueError:
@@ -246,13 +231,8 @@ class _Strings(_Columns):
         if self._width > 1:
             value, problem = self.column(content)
             return _readings(value, []), 1, problem
-        if content.startswith("["):
-            try:
-                listed = json.loads(content)
-            except (ValueError, RecursionError):
-                listed = None
-            if isinstance(listed, list) and all(isinstance(item, str) for item in listed):
-                return [_encoded(item) for item in listed], len(listed), ""
+        if content[0] in "[{" and (found := _json(content)):
+            return self._listed(*found)
         if content.startswith('"'):
             return self._quoted(content)
         whole = _COMMENT.sub("", content).strip(_SPACE)
@@ -261,6 +241,13 @@ class _Strings(_Columns):
         except csv.Error:
             fields = []  # a quote within an id
         return _readings(whole, fields), 1, ""
+
+    def _listed(self, value: Any, content: str) -> tuple[list[str], int, str]:
+        several = isinstance(value, list)
+        found = [_item(one) for one in (value if several else [value])]
+        items = [item for item in found if item]
+        problem = "" if all(found) else f"{_shown(content)} is no item id: JSON without an item_id"
+        return items + [content] * (not several), len(items) or 1, problem
 
     def _quoted(self, content: str) -> tuple[list[str], int, str]:
         item, end = json.JSONDecoder().raw_decode(content)
@@ -272,6 +259,25 @@ class _Strings(_Columns):
         except csv.Error as error:
             raise ValueError(f"{_shown(content[end:])} follows the quoted id") from error
         return _readings(fields[0], fields), 1, ""
+
+
+def _json(content: str) -> tuple[Any, str] | None:
+    """The value in a line of JSON, and its text."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(content)
+    except (ValueError, RecursionError):
+        return None
+    rest = _COMMENT.sub("", content[end:]).strip(_SPACE + DELIMITERS)
+    return None if rest else (value, content[:end])
+
+
+def _item(value: Any) -> str:
+    """The id in a value of JSON; empty where it has none."""
+    if isinstance(value, dict):
+        value = next((of for name, of in value.items() if _HEADER.fullmatch(name)), None)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _encoded(value) if isinstance(value, str) else ""
 
 
 def _readings(literal: str, fields: list[str]) -> list[str]:

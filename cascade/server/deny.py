@@ -1,8 +1,9 @@
 """Checks a deny list before it is put in place: python -m cascade.server.deny check FILE
 
-Reads the file as the server does and names every line that cannot be read. With --repository, ids
-are those of its newest release, and the lines that name no item of it are counted; without FILE,
-the list of the repository is checked. Exit code 0 = every line can be read, 1 = not.
+Reads the file as the server does, prints how many ids it holds and the first of them, and names the
+lines that may be meant in two ways and those that cannot be read. With --repository, ids are those
+of its newest release, and the lines that name no item of it are counted; without FILE, the list of
+the repository is checked. Exit code 0 = every line can be read, 1 = not.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 
 from cascade import errors
 from cascade.config import of_release
-from cascade.id_lines import read
+from cascade.id_lines import IdLines, read
 from cascade.release import newest_version, read_release
 from cascade.schema import Schema
 from cascade.spec import RETRIEVE, stage_path
 from cascade.stages.filters.deny import DenyFile, DenyListError, content
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.load import deny_list_of
+
+SHOWN = 5  # ids and lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = read(content(options.file), options.string_ids)
         kind = "strings" if options.string_ids else "integers"
         print(f"{options.file}: {len({*lines.numbers})} lines of ids that are {kind}")
+        _tell(lines, options.string_ids)
         _refuse(options.file, [*map(str, lines.bad)])
     else:
         raise DenyListError("nothing to check: give a FILE, --repository DIR or both")
@@ -53,12 +57,31 @@ def _check_for(repository: Path, path: Path | None) -> None:
         raise DenyListError(f"release {version} of {repository} has no deny list: name a FILE")
     folder = repository / stage_path(release["topology"], RETRIEVE, version)
     schema = Schema.load(folder / "schema.json")
-    found = DenyFile.of(content(path), FilterItems(folder, schema.hash), schema.string_ids)
+    data = content(path)
+    found = DenyFile.of(data, FilterItems(folder, schema.hash), schema.string_ids)
     print(
         f"{path}: {found.applied} lines deny {found.denied.count} items of release {version}; "
         f"{found.absent} lines name no item of it"
     )
+    _tell(read(data, schema.string_ids), schema.string_ids)
     _refuse(path, [*map(str, found.bad)])
+
+
+def _tell(lines: IdLines, string_ids: bool) -> None:
+    """Print what was read: how many ids, the first of them, and lines with several readings, of
+    which strings have many that mean nothing."""
+    ids = [*dict.fromkeys(lines.literals())]
+    more = ", ..." if len(ids) > SHOWN else ""
+    print(f"{len(ids)} ids" + f": {', '.join(map(str, ids[:SHOWN]))}{more}" * bool(ids))
+    either = [] if string_ids else lines.ambiguous()
+    for number in either[:SHOWN]:
+        read_as = zip(lines.ids, lines.numbers, lines.literal, strict=True)
+        of_line = [(str(item), literal) for item, where, literal in read_as if where == number]
+        several = ", ".join(item for item, literal in of_line if literal)
+        one = ", ".join(item for item, literal in of_line if not literal)
+        print(f"line {number}: {several} or, with separators, {one}: all of them are denied")
+    if more_lines := len(either[SHOWN:]):
+        print(f"and {more_lines} more such lines: write one id a line")
 
 
 def _refuse(path: Path, bad: Sequence[str]) -> None:

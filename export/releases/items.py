@@ -89,6 +89,11 @@ def read_ids(path: Path | None, string_ids: bool = False) -> Array:
     lines = read(path.read_bytes(), string_ids)
     for line in lines.bad[:1]:
         raise ArtifactError(f"{path}:{line.number}: {line.problem}")
+    for number in () if string_ids else lines.ambiguous():
+        raise ArtifactError(
+            f"{path}:{number}: these may be several ids, or one with separators of thousands; "
+            "write one id a line, without them"
+        )
     ids = lines.literals()
     for number, item in zip(lines.numbers, ids, strict=False):
         if not string_ids and item < 0:

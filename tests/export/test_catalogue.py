@@ -211,6 +211,9 @@ def test_what_cannot_be_added_or_removed_is_named(small: Cascade, tmp_path: Path
     (tmp_path / "ids.txt").write_text("7\nx7\n")
     with pytest.raises(ArtifactError, match=r"ids\.txt:2: 'x7' is no item id"):
         read_ids(tmp_path / "ids.txt")
+    (tmp_path / "ids.txt").write_text("7\n1,234\n")
+    with pytest.raises(ArtifactError, match=r"ids\.txt:2: these may be several ids, or one with"):
+        read_ids(tmp_path / "ids.txt")
     pq.write_table(pa.table({"item_id": [1]}), tmp_path / "narrow.parquet")
     with pytest.raises(ArtifactError, match=r"lacks the columns \['C7', 'C8'"):
         read_items(tmp_path / "narrow.parquet", started.encoder, started.checkpoints)

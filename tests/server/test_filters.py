@@ -329,8 +329,13 @@ def test_a_deny_list_can_be_checked_before(
     assert err.count("\n") == 1
     assert status(check.main, ["check", str(file)]) == 1
     assert status(check.main, ["check", str(file), "--string-ids"]) == 0
-    file.write_text("17\n")
-    assert status(check.main, ["check", str(file)]) == 0
+    capsys.readouterr()
+    file.write_text("17\n1,234\n5,6,7,8\n")
+    for where in ([], own):
+        assert status(check.main, ["check", str(file), *where]) == 0
+        out = capsys.readouterr().out
+        assert "7 ids: 17, 1, 234, 5, 6, ...\n" in out
+        assert "line 2: 1, 234 or, with separators, 1234: all of them are denied\n" in out
     (repository / DENY_LIST).write_text(f"{shop.ids[0]}\n")
     assert status(check.main, ["check", *own]) == 0
     capsys.readouterr()

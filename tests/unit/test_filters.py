@@ -23,7 +23,7 @@ from cascade.filters_wire import MOST_EXCLUDED, MOST_VALUES, decode_allow, decod
 from cascade.index import KINDS
 from cascade.index.exact import ExactIndex
 from cascade.spec import DENY_LIST, RETRIEVE, ConfigError, Sizes
-from cascade.stages.filters.deny import DenyList, DenyListError, Memory
+from cascade.stages.filters.deny import DenyFile, DenyList, DenyListError, Memory
 from cascade.stages.filters.items import FilterItems
 from cascade.stages.load import deny_list_of
 from cascade.stages.pipeline import Pipeline
@@ -465,6 +465,29 @@ def test_a_process_that_starts_later_denies_what_those_before_it_did(
     (tmp_path / "kept").write_text("{")
     with pytest.raises(DenyListError, match="what was denied before, is damaged"):
         started()
+
+
+def test_a_deny_list_of_integers_denies_every_reading_of_a_line(
+    criteo: Any, tmp_path: Path
+) -> None:
+    folder = criteo.repository / RETRIEVE / "1"
+
+    class Renamed(FilterItems):
+        """Items with ids below a million."""
+
+        def known(self, keys: Any) -> Any:
+            return super().known(keys + FIRST)
+
+        def rows(self, keys: Any) -> Any:
+            return super().rows(keys + FIRST)
+
+    items = Renamed(folder, criteo.schema.hash)
+    file = DenyFile.of(b"3,012\n6\n", items, False)  # 3 and 12, or 3012; two are items, or all
+    wanted = {3, 12, 6, 3012} & {int(key - FIRST) for key in items._row_ids}
+    assert 3012 in wanted
+    assert len(wanted) >= 3
+    assert file.denied.count == len(wanted)
+    assert (file.applied, file.absent, file.bad) == (2, 0, ())
 
 
 def test_an_error_of_a_deny_list_permits_nothing(

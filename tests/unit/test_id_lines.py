@@ -51,7 +51,7 @@ def test_a_mark_of_utf_16_alone_decides_the_order_of_its_bytes() -> None:
         ('"17"\n\'18\'\n "19" \n', [17, 18, 19]),
         ("17.0\n18.000\n+19\n", [17, 18, 19]),
         (saved([17, 2**31]), [17, 2**31]),
-        ("1,234\n17,18\n19;20;\n21\t22\n23,\n", [1, 234, *range(17, 24)]),
+        ("1,2345\n17,18\n19;20;\n21\t22\n23,\n", [1, 2345, *range(17, 24)]),
         ("17,no longer sold\n18;recalled  # by law\n", [17, 18]),
         ('"1,234"\n"1,234,567",why\n', [1234, 1234567]),
         ("[17, 18]", [17, 18]),
@@ -80,6 +80,8 @@ def test_integers_are_read_in_the_forms_that_programs_write(text: str, ids: list
         (b"nan", []),
         (b"1e999999999", []),
         (b'"17', []),
+        (b"1_000", []),  # as Python alone writes a thousand
+        (b"3,1_000", [3]),
         (b"1\xff", []),
         (b"item_id", []),  # not in the first line
         (b"3,l8,4", [3, 4]),
@@ -90,6 +92,56 @@ def test_a_bad_line_costs_itself_alone(line: bytes, ids: list[int]) -> None:
     lines = read(b"17\n" + line + b"\n18\n", False)
     assert (lines.ids, bad(lines)) == ([17, *ids, 18], [2])
     assert "is no item id" in str(lines.bad[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "literal", "other"),
+    [
+        ("1,234", [1, 234], [1234]),
+        ("-1,234,567  # why", [-1, 234, 567], [-1234567]),
+        ("100,200,300", [100, 200, 300], [100200300]),
+        ("1,234,recalled", [1, 234], [1234]),
+        ("1,234,56", [1, 234, 56], []),
+        ("[100,200]", [100, 200], []),
+        ("100, 200", [100, 200], []),
+        ("1000,200", [1000, 200], []),
+        ("0,200", [0, 200], []),
+        ("999" + 7 * ",999", 8 * [999], []),  # no integer of 64 bits
+    ],
+)
+def test_integers_that_may_be_one_with_separators_are_read_as_both(
+    line: str, literal: list[int], other: list[int]
+) -> None:
+    lines = read(f"7\n{line}\n".encode(), False)
+    assert (lines.ids, lines.bad) == ([7, *literal, *other], [])
+    assert lines.literals() == [7, *literal]
+
+
+@pytest.mark.parametrize(
+    ("line", "ids", "literal", "told"),
+    [
+        ('{"item_id": "sku-1"}', ["sku-1", '{"item_id": "sku-1"}'], 1, False),
+        (
+            '{"why": "a, b", "Item ID": 17}, # gone',
+            ["17", '{"why": "a, b", "Item ID": 17}'],
+            1,
+            False,
+        ),
+        ('[{"id": "a"}, "b", 17]', ["a", "b", "17"], 3, False),
+        ("[17]", ["17"], 1, False),
+        ('{"sku": "a"}', ['{"sku": "a"}'], 1, True),
+        ('["a", null]', ["a"], 1, True),
+        ("[Box] 17", ["[Box] 17"], 1, False),
+        ("[" * 100_000, ["[" * 100_000], 1, False),
+    ],
+)
+def test_strings_in_json_are_read_or_told(
+    line: str, ids: list[str], literal: int, told: bool
+) -> None:
+    lines = read(f"x\n{line}\ny\n".encode(), True)
+    assert (lines.ids, bad(lines)) == (["x", *ids, "y"], [2] * told)
+    assert lines.literals() == ["x", *ids[:literal], "y"]
+    assert all("is no item id: JSON without an item_id" in str(line) for line in lines.bad)
 
 
 def test_below_a_header_the_other_columns_are_remarks() -> None:

@@ -82,8 +82,10 @@ class DenyFile:
         known = items.known(keys)
         numbers = np.array([*lines.numbers, *(0 for _ in header)], np.int64)
         literal = np.array([*lines.literal, *(True for _ in header)], bool)
-        # Another reading of a line counts where the line as it stands is no item.
-        meant = known & (literal | ~np.isin(numbers, numbers[known & literal]))
+        # Another reading of a line counts: of integers always, for nothing says which one is meant;
+        # of strings, where the line as it stands is no item.
+        other = ~np.isin(numbers, numbers[known & literal]) if string_ids else True
+        meant = known & (literal | other)
         mask = np.zeros(len(items), bool)
         mask[items.rows(keys[meant])] = True
         applied = len(np.unique(numbers[meant & (numbers > 0)]))
