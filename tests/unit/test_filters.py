@@ -454,7 +454,7 @@ def test_a_process_that_starts_later_denies_what_those_before_it_did(
     assert denied(started(), clock, items) == {FIRST, SECOND}
     path.write_text(f"{THIRD}\nnot an id\n")
     assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
-    path.write_text("still no id\n" + TWO)
+    path.write_text(TWO + "still no id\n")
     assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
     path.unlink()
     assert denied(started(), clock, items) == {FIRST, SECOND, THIRD}
