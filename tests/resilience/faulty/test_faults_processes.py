@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from cascade.client import channel
@@ -27,6 +28,8 @@ from tests.resilience.conftest import Pair
 from tests.resilience.faults import FaultTable, wait_until
 from tests.resilience.faulty.site import KEY, Site, errors, judge, lost, stopped
 from tests.resilience.traffic import OK
+
+HUGE = 64 << 20  # bytes of a value
 
 LONG_S, SHORT_S = 30.0, 6.0  # of a process that hangs, in a run of usual length and in a short one
 USUAL_SECONDS = 10  # --seconds of a run that is not short
@@ -160,9 +163,27 @@ def test_a_stage_without_memory(site: Site, faults: FaultTable) -> None:
     """The process that comes in its place has no such limit."""
     with faults("retrieve: no more memory (RLIMIT_AS)") as found, site.asked() as outcomes:
         worker, seen = site.worker("retrieve"), site.seen()
+
+        def felt() -> str:
+            press(site)
+            return errors(outcomes) or site.told_now(seen)
+
         with limited(worker, resource.RLIMIT_AS, worker.memory_info().vms), site.crowd():
-            found.shows = wait_until(lambda: errors(outcomes) or site.told_now(seen))
+            found.shows = wait_until(felt)
         judge(found, outcomes, time.monotonic())
+
+
+def press(site: Site) -> None:
+    """Ask with a value for which a process has to get more memory; it is refused in any case."""
+    inputs = []
+    for name, dtype in (("dense", "FP32"), ("categorical", "BYTES")):
+        values = getattr(site.users, name)[:1].copy()
+        if dtype == "BYTES":
+            values[0, 0] = b"x" * HUGE
+        inputs.append(grpc.InferInput(name, values.shape, dtype))
+        inputs[-1].set_data_from_numpy(values)
+    with channel.connect(site.served.url) as client, suppress(InferenceServerException):
+        client.infer(ENSEMBLE, inputs, client_timeout=5)
 
 
 def test_a_server_without_file_descriptors(site: Site, faults: FaultTable) -> None:

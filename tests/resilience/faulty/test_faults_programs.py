@@ -25,7 +25,7 @@ from tests.resilience.faults import FaultTable, Ran, fill, small_disk
 from tests.resilience.faulty.forked import Forks, forks
 
 PAGE = 4096
-ROOM = (0.0, 0.02, 0.3, 0.6, 0.99)  # of what a refresh takes
+ROOM = (0.0, 0.02, 0.3, 0.6, 0.9)  # of what a refresh takes
 NEW_ITEMS, ROWS = 5_000, 3_000
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 

@@ -22,7 +22,7 @@ from tests.resilience.conftest import Pair
 from tests.resilience.faults import FaultTable, Finding, Ran, fill, read_only, small_disk
 from tests.resilience.faulty.forked import Forks
 
-ROOM = (0.0, 0.02, 0.3, 0.6, 0.99)  # of what a release takes
+ROOM = (0.0, 0.02, 0.3, 0.6, 0.9)  # of what a release takes
 MARGIN = 1 << 20
 Publish = Callable[..., Ran]
 LONG_S = 10.0  # `--seconds` of a run that takes its time
