@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from cascade.server import binaries
+
 ROOT = Path(__file__).parents[2]
 PROGRAM_TIMEOUT_S = 120.0
 PATIENCE_S, POLL_S = 90.0, 0.1
@@ -130,6 +132,16 @@ def program(
         preexec_fn=limit if limits else None,  # between tests, no threads
     )
     return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start)
+
+
+def setpriv() -> tuple[str, ...]:
+    """The command that makes a server of root's obey permissions. It may run the stub of the wheel,
+    from which a server that ran as root has taken that right."""
+    if os.getuid():
+        return ()
+    for stub in binaries.wheel_package().glob(f"tritonserver/*/*/{binaries.STUB}"):  # type: ignore[union-attr]
+        stub.chmod(0o755)
+    return ("setpriv", *UNABLE)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from export.releases.rewire import rewire, serving_of
 from export.users import layout_of
 from tests.cascades import Cascade
 from tests.resilience import faults
-from tests.resilience.faults import UNABLE, Finding, wait_until
+from tests.resilience.faults import Finding, setpriv, wait_until
 from tests.resilience.faulty.forked import Forks
 from tests.served import Served, serve
 
@@ -118,10 +118,9 @@ def site(
     rewire(people.repository, folder / "repository", wiring, Product(store=url))
     log, server_log = folder / "launcher.log", folder / "server.log"
     arguments = ("--log", str(server_log), "--exit-timeout-s=2")
-    setpriv = ("setpriv", *UNABLE)
     with (
         serve(
-            folder / "repository", log, *arguments, prefix=setpriv, environment=environment
+            folder / "repository", log, *arguments, prefix=setpriv(), environment=environment
         ) as served,
         Recommender(served.url, deadline_s=DEADLINE_S) as client,
     ):

@@ -20,12 +20,12 @@ from cascade.config import Product
 from export.releases.rewire import rewire, serving_of
 from tests.cascades import Cascade
 from tests.resilience.faults import (
-    UNABLE,
     FaultTable,
     Finding,
     Ran,
     fill,
     metric,
+    setpriv,
     small_disk,
     wait_until,
 )
@@ -109,11 +109,11 @@ def guarded(people: Cascade, workplace: Path, forked: Forks) -> Iterator[Guarded
         product = Product(deny_list=str(deny))
         rewire(people.repository, folder / "repository", wiring, product)
         arguments = ("--log", str(logs / "server.log"), "--exit-timeout-s=2")
-        setpriv, json_log = ("setpriv", *UNABLE), {"CASCADE_LOG": "json"}
+        json_log = {"CASCADE_LOG": "json"}
         with (
             serve(
                 *(folder / "repository", folder / "launcher.log", *arguments),
-                prefix=setpriv,
+                prefix=setpriv(),
                 environment=json_log,
             ) as served,
             Recommender(served.url, deadline_s=10) as client,
