@@ -94,7 +94,8 @@ class Ran:
         """The line `error: ...` that ended it. Fails the test if there is none, or a traceback."""
         assert "Traceback" not in self.errors, self.errors
         assert self.code == 1, (self.code, self.errors)
-        lines = [line for line in self.errors.splitlines() if line.startswith("error: ")]
+        text = self.errors.replace("\x1b[A", "\n")  # how a progress bar leaves its place
+        lines = [line for line in text.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.errors
         return lines[0]
 
@@ -118,7 +119,7 @@ def program(
         for kind, most in (limits or {}).items():
             resource.setrlimit(kind, (most, most))
 
-    unable = () if able or os.getuid() else ("setpriv", *UNABLE)
+    unable = () if able else setpriv()
     command = [*prefix, *unable, sys.executable, "-m", *map(str, words)]
     start = time.monotonic()
     ran = subprocess.run(
