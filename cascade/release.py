@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,17 @@ def check_stages(repository: Path, version: int, stages: Collection[str]) -> Non
     if not (repository / ENSEMBLE / str(version) / RELEASE_FILE).exists():
         return
     release = read_release(repository, version)
+    for path, expected in listed(repository, release, version, stages):
+        if path.exists():
+            check_file(path, expected["bytes"], expected["sha256"])
+
+
+def listed(
+    repository: Path, release: Mapping[str, Any], version: int, stages: Collection[str] = STAGES
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The files of some stages that a release lists, where they lie in a repository, with their
+    sizes and digests."""
     for stage in (stage for stage in STAGES if stage in stages):
         folder = repository / stage_path(release["topology"], stage, version)
         for name, expected in release.get("files", {}).get(stage, {}).items():
-            if (folder / name).exists():
-                check_file(folder / name, expected["bytes"], expected["sha256"])
+            yield folder / name, expected

@@ -23,7 +23,7 @@ from typing import Any
 from grpc import ChannelCredentials, ssl_channel_credentials
 
 from cascade.client.tls import check_files
-from cascade.errors import CascadeError
+from cascade.errors import CascadeError, need
 
 KEY_VARIABLE = "CASCADE_CONTROL_KEY"
 KEY_HEADER = "control-key"
@@ -149,12 +149,11 @@ class TrustedKeys:
 
 
 def _public_key(file: Path) -> Any:
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
-    except ImportError as error:
-        raise TrustError("--trust needs cryptography: pip install 'cascade[sign]'") from error
+    need("cryptography", "--trust", "sign", TrustError)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
     try:
         key = load_pem_public_key(file.read_bytes())
     except (ValueError, UnsupportedAlgorithm) as error:

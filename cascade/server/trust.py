@@ -21,7 +21,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
@@ -30,7 +29,7 @@ from cascade.artifact import ArtifactError, check_file
 from cascade.client.split import CHALLENGER
 from cascade.errors import CascadeError
 from cascade.files import move
-from cascade.release import RELEASE_FILE, SIGNATURE_FILE, check_manifest, read_release
+from cascade.release import RELEASE_FILE, SIGNATURE_FILE, check_manifest, listed, read_release
 from cascade.server.security import TrustedKeys, TrustError
 from cascade.spec import (
     CHALLENGER_SHARE,
@@ -38,8 +37,6 @@ from cascade.spec import (
     FILTERED,
     FRONTS,
     PROCESSES,
-    STAGES,
-    stage_path,
 )
 
 MOST_BYTES = 1 << 26  # of a manifest or a configuration
@@ -125,7 +122,7 @@ class TrustedCopy:
         manifest = self._manifest(self.root, number)
         if number not in self._configs or not manifest.exists():
             return False
-        files = _files(self.root, read_release(self.root, number), number)
+        files = listed(self.root, read_release(self.root, number), number)
         return all(path.exists() for path, _ in files)
 
     def _admit(self, number: int) -> None:
@@ -143,7 +140,7 @@ class TrustedCopy:
         manifest.write_bytes(content)
         release = read_release(staged, number)
         check_manifest(release, number, self._manifest(self.source, number))
-        for path, expected in _files(staged, release, number):
+        for path, expected in listed(staged, release, number):
             path.parent.mkdir(parents=True, exist_ok=True)
             source = self.source / path.relative_to(staged)
             check_file(source, expected["bytes"])
@@ -251,14 +248,3 @@ def _follow_split(config: pb.ModelConfig, name: str, wanted: pb.ModelConfig) -> 
             config.parameters[CHALLENGER_SHARE].string_value = f"{float(text):g}"
         except ValueError as error:
             raise ArtifactError(f"its share of the users is {text[:40]!r}, no number") from error
-
-
-def _files(
-    root: Path, release: dict[str, Any], number: int
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The files that a release lists, where they lie in a repository, with their sizes and
-    digests."""
-    for stage in STAGES:
-        folder = root / stage_path(release["topology"], stage, number)
-        for name, expected in release["files"].get(stage, {}).items():
-            yield folder / name, expected

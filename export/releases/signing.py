@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.artifact import ArtifactError
+from cascade.errors import need
 from cascade.release import RELEASE_FILE, SIGNATURE_FILE
 from cascade.spec import ENSEMBLE
 from export.releases.manifest import verify
@@ -42,12 +43,11 @@ class Signer:
 
 
 def _private_key(file: Path) -> Any:
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-    except ImportError as error:
-        raise SigningError("signing needs cryptography: pip install 'cascade[sign]'") from error
+    need("cryptography", "signing", "sign", SigningError)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
     try:
         key = load_pem_private_key(file.read_bytes(), password)

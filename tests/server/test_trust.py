@@ -237,6 +237,14 @@ def site(
             assert watch.result(60) is None
 
 
+def answered_by(load: Load, release: int) -> None:
+    """Wait for an answer of a release that has just gone live."""
+    deadline = time.monotonic() + 60
+    while release not in load.seen:
+        assert time.monotonic() < deadline, load.seen
+        time.sleep(0.05)
+
+
 def test_signed_releases_come_and_go_under_load(site: Any, keys: Any) -> None:
     repository, server, exports, _ = site
     answers = [exports[1].ask(cascade.pipeline(), stop=12) for cascade in exports]
@@ -251,6 +259,7 @@ def test_signed_releases_come_and_go_under_load(site: Any, keys: Any) -> None:
         ours.end_split()
         for turn in (1, 0, 1):  # more than are kept
             ours.publish(from_export(exports[turn].repository))
+        answered_by(load, 5)
     assert load.wrong == []
     assert load.seen >= {1, 2, 3, 4, 5}
     assert control.release() == 5
@@ -288,6 +297,7 @@ def test_a_server_follows_without_a_control_key(site: Any, keys: Any) -> None:
         ours.end_split()
         ours.publish(from_export(exports[live % 2].repository))
         until(live + 2)
+        answered_by(load, live + 2)
     assert load.wrong == []
     assert load.seen >= {live, live + 1, live + 2}
 
