@@ -88,6 +88,8 @@ class Encoder:
         cardinality that the schema states stays."""
         sizes = {}
         for feature in schema.features:
+            if feature.shares:
+                continue
             if feature.encoding == "vocabulary":
                 values, ids = vocabularies[feature.name], (numbers or {}).get(feature.name)
                 last = FIRST + len(values) - 1 if ids is None else int(ids.max(initial=-1))
@@ -100,11 +102,11 @@ class Encoder:
 
     def vocabulary(self, feature: Feature) -> dict[bytes, int]:
         """The values of a feature, and the id of each."""
-        return self._lookup[feature.name]
+        return self._lookup[feature.shares or feature.name]
 
     def numbered(self, feature: Feature) -> bool:
         """Whether the values of a feature have ids of their own, instead of 2, 3, ..."""
-        return feature.name in self._numbers
+        return (feature.shares or feature.name) in self._numbers
 
     def encode(
         self, side: Side, dense: Raw, categorical: Raw, unknown: Ids | None = None
@@ -189,7 +191,7 @@ class Encoder:
     def _id(self, feature: Feature, value: bytes) -> int:
         known: int | None
         if feature.encoding == "vocabulary":
-            known = self._lookup[feature.name].get(value)
+            known = self._lookup[feature.shares or feature.name].get(value)
         elif feature.encoding == "integer":
             known = _integer(feature, value)
         else:
@@ -256,7 +258,9 @@ def _members(feature: Feature, value: bytes) -> list[bytes]:
 
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:
-    return [f for f in schema.features if f.encoding == "vocabulary" and f.side in sides]
+    """The features whose vocabularies encode these sides."""
+    read = [schema.owner(f) for f in schema.features if f.side in sides]
+    return [feature for feature in dict.fromkeys(read) if feature.encoding == "vocabulary"]
 
 
 def _check_length(feature: Feature, value: bytes) -> None:

@@ -22,6 +22,7 @@ Kind = Literal["dense", "categorical", "bag", "sequence"]
 Encoding = Literal["log1p", "identity", "buckets", "vocabulary", "hash", "integer"]
 Hashing = Literal["crc32", "md5", "murmur3", "modulo"]
 PadSide = Literal["", "left", "right"]
+TaskKind = Literal["binary", "amount"]
 
 _IDS = ("vocabulary", "hash", "integer")
 ENCODINGS: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +36,36 @@ REFUSED = -1  # in place of a reserved id: the model has no row for such a value
 
 class SchemaError(CascadeError, ValueError):
     """A schema that contradicts itself, or an artifact made for another schema."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One label of a row, and what a model says of it.
+
+    Args:
+        name: unique in its schema, a Python identifier: formulas of the final score use it.
+        kind: `binary` is 0 or 1, of which a model gives the probability (the sigmoid of its logit);
+            `amount` is a number of at least 0, of which a model gives the mean (the softplus).
+        weight: of its loss beside those of the other tasks.
+    """
+
+    name: str
+    kind: TaskKind = "binary"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        wrong = ""
+        if not self.name.isidentifier():
+            wrong = "the name of a task has letters, digits and _, and begins with no digit"
+        elif self.kind not in get_args(TaskKind):
+            wrong = f"kind is {self.kind!r}, not one of {get_args(TaskKind)}"
+        elif not self.weight > 0:
+            wrong = f"weight is {self.weight:g}; expected a positive number"
+        if wrong:
+            raise SchemaError(f"task {self.name}: {wrong}")
+
+
+CLICK = (Task("click"),)
 
 
 @dataclass(frozen=True)
@@ -62,6 +93,8 @@ class Feature:
         fill: of a dense value that is missing, before all else.
         mean, std: (x - mean) / std is what a model sees of a dense value, after log1p.
         boundaries: of `buckets`, ascending: the number of boundaries <= x is what a model sees.
+        shares: the name of a categorical of the items whose ids this feature has, too: a list of
+            items that a user met. Its vocabulary is that feature's.
     """
 
     name: str
@@ -82,6 +115,7 @@ class Feature:
     mean: float = 0.0
     std: float = 1.0
     boundaries: tuple[float, ...] = ()
+    shares: str = ""
 
     def __post_init__(self) -> None:
         wrong, known = "", ENCODINGS.get(self.kind, ())
@@ -136,6 +170,12 @@ _LATER = (
     "mean",
     "std",
     "boundaries",
+    "shares",
+)
+# What has to be equal where a feature has the ids of another one.
+_SHARED = (
+    *("encoding", "buckets", "hashing", "offset", "min_count"),
+    *("missing_id", "unknown_id", "cardinality", "digest"),
 )
 
 
@@ -146,6 +186,7 @@ class Schema:
     name: str
     features: tuple[Feature, ...]
     string_ids: bool = False  # of the items: answers name them by strings instead of integers
+    tasks: tuple[Task, ...] = CLICK  # the labels of a row; the first orders items unless said
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
@@ -154,7 +195,29 @@ class Schema:
             raise SchemaError(f"schema {self.name}: feature names occur twice: {twice}")
         for side in ("user", "item"):
             if not any(feature.side == side for feature in self.features):
-                raise SchemaError(f"schema {self.name}: there is no {side} feature")
+                raise SchemaError(f"schema {self.name}: there is no {side} feature; add one")
+        tasks = [task.name for task in self.tasks]
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise SchemaError(f"schema {self.name}: tasks are {tasks}; expected different names")
+        for feature in self.features:
+            if feature.shares:
+                self._check_shared(feature)
+
+    def _check_shared(self, feature: Feature) -> None:
+        """A feature that has the ids of another one has to number values as that one does."""
+        owner = next((f for f in self.features if f.name == feature.shares), None)
+        if owner is None or (owner.side, owner.kind, owner.shares) != ("item", "categorical", ""):
+            raise SchemaError(
+                f"feature {feature.name} shares {feature.shares!r}, which is no categorical of the "
+                "items with ids of its own"
+            )
+        for name in _SHARED:
+            own, wanted = getattr(feature, name), getattr(owner, name)
+            if own != wanted:
+                raise SchemaError(
+                    f"feature {feature.name} has {name} {own!r}, and {owner.name}, whose ids it "
+                    f"shares, has {wanted!r}"
+                )
 
     def side(self, side: Side) -> tuple[Feature, ...]:
         """All features of a side."""
@@ -186,6 +249,12 @@ class Schema:
         ids = self.ids(feature.side)
         return sum(other.length for other in ids[: ids.index(feature)])
 
+    def owner(self, feature: Feature) -> Feature:
+        """The feature whose vocabulary a feature has: its own, unless it shares another one's."""
+        if not feature.shares:
+            return feature
+        return next(other for other in self.features if other.name == feature.shares)
+
     @property
     def hash(self) -> str:
         """Identifies this schema with its fitted vocabularies."""
@@ -198,10 +267,11 @@ class Schema:
         return _digest([*request, "string ids"] if self.string_ids else request)
 
     def fitted(self, sizes: Mapping[str, tuple[int, str]]) -> Schema:
-        """The same schema with the `(cardinality, digest)` of every id feature filled in."""
+        """The same schema with the `(cardinality, digest)` of every id feature filled in; those
+        that share another one's ids have its."""
 
         def fit(feature: Feature) -> Feature:
-            cardinality, digest = sizes[feature.name]
+            cardinality, digest = sizes[feature.shares or feature.name]
             return replace(feature, cardinality=cardinality, digest=digest)
 
         features = (f if f.kind == "dense" else fit(f) for f in self.features)
@@ -218,6 +288,8 @@ class Schema:
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"name": self.name}
         found["features"] = [feature.to_dict() for feature in self.features]
+        if self.tasks != CLICK:
+            found["tasks"] = [asdict(task) for task in self.tasks]
         return {**found, "string_ids": True} if self.string_ids else found
 
     @classmethod
@@ -227,7 +299,9 @@ class Schema:
                 Feature(**{**f, "boundaries": tuple(f.get("boundaries", ()))})
                 for f in value["features"]
             )
-            return cls(value["name"], tuple(features), bool(value.get("string_ids", False)))
+            tasks = tuple(Task(**task) for task in value["tasks"]) if "tasks" in value else CLICK
+            strings = bool(value.get("string_ids", False))
+            return cls(value["name"], tuple(features), strings, tasks)
         except (KeyError, TypeError) as error:
             raise SchemaError(f"not a schema: {error}") from error
 

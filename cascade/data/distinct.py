@@ -156,7 +156,9 @@ class Vocabularies:
 
     def __init__(self, schema: Schema, sides: tuple[Side, ...]) -> None:
         self._features = [
-            f for f in schema.features if f.encoding == "vocabulary" and f.side in sides
+            f
+            for f in schema.features
+            if f.encoding == "vocabulary" and f.side in sides and not f.shares
         ]
         # By feature, tables of value and count: what is merged, then what was counted since.
         self._counts: dict[str, list[pa.Table]] = {f.name: [] for f in self._features}

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from cascade.schema import Schema, Side
+from cascade.schema import Schema, Side, TaskKind
 
 EXACT = 1 << 24  # float32 holds every integer up to here
 
@@ -63,8 +63,9 @@ class Scorer(nn.Module):
     calls `forward` on every pair of a user and a candidate, so the user's part is computed for each
     candidate anew. An export to ONNX derives the split from the graph of `forward` instead.
 
-    A model of several tasks names them in `tasks` and gives one logit for each. The first task is
-    the one that labels train and that the cascade orders items by.
+    A model of several tasks names them in `tasks` and gives one logit for each; what a logit says
+    is the kind of the task in the schema. The cascade orders items by the first task, or by a
+    formula of all.
     """
 
     tasks: tuple[str, ...] = ("click",)
@@ -93,6 +94,12 @@ class Scorer(nn.Module):
     def exact_states(self) -> bool:
         """Whether the states hold ids, which no type of fewer bits than float32 can store."""
         return not self.defines("item")
+
+    @property
+    def kinds(self) -> tuple[TaskKind, ...]:
+        """What the logits of `tasks` say, by the schema; one that it does not know is binary."""
+        known = {task.name: task.kind for task in self.schema.tasks}
+        return tuple(known.get(name, "binary") for name in self.tasks)
 
     def user_parts(self) -> Sequence[str]:
         """Names of the modules, and of the model's own parameters and buffers, that only `user`

@@ -38,7 +38,7 @@ ITEM_IDS = ("integers", "strings")
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _FEATURE = (
     *("name", "side", "kind", "encoding", "length", "min_count", "buckets"),
-    *("column", "table"),
+    *("column", "table", "shares"),
 )
 # Columns of the prepared form, beside which the features stand.
 _RESERVED = (
@@ -105,7 +105,7 @@ def read(schema: Path, where: str = "") -> Layout:
     try:  # an item of which the past alone is known would be none
         found = Schema(name, (*features, *of_users), string_ids=kind == "strings")
     except SchemaError as error:
-        raise root.mapping()["features"].error(f"{error}; add one") from error
+        raise root.mapping()["features"].error(str(error)) from error
     root.take("item", Node.text)
     named = {role: root.mapping()[role] for role in COLUMNS if role in root.mapping()}
     for node in named.values():
@@ -148,6 +148,7 @@ def _feature(node: Node) -> tuple[Feature, Column]:
     values: dict[str, Any] = {"side": side, "kind": kind, "encoding": encoding}
     for key, usually in (("length", 1), ("min_count", 1), ("buckets", 0)):
         values[key] = node.take(key, lambda n: n.integer(least=1), usually)
+    values["shares"] = node.take("shares", Node.text, "")
     if kind in ("bag", "sequence") and "length" not in node.mapping():
         raise node.error(f"a {kind} needs the key 'length', the most members that a model sees")
     try:
