@@ -28,6 +28,7 @@ from cascade.server import arguments, binaries, cleanup, probe, process, securit
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
 from cascade.server.security import HeldTls, ServerTls, TrustedKeys
+from cascade.server.stalled import Stalled
 from cascade.server.threads import threads_per_process
 from cascade.server.trust import TrustedCopy
 from cascade.spec import ENSEMBLE
@@ -37,7 +38,7 @@ __all__ = ["Ports", "Server", "ServerError"]
 
 POLL_S = 0.1
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # where a client finds it
-STARTS = 3  # of a server that crashes before it answers
+STARTS = 3  # server 2.51 crashes or hangs in about one of thousands
 
 
 @dataclass(eq=False)
@@ -124,7 +125,6 @@ class Server:
 
     @property
     def _reachable_host(self) -> str:
-        """An address of IPv6 in brackets."""
         host = EVERYWHERE.get(self.host.strip("[]"), self.host)
         return f"[{host.strip('[]')}]" if arguments.is_ipv6(host) else host
 
@@ -156,11 +156,9 @@ class Server:
             self.name = cleanup.register()
             try:
                 self._launch(binary)
-                self._wait_until_it_answers()
+                self._wait_until_it_answers(last=not starts_left)
             except BaseException as error:
                 self.stop()
-                # The Python backend of server 2.51 aborts in about one start of thousands, while
-                # it makes the locks that it shares with its processes.
                 if not isinstance(error, process.CrashError) or not starts_left:
                     raise
                 tell(f"while it started, {error.message}; starting it again\n")
@@ -249,8 +247,9 @@ class Server:
             if self.name:
                 cleanup.remove(self.name)
 
-    def _wait_until_it_answers(self) -> None:
-        deadline = time.monotonic() + self.startup_timeout_s
+    def _wait_until_it_answers(self, last: bool) -> None:
+        """Raises CrashError, of a server that hangs only where this is not the `last` start."""
+        deadline, stalled = time.monotonic() + self.startup_timeout_s, Stalled(self.pid)
         reason = "it was not ready"
         with self.connect() as client:
             while time.monotonic() < deadline:
@@ -270,6 +269,8 @@ class Server:
                     if error.status() not in (UNAVAILABLE, DEADLINE_EXCEEDED):
                         runs = f"tritonserver runs, but the model {self.probe!r} does not answer"
                         raise self.failed(f"{runs}: {reason}") from error
+                if not last and stalled:
+                    raise process.CrashError("tritonserver hung", self.log_excerpt())
                 time.sleep(POLL_S)
         raise self.failed(f"it did not answer within {self.startup_timeout_s:g} s ({reason})")
 
@@ -292,8 +293,7 @@ class Server:
         return ServerError(message, self.log_excerpt())
 
     def log_excerpt(self) -> str:
-        """What the end of the server's log says about problems since the start. The log may have
-        been renamed, emptied or removed."""
+        """What the end of the server's log says about problems since the start."""
         if self._log is None:
             return f"(its log went to {self.log_path})"
         # Users know the repository by its own path.

@@ -68,7 +68,7 @@ class ServerError(CascadeError):
 
 
 class CrashError(ServerError):
-    """tritonserver ended by one of the signals `CRASHES`."""
+    """tritonserver ended by one of the signals `CRASHES`, or hung while it started."""
 
 
 class ServerLog:

@@ -26,7 +26,17 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from cascade.server import binaries, cleanup, probe, process, security, supervisor, threads, workers
+from cascade.server import (
+    binaries,
+    cleanup,
+    probe,
+    process,
+    security,
+    stalled,
+    supervisor,
+    threads,
+    workers,
+)
 from cascade.server.binaries import BinaryError
 from cascade.server.cleanup import remove_orphans
 from cascade.server.launcher import Ports, Server, ServerError
@@ -379,6 +389,28 @@ def test_a_server_that_crashes_while_it_starts_is_started_again(
         with pytest.raises(ServerError, match="tritonserver ended with -6"):
             server.start()
         crashes.result()
+    assert_nothing_left(server.name)
+
+
+HANGS_ONCE = """
+    def initialize(self, args):
+        import pathlib, time
+        marker = pathlib.Path(args["model_repository"]) / "started"
+        if not marker.exists():
+            marker.touch()
+            time.sleep(600)
+"""
+
+
+def test_a_server_that_hangs_while_it_starts_is_started_again(
+    repository: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stalled, "STALL_S", 5.0)
+    with Server(repository(ECHO + HANGS_ONCE), probe="echo") as server:
+        assert ask(server.url, [[1.0, 2.0]])
+    assert "while it started, tritonserver hung; starting it again" in capfd.readouterr().err
     assert_nothing_left(server.name)
 
 
