@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +38,21 @@ class Rows:
 
 
 @st.composite
-def schemas(draw: st.DrawFn, most: int = 4) -> Schema:
+def schemas(draw: st.DrawFn, most: int = 4, needs: Sequence[str] = ()) -> Schema:
     """A fitted schema: any mix of kinds on either side, sides without numbers or without ids, sides
-    of a single feature, and the features of the two sides in any order."""
+    of a single feature, and the features of the two sides in any order; with what a model needs
+    (`Scorer.needs`)."""
     features = []
+    if "ids" in needs:
+        features += [_feature(draw, side, "categorical", 9) for side in ("user", "item")]
+    if "history" in needs:
+        item = _feature(draw, "item", "categorical", 8)
+        length = draw(st.integers(1, 5))
+        shared = {"length": length, "digest": item.digest, "shares": item.name}
+        met = Feature(
+            "met", "user", "sequence", item.encoding, cardinality=item.cardinality, **shared
+        )
+        features += [item, met]
     for side in ("user", "item"):
         kinds = KINDS[draw(st.sampled_from(sorted(KINDS)))]
         for number in range(draw(st.integers(1, most))):

@@ -6,10 +6,36 @@ one line below. `tests/unit/test_models.py` holds every registered model to the 
 
 from cascade.models import blend, dlrm, logistic, two_tower
 from cascade.models.registry import MODELS, build, parse, preset, register
+from cascade.models.retrieval import gru4rec, mf, sasrec, youtube
+from cascade.models.scoring import (
+    autoint,
+    dcn,
+    dcnv2,
+    deepfm,
+    din,
+    mlp,
+    ncf,
+    transformer,
+    wide_deep,
+)
 
 register("two_tower", two_tower.TwoTower, two_tower.PRESETS)
+register("mf", mf.MatrixFactorization, mf.PRESETS)
+register("youtube", youtube.YouTube, youtube.PRESETS)
+register("sasrec", sasrec.SASRec, sasrec.PRESETS)
+register("gru4rec", gru4rec.GRU4Rec, gru4rec.PRESETS)
+
 register("logistic", logistic.LogisticRegression, logistic.PRESETS)
 register("dlrm", dlrm.DLRM, dlrm.PRESETS)
+register("mlp", mlp.MLP, mlp.PRESETS)
+register("ncf", ncf.NeuMF, ncf.PRESETS)
+register("wide_deep", wide_deep.WideDeep, wide_deep.PRESETS)
+register("deepfm", deepfm.DeepFM, deepfm.PRESETS)
+register("dcn", dcn.DCN, dcn.PRESETS)
+register("dcnv2", dcnv2.DCNv2, dcnv2.PRESETS)
+register("autoint", autoint.AutoInt, autoint.PRESETS)
+register("din", din.DIN, din.PRESETS)
+register("transformer", transformer.Transformer, transformer.PRESETS)
 register("blend", blend.Blend, blend.PRESETS)
 
 __all__ = ["MODELS", "build", "parse", "preset", "register"]

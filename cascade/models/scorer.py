@@ -68,6 +68,7 @@ class Scorer(nn.Module):
     formula of all.
     """
 
+    needs: tuple[str, ...] = ()  # of the schema: `ids` of users and items, a `history`
     tasks: tuple[str, ...] = ("click",)
     user_width: int  # U
     item_width: int  # V

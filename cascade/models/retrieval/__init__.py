@@ -1,0 +1,1 @@
+"""Retrievers: the score of a user and an item is the dot product of two vectors."""

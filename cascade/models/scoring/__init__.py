@@ -1,0 +1,1 @@
+"""Models that score (user, item) rows: prerankers and rankers."""
