@@ -217,7 +217,7 @@ def test_a_ranker_of_choices_is_calibrated_without_a_change_of_order(log, traine
     task = ChoiceRankTask(ranker, towers, log, HYPER, CPU)
     rows, items = labelled(task.labelled, CPU), catalogue(log, CPU)
     before = row_logits(ranker, rows, items)
-    assert "log loss" in task.calibrate()
+    assert "log loss" in task.calibrate(task.scorer)
     after = row_logits(ranker, rows, items)
     scale, shift = np.polyfit(before.numpy(), after.numpy(), 1)
     assert scale > 0

@@ -186,7 +186,7 @@ def test_the_weight_is_what_validation_lists_gain_by(tmp_path, alike: float) -> 
     check(ranker.eval())
     task = ChoiceRankTask(ranker, retriever, dataset, Hyperparameters(batch_size=64), CPU)
     before = task.validate()
-    told = task.weigh()
+    told = task.weigh(task.scorer)
     after = task.validate()
     if alike:
         assert "with co-visitation, NDCG@10 of validation lists" in told

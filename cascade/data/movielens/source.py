@@ -9,7 +9,7 @@ movies within one second, and those would otherwise tell each other's labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,8 @@ def schema(demographics: bool) -> Schema:
             Feature("positives", "user", "dense", "log1p"),
             *PAST,
             *(Feature(name, "user", "categorical", "vocabulary") for name in about_user),
-            Feature("history", "user", "sequence", "vocabulary", length=HISTORY),
-            past.ITEMS,
+            Feature("history", "user", "sequence", "vocabulary", HISTORY, shares="movie_id"),
+            replace(past.ITEMS, shares="movie_id"),
             Feature("movie_id", "item", "categorical", "vocabulary"),
             Feature("genres", "item", "bag", "vocabulary", length=GENRES),
             Feature("year", "item", "categorical", "vocabulary"),

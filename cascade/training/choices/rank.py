@@ -59,7 +59,7 @@ class Choices(NamedTuple):
     Attributes:
         rows: some of the rows that were read, beside their items.
         chosen: the P choices among all of them.
-        negatives: of these, [P, DRAWN].
+        negatives: of these, [P, drawn].
         past: as `ChoiceRankTask` reads it of the log, where there is one.
         random: draws the unknown items.
     """
@@ -77,23 +77,27 @@ class ChoiceRankTask(Task):
     better by no more than noise.
 
     Args:
-        scorer: the ranker.
+        scorer: the ranker; a `Blend` takes part in `finish`.
         retriever: trained; its lists without seen items are what is ranked.
         negatives: drawn beside rows for the cross-entropy, where the log has no label 0.
+        drawn: how many items of the list stand beside a choice.
+        queries: of validation, by which the ranker is judged.
     """
 
     trained = True
 
     def __init__(
         self,
-        scorer: Blend,
+        scorer: Scorer,
         retriever: Scorer,
         dataset: Dataset,
         hyper: Hyperparameters,
         device: torch.device,
         negatives: Negatives | None = None,
+        drawn: int = DRAWN,
+        queries: int = RANK_QUERIES,
     ) -> None:
-        self.scorer, self.retriever = scorer, retriever
+        self.scorer, self.retriever, self.drawn = scorer, retriever, drawn
         self.hyper, self.device = hyper, device
         module = WithNumber(scorer, SHARPNESS).to(device)
         self.module: nn.Module = module
@@ -103,7 +107,7 @@ class ChoiceRankTask(Task):
         self.unknown_items = Unknowns(dataset, "item")
         self.rows = Chosen(dataset, hyper.batch_size)
         self.steps_per_epoch = self.rows.steps_per_epoch
-        self.queries = Queries(dataset, device, RANK_QUERIES, after=QUERIES)
+        self.queries = Queries(dataset, device, queries, after=QUERIES)
         self.candidates = self._candidates()
         self.own = self.candidates == self.queries.rows[:][2][:, None]  # [Q, RANKED]
         self.labelled = validation(dataset, VALIDATION_ROWS, negatives)
@@ -134,7 +138,7 @@ class ChoiceRankTask(Task):
             yield Choices(pairs, choices, negatives, past, random)
 
     def _past(self, chosen: Batch, negatives: Tensor) -> Tensor | None:
-        """The past of a choice and of its negatives at its moment, [P, 1 + DRAWN, numbers]: at the
+        """The past of a choice and of its negatives at its moment, [P, 1 + drawn, numbers]: at the
         end of the log, an item that was chosen has one event more than before."""
         if chosen.item_past is None or chosen.time is None:
             return None
@@ -151,7 +155,7 @@ class ChoiceRankTask(Task):
         scores.scatter_(1, rows[2][:, None], -torch.inf)
         near = scores.topk(min(NEAR, scores.shape[1] - 1), dim=1).indices
         unseen = torch.isfinite(scores).sum(1).clamp(min=1, max=near.shape[1]).cpu().numpy()
-        columns = (random.random((len(near), DRAWN)) * unseen[:, None]).astype(np.int64)
+        columns = (random.random((len(near), self.drawn)) * unseen[:, None]).astype(np.int64)
         return near.gather(1, torch.from_numpy(columns).to(near.device))
 
     def loss(self, batch: Choices, step: int) -> Tensor:
@@ -210,18 +214,20 @@ class ChoiceRankTask(Task):
         return torch.cat(found)
 
     def finish(self) -> Iterator[str]:
-        """After training: weigh co-visitation, and calibrate; -> what that did, in words."""
-        if "covisits" in self.scorer.names:
-            yield self.weigh()
-        yield self.calibrate()
+        """After training of a blend: weigh co-visitation, and calibrate; -> what that did, in
+        words."""
+        if isinstance(self.scorer, Blend):
+            if "covisits" in self.scorer.names:
+                yield self.weigh(self.scorer)
+            yield self.calibrate(self.scorer)
 
-    def weigh(self) -> str:
+    def weigh(self, blend: Blend) -> str:
         """Give co-visitation the weight that makes the choices of validation queries likeliest, if
         that makes their lists better by more than two standard errors; -> what it did, in words.
 
         A training row cannot tell: the matrix counts what its user chose there.
         """
-        weight = self.scorer.covisits_weight
+        weight = blend.covisits_weight
         weight.fill_(0)
         before = self._logits().clone()
         weight.fill_(1)
@@ -258,13 +264,13 @@ class ChoiceRankTask(Task):
         of_logits, of_added = (numbers.detach() / torch.stack(scales)).tolist()
         return of_added / of_logits if of_logits > 0 else 0.0
 
-    def calibrate(self) -> str:
+    def calibrate(self, blend: Blend) -> str:
         """Scale and shift all logits to the labels of validation rows (Platt, "Probabilistic
         Outputs for Support Vector Machines", 1999), which changes no order; -> what it did, in
         words."""
         if self.negatives is not None:
             return "not calibrated: beside drawn items a score is no chance"
-        if not self.scorer.factored:
+        if not blend.factored:
             return "not calibrated, for its own model is no factorisation"
         label = self.labelled.label
         if not 0 < label.mean() < 1:
@@ -275,7 +281,7 @@ class ChoiceRankTask(Task):
         scale, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
         if scale <= 0:
             return "not calibrated: labels fall where scores rise"
-        self.scorer.calibrate(scale, shift)
+        blend.calibrate(scale, shift)
         after = of_rows(self.scorer, self.labelled, self.items, self.device)
         losses = (found["validation_log_loss"] for found in (before, after))
         return "calibrated, log loss of validation rows {:.4f} -> {:.4f}".format(*losses)

@@ -85,7 +85,7 @@ class Chosen:
 
 
 class Queries:
-    """Validation positives drawn over users, and what each user had met before: lists of them are
+    """Positives of a split drawn over users, and what each user had met before: lists of them are
     judged without these items, as the evaluation does.
 
     Args:
@@ -94,13 +94,18 @@ class Queries:
     """
 
     def __init__(
-        self, dataset: Dataset, device: torch.device, count: int = QUERIES, after: int = 0
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        count: int = QUERIES,
+        after: int = 0,
+        split: Split = "validation",
     ) -> None:
-        drawn = dataset.sample("validation", 50_000)
+        drawn = dataset.sample(split, 50_000)
         positive = np.flatnonzero(drawn.label > 0)
         after = after if len(positive) >= after + count / 2 else 0
         drawn = drawn.take(positive[after : after + count])
-        self.batch, self.rows = drawn, labelled(drawn, device)
+        self.batch, self.rows, self.split = drawn, labelled(drawn, device), split
         self.log = Seen.of(dataset)
 
     def __len__(self) -> int:
@@ -108,7 +113,7 @@ class Queries:
 
     def seen(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Places (query - start, item) of what the users of some queries have seen."""
-        return seen(self.log, self.batch.take(slice(start, stop)), "validation")
+        return seen(self.log, self.batch.take(slice(start, stop)), self.split)
 
 
 def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:

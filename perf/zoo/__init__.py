@@ -1,0 +1,1 @@
+"""Every registered model, trained on the same rows, judged, served and timed."""

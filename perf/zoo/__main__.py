@@ -1,0 +1,158 @@
+"""`python -m perf.zoo`: every registered model on the same rows and the same budget.
+
+Trains all models that can read a data set (MovieLens and Criteo where their rows are there, and
+clicks drawn from a known model), judges them on its test rows, exports each as a stage of a
+cascade, split and flat, times both forms in turn, and lets tritonserver answer with it. Writes
+OUT/summary.json, OUT/models.md and OUT/models.png; with --docs also docs/models.md and its
+picture. The exit code is 1 where a claim does not hold, after all have run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from cascade.data.dataset import Dataset
+from cascade.data.prepare import prepare
+from cascade.errors import CascadeError, run
+from cascade.files import write_json
+from cascade.models import MODELS
+from perf.harness.commands import say
+from perf.harness.in_process import ONE_THREAD
+from perf.harness.record import ROOT
+from perf.zoo import claims, report, serve, train
+from perf.zoo.sets import RETRIEVERS, SERVED_ON, SETS
+from perf.zoo.train import Job
+
+AT_ONCE = 2  # trainings, of one thread each
+FRONT = "two_tower"  # the retriever whose lists rankers order
+Results = dict[str, dict[str, dict[str, Any]]]  # by data set, by model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m perf.zoo", description=__doc__)
+    add = parser.add_argument
+    add("--data-sets", nargs="+", choices=SETS, default=[*SETS], metavar="NAME", help="[all]")
+    add("--models", nargs="+", choices=[*MODELS], default=[*MODELS], metavar="NAME", help="[all]")
+    add("--shared", type=Path, default=Path("../shared/data"), help="real rows [%(default)s]")
+    add("--out", type=Path, default=Path("build/zoo"), help="[%(default)s]")
+    add("--quick", action="store_true", help="trained for a moment: whether it runs")
+    add("--docs", action="store_true", help="write docs/models.md, too")
+    args = parser.parse_args(arguments)
+    started = time.monotonic()
+    names = [name for name in args.data_sets if _there(name, args.shared)]
+    if not names:
+        raise CascadeError("no data set is there; --shared DIR says where the rows are")
+    data = {name: _prepared(name, args) for name in names}
+    found = _trained(data, args)
+    served_on = SERVED_ON if SERVED_ON in names else names[0]
+    _serve(found[served_on], args.out / served_on, data[served_on])
+    seconds = round(time.monotonic() - started, 1)
+    summary = claims.summary(found, served_on) | {"seconds": seconds, "quick": args.quick}
+    write_json(args.out / "summary.json", summary)
+    text = report.text(summary)
+    (args.out / "models.md").write_text(text)
+    report.draw(summary, args.out / "models.png")
+    if args.docs:
+        (ROOT / "docs" / "models.md").write_text(text)
+        shutil.copyfile(args.out / "models.png", ROOT / "docs" / "models.png")
+    print(f"\n{text}\n{seconds:.0f} s; figures: {args.out}/summary.json")
+    return 0 if args.quick or summary["holds"] else 1
+
+
+def _there(name: str, shared: Path) -> bool:
+    folder = SETS[name].folder
+    if folder and not (shared / folder).exists():
+        say(f"{name} is left out: there is no {shared / folder}; --shared DIR says where rows are")
+        return False
+    return True
+
+
+def _prepared(name: str, args: argparse.Namespace) -> Path:
+    folder: Path = args.out / name
+    shutil.rmtree(folder, ignore_errors=True)
+    prepare(SETS[name].source(args.shared, args.quick), folder / "data")
+    return folder / "data"
+
+
+def _trained(data: Mapping[str, Path], args: argparse.Namespace) -> Results:
+    """Train every model on every data set that has what it reads: first the retrievers whose lists
+    others order."""
+    jobs = [
+        Job(
+            name,
+            model,
+            folder,
+            folder.parent / "models" / model,
+            _front(name, model, folder),
+            args.quick,
+        )
+        for name, folder in data.items()
+        for model in SETS[name].models()
+        if model in args.models or model in (FRONT, "logistic")
+    ]
+    found: Results = {name: {} for name in data}
+    for first in (True, False):
+        some = [job for job in jobs if (job.model == FRONT) == first]
+        for job, figures in _in_processes(train.run, some, "train"):
+            found[job.data_set][job.model] = figures
+    return {name: {m: found[name][m] for m in MODELS if m in found[name]} for name in found}
+
+
+def _front(name: str, model: str, folder: Path) -> Path | None:
+    """The checkpoint of the retriever whose lists a ranker orders."""
+    ordered = SETS[name].choices and model not in RETRIEVERS
+    return folder.parent / "models" / FRONT if ordered else None
+
+
+def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
+    """Export, time and serve the models of one data set."""
+    place = serve.Place(folder / "models", folder / "shared", folder / "releases")
+    place.prepare(Dataset.open(data))
+    exported = [(place, model, FRONT) for model in found]
+    for (_, model, _), figures in _in_processes(_export, exported, "export"):
+        found[model] |= figures
+    for model, figures in tqdm(found.items(), "time and serve", unit=" models"):
+        if model not in RETRIEVERS:
+            figures |= serve.timed(place, model)
+        figures |= serve.served(place, model)
+
+
+def _export(asked: tuple[serve.Place, str, str]) -> dict[str, Any]:
+    return serve.export(*asked)
+
+
+def _in_processes(
+    work: Callable[[Any], dict[str, Any]], jobs: Sequence[Any], what: str
+) -> Iterable[tuple[Any, dict[str, Any]]]:
+    """Run jobs, `AT_ONCE` at a time, in processes of one thread each; -> each with its figures."""
+    context = get_context("spawn")
+    with (
+        ProcessPoolExecutor(AT_ONCE, context, _one_thread) as pool,
+        tqdm(total=len(jobs), desc=what, unit=" models") as bar,
+    ):
+        asked: dict[Future[dict[str, Any]], Any] = {pool.submit(work, job): job for job in jobs}
+        for future in as_completed(asked):
+            yield asked[future], future.result()
+            bar.update()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ |= ONE_THREAD
+    run(main, to_end=True)

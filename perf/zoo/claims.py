@@ -1,0 +1,109 @@
+"""What is claimed of the models, beside what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from perf.harness.table import RELATIONS
+from perf.zoo.serve import SPEEDUP
+from perf.zoo.sets import RETRIEVERS, SETS
+
+MODELS, PARITY, GAP, SEQUENCE = 16, 1e-5, 0.01, 1.05
+NEAR_BEST = ("dcnv2", "deepfm", "dlrm")  # on the planted clicks
+
+Figures = Mapping[str, Mapping[str, Any]]  # by model
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A claim and what was found; None where what it speaks of was not run."""
+
+    key: str
+    meaning: str
+    figure: float | None
+    relation: str
+    target: float
+
+    @property
+    def holds(self) -> bool:
+        return self.figure is None or bool(RELATIONS[self.relation](self.figure, self.target))
+
+
+def summary(found: Mapping[str, Figures], served_on: str) -> dict[str, Any]:
+    """The whole summary, with its claims."""
+    checked = [*_all_models(found, found[served_on]), *_choices(found), *_planted(found)]
+    known = [claim for claim in checked if claim.figure is not None]
+    return {
+        "models": len({model for figures in found.values() for model in figures}),
+        "parity_max_abs": max(f["parity_max_abs"] for f in found[served_on].values()),
+        "served": [name for name, figures in found[served_on].items() if figures["served"]],
+        "served_on": served_on,
+        "results": found,
+        "claims": [{**asdict(claim), "holds": claim.holds} for claim in known],
+        "slow_splits": slow_splits(found[served_on]),
+        "holds": all(claim.holds for claim in known),
+    }
+
+
+def slow_splits(figures: Figures) -> dict[str, str]:
+    """The rankers whose split form gains less than `SPEEDUP`, and what that computes per
+    candidate."""
+    found = {}
+    for name, figure in figures.items():
+        if name not in RETRIEVERS and figure["split_vs_flat"] < SPEEDUP:
+            kept = ", ".join(f"{count}x {text}" for text, count in figure["kept"].items())
+            found[name] = kept or "nothing that one side has a part of"
+    return found
+
+
+def _all_models(found: Mapping[str, Figures], served: Figures) -> list[Checked]:
+    models = {model for figures in found.values() for model in figures}
+    parity = max(figures["parity_max_abs"] for figures in served.values())
+    unserved = sum(not figures["served"] for figures in served.values())
+    return [
+        Checked("models", "registered models that were trained", len(models), ">=", MODELS),
+        Checked("parity_max_abs", "exported graph beside the model", parity, "<=", PARITY),
+        Checked("unserved", "models that tritonserver answers otherwise", unserved, "=", 0),
+    ]
+
+
+def _choices(found: Mapping[str, Figures]) -> list[Checked]:
+    checked = []
+    for name, figures in found.items():
+        if SETS[name].choices:
+            recall = {m: f["recall_at_100"] for m, f in figures.items() if "recall_at_100" in f}
+            ndcg = {m: f["ndcg_at_10"] for m, f in figures.items() if "ndcg_at_10" in f}
+            checked += [
+                Checked(
+                    "sasrec_recall100_over_two_tower",
+                    f"recall@100 on {name}",
+                    _ratio(recall, "sasrec", "two_tower"),
+                    *(">=", SEQUENCE),
+                ),
+                Checked(
+                    "din_ndcg10_over_dlrm",
+                    f"NDCG@10 on {name}",
+                    _ratio(ndcg, "din", "dlrm"),
+                    *(">=", 1.0),
+                ),
+            ]
+    return checked
+
+
+def _planted(found: Mapping[str, Figures]) -> list[Checked]:
+    checked = []
+    for name, figures in found.items():
+        for model in NEAR_BEST:
+            if "best_auc" in figures.get(model, {}):
+                gap = figures[model]["best_auc"] - figures[model]["auc"]
+                meaning = f"AUC that it lacks of the best possible on {name}"
+                checked.append(Checked(f"{model}_auc_gap", meaning, gap, "<=", GAP))
+    return checked
+
+
+def _ratio(figures: Mapping[str, float], one: str, other: str) -> float | None:
+    if one not in figures or other not in figures:
+        return None
+    return figures[one] / max(figures[other], 1e-12)

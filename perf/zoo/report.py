@@ -1,0 +1,117 @@
+"""The page of the models: tables, and quality against time as a picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cascade.models import MODELS
+from perf.harness.table import number, picture, table
+from perf.zoo.sets import RETRIEVERS
+
+COLUMNS = {  # of the tables: key, how it is written
+    "auc": ("AUC", "{:.4f}"),
+    "normalized_entropy": ("NE", "{:.4f}"),
+    "calibration": ("calibration", "{:.3f}"),
+    "recall_at_100": ("recall@100", "{:.4f}"),
+    "ndcg_at_10": ("NDCG@10", "{:.4f}"),
+    "parameters": ("parameters", "{:,}"),
+    "rows_per_s": ("rows/s", "{:,.0f}"),
+    "split_us": ("split µs", "{:.0f}"),
+    "flat_us": ("flat µs", "{:.0f}"),
+    "split_vs_flat": ("split/flat", "{:.2f}"),
+    "bytes_per_item": ("bytes/item", "{:.0f}"),
+}
+HEAD = """\
+# Models
+
+`make zoo` writes this page: every registered model, trained on the same rows with the same budget
+and one seed, judged on the test rows, exported, and served by tritonserver. The figures compare
+models at these budgets; they are not the best that a model can do. [add-a-model.md](add-a-model.md)
+says how a model is added.
+
+A preset is chosen as `model:preset` in a recipe: `--recipe rank=dcnv2:paper`."""
+HOW = """\
+AUC, NE (normalized entropy) and calibration are of the test rows. recall@100 and NDCG@10 are of
+test positives, without what their users had seen: of the whole catalogue for retrievers, of the
+two-tower's 200 best for rankers. Rows/s are training rows a second of one core. Split and flat are
+microseconds of one core for the rank stage of one user and 200 candidates, measured in turn; bytes
+are of an item's state."""
+
+
+def text(summary: Mapping[str, Any]) -> str:
+    """The page."""
+    parts = [HEAD, _models(), "## Figures", HOW]
+    for name, figures in summary["results"].items():
+        parts += [f"### {name}", *_tables(figures)]
+    parts += ["![Quality against time](models.png)", "## Claims", _claims(summary)]
+    if slow := summary["slow_splits"]:
+        lines = "\n".join(f"- `{name}`: {kept}" for name, kept in slow.items())
+        parts.append(
+            "Where the split form is less than 1.5 times as fast as the flat one, this is computed "
+            f"per candidate:\n\n{lines}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _models() -> str:
+    rows = []
+    for name, entry in MODELS.items():
+        if name != "blend":
+            first = (entry.model.__module__, entry.model.__name__)
+            needs = ", ".join(entry.model.needs) or "–"
+            rows.append([f"`{name}`", _about(*first), needs, ", ".join(entry.presets)])
+    return table(["model", "what it is", "needs", "presets"], rows)
+
+
+def _about(module: str, name: str) -> str:
+    """The first sentence of a model's module."""
+    said = (sys.modules[module].__doc__ or name).strip().split("\n\n")[0]
+    return " ".join(said.split()).rstrip(".")
+
+
+def _tables(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """One table of the retrievers, one of the rankers."""
+    found = []
+    for retrievers in (True, False):
+        some = {n: f for n, f in figures.items() if (n in RETRIEVERS) == retrievers}
+        keys = [key for key in COLUMNS if any(f.get(key) is not None for f in some.values())]
+        rows = [[f"`{n}:{f['preset']}`", *(_cell(f, key) for key in keys)] for n, f in some.items()]
+        best = next((f["best_auc"] for f in some.values() if "best_auc" in f), None)
+        found.append(table(["model", *(COLUMNS[key][0] for key in keys)], rows))
+        if best is not None:
+            found.append(f"The best possible AUC is {best:.4f}.")
+    return found
+
+
+def _cell(figures: Mapping[str, Any], key: str) -> str:
+    value = figures.get(key)
+    return "–" if value is None or value != value else COLUMNS[key][1].format(value)
+
+
+def _claims(summary: Mapping[str, Any]) -> str:
+    rows = []
+    for claim in summary["claims"]:
+        target = f"{claim['relation']} {claim['target']:g}"
+        figure = f"{claim['figure']:.2g}" if claim["figure"] < 1e-3 else number(claim["figure"])
+        figure = f"{claim['figure']:.4f}" if 1e-3 <= abs(claim["figure"]) < 10 else figure
+        holds = "yes" if claim["holds"] else "**no**"
+        rows.append([claim["meaning"], claim["key"], target, figure, holds])
+    return table(["claim", "key", "target", "found", "holds"], rows)
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Quality of the rankers against the time of a request."""
+    figures = summary["results"][summary["served_on"]]
+    with picture(path, "Quality of a ranker against its time", (8.0, 5.0)) as axes:
+        for name, found in figures.items():
+            if name not in RETRIEVERS:
+                axes.scatter(found["split_us"], found["auc"], s=24, color="tab:blue")
+                axes.annotate(
+                    name, (found["split_us"], found["auc"]), (4, 3), textcoords="offset points"
+                )
+        axes.set_xscale("log")
+        axes.set_xlabel("µs of one core for one user and 200 candidates, split form")
+        axes.set_ylabel(f"AUC on {summary['served_on']}")

@@ -1,0 +1,102 @@
+"""What is compared on what: the data sets, the models, and the budget that all of them have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cascade.models import MODELS
+from cascade.training.loop import Hyperparameters
+
+RETRIEVERS = ("mf", "two_tower", "youtube", "sasrec", "gru4rec")
+NO_MODELS = ("blend",)  # adds up others
+SERVED_ON = "movielens"  # whose features every model can read
+PRESET = {"dlrm": "small"}  # the others have one called default
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every model of a kind gets on a data set.
+
+    Attributes:
+        hyper: how it is trained.
+        drawn: items beside a choice, of rankers on a log of choices.
+        queries: lists by which one is judged.
+    """
+
+    hyper: Hyperparameters
+    drawn: int = 8
+    queries: int = 1_000
+
+    def quick(self) -> Budget:
+        """The same for a moment: whether it runs, not what it finds."""
+        return replace(self, hyper=replace(self.hyper, epochs=0.02), queries=50)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, and the budgets of its retrievers and rankers.
+
+    Attributes:
+        spec: as `--data` takes it, but for the folder of real rows.
+        folder: of these, among the shared data; empty where rows are drawn.
+        choices: whether users found the items by themselves.
+        history: whether a user has a sequence of items.
+        unknowns: whether rankers meet ids as unknown, for rows are few.
+    """
+
+    spec: str
+    retrieve: Budget
+    rank: Budget
+    folder: str = ""
+    choices: bool = False
+    history: bool = False
+    unknowns: bool = False
+
+    def source(self, shared: Path, quick: bool) -> str:
+        """What `--data` names."""
+        if self.folder:
+            return f"{self.spec}:{shared / self.folder}"
+        return f"{self.spec}:{'rows=4000,items=500' if quick else 'rows=350000,items=20000'}"
+
+    def models(self) -> list[str]:
+        """The models that can read its features, retrievers first."""
+        named = [name for name in MODELS if name not in NO_MODELS]
+        fit = [n for n in named if self.history or "history" not in MODELS[n].model.needs]
+        return sorted(fit, key=lambda name: name not in RETRIEVERS)
+
+
+ON_CHOICES = Hyperparameters(
+    512, 6, lr=3e-3, embedding_lr=3e-3, weight_decay=2e-2, validations=1, patience=3
+)
+SETS = {
+    "movielens": DataSet(
+        "movielens",
+        retrieve=Budget(ON_CHOICES),
+        rank=Budget(replace(ON_CHOICES, batch_size=256, epochs=3, lr=1e-3, validations=2)),
+        folder="ml-latest-small",
+        choices=True,
+        history=True,
+    ),
+    "criteo": DataSet(
+        "criteo",
+        retrieve=Budget(Hyperparameters(256, 6, lr=1e-3, patience=4)),
+        rank=Budget(
+            Hyperparameters(
+                256, 12, lr=3e-4, embedding_lr=1e-3, weight_decay=1.0, validations=4, patience=12
+            )
+        ),
+        folder="criteo-kaggle-10k/train.txt",
+        unknowns=True,
+    ),
+    "synthetic": DataSet(
+        "synthetic",
+        retrieve=Budget(Hyperparameters(512, 1, lr=1e-3, embedding_lr=2e-2)),
+        rank=Budget(Hyperparameters(512, 2, lr=1e-3, embedding_lr=1e-2, validations=4)),
+    ),
+}
+
+
+def named(model: str) -> str:
+    """A model with the preset that is compared."""
+    return f"{model}:{PRESET.get(model, 'default')}"

@@ -1,0 +1,154 @@
+"""Trains one model on one data set and judges it on the test rows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cascade.data.dataset import Dataset
+from cascade.evaluation import metrics
+from cascade.models import build, parse, preset
+from cascade.models.scorer import Scorer
+from cascade.training import checkpoint
+from cascade.training.choices.rank import RANKED, ChoiceRankTask
+from cascade.training.choices.retrieve import ChoiceRetrievalTask
+from cascade.training.choices.rows import Queries, ndcg
+from cascade.training.loop import Task, fit
+from cascade.training.tasks import (
+    RankTask,
+    RetrievalTask,
+    catalogue,
+    item_states,
+    labelled,
+    pair_logits,
+    row_logits,
+)
+from perf.zoo.sets import RETRIEVERS, SETS, Budget, named
+
+ROWS = 65_536  # of the test split at a time
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    Attributes:
+        data: the prepared folder.
+        out: for the checkpoint.
+        retriever: checkpoint of the retriever whose lists a ranker orders; None for a retriever.
+    """
+
+    data_set: str
+    model: str
+    data: Path
+    out: Path
+    retriever: Path | None
+    quick: bool
+    seed: int = 0
+
+    @property
+    def budget(self) -> Budget:
+        kind = SETS[self.data_set]
+        found = kind.retrieve if self.model in RETRIEVERS else kind.rank
+        return found.quick() if self.quick else found
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train, write the checkpoint, judge; -> the figures."""
+    dataset = Dataset.open(job.data)
+    name, size = parse(named(job.model))
+    torch.manual_seed(job.seed)
+    scorer = build(name, preset(name, size), dataset.schema)
+    retriever = None if job.retriever is None else checkpoint.load(job.retriever, dataset.schema)
+    task = _task(job, scorer, dataset, retriever)
+    started = time.process_time()
+    history = fit(task, job.budget.hyper, job.out, f"{job.data_set}, {job.model}")
+    took = time.process_time() - started
+    described = {"model": name, "preset": size, "config": preset(name, size)}
+    checkpoint.save(
+        job.out, scorer, {**described, "schema_hash": dataset.schema.hash, "history": history}
+    )
+    checkpoint.finish(job.out)
+    scorer.eval()
+    best = min(history, key=lambda record: record["objective"])
+    steps = max(record["step"] for record in history)
+    rows = dataset.rows("train") / task.steps_per_epoch  # read for a step
+    found: dict[str, Any] = {
+        "preset": size,
+        "parameters": sum(p.numel() for p in scorer.parameters()),
+        "rows_per_s": steps * rows / took,
+        "epochs": steps / task.steps_per_epoch,
+        "best_epoch": best["step"] / task.steps_per_epoch,
+        "hyperparameters": asdict(job.budget.hyper),
+    }
+    if job.model in RETRIEVERS:
+        return {**found, **judged_lists(scorer, dataset, job.budget.queries, None)}
+    found |= judged_rows(scorer, dataset)
+    if retriever is not None:
+        found |= judged_lists(retriever, dataset, job.budget.queries, scorer)
+    return found
+
+
+def _task(job: Job, scorer: Scorer, dataset: Dataset, retriever: Scorer | None) -> Task:
+    where = (dataset, job.budget.hyper, CPU)
+    choices = SETS[job.data_set].choices
+    if job.model in RETRIEVERS:
+        return (ChoiceRetrievalTask if choices else RetrievalTask)(scorer, *where)
+    if choices:
+        assert retriever is not None
+        some = job.budget.drawn, job.budget.queries
+        return ChoiceRankTask(scorer, retriever, *where, None, *some)
+    task = RankTask(scorer, *where)
+    task.meet_unknowns = SETS[job.data_set].unknowns
+    return task
+
+
+def judged_rows(scorer: Scorer, dataset: Dataset) -> dict[str, float]:
+    """AUC, log loss, normalized entropy and calibration on the test rows, and the best possible AUC
+    where the source knows it."""
+    items, predicted, labels, best = catalogue(dataset, CPU), [], [], []
+    for batch in dataset.batches("test", ROWS):
+        predicted.append(torch.sigmoid(row_logits(scorer, labelled(batch, CPU), items)).numpy())
+        labels.append(batch.label)
+        if batch.probability is not None:
+            best.append(batch.probability)
+    label = np.concatenate(labels)
+    found = metrics.row_metrics(label, np.concatenate(predicted))
+    return {**found, **({"best_auc": metrics.auc(label, np.concatenate(best))} if best else {})}
+
+
+def judged_lists(
+    retriever: Scorer, dataset: Dataset, queries: int, ranker: Scorer | None
+) -> dict[str, float]:
+    """recall@100 of the retriever among the whole catalogue, and NDCG@10 of its list, or of its
+    best candidates in the ranker's order: of test positives, without what their users had seen."""
+    asked = Queries(dataset, CPU, queries, split="test")
+    items = catalogue(dataset, CPU)
+    states = item_states(retriever, items)
+    ranked = None if ranker is None else item_states(ranker, items)
+    deep, places = [], []
+    with torch.inference_mode():
+        for at in range(0, len(asked), 256):
+            dense, ids, chosen, _ = asked.rows[at : at + 256]
+            scores = retriever.user(dense, ids) @ states.t()
+            own = scores.gather(1, chosen[:, None])
+            scores[asked.seen(at, at + 256)] = -torch.inf
+            place = (scores > own).sum(1).float()
+            deep.append(place)
+            if ranker is not None and ranked is not None:
+                rows = scores.topk(min(RANKED, scores.shape[1]), dim=1).indices
+                logits = pair_logits(ranker, ranker.user(dense, ids), ranked, rows)
+                there = rows == chosen[:, None]
+                mine = logits.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+                place = torch.where(there.any(1), (logits > mine).sum(1).float(), torch.inf)
+            places.append(place)
+    found = {"ndcg_at_10": float(ndcg(torch.cat(places)).mean()), "queries": len(asked)}
+    if ranker is None:
+        found["recall_at_100"] = float((torch.cat(deep) < 100).double().mean())
+    return found
