@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import doctest
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cascade.training.loop import Task, fit
-from cascade.training.optimization import precision, schedule
+from cascade.training.optimization import optimizers, precision, schedule
 from cascade.training.optimization.hyperparameters import CHOICES, Hyperparameters, TrainingError
 from cascade.training.optimization.optimizers import RowWiseAdagrad, clip, make_optimizers
 from tests.weights import assert_same_weights
@@ -29,13 +29,13 @@ def net(sparse: bool = True, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Embedding(ROWS, WIDTH, sparse=sparse), nn.Linear(WIDTH, 1))
 
 
-def learn(model: nn.Module, optimizers, batches) -> None:
-    """One step on each batch of rows; the target of a row is its number."""
+def learn(model: nn.Module, made, batches) -> None:
+    """One step of the optimisers on each batch of rows; the target of a row is its number."""
     for rows in batches:
-        for optimizer in optimizers:
+        for optimizer in made:
             optimizer.zero_grad()
         (model(rows).squeeze(1) - rows).square().mean().backward()
-        for optimizer in optimizers:
+        for optimizer in made:
             optimizer.step()
 
 
@@ -71,10 +71,10 @@ def test_with_all_rows_in_the_batch_an_optimizer_is_that_of_torch(optimizer, of_
 def test_only_the_rows_of_a_batch_change(optimizer, weight_decay):
     model, before = net(), net()
     hyper = Hyperparameters(optimizer=optimizer, embedding_lr=0.05, weight_decay=weight_decay)
-    optimizers = make_optimizers(model, hyper)
-    learn(model, optimizers, [torch.tensor([0, 1, 1, 3])] * 3)
+    made = make_optimizers(model, hyper)
+    learn(model, made, [torch.tensor([0, 1, 1, 3])] * 3)
     assert (model[0].weight != before[0].weight).any(1).tolist() == [True, True, False, True, False]
-    learn(model, optimizers, [torch.tensor([4])])
+    learn(model, made, [torch.tensor([4])])
     assert (model[0].weight != before[0].weight).any(1).tolist() == [True, True, False, True, True]
 
 
@@ -151,6 +151,18 @@ def test_rowwise_adagrad_refuses_what_is_no_table():
         RowWiseAdagrad([nn.Parameter(torch.zeros(3))])
 
 
+def test_the_example_of_rowwise_adagrad():
+    assert doctest.testmod(optimizers).failed == 0
+
+
+def test_a_table_of_bags_is_a_table():
+    bags = nn.EmbeddingBag(ROWS, WIDTH, sparse=True)
+    (optimizer,) = make_optimizers(bags, Hyperparameters())
+    bags(EVERY_ROW[None]).sum().backward()
+    optimizer.step()
+    assert isinstance(optimizer, torch.optim.SparseAdam)
+
+
 def test_tables_are_rowwise_and_the_rest_is_adagrad():
     sparse, dense = make_optimizers(net(), Hyperparameters(optimizer="rowwise_adagrad"))
     assert [type(sparse), type(dense)] == [RowWiseAdagrad, torch.optim.Adagrad]
@@ -169,6 +181,17 @@ def test_clipping_is_that_of_torch(most):
         torch.testing.assert_close(got.grad.to_dense(), wanted.grad)
     after = torch.stack([p.grad.to_dense().square().sum() for p in model.parameters()]).sum().sqrt()
     assert float(after) == pytest.approx(min(most, float(norm)), rel=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_where_it_is(wrong):
+    """The scaler of fp16 leaves out the step of one optimiser; the other's makes no harm."""
+    model = net()
+    (model(EVERY_ROW).squeeze(1) - EVERY_ROW).square().mean().backward()
+    model[1].weight.grad[0, 0] = wrong
+    clip(make_optimizers(model, Hyperparameters()), 1.0)
+    assert not model[1].weight.grad.isfinite().all()
+    assert not model[0].weight.grad.to_dense().any()
 
 
 def shares(hyper, steps, per_epoch):
@@ -215,7 +238,7 @@ def test_warmup_rises_before_any_schedule(name):
 
 
 class Mean(Task):
-    """A regression whose loss is a mean over the rows of a batch."""
+    """A regression whose loss is a mean over the rows of a batch; its last weights are its best."""
 
     def __init__(self, batch_size: int, rows: int = 48):
         random = torch.Generator().manual_seed(1)
@@ -227,25 +250,18 @@ class Mean(Task):
         yield from self.rows.split(self.batch_size)[skip:]
 
     def loss(self, batch, step):
+        self.step = step
         return (self.module(batch).squeeze(1) - batch).square().mean()
 
     def validate(self):
-        return {"objective": float(-self.module[0].weight.dtype.itemsize)}
+        return {"objective": -float(self.step)}
 
 
 def trained(folder, batch_size, task=Mean, **changes):
     """The weights at the end of a training of three epochs."""
-    hyper = Hyperparameters(epochs=3, lr=0.05, embedding_lr=0.05, **changes)
-    made, last = task(batch_size), {}
-    real = made.validate
-
-    def validate():
-        last.update(copy.deepcopy(made.module.state_dict()))
-        return real()
-
-    made.validate = validate
-    fit(made, replace(hyper, patience=99), folder, "mean")
-    return last
+    made = task(batch_size)
+    fit(made, Hyperparameters(epochs=3, lr=0.05, embedding_lr=0.05, **changes), folder, "mean")
+    return made.module.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -271,8 +287,7 @@ def test_the_last_step_is_of_the_batches_that_are_left(tmp_path):
     hyper = Hyperparameters(optimizer="sgd", lr=0.05, embedding_lr=0.05, schedule="constant")
     fit(made, replace(hyper, accumulate=4, validations=1), tmp_path, "mean")
     expected = net()
-    optimizers = make_optimizers(expected, hyper)
-    learn(expected, optimizers, [made.rows[:32], made.rows[32:]])
+    learn(expected, make_optimizers(expected, hyper), [made.rows[:32], made.rows[32:]])
     close(made.module, expected)
 
 

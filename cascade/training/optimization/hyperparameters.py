@@ -33,9 +33,9 @@ class Hyperparameters:
 
     Attributes:
         optimizer: of all weights. Adagrad (Duchi et al., JMLR 2011); `rowwise_adagrad` has one
-            accumulator per row of a table, and is Adagrad for all else; `adam` (Kingma and Ba, ICLR
-            2015) changes only the rows of a table that are in the batch; `adamw` is Adam whose
-            weights decay before a step instead of after it.
+            accumulator per row of a table with sparse gradients, and is Adagrad for all else;
+            `adam` (Kingma and Ba, ICLR 2015) changes only the rows of such a table that are in the
+            batch; `adamw` is Adam whose weights decay before a step instead of after it.
         epochs: passes over the rows; a part of one is enough where rows are plenty.
         lr: of all but the embeddings, which have `embedding_lr`.
         weight_decay: decoupled (Loshchilov and Hutter, ICLR 2019): what a step takes off each

@@ -78,7 +78,8 @@ KINDS: dict[str, tuple[Any, Any]] = {
 def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.optim.Optimizer]:
     """One optimiser for the tables with sparse gradients, one for the rest; a model that has only
     one of the two gets one."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse}
+    kinds = nn.Embedding | nn.EmbeddingBag
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, kinds) and m.sparse}
     learnt = [p for p in module.parameters() if p.requires_grad]
     sparse = [p for p in learnt if id(p) in tables]
     dense = [p for p in learnt if id(p) not in tables]
@@ -117,7 +118,8 @@ def clip(optimizers: Iterable[torch.optim.Optimizer], most: float) -> None:
     """Scale all gradients by one number, so that their norm, of all together, is at most `most`.
 
     As `torch.nn.utils.clip_grad_norm_`, but for sparse gradients, too: a row that is in a batch
-    several times counts by the sum of its gradients.
+    several times counts by the sum of its gradients. Where some are not finite, all others become
+    0: a scaler of fp16 leaves out the step of those alone.
     """
     values = []
     for optimizer in optimizers:
@@ -130,6 +132,6 @@ def clip(optimizers: Iterable[torch.optim.Optimizer], most: float) -> None:
                     values.append(weight.grad._values())
                 else:
                     values.append(weight.grad)
-    scale = (most / (get_total_norm(values) + 1e-6)).clamp(max=1.0)
+    scale = torch.nan_to_num(most / (get_total_norm(values) + 1e-6), nan=0.0).clamp(max=1.0)
     for value in values:
         value.mul_(scale)
