@@ -37,7 +37,8 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema
 from cascade.spec import PRERANK, RANK, RETRIEVE
 from cascade.training import bundle, checkpoint
-from cascade.training.loop import Hyperparameters, make_optimizers
+from cascade.training.optimization.hyperparameters import Hyperparameters
+from cascade.training.optimization.optimizers import make_optimizers
 
 RANKERS = ("criteo", "paper", "rmc2", "rmc3", "small", "tiny")
 # Values of Criteo Kaggle's large features, as the DLRM paper's code prints them.

@@ -23,6 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+SHIPPED = Path(__file__).parents[1] / "recipes"  # one TOML file for each data set and model
 DEFAULT = "default"
 STAGES = ("retrieve", "prerank", "rank", "baseline")  # of a recipe
 
@@ -113,8 +114,9 @@ class Recipe:
     one for the log, which is the caller's to know.
 
     On a command line: `retrieve=two_tower:default rank=my_package.models:Net:large`. In a file
-    (TOML): `rank = "my_package.models:Net:large"`, and for each training a table of numbers, as
-    `[hyperparameters.rank]` with `lr = 0.001`.
+    (TOML): `rank = "my_package.models:Net:large"`, and for each training a table of its
+    hyperparameters, as `[hyperparameters.rank]` with `lr = 0.001`. `SHIPPED` has files that are
+    known by name.
     """
 
     retrieve: str = ""
@@ -144,15 +146,17 @@ class Recipe:
 
     @classmethod
     def read(cls, words: Sequence[str]) -> Recipe:
-        """From words `stage=model:preset` and names of files; later ones win."""
+        """From words `stage=model:preset`, files, and names of recipes that are shipped; later ones
+        win."""
         chosen: dict[str, Any] = {}
         for word in words:
             stage, equals, model = word.partition("=")
             try:
-                chosen |= {stage: model} if equals else tomllib.loads(Path(word).read_text("utf-8"))
+                chosen |= {stage: model} if equals else _of_file(word)
             except (OSError, ValueError) as error:
                 raise ModelError(
-                    f"recipe {word} is neither stage=model:preset nor a TOML file: {error}"
+                    f"recipe {word} is neither stage=model:preset nor a TOML file, nor one of "
+                    f"{', '.join(shipped())}: {error}"
                 ) from error
         hyperparameters = chosen.pop("hyperparameters", {})
         for stage, model in chosen.items():
@@ -167,3 +171,13 @@ class Recipe:
                 "training, as [hyperparameters.rank]"
             )
         return cls(**chosen, hyperparameters=hyperparameters)
+
+
+def shipped() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def _of_file(word: str) -> dict[str, Any]:
+    path = SHIPPED / f"{word}.toml" if word in shipped() else Path(word)
+    return tomllib.loads(path.read_text("utf-8"))

@@ -27,8 +27,8 @@ from cascade.errors import run, writing
 from cascade.evaluation.trained import tell
 from cascade.models.registry import Recipe
 from cascade.training import recipes, tune
-from cascade.training.loop import Hyperparameters
 from cascade.training.negatives import BYS, Sampling
+from cascade.training.optimization.hyperparameters import CHOICES, Hyperparameters
 from cascade.training.recipes import TRAININGS
 from cascade.training.trainer import Trainer
 
@@ -91,11 +91,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-baseline", dest="baseline", action="store_false", help=alone)
     add("--restart", action="store_true", help="forget what was trained before")
     group = parser.add_argument_group("hyperparameters", "for every model, in place of its own")
-    group.add_argument("--optimizer", choices=("adam", "adagrad", "sgd"))
+    for name, choices in CHOICES.items():
+        group.add_argument(f"--{name}", choices=choices)
     group.add_argument("--lr", type=float)
     group.add_argument("--embedding-lr", type=float)
     group.add_argument("--batch-size", type=int)
     group.add_argument("--epochs", type=float)
+    group.add_argument("--warmup-steps", type=int, help="in which learning rates rise linearly")
+    group.add_argument("--clip-norm", type=float, help="of all gradients together, at most")
+    group.add_argument("--accumulate", type=int, help="batches that make one step")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--save-every", type=int, help="batches between two savings to resume from")
     return parser

@@ -1,7 +1,8 @@
 """One training loop for every model: progress, early stopping, resume, curves.
 
-A run that was killed and started again gives the same weights as one that was not: batches and
-random draws depend only on (seed, step), and the optimisers' state is saved with the weights.
+A run that was killed and started again gives the same weights as one that was not: batches, random
+draws and learning rates depend only on (seed, step), torch draws anew from them for each batch, and
+the optimisers' state is saved with the weights.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +20,11 @@ from tqdm import tqdm
 
 from cascade.training import checkpoint
 from cascade.training.curves import Curves
+from cascade.training.optimization import precision, schedule
+from cascade.training.optimization.hyperparameters import Hyperparameters
+from cascade.training.optimization.optimizers import clip, make_optimizers
 
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """How to train one model; both learning rates fall linearly to 2 %."""
-
-    batch_size: int = 512
-    epochs: float = 1  # passes over the rows; a part of one is enough where rows are plenty
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    lr: float = 1e-3  # of all but the embeddings
-    embedding_lr: float = 1e-2
-    weight_decay: float = 0.0  # of Adam: what a step takes off each weight it changes, times lr
-    seed: int = 0
-    patience: int = 3  # validations without improvement before the training stops
-    validations: int = 2  # per epoch
-    save_every: int = 500  # steps between two savings of the state to resume from
-
-    def identity(self) -> dict[str, Any]:
-        """What the trained weights depend on."""
-        return {key: value for key, value in asdict(self).items() if key != "save_every"}
+__all__ = ["Hyperparameters", "Task", "fit"]
 
 
 class Task(ABC):
@@ -74,44 +58,6 @@ class Task(ABC):
         """Measures on the validation split; `objective` is what early stopping minimises."""
 
 
-def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.optim.Optimizer]:
-    """One optimiser for the tables with sparse gradients, one for the rest; a model that has only
-    one of the two gets one."""
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding) and m.sparse}
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    sparse = [p for p in learnt if id(p) in tables]
-    dense = [p for p in learnt if id(p) not in tables]
-    kinds: dict[str, tuple[Any, Any]] = {
-        "adam": (torch.optim.SparseAdam, torch.optim.Adam),
-        "adagrad": (torch.optim.Adagrad, torch.optim.Adagrad),
-        "sgd": (torch.optim.SGD, torch.optim.SGD),
-    }
-    groups = zip(
-        kinds[hyper.optimizer], (sparse, dense), (hyper.embedding_lr, hyper.lr), strict=True
-    )
-    optimizers = [kind(parameters, lr=lr) for kind, parameters, lr in groups if parameters]
-    if hyper.weight_decay:
-        for optimizer in optimizers:
-            optimizer.register_step_post_hook(partial(_decay, hyper.weight_decay))
-    return optimizers
-
-
-def _decay(weight_decay: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Decoupled weight decay (Loshchilov and Hutter, ICLR 2019) after a step; of a table, the rows
-    that were in the batch."""
-    with torch.no_grad():
-        for group in optimizer.param_groups:
-            left = 1 - group["lr"] * weight_decay
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                if weight.grad.is_sparse:
-                    rows = weight.grad._indices().unique()
-                    weight[rows] *= left
-                else:
-                    weight.mul_(left)
-
-
 def fit(
     task: Task,
     hyper: Hyperparameters,
@@ -130,12 +76,15 @@ def fit(
         told: called with the record of each validation; what it raises ends the training.
 
     Returns:
-        One record per validation: step, training loss and the validation measures.
+        One record per validation: step (of batches), training loss and the validation measures.
+
+    Raises TrainingError: the device of the weights cannot train in the precision asked for.
     """
-    run = _Run(task, hyper, folder, made_from or {})
-    run.resume()
     total = max(1, round(hyper.epochs * task.steps_per_epoch))
+    run = _Run(task, hyper, folder, made_from or {}, total)
+    run.resume()
     every = max(1, task.steps_per_epoch // hyper.validations)
+    save_every = -(-hyper.save_every // hyper.accumulate) * hyper.accumulate  # saves no gradients
     if not run.step:
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an earlier training
     run.curves = Curves(folder / "tensorboard")
@@ -152,14 +101,14 @@ def fit(
         while run.step < total and not run.ended(hyper.patience):
             epoch, done = divmod(run.step, task.steps_per_epoch)
             for batch in task.batches(epoch, done):
-                run.one_step(batch, total)
+                run.one_batch(batch)
                 if validates := run.step % every == 0 or run.step == total:
                     run.validate()
                 bar.set_postfix(run.shown(), refresh=False)
                 bar.update()
                 if validates:
                     _tell(told, run)
-                if run.step % hyper.save_every == 0:
+                if run.step % save_every == 0:
                     run.save()
                 if run.ended(hyper.patience) or run.step == total:
                     break
@@ -178,9 +127,17 @@ class _Run:
     """The state of one training, in memory and on disk."""
 
     def __init__(
-        self, task: Task, hyper: Hyperparameters, folder: Path, made_from: Mapping[str, Any]
+        self,
+        task: Task,
+        hyper: Hyperparameters,
+        folder: Path,
+        made_from: Mapping[str, Any],
+        total: int,
     ) -> None:
-        self.task, self.folder = task, folder
+        self.task, self.hyper, self.folder, self.total = task, hyper, folder, total
+        self.device = next(task.module.parameters()).device
+        precision.check(hyper, self.device)
+        self.scaler = precision.scaler(hyper, self.device)
         self.optimizers = make_optimizers(task.module, hyper)
         self.rates = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
         self.made_from = {**hyper.identity(), **made_from}
@@ -190,19 +147,49 @@ class _Run:
         self.best: dict[str, Tensor] | None = None
         self.curves: Curves
 
-    def one_step(self, batch: Any, total: int) -> None:
-        scale = max(0.02, 1 - self.step / total)
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.zero_grad()
-        loss = self.task.loss(batch, self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for optimizer in self.optimizers:
-            optimizer.step()
+    def one_batch(self, batch: Any) -> None:
+        """Add a batch to the gradients; the last of those of one change makes it."""
+        size = self.hyper.accumulate
+        place = self.step % size
+        size = min(size, self.total - self.step + place)  # the last change may be of fewer
+        if place == 0:
+            self._set_rates()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+        self._seed()
+        with precision.autocast(self.hyper, self.device):
+            loss = self.task.loss(batch, self.step)
+        self.scaler.scale(loss / size).backward()  # type: ignore[no-untyped-call]
+        if place + 1 == size:
+            self._change()
         self.step += 1
         self.loss_sum += float(loss.detach())
         self.loss_count += 1
+
+    def _seed(self) -> None:
+        """What dropout draws for a batch depends on the batch alone, as all that is drawn."""
+        seed = self.hyper.seed * 1_000_003 + self.step
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 80 times as long
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _set_rates(self) -> None:
+        size = self.hyper.accumulate
+        steps, per_epoch = -(-self.total // size), self.task.steps_per_epoch / size
+        share = schedule.share(self.hyper, self.step // size, steps, per_epoch)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+
+    def _change(self) -> None:
+        """Change the weights by their gradients."""
+        if self.hyper.clip_norm:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            clip(self.optimizers, self.hyper.clip_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
 
     def ended(self, patience: int) -> bool:
         """Whether validation stopped improving, or cannot improve."""
@@ -238,6 +225,7 @@ class _Run:
             "bad": self.bad,
             "loss": [self.loss_sum, self.loss_count],
             "history": self.history,
+            "scaler": self.scaler.state_dict(),
         }
         state = (self.folder, self.task.module, self.optimizers)
         checkpoint.save_resume(*state, progress, self.best or {}, self.made_from)
@@ -250,4 +238,5 @@ class _Run:
                 progress[key] for key in ("step", "bad", "history")
             )
             self.loss_sum, self.loss_count = progress["loss"]
+            self.scaler.load_state_dict(progress.get("scaler", {}))
             self.best = best or None

@@ -11,8 +11,12 @@ import torch
 
 from cascade import values
 from cascade.data.source import LOGS, Log
-from cascade.models.registry import ModelError, Recipe
-from cascade.training.loop import Hyperparameters
+from cascade.models.registry import ModelError, Recipe, shipped
+from cascade.training.optimization.hyperparameters import (
+    Hyperparameters,
+    TrainingError,
+    check_table,
+)
 
 # What fits a million rows; a smaller set is passed over more often, up to MOST_EPOCHS times, and
 # early stopping ends what overfits.
@@ -86,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="STAGE=MODEL",
         help="the models: stage=model:preset, stage=package.module:Class:preset, or a TOML file "
-        f"of them [{usual}; for a log of choices retrieve={RECIPES['choices'].retrieve}]",
+        f"of them, of your own or one of {', '.join(shipped())} "
+        f"[{usual}; for a log of choices retrieve={RECIPES['choices'].retrieve}]",
     )
     add("--log", choices=LOGS, help="how the items of the rows were chosen [by the source]")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -94,19 +99,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(recipe: Recipe) -> None:
     """Raises ModelError: the hyperparameters of a recipe name a training or a field that there is
-    not, or give no number where one is expected."""
-    known = {field.name: type(field.default) for field in fields(Hyperparameters)}
+    not, or have a value that the field cannot have."""
+    known = [field.name for field in fields(Hyperparameters)]
     for name, table in recipe.hyperparameters.items():
         where = "recipe, hyperparameters"
         if name not in TRAININGS:
             raise ModelError(f"{where}: {values.unknown_name('training', name, [*TRAININGS])}")
-        for key, value in table.items():
+        for key in table:
             if key not in known:
-                raise ModelError(
-                    f"{where}.{name}: {values.unknown_name('hyperparameter', key, [*known])}"
-                )
-            numbers = (int, float) if known[key] is float or key == "epochs" else (known[key],)
-            if isinstance(value, bool) or not isinstance(value, numbers):
-                raise ModelError(
-                    f"{where}.{name}.{key}: {value!r} came; expected {known[key].__name__}"
-                )
+                message = values.unknown_name("hyperparameter", key, known)
+                raise ModelError(f"{where}.{name}: {message}")
+        try:
+            check_table(table)
+        except TrainingError as error:
+            raise ModelError(f"{where}.{name}.{error}") from error

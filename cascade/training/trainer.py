@@ -27,6 +27,7 @@ from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.log import KNOWN_LOGS, log_of, source_of
 from cascade.training.loop import Hyperparameters, Task, fit
 from cascade.training.negatives import Negatives, Sampling
+from cascade.training.optimization import precision
 from cascade.training.recipes import (
     BASELINE,
     CHOICES_IN_ALL,
@@ -81,6 +82,8 @@ class Trainer:
         check(recipe)
         self.log, self._why = log_of(dataset, log)
         self.recipe, self.changes = recipe.over(RECIPES[self.log]), changes
+        for name in TRAININGS:
+            precision.check(self.hyperparameters(name), device)
         if sampling is not None and dataset.has_negatives:
             raise DataError(
                 f"negatives are drawn for logs of positives only, and {dataset.root} has "

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cascade.client import Recommender
+from cascade.models.registry import shipped
 from cascade.server.launcher import Server
 from tests.cascades import Cascade
 
@@ -82,8 +83,10 @@ def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_the_wheel_holds_cascade_alone(wheel: Path) -> None:
-    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    files = zipfile.ZipFile(wheel).namelist()
+    names = {name.split("/")[0] for name in files}
     assert {name for name in names if not name.endswith(".dist-info")} == {"cascade"}
+    assert {f"cascade/recipes/{name}.toml" for name in shipped()} <= {*files}
 
 
 def test_the_installed_client_asks_a_server(python: Path, criteo: Cascade, tmp_path: Path) -> None:

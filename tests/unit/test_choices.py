@@ -19,7 +19,8 @@ from cascade.training.choices import retrieve
 from cascade.training.choices.rank import ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.choices.rows import Chosen, Queries, Recency, gains
-from cascade.training.loop import Hyperparameters, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, fit
+from cascade.training.optimization.optimizers import make_optimizers
 from cascade.training.tasks import catalogue, item_states, labelled, row_logits
 from cascade.training.unknowns import Unknowns
 from tests.weights import assert_same_weights, fresh

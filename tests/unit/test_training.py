@@ -15,7 +15,8 @@ from cascade.data.dataset import FORMAT
 from cascade.data.prepare import write
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema
-from cascade.training.loop import Hyperparameters, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, fit
+from cascade.training.optimization.optimizers import make_optimizers
 from cascade.training.tasks import RankTask, RetrievalTask
 from tests.weights import fresh
 

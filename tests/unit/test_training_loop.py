@@ -15,7 +15,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from torch import nn
 
 from cascade.training.checkpoint import CheckpointError
-from cascade.training.loop import Hyperparameters, Task, fit, make_optimizers
+from cascade.training.loop import Hyperparameters, Task, fit
+from cascade.training.optimization.hyperparameters import CHOICES
+from cascade.training.optimization.optimizers import make_optimizers
 from cascade.training.tasks import RankTask
 from tests.weights import assert_same_weights, fresh
 
@@ -108,7 +110,7 @@ def test_rate_falls_to_a_fiftieth(tmp_path):
     assert task.rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "sgd"])
+@pytest.mark.parametrize("optimizer", CHOICES["optimizer"])
 @pytest.mark.parametrize("fail_at", [1, 3, 8, 11, 14])
 def test_going_on_equals_never_having_stopped(tmp_path, optimizer, fail_at):
     """The best weights come before the last saving or after it, and stay the best or do not."""
@@ -122,6 +124,41 @@ def test_going_on_equals_never_having_stopped(tmp_path, optimizer, fail_at):
     resumed = Scripted(objectives, seed=1 if saved else 0)  # all weights come from the file
     assert fit(resumed, hyper, tmp_path / "broken", "scripted") == expected
     assert resumed.seen == unbroken.seen[saved:]
+    assert_same_weights(resumed.module.state_dict(), unbroken.module.state_dict())
+
+
+class Dropping(Scripted):
+    """Draws by torch for each batch."""
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.module.insert(1, nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": "constant"},
+        {"schedule": "cosine", "cycle_epochs": 0.5, "cycle_growth": 2},
+        {"warmup_steps": 9},
+        {"accumulate": 3, "clip_norm": 0.1, "optimizer": "adamw", "weight_decay": 0.1},
+        {"accumulate": 5, "schedule": "cosine"},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("fail_at", [8, 14])
+def test_going_on_by_any_schedule_and_with_what_is_drawn(tmp_path, change, fail_at):
+    objectives, hyper = [8, 7, 6, 5, 4, 3, 2, 1], replace(SCRIPT, **change)
+    unbroken = Dropping(objectives)
+    expected = fit(unbroken, hyper, tmp_path / "unbroken", "scripted")
+    with pytest.raises(KeyboardInterrupt):
+        fit(Dropping(objectives, fail_at), hyper, tmp_path / "broken", "scripted")
+    resumed = Dropping(objectives, seed=1)
+    assert fit(resumed, hyper, tmp_path / "broken", "scripted") == expected
+    # It is saved between two changes of the weights.
+    every = -(-hyper.save_every // hyper.accumulate) * hyper.accumulate
+    assert resumed.seen == unbroken.seen[fail_at // every * every :]
     assert_same_weights(resumed.module.state_dict(), unbroken.module.state_dict())
 
 

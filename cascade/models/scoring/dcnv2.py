@@ -34,6 +34,8 @@ PRESETS = {
     # Table 5, Criteo: embeddings of 39, two cross layers, two layers of 768 units, stacked.
     "paper": DCNv2Config(width=39, rank=0, hidden=(768, 768)),
     "parallel": DCNv2Config(structure="parallel"),
+    # MLPerf's DLRM-v2 (mlcommons/training, recommendation_v2), but for its layers of the numbers.
+    "mlperf": DCNv2Config(width=128, crosses=3, rank=512, hidden=(1024, 1024, 512, 256)),
     "tiny": DCNv2Config(width=4, rank=3, hidden=(8,)),
 }
 

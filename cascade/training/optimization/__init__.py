@@ -1,0 +1,1 @@
+"""What a batch's loss does to the weights: hyperparameters, optimisers, schedules, precision."""
