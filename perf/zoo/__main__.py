@@ -10,15 +10,13 @@ picture. The exit code is 1 where a claim does not hold, after all have run.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from cascade.data.dataset import Dataset
@@ -29,11 +27,10 @@ from cascade.models import MODELS
 from perf.harness.commands import say
 from perf.harness.in_process import ONE_THREAD
 from perf.harness.record import ROOT
-from perf.zoo import claims, report, serve, train
+from perf.zoo import claims, pool, report, serve, train
 from perf.zoo.sets import RETRIEVERS, SERVED_ON, SETS
 from perf.zoo.train import Job
 
-AT_ONCE = 2  # trainings, of one thread each
 FRONT = "two_tower"  # the retriever whose lists rankers order
 Results = dict[str, dict[str, dict[str, Any]]]  # by data set, by model
 
@@ -104,7 +101,7 @@ def _trained(data: Mapping[str, Path], args: argparse.Namespace) -> Results:
     found: Results = {name: {} for name in data}
     for first in (True, False):
         some = [job for job in jobs if (job.model == FRONT) == first]
-        for job, figures in _in_processes(train.run, some, "train"):
+        for job, figures in pool.done(train.run, some, "train"):
             found[job.data_set][job.model] = figures
     return {name: {m: found[name][m] for m in MODELS if m in found[name]} for name in found}
 
@@ -120,7 +117,7 @@ def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
     place = serve.Place(folder / "models", folder / "shared", folder / "releases")
     place.prepare(Dataset.open(data))
     exported = [(place, model, FRONT) for model in found]
-    for (_, model, _), figures in _in_processes(_export, exported, "export"):
+    for (_, model, _), figures in pool.done(serve.export, exported, "export"):
         found[model] |= figures
     for model, figures in tqdm(found.items(), "time and serve", unit=" models"):
         if model not in RETRIEVERS:
@@ -128,31 +125,6 @@ def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
         figures |= serve.served(place, model)
 
 
-def _export(asked: tuple[serve.Place, str, str]) -> dict[str, Any]:
-    return serve.export(*asked)
-
-
-def _in_processes(
-    work: Callable[[Any], dict[str, Any]], jobs: Sequence[Any], what: str
-) -> Iterable[tuple[Any, dict[str, Any]]]:
-    """Run jobs, `AT_ONCE` at a time, in processes of one thread each; -> each with its figures."""
-    context = get_context("spawn")
-    with (
-        ProcessPoolExecutor(AT_ONCE, context, _one_thread) as pool,
-        tqdm(total=len(jobs), desc=what, unit=" models") as bar,
-    ):
-        asked: dict[Future[dict[str, Any]], Any] = {pool.submit(work, job): job for job in jobs}
-        for future in as_completed(asked):
-            yield asked[future], future.result()
-            bar.update()
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 if __name__ == "__main__":
-    import os
-
     os.environ |= ONE_THREAD
     run(main, to_end=True)

@@ -58,9 +58,10 @@ class Place:
         return folder
 
 
-def export(place: Place, model: str, retriever: str) -> dict[str, Any]:
-    """Write the releases of a model -> parity, bytes per item, and what the split form of a ranker
-    computes per candidate still."""
+def export(asked: tuple[Place, str, str]) -> dict[str, Any]:
+    """Write the releases of a model, behind the retriever named last -> parity, bytes per item, and
+    what the split form of a ranker computes per candidate still."""
+    place, model, retriever = asked
     checkpoints = place.checkpoints(model, retriever)
     forms = [False] if model in RETRIEVERS else [False, True]
     for flat in forms:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cascade.models import MODELS, build, preset
+from cascade.models.example import SHOP
 from cascade.models.scorer import Scorer
 from cascade.schema import Feature, Schema, SchemaError
 from cascade.training import checkpoint
@@ -30,16 +31,16 @@ SCHEMA = Schema(
 MADE_FROM = {"model": "dlrm", "lr": 0.1}
 
 
-def saved(folder: Path, model: str = "dlrm", size: str = "tiny") -> Scorer:
+def saved(folder: Path, model: str = "dlrm", size: str = "tiny", schema: Schema = SCHEMA) -> Scorer:
     torch.manual_seed(1)
-    scorer = build(model, preset(model, size), SCHEMA)
-    description = {"model": model, "config": preset(model, size), "schema_hash": SCHEMA.hash}
+    scorer = build(model, preset(model, size), schema).eval()
+    description = {"model": model, "config": preset(model, size), "schema_hash": schema.hash}
     checkpoint.save(folder, scorer, {**description, "metrics": {"auc": np.float64(0.75)}})
     return scorer
 
 
 def logits(scorer: Scorer) -> torch.Tensor:
-    users, items = (draw_rows(SCHEMA, side, 9, 0) for side in ("user", "item"))
+    users, items = (draw_rows(scorer.schema, side, 9, 0) for side in ("user", "item"))
     return scorer(*users.both, *items.both)
 
 
@@ -47,9 +48,9 @@ def logits(scorer: Scorer) -> torch.Tensor:
     ("model", "size"), [(model, size) for model in MODELS for size in MODELS[model].presets]
 )
 def test_roundtrip(tmp_path, model, size):
-    scorer = saved(tmp_path / "deep" / "folder", model, size)
+    scorer = saved(tmp_path / "deep" / "folder", model, size, SHOP)
     torch.manual_seed(2)
-    loaded = checkpoint.load(tmp_path / "deep" / "folder", SCHEMA)
+    loaded = checkpoint.load(tmp_path / "deep" / "folder", SHOP)
     assert torch.equal(logits(loaded), logits(scorer))
     assert not loaded.training
     names = sorted(path.name for path in (tmp_path / "deep" / "folder").iterdir())
@@ -160,7 +161,7 @@ def test_damage_is_named_with_its_file(tmp_path, name):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("model", MODELS)
 def test_a_weight_that_is_not_finite_is_named_with_its_tensor_and_row(tmp_path, model, value):
-    scorer = saved(tmp_path, model, next(iter(MODELS[model].presets)))
+    scorer = saved(tmp_path, model, next(iter(MODELS[model].presets)), SHOP)
     state = scorer.state_dict()
     for name, tensor in state.items():
         if not tensor.is_floating_point() or not tensor.numel():
@@ -170,7 +171,7 @@ def test_a_weight_that_is_not_finite_is_named_with_its_tensor_and_row(tmp_path, 
         save_file(damaged, tmp_path / "weights.safetensors")
         row = max(0, len(tensor) - 1) if tensor.ndim else 0
         with pytest.raises(CheckpointError) as caught:
-            checkpoint.load(tmp_path, SCHEMA)
+            checkpoint.load(tmp_path, SHOP)
         assert f"weights.safetensors: row {row} of {name} [" in str(caught.value)
 
 
