@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
+from cascade.models.layers import CrossLayer, cross
 from cascade.models.scorer import Scorer, mlp, run_mlp
 from cascade.schema import Schema, Side
 
@@ -23,17 +24,23 @@ class DLRMConfig:
     width: int  # of every embedding, and of the bottom MLP's output
     bottom: tuple[int, ...]  # of the bottom MLP's hidden layers; `width` follows
     top: tuple[int, ...]  # of the top MLP's hidden layers; 1 follows
+    crosses: int = 0  # layers of DCN-v2 in place of the dot products
+    rank: int = 0  # of these
 
 
 PRESETS = {
     # Naumov et al. 2019, section 5: Criteo Kaggle, bottom 512-256-64-16, top 512-256-1.
     "criteo": DLRMConfig(width=16, bottom=(512, 256, 64), top=(512, 256)),
+    # Gupta et al. and DeepRecSys (below), table 1: a small model of few tables.
+    "rmc1": DLRMConfig(width=32, bottom=(256, 128), top=(256, 64)),
     # Gupta et al., "The Architectural Implications of Facebook's DNN-based Personalized
     # Recommendation", HPCA 2020, and DeepRecSys, ISCA 2020, table 1: bound by the lookups of
     # its many tables, which the Schema brings.
     "rmc2": DLRMConfig(width=32, bottom=(256, 128), top=(512, 128)),
     # The same papers: bound by the multiply-adds of its bottom MLP.
     "rmc3": DLRMConfig(width=32, bottom=(2560, 512), top=(512, 128)),
+    # MLPerf's DLRM-v2 (torchrec's DLRM_DCN): three cross layers of rank 512 interact.
+    "mlperf-v2": DLRMConfig(128, (512, 256), (1024, 1024, 512, 256), crosses=3, rank=512),
     # For preranking: a tenth of the ranker's work per candidate.
     "small": DLRMConfig(width=8, bottom=(64,), top=(32,)),
     # For tests.
@@ -42,7 +49,8 @@ PRESETS = {
 
 
 class DLRM(Scorer):
-    """The vectors of a row are: user bottom, user ids, item bottom, item ids.
+    """The vectors of a row are: user bottom, user ids, item bottom, item ids. They interact by
+    their dot products, or by the cross layers of DCN-v2.
 
     The paper knows one bottom MLP; a schema with numbers on both sides gets one for each, so that
     the item's can be computed once per item. A side without numbers has none.
@@ -86,7 +94,11 @@ class DLRM(Scorer):
         vectors = self.n_user + self.n_item
         first, second = torch.tril_indices(vectors, vectors, offset=-1)  # the pairs i > j
         self.register_buffer("pairs", first * vectors + second, persistent=False)
-        self.top = mlp((len(bottoms) * config.width + len(self.pairs), *config.top, 1))
+        self.crosses = nn.ModuleList(
+            CrossLayer(vectors * config.width, config.rank) for _ in range(config.crosses)
+        )
+        pairs = len(bottoms) * config.width + len(self.pairs)
+        self.top = mlp((vectors * config.width if config.crosses else pairs, *config.top, 1))
         self.user_width, self.item_width = self.n_user * self.width, self.n_item * self.width
 
     def vectors(self, side: Side, dense: Tensor, ids: Tensor) -> Tensor:
@@ -108,6 +120,8 @@ class DLRM(Scorer):
         items = item.to(user.dtype).flatten(0, 1)  # [B * K, Fi * D]
         users = user.unsqueeze(1).expand(-1, item.shape[1], -1).flatten(0, 1)  # [B * K, Fu * D]
         vectors = torch.cat((users, items), dim=1)  # [B * K, F * D]
+        if len(self.crosses):
+            return run_mlp(self.top, cross(self.crosses, vectors)).reshape(item.shape[:2])
         vectors = vectors.reshape(-1, self.n_user + self.n_item, self.width)
         dots = torch.matmul(vectors, vectors.transpose(1, 2)).flatten(1)  # [B * K, F * F]
         states = {"user": users, "item": items}

@@ -75,7 +75,8 @@ def test_description_says_what_the_weights_are(tmp_path):
     saved(tmp_path)
     found = checkpoint.describe(tmp_path)
     assert (found["format"], found["model"], found["schema_hash"]) == (1, "dlrm", SCHEMA.hash)
-    assert found["config"] == {"width": 4, "bottom": [8], "top": [8]}
+    sizes = {"width": 4, "bottom": [8], "top": [8], "crosses": 0, "rank": 0}
+    assert found["config"] == sizes
     assert found["metrics"] == {"auc": 0.75}
     assert found["versions"]["torch"] == torch.__version__
     assert set(found["versions"]) == {"torch", "numpy", "safetensors", "python"}

@@ -114,7 +114,7 @@ def repeated(users: Rows) -> Rows:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=["f32", "f64"]
 )
-@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("size", [size for size, c in PRESETS.items() if not c.crosses])
 @settings(max_examples=15, deadline=None)
 @given(schema=schemas(), seed=st.integers(0, 2**16))
 def test_ours_equals_textbook(size, dtype, tolerance, schema, seed):
