@@ -44,6 +44,7 @@ class Described:
     foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     preranks: bool = True
     preranker: str = PRERANK  # the subfolder of its checkpoint
+    scores: dict[str, str] = field(default_factory=dict)  # by stage, the formula of its tasks
     notes: list[str] = field(default_factory=list)
 
 
@@ -130,6 +131,8 @@ class _Writer:
             if isinstance(found[0], Trained):
                 raise self.root.error("a checkpoint that ranks stands under `rank`, not `prerank`")
             self.made.foreign[RANK] = self.made.foreign.pop(PRERANK)
+            if PRERANK in self.made.scores:
+                self.made.scores[RANK] = self.made.scores.pop(PRERANK)
         return found[-1]
 
     def _stage(self, name: str, node: Node | None, rows: Any) -> Foreign | Trained:
@@ -143,6 +146,8 @@ class _Writer:
         assert node is not None
         foreign = self._score(node, name, rows)
         self.made.foreign[name] = (foreign.path, foreign.path.with_suffix(".json"))
+        if foreign.formula:
+            self.made.scores[name] = foreign.formula.text
         return foreign
 
     def _items(self, node: Node) -> tuple[pa.Table, pa.Array]:

@@ -1,4 +1,5 @@
-"""A model of the file as one flat ONNX graph with one output, and the proof that it is the same."""
+"""A model of the file as one flat ONNX graph with one output, and the proof that it is the same. Of
+several outputs that one has a column each, and the formula in `score` is the release's."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import onnxruntime
 import torch
 
 from cascade.artifact import Array
+from cascade.formula import Formula, FormulaError
 from cascade.located import Node
 from cascade.schema import Side
-from export.described import formula
+from cascade.spec import TASKS
 from export.described.features import Features
 from export.described.forms import Form, flatten
 from export.foreign.inputs import ForeignError, InputMap, Meaning, Rows, schema_columns
@@ -26,7 +28,6 @@ LARGEST_DIFFERENCE = (
     1e-5  # between a module and the graph that was traced from it, relative above 1
 )
 PROVED_AT = (2, 3, 64)  # rows
-SCORE = "cascade_score"
 
 
 def write(form: Form, features: Features, rows: Rows, path: Path) -> Foreign:
@@ -38,15 +39,26 @@ def write(form: Form, features: Features, rows: Rows, path: Path) -> Foreign:
     _check_inputs(form, path, session)
     if module is not None:
         _prove(form, module, features, rows, session)
-    output, meaning = _one_output(form, features, rows, session, path)
+    output, meaning, tasks = _one_output(form, features, rows, session, path)
     named = {name: one.features for name, one in form.inputs.items()}
     side: Side = "item" if "item" in form.sides else "user"
-    mapping = InputMap(form.node.file, named, output, meaning, side)
+    mapping = InputMap(form.node.file, named, output, meaning, side, tasks)
     mapping.save(path.with_suffix(".json"))
     try:
-        return Foreign(path, mapping, features.schema)
+        found = Foreign(path, mapping, features.schema)
     except ForeignError as error:
         raise form.node.error(str(error)) from error
+    found.formula = _formula(form, tasks) if tasks else None
+    return found
+
+
+def _formula(form: Form, tasks: tuple[str, ...]) -> Formula:
+    assert form.score is not None
+    text = form.score.value if isinstance(form.score.value, str) else form.score.text()
+    try:
+        return Formula.read(text).check(tasks)
+    except FormulaError as error:
+        raise form.score.error(str(error)) from error
 
 
 def _arguments(form: Form, features: Features, rows: Rows, count: int) -> dict[str, Array]:
@@ -163,11 +175,12 @@ def _prove(form: Form, module: Any, features: Features, rows: Rows, session: Any
 
 def _one_output(
     form: Form, features: Features, rows: Rows, session: Any, path: Path
-) -> tuple[str, Meaning]:
-    """Give the graph the one output that orders the items -> its name and meaning."""
+) -> tuple[str, Meaning, tuple[str, ...]]:
+    """Give the graph the one output that orders the items -> its name and meaning, and the names of
+    its columns where a formula makes the score of them."""
     names = [value.name for value in session.get_outputs()]
     if len(form.sides) == 1:  # a tower
-        return _vector(form, names), "value"
+        return _vector(form, names), "value", ()
     node = form.node
     if not form.outputs:
         raise node.error(
@@ -182,10 +195,12 @@ def _one_output(
             raise node.error(
                 f"{form.name} has the outputs {', '.join(names)}; name them in `outputs:`"
             )
-        return first or names[0], meaning  # type: ignore[return-value]
+        return first or names[0], meaning, ()  # type: ignore[return-value]
+    tasks = tuple(name for name in form.outputs if name.isidentifier())  # a formula knows no other
+    _formula(form, tasks)
     shapes = [found.shape for found in _run(form, session, _arguments(form, features, rows, 3))]
-    _write_score(form, names, shapes, path)
-    return SCORE, "value"
+    _write_tasks(form, names, shapes, path, tasks)
+    return TASKS, "value", tasks
 
 
 def _vector(form: Form, names: list[str]) -> str:
@@ -194,7 +209,10 @@ def _vector(form: Form, names: list[str]) -> str:
     return names[0]
 
 
-def _write_score(form: Form, names: list[str], shapes: list[Any], path: Path) -> None:
+def _write_tasks(
+    form: Form, names: list[str], shapes: list[Any], path: Path, tasks: tuple[str, ...]
+) -> None:
+    """Give the graph the output `TASKS` [n, T], probabilities in place of logits."""
     model = ir.load(path)
     ir.external_data.load_to_model(model)
     graph, tape = model.graph, ir.tape.Tape()
@@ -210,22 +228,23 @@ def _write_score(form: Form, names: list[str], shapes: list[Any], path: Path) ->
 
     by_name = {str(value.name): value for value in graph.outputs}
     columns = _columns(form, names, shapes)
-    values = {}
-    for name, (output, column) in columns.items():
+    values = []
+    for name in tasks:
+        output, column = columns[name]
         value = by_name[output]
         if column is not None:
             value = op("Gather", value, constant(column), axis=1)
-        value = op("Cast", op("Reshape", value, constant([-1])), to=int(ir.DataType.FLOAT))
-        values[name] = op("Sigmoid", value) if form.outputs[name] == "logit" else value
-    if form.score is None:
-        score = values[next(iter(values))]
-    else:
-        score = formula.write(form.score, values, op, constant)
-    score = op("Identity", score)
-    score.name, score.dtype, score.shape = SCORE, ir.DataType.FLOAT, ir.Shape(["rows"])
+        value = op("Cast", op("Reshape", value, constant([-1, 1])), to=int(ir.DataType.FLOAT))
+        values.append(op("Sigmoid", value) if form.outputs[name] == "logit" else value)
+    whole = op("Concat", *values, axis=1)
+    for value in by_name.values():
+        if value.name == TASKS:
+            value.name = f"{TASKS}/of the file"
+    whole.name, whole.dtype = TASKS, ir.DataType.FLOAT
+    whole.shape = ir.Shape(["rows", len(tasks)])
     graph.extend(tape.nodes)
     graph.outputs.clear()
-    graph.outputs.append(score)
+    graph.outputs.append(whole)
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1 << 20)
 
 
