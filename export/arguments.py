@@ -138,9 +138,8 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
 def _product(args: argparse.Namespace, described: Described | None) -> Product:
     """The flags, and the formulas of the file where no flag has another."""
     found = replace(Product(**_named(args, Product)), store=absolute_url(args.store))
-    said = described.scores if described else {}
-    prerank = found.prerank_score or said.get(PRERANK, "")
-    return replace(found, score=found.score or said.get(RANK, ""), prerank_score=prerank)
+    said = described.formulas if described else {}
+    return replace(found, **{name: getattr(found, name) or text for name, text in said.items()})
 
 
 def _named(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from export.foreign.onnx_model import Foreign, flat_rows
 
 STAGE_KEYS = ("retrieve", "prerank", "rank", "golden")
 KEYS = ("name", "features", "items", "users", "held_out", *STAGE_KEYS)
+FORMULAS = {RANK: "score", PRERANK: "prerank_score"}
 PROBE_ROWS = 64
 MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
 
@@ -44,7 +45,8 @@ class Described:
     foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     preranks: bool = True
     preranker: str = PRERANK  # the subfolder of its checkpoint
-    scores: dict[str, str] = field(default_factory=dict)  # by stage, the formula of its tasks
+    # The formulas of tasks in the file, by the field of `Product`.
+    formulas: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -131,8 +133,8 @@ class _Writer:
             if isinstance(found[0], Trained):
                 raise self.root.error("a checkpoint that ranks stands under `rank`, not `prerank`")
             self.made.foreign[RANK] = self.made.foreign.pop(PRERANK)
-            if PRERANK in self.made.scores:
-                self.made.scores[RANK] = self.made.scores.pop(PRERANK)
+            if FORMULAS[PRERANK] in self.made.formulas:
+                self.made.formulas[FORMULAS[RANK]] = self.made.formulas.pop(FORMULAS[PRERANK])
         return found[-1]
 
     def _stage(self, name: str, node: Node | None, rows: Any) -> Foreign | Trained:
@@ -147,7 +149,7 @@ class _Writer:
         foreign = self._score(node, name, rows)
         self.made.foreign[name] = (foreign.path, foreign.path.with_suffix(".json"))
         if foreign.formula:
-            self.made.scores[name] = foreign.formula.text
+            self.made.formulas[FORMULAS[name]] = foreign.formula.text
         return foreign
 
     def _items(self, node: Node) -> tuple[pa.Table, pa.Array]:

@@ -1,4 +1,4 @@
-"""Models of several tasks: graphs give all of them, and stages order items by a formula of these."""
+"""Models of several tasks: graphs give all of them, and stages order items by their formula."""
 
 from __future__ import annotations
 
