@@ -25,14 +25,7 @@ from cascade.values import of_json, unknown_name
 from clients.options import UsageError
 
 CSV, JSON_LINES = (".csv",), (".jsonl", ".ndjson")
-RESULT_COLUMNS = ("item_ids", "scores", "error")
-
-
-def task_column(name: str) -> str:
-    """The column of an answer file that has what the ranker says by a task."""
-    return f"task_{name}"
-
-
+RESULT_COLUMNS, task_column = ("item_ids", "scores", "error"), "task_{}".format
 # In a column of other texts, 007 and +7 are no numbers.
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)

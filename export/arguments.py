@@ -139,7 +139,8 @@ def _product(args: argparse.Namespace, described: Described | None) -> Product:
     """The flags, and the formulas of the file where no flag has another."""
     found = replace(Product(**_named(args, Product)), store=absolute_url(args.store))
     said = described.formulas if described else {}
-    return replace(found, **{name: getattr(found, name) or text for name, text in said.items()})
+    given: dict[str, Any] = {name: getattr(found, name) or text for name, text in said.items()}
+    return replace(found, **given)
 
 
 def _named(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:

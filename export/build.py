@@ -149,8 +149,7 @@ def _tasks(build: Build, source: Source, foreign: Mapping[str, Foreign]) -> tupl
         found[stage] = foreign[stage].mapping.tasks if stage in foreign else ()
         if build.trained(stage):
             found[stage] = several(source.scorer(build.checkpoint(stage)))
-        if stage == RANK or build.preranks:
-            formula_of(stage, found[stage], build.product)
+        formula_of(stage, found[stage], build.product)
     return found[RANK]
 
 

@@ -55,19 +55,32 @@ class Choice:
 
     def __call__(self, rows: Array, tasks: Array) -> tuple[Array, ...]:
         pads, scores = rows < 0, self._scores(tasks)
-        known = np.isfinite(scores) & np.isfinite(tasks).all(axis=2) & ~pads
+        known = np.isfinite(scores) & ~pads
+        for task in range(tasks.shape[2]):  # many times as fast as over the last axis
+            known &= np.isfinite(tasks[:, :, task])
         self.not_finite += int(np.count_nonzero(~known & ~pads))
         ranked = np.where(known, scores, np.where(pads, -np.inf, LOWEST)).astype(np.float32)
-        best = np.argsort(-ranked, axis=1, kind="stable")[:, : self._described.keep]
-        known = np.take_along_axis(known, best, axis=1)
-        ranked = np.take_along_axis(ranked, best, axis=1)
-        found = {RANKED: ranked, SCORES: np.where(known, ranked, np.float32(0))}
-        chosen = np.take_along_axis(tasks, best[:, :, None], axis=1)
-        found[TASK_SCORES] = np.where(known[:, :, None], chosen, np.float32(0))
-        rows = np.take_along_axis(rows, best, axis=1)
-        if self._item_ids is not None:
-            found[ITEM_IDS] = np.where(rows < 0, -1, self._item_ids[np.maximum(rows, 0)])
-        return tuple(found.get(name, rows) for name in self._described.outputs)
+        best = np.argsort(-ranked, axis=1)[:, : self._described.keep]
+
+        def of_best(values: Array) -> Array:
+            return np.take_along_axis(values, best, axis=1)
+
+        rows, known = of_best(rows), of_best(known)
+        found: dict[str, Array] = {}
+        for name in self._described.outputs:
+            if name == RANKED:
+                found[name] = of_best(ranked)
+            elif name == SCORES:
+                found[name] = np.where(known, of_best(scores), np.float32(0))
+            elif name == TASK_SCORES:
+                chosen = np.take_along_axis(tasks, best[:, :, None], axis=1)
+                found[name] = np.where(known[:, :, None], chosen, np.float32(0))
+            elif name == ITEM_IDS:
+                assert self._item_ids is not None
+                found[name] = np.where(rows < 0, -1, self._item_ids[np.maximum(rows, 0)])
+            else:
+                found[name] = rows
+        return tuple(found.values())
 
     def _scores(self, tasks: Array) -> Array:
         if self._formula is None:

@@ -31,7 +31,7 @@ from export.foreign.onnx_model import Foreign, flat_rows
 
 STAGE_KEYS = ("retrieve", "prerank", "rank", "golden")
 KEYS = ("name", "features", "items", "users", "held_out", *STAGE_KEYS)
-FORMULAS = {RANK: "score", PRERANK: "prerank_score"}
+FORMULAS = {RANK: "score", PRERANK: "prerank_score"}  # fields of `Product`
 PROBE_ROWS = 64
 MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
 
@@ -45,8 +45,7 @@ class Described:
     foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     preranks: bool = True
     preranker: str = PRERANK  # the subfolder of its checkpoint
-    # The formulas of tasks in the file, by the field of `Product`.
-    formulas: dict[str, str] = field(default_factory=dict)
+    formulas: dict[str, str] = field(default_factory=dict)  # by field of `Product`
     notes: list[str] = field(default_factory=list)
 
 
@@ -133,8 +132,7 @@ class _Writer:
             if isinstance(found[0], Trained):
                 raise self.root.error("a checkpoint that ranks stands under `rank`, not `prerank`")
             self.made.foreign[RANK] = self.made.foreign.pop(PRERANK)
-            if FORMULAS[PRERANK] in self.made.formulas:
-                self.made.formulas[FORMULAS[RANK]] = self.made.formulas.pop(FORMULAS[PRERANK])
+            self.made.formulas = dict(zip(["score"], self.made.formulas.values(), strict=False))
         return found[-1]
 
     def _stage(self, name: str, node: Node | None, rows: Any) -> Foreign | Trained:

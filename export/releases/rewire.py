@@ -4,9 +4,7 @@ or under another number."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cascade.artifact import ArtifactError
 from cascade.config import Product, Serving, of_release
@@ -23,6 +21,8 @@ from cascade.spec import (
     TOPOLOGIES,
     stage_path,
 )
+from cascade.stages.tasks import formula_of
+from export.releases.manifest import asked_again
 from export.releases.publishing import Make
 from export.releases.repository import check_current, write_configs
 
@@ -38,7 +38,8 @@ def rewire(source: Path, target: Path, serving: Serving, product: Product | None
     release = read_release(source, version)
     before = of_release(release)[1]
     product = product or before
-    _check_formulas(release, product)
+    for stage in (PRERANK, RANK):
+        formula_of(stage, tasks_of(release, stage), product)
     folders = {name: source / stage_path(release["topology"], name, version) for name in STAGES}
     wired = {
         **release,
@@ -59,19 +60,8 @@ def rewire(source: Path, target: Path, serving: Serving, product: Product | None
     write_json(target / ENSEMBLE / str(version) / RELEASE_FILE, wired)
     formulas = [(each.score, each.prerank_score) for each in (before, product)]
     if formulas[0] != formulas[1] and "canary" in wired:
-        from export.releases.manifest import asked_again  # with the libraries of the stages
-
-        write_json(
-            target / ENSEMBLE / str(version) / RELEASE_FILE, asked_again(target, version, wired)
-        )
-
-
-def _check_formulas(release: Mapping[str, Any], product: Product) -> None:
-    from cascade.stages.tasks import formula_of
-
-    for stage in (PRERANK, RANK):
-        if stage == RANK or release.get("stages", {}).get(stage, {}).get("passes") is None:
-            formula_of(stage, tasks_of(release, stage), product)
+        wired = asked_again(target, version, wired)
+        write_json(target / ENSEMBLE / str(version) / RELEASE_FILE, wired)
 
 
 def settings_of(repository: Path) -> tuple[Serving, Product]:

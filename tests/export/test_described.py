@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from pyarrow import csv
 from safetensors.torch import save_file
 
-from cascade.config import Product, Serving
+from cascade.config import Product
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.located import LocatedError

@@ -16,17 +16,24 @@ from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Product, Serving
 from cascade.data.criteo import SCHEMA as CRITEO
 from cascade.formula import FormulaError
+from cascade.release import read_release
 from cascade.runtime.load import load_graph
 from cascade.spec import PRERANK, RANK, TASK_SCORES, TASKS, Sizes, stages
 from cascade.stages.load import load_stage
+from cascade.stages.pipeline import Pipeline
 from cascade.stages.scoring import Score
+from cascade.training import checkpoint
+from export import __main__ as export_command
 from export.artifacts import parity
 from export.artifacts.stage_files import Variant, write_scoring
-from export.context import Forms
+from export.context import Catalogue, Forms, read_catalogue
 from export.foreign import own, wrapper
 from export.foreign.flat import flat_onnx
 from export.foreign.inputs import InputMap
 from export.foreign.onnx_model import Foreign
+from export.planning.opened import resize
+from export.releases.manifest import verify
+from export.releases.refresh import Refresh, change
 from tests.example_models import THREE_TASKS
 from tests.export.exported import (
     BAGS,
@@ -281,3 +288,126 @@ def test_parity_judges_every_task(tmp_path: Path) -> None:
     with pytest.raises(parity.ParityError, match="differ from the trained model"):
         parity.report(wrong)
     assert len(items) == ITEMS
+
+
+@pytest.fixture(scope="module")
+def cascade(make_cascade: Callable[..., Any]) -> Any:
+    """Both scoring stages have several tasks, in the forms that the export finds best."""
+    return make_cascade(
+        schema=replace(CRITEO, tasks=THREE_TASKS),
+        items=300,
+        users=40,
+        models={
+            "retrieve": ("two_tower", "tiny"),
+            "prerank": ("tests.example_models:ThreeByParts", "default"),
+            "rank": ("tests.example_models:ThreeTasks", "wide"),
+        },
+        sizes=Sizes(candidates=100, survivors=40, results=10),
+        serving=Serving(max_batch_size=8),
+        product=Product(score=FORMULA),
+        state="auto",
+        weights="auto",
+    )
+
+
+def test_an_export_chooses_forms_by_the_formula(cascade: Any) -> None:
+    release = read_release(cascade.repository, 1)
+    for stage in (PRERANK, RANK):
+        assert release["stages"][stage]["tasks"] == [*NAMES]
+        assert release["stages"][stage]["split"]  # was taken apart
+        own = [p for p in release["parity"] if p["stage"] == stage]
+        assert {p["runtime"] for p in own} == {"onnx", "torchscript"}
+        assert all(p["quantised"] or p["max_abs"] <= 1e-5 for p in own)
+        judged = [v for v in release["variants"] if v["stage"] == stage]
+        assert [v["chosen"] for v in judged].count(True) == 1
+        assert {(v["variant"]["state"], v["variant"]["weights"]) for v in judged} >= {
+            ("float16", "float32"),
+            ("float16", "int8"),
+        }
+        plain = next(v for v in judged if v["variant"]["state"] == "float32")
+        assert plain["overlap"] == 1
+
+
+def test_all_runtimes_answer_alike(cascade: Any) -> None:
+    """Up to what the chosen form of model.onnx rounds."""
+    torchscript = cascade.ask(cascade.pipeline(runtime="torchscript"))[1]
+    np.testing.assert_allclose(cascade.ask(cascade.pipeline())[1], torchscript, atol=0.02)
+
+
+def test_the_catalogue_of_several_tasks_is_refreshed(cascade: Any, tmp_path: Path) -> None:
+    started = Refresh(cascade.repository, 1, cascade.checkpoints)
+    items = read_catalogue(cascade.checkpoints)
+    twins = Catalogue(items.dense[:5], items.ids[:5], items.item_ids.max() + 1 + np.arange(5))
+    started.write(tmp_path, 2, change(started.item_ids, twins, items.item_ids[5:20]))
+    verify(tmp_path, 2)
+    before, after = (Pipeline.load(path, serving=ONE) for path in (cascade.repository, tmp_path))
+    users = before.encode(cascade.dense[:4], cascade.categorical[:4])
+    both = []
+    for pipeline, wanted in ((before, items.item_ids[:5]), (after, twins.item_ids)):
+        rows = np.full((4, 40), -1, np.int64)
+        rows[:, :5] = np.searchsorted(
+            pipeline.item_ids, wanted, sorter=np.argsort(pipeline.item_ids)
+        )
+        rows[:, :5] = np.argsort(pipeline.item_ids)[rows[:, :5]]
+        both.append(pipeline.rank(*users, rows)[1])
+    np.testing.assert_allclose(both[0], both[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", [PRERANK, RANK])
+def test_a_plan_asks_several_tasks_in_other_sizes(stage: str, cascade: Any, tmp_path: Path) -> None:
+    folder = cascade.repository / stage / "1"
+    product = Product(score=FORMULA)
+    opened = Score(folder, ONE, product)
+    resize(folder, 7, tmp_path / "resized", as_rows=stage == RANK)
+    users = cascade.pipeline().encode(cascade.dense[:5], cascade.categorical[:5])
+    rows = np.stack([np.random.default_rng(u).permutation(300)[:50] for u in range(5)])
+    rows[0, 5:] = -1
+    whole = opened(*users, rows)
+    found = Score(tmp_path / "resized", ONE, product)(*users, rows)
+    if stage == PRERANK:
+        np.testing.assert_array_equal(found[0], whole[0][:, :7])
+        return
+    real = found[0] >= 0
+    assert opened.item_ids is not None
+    np.testing.assert_array_equal(opened.item_ids[found[0]][real], whole[0][:, :7][real])
+    np.testing.assert_array_equal(found[1][real], whole[1][:, :7][real])
+    assert np.isneginf(found[1][~real]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--score", "ctr * buys"], "unknown output 'buys': known are ctr, engagement, revenue"),
+        (["--prerank-score", "exp(ctr"], "'exp(ctr' is no formula"),
+    ],
+)
+def test_an_export_refuses_a_formula_before_it_writes(
+    arguments: list[str], message: str, cascade: Any, tmp_path: Path
+) -> None:
+    where = ["--checkpoints", str(cascade.checkpoints), "--repository", str(tmp_path / "new")]
+    with pytest.raises(FormulaError) as caught:
+        export_command.main(["build", *where, "--untuned", *arguments])
+    assert message in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_flat_file_of_several_tasks_is_taken_apart(cascade: Any, tmp_path: Path) -> None:
+    """As `export flat` writes it, and as a third party might."""
+    files = ["--onnx", str(tmp_path / "r.onnx"), "--inputs", str(tmp_path / "r.json")]
+    export_command.main(["flat", "--checkpoints", str(cascade.checkpoints), *files])
+    where = ["--checkpoints", str(cascade.checkpoints), "--repository", str(tmp_path / "new")]
+    given = ["--ranker-onnx", files[1], "--inputs", files[3], "--score", FORMULA]
+    sizes = ["--candidates", "100", "--survivors", "40", "--index", "flat"]
+    export_command.main(["build", *where, "--untuned", *given, *sizes])
+    own = Pipeline.load(tmp_path / "new", serving=ONE)
+    assert read_release(tmp_path / "new", 1)["stages"][RANK]["split"]
+    users = own.encode(cascade.dense[:8], cascade.categorical[:8])
+    ranker = checkpoint.load(cascade.checkpoints / RANK, cascade.schema)
+    wanted = expected_tasks(ranker, read_catalogue(cascade.checkpoints), users)
+    answer = own.answer(cascade.dense[:8], cascade.categorical[:8])
+    row_of = {int(i): r for r, i in enumerate(read_catalogue(cascade.checkpoints).item_ids)}
+    for user, ids in enumerate(answer["item_ids"]):
+        rows = [row_of[int(item)] for item in ids]
+        np.testing.assert_allclose(
+            answer[TASK_SCORES][user], wanted[user, rows], rtol=1e-5, atol=1e-5
+        )

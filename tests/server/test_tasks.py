@@ -37,12 +37,16 @@ from cascade.store import UserStore
 from cascade.training import checkpoint
 from clients import batch, recommend
 from export.context import read_catalogue
+from export.releases.control import Control
 from export.releases.manifest import verify
-from export.releases.rewire import rewire, settings_of
+from export.releases.publishing import Publisher
+from export.releases.repository import Repository
+from export.releases.rewire import from_export, rewire, settings_of
 from export.users import layout_of
 from tests.example_models import THREE_TASKS
 
 NAMES = [task.name for task in THREE_TASKS]
+KEY = "a-key-that-only-this-test-knows"
 USERS, SIZES = 100, Sizes(candidates=300, survivors=60, results=10)
 FORMULA = "ctr * (0.6 + 0.4 * engagement)"
 OTHER = "engagement * log(1 + revenue) - ctr"
@@ -326,3 +330,34 @@ def test_other_clients_read_the_names_in_the_configuration(server: Server) -> No
     with grpc.InferenceServerClient(server.url) as client:
         config = client.get_model_config(ENSEMBLE).config
     assert json.loads(config.parameters["tasks"].string_value) == NAMES
+
+
+def test_two_releases_at_once_have_each_its_own_formula(
+    cascade: Any, eager: Said, tmp_path: Path
+) -> None:
+    """Triton keeps one configuration for both, and both stay loaded."""
+    rewired(cascade, tmp_path / "other", "--score", OTHER)
+    repository = Repository(tmp_path / "live")
+    Publisher(repository, say=lambda line: None).publish(from_export(cascade.repository))
+    with Server(repository.root, control_key=KEY) as server:
+        control = Control(server.url, server.control_headers)
+        publisher = Publisher(repository, control, say=lambda line: None)
+        publisher.publish(from_export(tmp_path / "other"), share=0.5)
+        with Recommender(server.url, deadline_s=30) as client:
+            answers = client.recommend_many(cascade.users, keys=range(USERS))
+        releases = [answer.release for answer in answers]
+        assert {*releases} == {1, 2}
+        one_by_one = survivors(cascade)
+        for user, answer in enumerate(answers):
+            score = SCORES[FORMULA if releases[user] == 1 else OTHER]
+            rows = [eager.row_of[item] for item in one_by_one[user]]
+            best = np.sort(score(eager.tasks[user, rows]))[::-1][: SIZES.results]
+            np.testing.assert_allclose(answer.scores, best, rtol=1e-4, atol=1e-5)
+            given = np.stack([*(answer.task_scores or {}).values()], axis=1)
+            np.testing.assert_allclose(given, eager.of(user, answer), rtol=1e-5, atol=1e-5)
+        publisher.roll_back(2)
+        with Recommender(server.url, deadline_s=30) as client:
+            check(client.recommend_many(cascade.users), cascade, eager, OTHER)
+        publisher.roll_back(1)
+        with Recommender(server.url, deadline_s=30) as client:
+            check(client.recommend_many(cascade.users), cascade, eager, FORMULA)
