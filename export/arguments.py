@@ -23,10 +23,11 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 --ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON; --flat;
 --preranker NAME [{PRERANK}]; --row-order index|catalogue; --retrieve-from DIR;
 --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
-[{SIZES.results}] (leave each stage; --sizes auto --keep X plans them);
+[{SIZES.results}] (--sizes auto --keep X plans them);
 --max-batch-size N [{Serving.max_batch_size}]; --max-queue-size N [{Serving.max_queue_size}; 0 =
 no limit]; --queue-delay-us N; --batch-users N; --users-per-run N [measured]; --threads N;
---cuda-graphs; --half; --prerank-score F [--score]; --temperature X [1.0; of draws]"""
+--cuda-graphs; --half; --prerank-score F; --explored N,
+--temperature X [0, 1.0]"""
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
@@ -83,11 +84,11 @@ FLAGS = {
     ],
     "choice among the ranked items": [
         *(_flag(f"--{name}") for name in vars(SIZES)),
-        _flag("--score", "orders items: a formula of the ranker's tasks [the first]", metavar="F"),
+        _flag("--score", "formula of the ranker's tasks [the first]", metavar="F"),
         _flag("--prerank-score", metavar="F"),
         _flag("--pool", "ranked items to choose from [off]", metavar="N"),
         _flag("--diversity", "from 0 to 1 [%(default)s]", metavar="X"),
-        _flag("--explored", "last places drawn by chance [%(default)s]", metavar="N"),
+        _flag("--explored"),
         _flag("--temperature"),
     ],
 }
