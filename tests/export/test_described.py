@@ -24,6 +24,7 @@ from cascade.located import LocatedError
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
+from export import __main__ as export_command
 from export.artifacts.variants import GuardError
 from export.build import write_release
 from export.context import Build
@@ -231,6 +232,22 @@ def test_what_is_wrong_is_named_with_its_line(small, case):
     assert message in text
     assert "\n" not in text
     assert text.startswith(f"{path}, line ")
+
+
+def test_a_flag_wins_over_the_formula_of_the_file(small):
+    """Of the only output, too."""
+    folder, described = small
+    described["rank"] |= {"onnx": "both.onnx", "score": "exp(logit)", "outputs": {"logit": "logit"}}
+    described["rank"].pop("output")
+    described.pop("golden")
+    path = dump(described, folder)
+    for name, flags in (("file", ()), ("flag", ("--score=-logit",))):
+        words = ["build", "--cascade", path, "--repository", folder / name, "--untuned", *flags]
+        sizes = ["--candidates", "20", "--survivors", "20", "--index", "flat"]
+        export_command.main([str(word) for word in (*words, *sizes)])
+    check(Pipeline.load(folder / "file"), folder, formula=lambda ctr, _: np.exp(ctr))
+    check(Pipeline.load(folder / "flag"), folder, formula=lambda ctr, _: -ctr)
+    assert settings_of(folder / "file")[1].score == "exp(logit)"
 
 
 @pytest.mark.parametrize(
