@@ -83,14 +83,21 @@ class Formula:
             raise FormulaError(f"{text!r:.80} reads no output, so that all items have one score")
         return cls(text, tuple(names), tree)
 
-    def check(self, outputs: Sequence[str]) -> Formula:
-        """The same. Raises FormulaError: it reads an output that is not among these."""
-        for name in self.names:
+    @classmethod
+    def of(cls, text: str, outputs: Sequence[str]) -> Formula:
+        """`read`. Raises FormulaError, too, where it reads an output that is not among these, which
+        the message names in any case."""
+        known = f"the outputs are {', '.join(outputs)}"
+        try:
+            formula = cls.read(text)
+        except FormulaError as error:
+            raise FormulaError(f"{error}; {known}") from error
+        for name in formula.names:
             if name not in outputs:
                 message = unknown_name("output", name, outputs)
-                known = "" if "known are" in message else f" The outputs are {', '.join(outputs)}"
-                raise FormulaError(f"formula {self.text!r:.80}: {message}{known}")
-        return self
+                more = "" if "known are" in message else f"; {known}"
+                raise FormulaError(f"formula {formula.text!r:.80}: {message}{more}")
+        return formula
 
     def __call__(self, outputs: Mapping[str, Values]) -> Values:
         """The score of every element, of outputs of one shape, float32; NaN or infinite where there
@@ -112,7 +119,8 @@ def _check(text: str, part: ast.expr, names: dict[str, None], depth: int) -> Non
         return
     inner = _operands(part)
     if inner is None:
-        raise FormulaError(f"{ast.unparse(part)!r:.80} is no part of a formula; {GRAMMAR}")
+        words = ast.get_source_segment(text, part)
+        raise FormulaError(f"{words!r:.80} is no part of a formula; {GRAMMAR}")
     for one in inner:
         _check(text, one, names, depth + 1)
 

@@ -22,18 +22,17 @@ def formula_of(stage: str, tasks: Sequence[str], product: Product) -> Formula | 
     """
     text = product.score
     if stage == PRERANK:
-        text = product.prerank_score or product.score
+        text = product.prerank_score
+        if not text and product.score and {*Formula.read(product.score).names} <= {*tasks}:
+            text = product.score
     if not text:
         return None
-    formula = Formula.read(text)
-    if stage == PRERANK and not product.prerank_score and not {*formula.names} <= {*tasks}:
-        return None  # that of the ranker
     if not tasks:
         raise FormulaError(
             f"{stage} has one output, so that no formula can be made of its tasks: {text!r:.80} "
             "came; leave it out"
         )
-    return formula.check(tasks)
+    return Formula.of(text, tasks)
 
 
 class Choice:

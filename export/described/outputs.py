@@ -120,6 +120,6 @@ def formula_of(form: Form, tasks: tuple[str, ...]) -> Formula:
     assert form.score is not None
     text = form.score.value if isinstance(form.score.value, str) else form.score.text()
     try:
-        return Formula.read(text).check(tasks)
+        return Formula.of(text, tasks)
     except FormulaError as error:
         raise form.score.error(str(error)) from error
