@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cascade.errors import CascadeError
 from cascade.files import sha256
-from cascade.spec import CATALOGUE_IDS, ITEM_STATE, NOT_FINITE
+from cascade.spec import CATALOGUE_IDS, ITEM_STATE, NOT_FINITE, TASKS
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -127,6 +127,9 @@ class Description:
             another.
         counts_not_finite: behind its outputs, the graph has `cascade.spec.NOT_FINITE`; those of
             earlier versions have not.
+        tasks: names of the outputs that a final score is made of (`cascade.formula`). The graph
+            then has one output, `cascade.spec.TASKS` [B, K, T]; its stage makes `outputs` of that.
+        keep: how many items a stage of several tasks hands on.
     """
 
     stage: str
@@ -138,18 +141,28 @@ class Description:
     one_by_one: bool = False
     torch_state: Mapped | None = None
     counts_not_finite: bool = False
+    tasks: tuple[str, ...] = ()
+    keep: int = 0
 
     @property
     def graph_outputs(self) -> tuple[str, ...]:
         """The names of all outputs of the graph, in their order."""
+        if self.tasks:
+            return (TASKS,)
         return (*self.outputs, *([NOT_FINITE.name] if self.counts_not_finite else []))
+
+    @property
+    def graph_mapped(self) -> dict[str, Mapped]:
+        """What model.onnx reads: one of several tasks knows no ids of items."""
+        return {n: m for n, m in self.mapped.items() if not self.tasks or n != CATALOGUE_IDS}
 
     @property
     def torch_mapped(self) -> dict[str, Mapped]:
         """What the torch forms read, by the name of the module's buffer."""
+        mapped = self.graph_mapped
         if self.torch_state is None:
-            return self.mapped
-        ids = {name: self.mapped[name] for name in (CATALOGUE_IDS,) if name in self.mapped}
+            return mapped
+        ids = {name: mapped[name] for name in (CATALOGUE_IDS,) if name in mapped}
         return {ITEM_STATE: self.torch_state, **ids}
 
     @property
@@ -180,6 +193,8 @@ class Description:
                 one_by_one=bool(content.get("one_by_one", False)),
                 torch_state=_mapped(state) if (state := content.get("torch_state")) else None,
                 counts_not_finite=bool(content.get("counts_not_finite", False)),
+                tasks=tuple(content.get("tasks", ())),
+                keep=int(content.get("keep", 0)),
             )
 
         found = read_json(path, parse)

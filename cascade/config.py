@@ -84,6 +84,10 @@ class Product:
         temperature: of these draws; the lower, the likelier the best items.
         store: URL of the store that users by id are looked up in (`cascade.store`). Empty: requests
             carry the user's features, and there is no `recommend_user`.
+        score: the formula (`cascade.formula`) of a ranker's tasks that orders the items, where it
+            has several. Empty: the first task.
+        prerank_score: the same of a preranker. Empty: `score`, if the preranker has all outputs
+            that it reads, else the first task.
     """
 
     deny_list: str = DENY_LIST
@@ -92,6 +96,8 @@ class Product:
     explored: int = 0
     temperature: float = 1.0
     store: str = ""
+    score: str = ""
+    prerank_score: str = ""
 
 
 DEFAULT_PRODUCT = Product()
@@ -107,6 +113,7 @@ SERVING_FIELDS = (
     "half",
 )
 PRODUCT_FIELDS = ("deny_list", "store")
+FORMULAS = ("score", "prerank_score")  # read, too, and written where there are any
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,9 @@ class ProcessConfig:
         """The value of `PARAMETER`."""
         content = asdict(self)
         content["serving"] = {name: getattr(self.serving, name) for name in SERVING_FIELDS}
-        content["product"] = {name: getattr(self.product, name) for name in PRODUCT_FIELDS}
+        product = vars(self.product)
+        content["product"] = {name: product[name] for name in PRODUCT_FIELDS}
+        content["product"] |= {name: product[name] for name in FORMULAS if product[name]}
         return json.dumps(content)
 
     @classmethod

@@ -23,7 +23,7 @@ from cascade.config import (
 )
 from cascade.files import replace_text
 from cascade.layout import RequestLayout
-from cascade.release import read_release
+from cascade.release import read_release, tasks_of
 from cascade.schema import Schema
 from cascade.spec import (
     ENSEMBLE,
@@ -49,20 +49,31 @@ LOWEST_PRIORITY = 2**32 - 1  # 1 is the highest; an instance waits in proportion
 
 
 def process_config(
-    model: str, schema: Schema, sizes: Sizes, serving: Serving, product: Product, process: Process
+    model: str,
+    schema: Schema,
+    sizes: Sizes,
+    serving: Serving,
+    product: Product,
+    process: Process,
+    tasks: Sequence[str] = (),
 ) -> pb.ModelConfig:
-    """A process of the Python backend."""
+    """A process of the Python backend; `tasks` are the ranker's, where it has several."""
     held = process.stages
     stage = spec.chain([s for s in spec.stages(schema, sizes) if s.name in held], model)
     if RETRIEVE not in held:
         product = replace(product, deny_list="", store="")  # the first process reads both
     elif product.store:
         stage, held = spec.by_id(stage), (spec.LOOKUP, *held)
+    if held[-1] == RETRIEVE:
+        product = replace(product, score="", prerank_score="")
     outputs = stage.outputs
     if RETRIEVE in held:
         outputs = (*outputs, spec.UNKNOWN_VALUES)
     if spec.RANK in held:
         outputs = (*spec.answered(outputs, schema), spec.RELEASE)
+        if tasks:
+            shape = (sizes.results, len(tasks))
+            outputs = (*outputs, Tensor(spec.TASK_SCORES, "FP32", shape))
         if product.explored:
             outputs = (*outputs, Tensor(spec.PROPENSITIES, "FP32", (sizes.results,)))
     size = serving.max_batch_size
@@ -118,13 +129,15 @@ def configs(
     users_per_run: Mapping[str, int] | None = None,
     *,
     product: Product = DEFAULT_PRODUCT,
+    tasks: Sequence[str] = (),
 ) -> dict[str, pb.ModelConfig]:
-    """Every model of the repository by name; `users_per_run` is by model, too."""
+    """Every model of the repository by name; `users_per_run` is by model, too; `tasks` are the
+    ranker's, where it has several."""
     found = {}
     for model, process in spec.TOPOLOGIES[serving.topology].items():
         runs = (users_per_run or {}).get(model, serving.users_per_run)
         own = replace(serving, users_per_run=runs)
-        found[model] = process_config(model, schema, sizes, own, product, process)
+        found[model] = process_config(model, schema, sizes, own, product, process, tasks)
     members = [*found.values()]
     by_id = (spec.USER_ID, spec.COLD_START)
     without = {ENSEMBLE: (*by_id, *spec.TEXTS), RECOMMEND_FILTERED: by_id}
@@ -135,6 +148,8 @@ def configs(
     for name, left_out in without.items():
         found[name] = ensemble_config(name, serving, version, members, left_out)
         _parameters(found[name], {"layout_hash": schema.layout_hash})
+        if tasks:
+            _parameters(found[name], {spec.TASKS: json.dumps([*tasks])})
         if name != RECOMMEND_USER:
             _parameters(found[name], request)
     _parameters(found[ENSEMBLE], {spec.FILTERED: RECOMMEND_FILTERED})
@@ -160,10 +175,12 @@ def write(
     users_per_run: Mapping[str, int] | None = None,
     *,
     product: Product = DEFAULT_PRODUCT,
+    tasks: Sequence[str] = (),
 ) -> None:
     """Write config.pbtxt of every model, and model.py of every process's version. Raises
     ArtifactError if the repository holds models that these settings do not have."""
-    made = configs(schema, sizes, serving, version, users_per_run, product=product)
+    how = (schema, sizes, serving, version, users_per_run)
+    made = configs(*how, product=product, tasks=tasks)
     front = repository / ENSEMBLE / "config.pbtxt"
     if front.exists() and read(front).backend != made[ENSEMBLE].backend:
         raise ArtifactError(
@@ -220,7 +237,8 @@ def configs_of(root: Path, number: int) -> dict[str, pb.ModelConfig]:
     schema = Schema.load(root / stage_path(release["topology"], RETRIEVE, number) / "schema.json")
     serving, product = of_release(release)
     runs, sizes = runs_of(release, serving), sizes_from(release["sizes"])
-    return configs(schema, sizes, serving, number, runs, product=product)
+    how = (schema, sizes, serving, number, runs)
+    return configs(*how, product=product, tasks=tasks_of(release))
 
 
 def pinned(recommend: pb.ModelConfig) -> int | None:

@@ -10,6 +10,7 @@ from cascade.artifact import ArtifactError, check_file, read_json
 from cascade.spec import (
     EARLIER_FUSED,
     ENSEMBLE,
+    RANK,
     RETRIEVE,
     STAGES,
     TOPOLOGIES,
@@ -50,6 +51,11 @@ def read_release(repository: Path, version: int) -> dict[str, Any]:
     if release["topology"] == "fused" and (path.parent / RETRIEVE).is_dir():
         release["topology"] = EARLIER_FUSED
     return release
+
+
+def tasks_of(release: Mapping[str, Any], stage: str = RANK) -> tuple[str, ...]:
+    """The outputs that the model of a stage has, by name; empty where it has one."""
+    return tuple(release.get("stages", {}).get(stage, {}).get("tasks") or ())
 
 
 def check_manifest(release: Mapping[str, Any], version: int, where: Path) -> None:

@@ -21,6 +21,8 @@ T = TypeVar("T")
 RETRIEVE, PRERANK, RANK, ENSEMBLE = "retrieve", "prerank", "rank", "recommend"
 STAGES = (RETRIEVE, PRERANK, RANK)
 EXCLUDE, ALLOW = "exclude", "allow"  # items that a user must not get, values that items must have
+TASKS = "tasks"  # the only output of a graph of several tasks: all of them, of every candidate
+TASK_SCORES = "task_scores"  # the same of the items of an answer
 PROPENSITIES = "propensities"  # the probabilities with which the last places were drawn
 # The variable with the repository that a server was started on: it may load models from a copy.
 REPOSITORY_VARIABLE = "CASCADE_REPOSITORY"

@@ -93,7 +93,7 @@ async def _answer_file(options: argparse.Namespace) -> Tally:
         )
         with (
             tqdm(total=users.rows, unit=" rows", disable=options.no_progress) as bar,
-            answer_file(options.output, users.kept, layout.string_ids) as write,
+            answer_file(options.output, users.kept, layout.string_ids, layout.tasks) as write,
         ):
             async with contextlib.aclosing(found):
                 async for kept, answers in found:

@@ -171,15 +171,20 @@ def table(
     ids = [str(item) for item in answer.item_ids]
     id_width = max(len(text) for text in ("item id", *ids))
     names = [(titles or {}).get(item, "") for item in answer.item_ids.tolist()]
-    room = max(8, width - len("rank  ") - id_width - 2 - len("  score "))
+    tasks = answer.task_scores or {}
+    beside = "".join(f"  {name:>{max(8, len(name))}}" for name in tasks)
+    room = max(8, width - len("rank  ") - id_width - 2 - len("  score ") - len(beside))
     title_width = min(room, max(len(text) for text in ("title", *names)))
+
+    def said(place: int) -> str:
+        return "".join(f"  {v[place]:>{max(8, len(name))}.4f}" for name, v in tasks.items())
 
     def line(rank: str, item: str, title: str, score: str) -> str:
         middle = f"  {_cut(title, title_width):<{title_width}}" if titles is not None else ""
         return f"{rank:>4}  {item:>{id_width}}{middle}  {score:>6}"
 
     rows = [
-        line(str(rank), item, title, f"{score:.4f}")
+        line(str(rank), item, title, f"{score:.4f}") + said(rank - 1)
         for rank, (item, title, score) in enumerate(zip(ids, names, answer.scores, strict=True), 1)
     ]
     kind = "unknown user" if answer.cold_start else "user"
@@ -187,7 +192,7 @@ def table(
     note = [f"      no more than {len(rows)} are left"] if answer.short else []
     if answer.unknown_values:
         note.append(f"      {answer.unknown_values} of the user's values are in no vocabulary")
-    return [heading, line("rank", "item id", "title", "score"), *rows, *note, ""]
+    return [heading, line("rank", "item id", "title", "score") + beside, *rows, *note, ""]
 
 
 def _cut(text: str, width: int) -> str:
@@ -206,6 +211,11 @@ def as_json(
         "release": answer.release,
         "short": answer.short,
     }
+    if answer.task_scores is not None:
+        value["task_scores"] = {
+            name: [round(score, 6) for score in scores.tolist()]
+            for name, scores in answer.task_scores.items()
+        }
     if answer.unknown_values is not None:
         value["unknown_values"] = answer.unknown_values
     if "user_id" in user:

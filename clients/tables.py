@@ -25,7 +25,7 @@ from cascade.values import of_json, unknown_name
 from clients.options import UsageError
 
 CSV, JSON_LINES = (".csv",), (".jsonl", ".ndjson")
-RESULT_COLUMNS = ("item_ids", "scores", "error")
+RESULT_COLUMNS, task_column = ("item_ids", "scores", "error"), "task_{}".format
 # In a column of other texts, 007 and +7 are no numbers.
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
@@ -72,7 +72,7 @@ class UserTable(ABC):
         for name in keep:
             if name not in columns:
                 raise UsageError(f"{path}: --keep: {unknown_name('column', name, columns)}")
-            if name in RESULT_COLUMNS:
+            if name in (*RESULT_COLUMNS, *map(task_column, getattr(layout, "tasks", ()))):
                 raise UsageError(f"--keep {name}: the output has a column of this name; rename it")
         self.kept: dict[str, Any] = {name: types[name] for name in keep}
 

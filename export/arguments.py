@@ -23,10 +23,11 @@ RARE = f"""index kinds: {", ".join(index.KINDS)}, or a FAISS factory string. Als
 --ranker-onnx FILE --inputs JSON, --preranker-onnx FILE --preranker-inputs JSON; --flat;
 --preranker NAME [{PRERANK}]; --row-order index|catalogue; --retrieve-from DIR;
 --candidates N [{SIZES.candidates}], --survivors N [{SIZES.survivors}], --results N
-[{SIZES.results}] (leave each stage; --sizes auto --keep X plans them);
+[{SIZES.results}] (--sizes auto --keep X plans them);
 --max-batch-size N [{Serving.max_batch_size}]; --max-queue-size N [{Serving.max_queue_size}; 0 =
 no limit]; --queue-delay-us N; --batch-users N; --users-per-run N [measured]; --threads N;
---cuda-graphs; --half; --temperature X [1.0; of draws]"""
+--cuda-graphs; --half; --prerank-score F; --explored N,
+--temperature X [0, 1.0]"""
 
 DEFAULTS = {f.name: f.default for kind in (Build, Product, Serving) for f in fields(kind)}
 DEFAULTS |= {**vars(SIZES), **dict.fromkeys(("index", "instances", "batch_users", "users_per_run"))}
@@ -83,9 +84,11 @@ FLAGS = {
     ],
     "choice among the ranked items": [
         *(_flag(f"--{name}") for name in vars(SIZES)),
+        _flag("--score", "formula of the ranker's tasks [the first]", metavar="F"),
+        _flag("--prerank-score", metavar="F"),
         _flag("--pool", "ranked items to choose from [off]", metavar="N"),
         _flag("--diversity", "from 0 to 1 [%(default)s]", metavar="X"),
-        _flag("--explored", "last places drawn by chance [%(default)s]", metavar="N"),
+        _flag("--explored"),
         _flag("--temperature"),
     ],
 }
@@ -123,7 +126,7 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
             instances=args.instances or default_instances(args.topology),
             batch_users=default_batch if args.batch_users is None else args.batch_users,
         ),
-        "product": replace(Product(**_named(args, Product)), store=absolute_url(args.store)),
+        "product": _product(args, described),
         "index": args.index or ("exact" if on_gpu else "ivf" if args.untuned else "auto"),
         "also": tuple(args.also),
         "measure_batching": args.users_per_run is None,
@@ -131,6 +134,14 @@ def build_of(args: argparse.Namespace, repository: Path, version: int) -> Build:
         "preranks": not described or described.preranks,
     }
     return Build(**given)
+
+
+def _product(args: argparse.Namespace, described: Described | None) -> Product:
+    """The flags, and the formulas of the file where no flag has another."""
+    found = replace(Product(**_named(args, Product)), store=absolute_url(args.store))
+    said = described.formulas if described else {}
+    given: dict[str, Any] = {name: getattr(found, name) or text for name, text in said.items()}
+    return replace(found, **given)
 
 
 def _named(args: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from cascade.artifact import Array
 from cascade.config import Runtime
 from cascade.files import write_json
 from cascade.index import exact
+from cascade.models.scorer import Scorer
 from cascade.release import RELEASE_FILE
 from cascade.schema import Schema
 from cascade.spec import (
@@ -32,9 +33,11 @@ from cascade.spec import (
     stages,
 )
 from cascade.stages import rerank
+from cascade.stages.tasks import formula_of
 from cascade.training import checkpoint
 from export import verdict
 from export.artifacts import batching, filters, names, parity, retrieval, variants
+from export.artifacts.graphs import several
 from export.artifacts.parity import Parity
 from export.artifacts.stage_files import (
     PLAIN,
@@ -75,9 +78,10 @@ def write_release(build: Build, judged: bool = True) -> None:
     for name in STAGES:  # before anything is written or measured
         if build.trained(name):
             checkpoint.describe(source.folder / build.checkpoint(name))
+    tasks = _tasks(build, source, foreign)
     front = build.repository / ENSEMBLE / str(build.version)
     (front / RELEASE_FILE).unlink(missing_ok=True)  # until parity holds, there is no such release
-    write_configs(build, schema)
+    write_configs(build, schema, tasks=tasks)
 
     retrieved, source, candidates = _write_retrieval(build, source)
     # The ranker keeps a whole pool where the list is chosen from one.
@@ -126,7 +130,7 @@ def write_release(build: Build, judged: bool = True) -> None:
     write_json(front / RELEASE_FILE, release)
     users = raw_users(source, batching.USERS)
     if build.measure_batching:
-        release["users_per_run"] = _measure_batching(build, schema, users)
+        release["users_per_run"] = _measure_batching(build, schema, users, tasks)
         write_json(front / RELEASE_FILE, release)
     if judged:
         release |= verdict.of_release(build, source, release)
@@ -137,10 +141,28 @@ def write_release(build: Build, judged: bool = True) -> None:
         print(verdict.text(release))
 
 
-def write_configs(build: Build, schema: Schema, runs: Mapping[str, int] | None = None) -> None:
-    """Write config.pbtxt and model.py of every model; `runs` has the users per run by model."""
+def _tasks(build: Build, source: Source, foreign: Mapping[str, Foreign]) -> tuple[str, ...]:
+    """The ranker's tasks, where it has several. Raises FormulaError: the formula of a stage is not
+    one of its model's tasks."""
+    found = {}
+    for stage in (PRERANK, RANK):
+        found[stage] = foreign[stage].mapping.tasks if stage in foreign else ()
+        if build.trained(stage):
+            found[stage] = several(source.scorer(build.checkpoint(stage)))
+        formula_of(stage, found[stage], build.product)
+    return found[RANK]
+
+
+def write_configs(
+    build: Build,
+    schema: Schema,
+    runs: Mapping[str, int] | None = None,
+    tasks: Sequence[str] = (),
+) -> None:
+    """Write config.pbtxt and model.py of every model; `runs` has the users per run by model,
+    `tasks` are the ranker's."""
     where = (build.repository, schema, build.sizes, build.serving, build.version)
-    pbtxt.write(*where, runs, product=build.product)
+    pbtxt.write(*where, runs, product=build.product, tasks=tasks)
 
 
 def _write_retrieval(build: Build, source: Source) -> tuple[Written, Source, Array]:
@@ -190,6 +212,7 @@ def _write_scoring(
     where = (stage, source.schema, source.items, folder)
     module = write_scoring(source.scorer(name), *where, variant, build.forms)
     facts["bytes_per_item"] = _bytes_per_item(folder / f"{ITEM_STATE}.bin", source)
+    facts |= _named(module.scorer)
     width, quantised = stage.inputs[-1].dims[0], variant.weights != "float32"
     return Written(facts, _compare(build, source, stage.name, module, width, quantised))
 
@@ -206,7 +229,13 @@ def _write_own(build: Build, source: Source, own: Own, variant: Variant) -> Writ
         where = (stage, eager.item_state.numpy(), folder, variant.state, build.forms)
         module = add_torch_forms(own.scorer, *where)
         parities += _compare(build, source, stage.name, module, width, forms=forms)
-    return Written({"bytes_per_item": size, "split": own.derived.facts()}, parities)
+    facts = {"bytes_per_item": size, "split": own.derived.facts(), **_named(own.scorer)}
+    return Written(facts, parities)
+
+
+def _named(scorer: Scorer) -> dict[str, Any]:
+    """What release.json says about the tasks of a model, where it has several."""
+    return {"tasks": [*tasks]} if (tasks := several(scorer)) else {}
 
 
 def _write_reranking(build: Build, source: Source) -> None:
@@ -249,12 +278,12 @@ def _bytes_per_item(file: Path, source: Source) -> float:
 
 
 def _measure_batching(
-    build: Build, schema: Schema, users: tuple[Array, Array]
+    build: Build, schema: Schema, users: tuple[Array, Array], tasks: Sequence[str]
 ) -> Mapping[str, dict[str, Any]]:
     """Measure how many users each process should compute at once, and write it to config.pbtxt."""
     times_us = batching.measure(build.repository, build.version, users, build.serving)
     chosen = {model: batching.best(found) for model, found in times_us.items()}
-    write_configs(build, schema, chosen)
+    write_configs(build, schema, chosen, tasks)
     for model in TOPOLOGIES[build.serving.topology]:
         text = ", ".join(f"{size}: {us:.0f}" for size, us in times_us[model].items())
         print(f"{model}: {chosen[model]} users per run (us per user of {text})")

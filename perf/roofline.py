@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 from cascade.artifact import ONNX_FILE, Array, Description
-from cascade.config import Serving
+from cascade.config import Serving, of_release
 from cascade.errors import run
 from cascade.files import write_json
 from cascade.index.exact import ExactIndex
@@ -198,7 +198,11 @@ def measure(
     release = read_release(repository, version)
     folders = {name: repository / path_of(release["topology"], name, version) for name in STAGES}
     candidates = sizes_from(release["sizes"]).candidates
-    stages = {n: load_stage(n, folder, serving, candidates) for n, folder in folders.items()}
+    _, product = of_release(release)
+    stages = {
+        n: load_stage(n, folder, serving, candidates, product=product)
+        for n, folder in folders.items()
+    }
     device, rows = device_of(serving), list[dict[str, Any]]()
     encoded: tuple[Array, ...] = ()
     for batch in BATCHES:

@@ -167,7 +167,7 @@ def _write_labels(
     ranker = checkpoint.load(folder / "rank", schema)
     rows = (torch.from_numpy(x[i]) for side, i in ((users, user), (items, item)) for x in side)
     with torch.inference_mode():
-        probability = torch.sigmoid(ranker(*rows)).numpy()
+        probability = torch.sigmoid(ranker.score_rows(*rows)).numpy()
     label = random.random(LABELS) < probability
     bundle.write_held_out(folder, users[0][user], users[1][user], item, label)
 

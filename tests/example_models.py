@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.scorer import Scorer
-from cascade.schema import Schema
+from cascade.schema import Schema, Task
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class TwoTasks(Textbook):
     """The same with a logit more: [B, 2]."""
 
     tasks = ("click", "buy")
+
+
+class ThreeTasks(Textbook):
+    """The same with the logits of `THREE_TASKS`: [B, 3]."""
+
+    tasks = ("ctr", "engagement", "revenue")
+
+
+THREE_TASKS = (Task("ctr"), Task("engagement"), Task("revenue", "amount", 0.3))
 
 
 class Deep(Textbook):
@@ -107,6 +116,20 @@ class AnyNames(Scorer):
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
         rows = (user.unsqueeze(1) + item.to(user.dtype)).flatten(0, 1)  # [B * K, H]
         return self.last(torch.relu(self.both(rows))).reshape(item.shape[:2])
+
+
+class ThreeByParts(AnyNames):
+    """A model of three parts and three tasks."""
+
+    tasks = ThreeTasks.tasks
+
+    def __init__(self, schema: Schema, config: Config) -> None:
+        super().__init__(schema, config)
+        self.last = nn.Linear(config.hidden, len(self.tasks))
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        rows = (user.unsqueeze(1) + item.to(user.dtype)).flatten(0, 1)  # [B * K, H]
+        return self.last(torch.relu(self.both(rows))).reshape(*item.shape[:2], -1)
 
 
 # Of a cascade whose preranker and ranker have `forward` alone.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Any
 
 from cascade.client.errors import RecommendError
 from cascade.layout import LayoutError, RequestLayout
-from cascade.spec import ALLOW, CHALLENGER_SHARE, EXCLUDE, FILTERED
+from cascade.spec import ALLOW, CHALLENGER_SHARE, EXCLUDE, FILTERED, TASKS
 
 
 @dataclass(frozen=True)
 class Layout(RequestLayout):
     """The layout of a request to one server, which may take no `filters` (older exports), and takes
     them by the model `filtered`, if that is another one; `share` of the users get the challenger
-    (`cascade.client.split`)."""
+    (`cascade.client.split`). `tasks` are those of the live release's ranker, where they are
+    several."""
 
     max_batch_size: int = 1
     filters: bool = False
     share: float = 0.0
     filtered: str | None = None
+    tasks: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: Any) -> Layout:
@@ -51,4 +54,17 @@ class Layout(RequestLayout):
             filters=filtered is not None or inputs.keys() >= {EXCLUDE, ALLOW},
             share=share,
             filtered=filtered,
+            tasks=tasks_of(config)[1],
         )
+
+
+def tasks_of(config: Any) -> tuple[int | None, tuple[str, ...]]:
+    """The release that a model's configuration pins, and the names of its ranker's tasks, where
+    these are several."""
+    pins = {int(step.model_version) for step in config.ensemble_scheduling.step}
+    text = config.parameters[TASKS].string_value if TASKS in config.parameters else "[]"
+    try:
+        names = tuple(map(str, json.loads(text)))
+    except (TypeError, ValueError):
+        names = ()
+    return (pins.pop() if len(pins) == 1 else None), names

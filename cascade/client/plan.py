@@ -78,6 +78,7 @@ class Answer:
     cold_start: npt.NDArray[np.bool_] | None = None
     propensities: npt.NDArray[np.float32] | None = None
     unknown_values: npt.NDArray[np.int64] | None = None  # [B, 1]
+    task_scores: npt.NDArray[np.float32] | None = None  # [B, 10, T]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,8 @@ class Recommendation:
     Args:
         item_ids: int64 [<= 10], or object [<= 10] of str where the catalogue names its items by
             strings; fewer where fewer items are left.
-        scores: float32 of the same length, predicted click probabilities.
+        scores: float32 of the same length, predicted click probabilities, or what the formula of
+            a model of several tasks makes of these.
         release: number of the release that answered, where the server says so.
         short: the list is not full: no other item is in the catalogue, or none passes the filters.
         cold_start: the store knows nothing of the user (`recommend_user`).
@@ -95,6 +97,8 @@ class Recommendation:
             their places; where the server explores (`export --explored`).
         unknown_values: how many of the user's values are not in the vocabularies of the features,
             because they are new, rare or misspelt; where the server says so.
+        task_scores: by the name of a task, float32 of the same length: what the ranker says of each
+            item; where it has several tasks.
     """
 
     item_ids: npt.NDArray[Any]
@@ -104,6 +108,7 @@ class Recommendation:
     cold_start: bool = False
     propensities: npt.NDArray[np.float32] | None = None
     unknown_values: int | None = None
+    task_scores: Mapping[str, npt.NDArray[np.float32]] | None = None
 
 
 def plan(request: Request, layout: Layout) -> list[Call]:
@@ -148,16 +153,19 @@ def _is_several(given: Any) -> bool:
     return isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
 
 
-def merge(calls: Sequence[Call], answers: Sequence[Answer]) -> list[Recommendation]:
-    """One recommendation per user of the request, in their order."""
+def merge(
+    calls: Sequence[Call], answers: Sequence[Answer], tasks: Sequence[Sequence[str]]
+) -> list[Recommendation]:
+    """One recommendation per user of the request, in their order; `tasks` are the names of those of
+    each answer."""
     found: dict[int, Recommendation] = {}
-    for call, answer in zip(calls, answers, strict=True):
-        results = recommendations(answer, len(call.users))
+    for call, answer, names in zip(calls, answers, tasks, strict=True):
+        results = recommendations(answer, len(call.users), names)
         found.update(zip(call.users.tolist(), results, strict=True))
     return [found[user] for user in range(len(found))]
 
 
-def recommendations(answer: Answer, users: int) -> list[Recommendation]:
+def recommendations(answer: Answer, users: int, tasks: Sequence[str] = ()) -> list[Recommendation]:
     """Split an answer into one list per user, without the pads. Raises RecommendError if the answer
     does not belong to a request of so many users."""
     item_ids, scores = answer.item_ids, answer.scores
@@ -178,9 +186,19 @@ def recommendations(answer: Answer, users: int) -> list[Recommendation]:
                 answer.cold_start is not None and bool(answer.cold_start[user, 0]),
                 None if answer.propensities is None else answer.propensities[user, keep],
                 None if answer.unknown_values is None else int(answer.unknown_values[user, 0]),
+                _by_name(answer, user, keep, tasks),
             )
         )
     return found
+
+
+def _by_name(
+    answer: Answer, user: int, keep: npt.NDArray[np.bool_], tasks: Sequence[str]
+) -> dict[str, npt.NDArray[np.float32]] | None:
+    found = answer.task_scores
+    if found is None or found.shape[2] != len(tasks):
+        return None
+    return {name: found[user, keep, place] for place, name in enumerate(tasks)}
 
 
 def filter_tensors(

@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade import encoding
 from cascade.client import errors
-from cascade.client.layout import Layout
+from cascade.client.layout import Layout, tasks_of
 from cascade.client.plan import Answer, Call, Recommendation, Request, merge, plan
 from cascade.client.split import LIVE
 from cascade.client.transport import Transport
@@ -72,6 +72,7 @@ class Session:
         self._deadline_s, self._retry = deadline_s, retry or Retry()
         self._clock, self._jitter = clock, jitter
         self._layout: Layout | None = None
+        self._tasks: dict[int, tuple[str, ...]] = {}  # by release
         self._learnt_s = -math.inf
 
     async def ask(
@@ -95,7 +96,10 @@ class Session:
         layout = await self._current_layout(end)
         calls = plan(request, layout)
         try:
-            return merge(calls, [await self._infer(call, end, request_id) for call in calls])
+            answers = [await self._infer(call, end, request_id) for call in calls]
+            pairs = zip(calls, answers, strict=True)
+            tasks = [await self._tasks_of(call, answer, end) for call, answer in pairs]
+            return merge(calls, answers, tasks)
         except errors.InvalidInput:
             if layout.filtered or not any(call.tensors.keys() & {EXCLUDE, ALLOW} for call in calls):
                 raise
@@ -104,6 +108,23 @@ class Session:
             if not (await self._current_layout(end)).filtered:
                 raise
         return await self._answers(request, end, request_id)
+
+    async def _tasks_of(self, call: Call, answer: Answer, end: float) -> tuple[str, ...]:
+        """The names of the tasks of an answer: those of the release that gave it, of which the
+        server is asked once. Empty where they cannot be learnt: the answer is good without."""
+        if answer.task_scores is None or answer.release is None:
+            return ()
+        release = int(answer.release[0, 0])
+        for ending in dict.fromkeys((call.ending, LIVE)):
+            if release in self._tasks:
+                break
+            left_s = max(0.001, end - self._clock())
+            with contextlib.suppress(InferenceServerException):
+                model = f"{call.model or self._model}{ending}"
+                pinned, names = tasks_of(await self._transport.config(model, left_s))
+                if pinned is not None:
+                    self._tasks[pinned] = names
+        return self._tasks.get(release, ())
 
     async def layout(self, deadline_s: float | None = None) -> Layout:
         """The layout of a request; the server is asked for it once in a while."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cascade.artifact import Array, ArtifactError
-from cascade.config import Product, Serving
+from cascade.config import DEFAULT_PRODUCT, Product, Serving
 from cascade.layout import RequestLayout
 from cascade.schema import Schema
 from cascade.spec import (
@@ -77,12 +77,17 @@ class Chain:
 
 
 def load_stage(
-    name: str, folder: Path, serving: Serving, candidates: int, deny_list: Path | None = None
+    name: str,
+    folder: Path,
+    serving: Serving,
+    candidates: int,
+    deny_list: Path | None = None,
+    product: Product = DEFAULT_PRODUCT,
 ) -> LoadedStage:
-    """Open a version folder as the stage of that name.
+    """Open a version folder as the stage of that name; `product` has the formulas of its score.
 
     Raises ArtifactError: the folder cannot be served; ConfigError: there is no such stage;
-    DenyListError: the deny list cannot be read.
+    DenyListError: the deny list cannot be read; FormulaError: a formula is not one of the tasks.
     """
     if serving.threads < 1:
         threads = int(os.environ.get("CASCADE_THREADS", "0")) or len(os.sched_getaffinity(0))
@@ -92,19 +97,19 @@ def load_stage(
 
         return Retrieve(folder, serving, candidates, deny_list)
     if name == RANK:
-        return _load_ranker(folder, serving)
+        return _load_ranker(folder, serving, product)
     if name == PRERANK:
-        return Score(folder, serving)
+        return Score(folder, serving, product)
     raise ConfigError(f"there is no stage {name!r}; expected {RETRIEVE}, {PRERANK} or {RANK}")
 
 
-def _load_ranker(folder: Path, serving: Serving) -> LoadedStage:
+def _load_ranker(folder: Path, serving: Serving, product: Product) -> LoadedStage:
     if (folder / RERANK).exists():
         from cascade.stages.rerank import Reranked
 
-        ranker: Score = Reranked(folder, serving)
+        ranker: Score = Reranked(folder, serving, product)
     else:
-        ranker = Score(folder, serving)
+        ranker = Score(folder, serving, product)
     return Named(ranker, folder) if (folder / ITEM_NAMES).exists() else ranker
 
 
@@ -114,18 +119,18 @@ def load_stages(
     serving: Serving,
     candidates: int,
     deny_list: Path | None = None,
-    store: str = "",
+    product: Product = DEFAULT_PRODUCT,
 ) -> LoadedStage:
-    """Open the version folder of a process that runs these stages; `store` is the URL of the users
-    that the stage `lookup` reads.
+    """Open the version folder of a process that runs these stages; `product` says which store the
+    stage `lookup` reads, and the formulas of the scores.
 
     Raises ArtifactError: a folder cannot be served, or its stages are of different exports;
-    OtherLayout: the store was written for other features.
+    OtherLayout: the store was written for other features; otherwise as `load_stage`.
     """
     held = [name for name in names if name != LOOKUP]
     folders = [folder if len(held) == 1 else folder / name for name in held]
     stages = [
-        load_stage(name, place, serving, candidates, deny_list)
+        load_stage(name, place, serving, candidates, deny_list, product)
         for name, place in zip(held, folders, strict=True)
     ]
     hashes = {name: stage.schema_hash for name, stage in zip(held, stages, strict=True)}
@@ -139,7 +144,7 @@ def load_stages(
         from cascade.store import open_backend
 
         layout = RequestLayout.of(Schema.load(folders[0] / "schema.json"))
-        lookup = Lookup(layout, open_backend(store))
+        lookup = Lookup(layout, open_backend(product.store))
         return Chain([lookup, *stages], (*outputs, COLD_START))
     return stages[0] if len(stages) == 1 else Chain(stages, (*outputs,))
 

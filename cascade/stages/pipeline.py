@@ -8,7 +8,16 @@ from typing import Any
 from cascade.artifact import Array, ArtifactError
 from cascade.config import Serving, of_release
 from cascade.release import newest_version, read_release
-from cascade.spec import PRERANK, RANK, RETRIEVE, STAGES, sizes_from, stage_path
+from cascade.spec import (
+    ITEM_IDS,
+    PRERANK,
+    RANK,
+    RETRIEVE,
+    SCORES,
+    STAGES,
+    sizes_from,
+    stage_path,
+)
 from cascade.stages.load import deny_list_of, load_stage
 from cascade.stages.names import Named
 from cascade.stages.retrieve import Retrieve
@@ -43,7 +52,8 @@ class Pipeline:
         loaded: list[Any] = []
         for name in STAGES:
             folder = repository / stage_path(topology, name, version)
-            loaded.append(load_stage(name, folder, serving, sizes.candidates, deny_list))
+            settings = (serving, sizes.candidates, deny_list, product)
+            loaded.append(load_stage(name, folder, *settings))
         return cls(*loaded)
 
     @property
@@ -88,5 +98,18 @@ class Pipeline:
     ) -> tuple[Array, Array]:
         """Raw users, dense [B, F_dense] and categorical [B, F_cat], and their filters -> item_ids,
         scores [B, 10]."""
+        answer = self.answer(dense, categorical, exclude, allow)
+        return answer[ITEM_IDS], answer[SCORES]
+
+    def answer(
+        self,
+        dense: Array,
+        categorical: Array,
+        exclude: Array | None = None,
+        allow: Array | None = None,
+    ) -> dict[str, Array]:
+        """The same with all outputs of the ranker, by name, [B, 10, ...] each."""
         user_dense, user_ids, candidates = self.retrieve(dense, categorical, exclude, allow)
-        return self.rank(user_dense, user_ids, self.prerank(user_dense, user_ids, candidates))
+        survivors = self.prerank(user_dense, user_ids, candidates)
+        found = self._rank(user_dense, user_ids, survivors)
+        return dict(zip(self._rank.outputs, found, strict=True))

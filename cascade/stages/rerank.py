@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cascade.artifact import Array, Mapped, read_json
-from cascade.config import Product, Serving
+from cascade.config import DEFAULT_PRODUCT, Product, Serving
 from cascade.spec import PROPENSITIES, RERANK
 from cascade.stages.scoring import Score
 
@@ -32,14 +32,15 @@ FILES = {RERANK, VECTORS, ORDER}
 
 class Reranked(Score):
     """user_dense [B, F_dense], user_ids [B, C], survivors [B, K] -> item_ids and scores [B, R],
-    best first apart from the changes by diversity and exploration; with exploration also the
-    probability of each place, propensities float32 [B, R], 0 for a pad.
+    best first apart from the changes by diversity and exploration; what else the ranker gives of an
+    item; with exploration also the probability of each place, propensities float32 [B, R], 0 for a
+    pad.
 
     ArtifactError: rerank.json or a file beside it is damaged.
     """
 
-    def __init__(self, folder: Path, serving: Serving) -> None:
-        super().__init__(folder, serving)
+    def __init__(self, folder: Path, serving: Serving, product: Product = DEFAULT_PRODUCT) -> None:
+        super().__init__(folder, serving, product)
         width = read_json(folder / RERANK, self._settings)
         assert self.item_ids is not None
         self._ids, items = self.item_ids, len(self.item_ids)
@@ -63,6 +64,7 @@ class Reranked(Score):
         users = len(pool_ids)
         ids = np.full((users, self._results), -1, np.int64)
         scores, propensities = np.zeros((2, users, self._results), np.float32)
+        others = [np.zeros((users, self._results, *x.shape[2:]), x.dtype) for x in rest]
         for user in range(users):
             real = pool_ids[user] >= 0
             mine, chances = pool_ids[user][real], pool_scores[user][real]
@@ -70,8 +72,10 @@ class Reranked(Score):
             ids[user, : len(listed)] = mine[listed]
             scores[user, : len(listed)] = chances[listed]
             propensities[user, : len(listed)] = drawn
+            for whole, other in zip(rest, others, strict=True):
+                other[user, : len(listed)] = whole[user][real][listed]
         more = (propensities,) if self._explored else ()
-        return ids, scores, *rest, *more
+        return ids, scores, *others, *more
 
     def _choose(self, ids: Array, scores: Array) -> tuple[Array, Array]:
         """Ids and scores [P] of a pool, best first -> places [<= R] in it, and propensities."""
@@ -152,6 +156,7 @@ def explore(
 
     Args:
         scores: [P], probabilities of a click; their log-odds over the temperature are the logits.
+            Of a formula's scores, those beyond 0 and 1 count as 0 and 1.
         listed: places of the list without exploration.
     """
     found, propensities = listed.copy(), np.ones(len(listed))

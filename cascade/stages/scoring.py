@@ -13,31 +13,37 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.config import Serving
+from cascade.config import DEFAULT_PRODUCT, Product, Serving
 from cascade.encoding import InvalidInput
 from cascade.runtime import spans
 from cascade.runtime.load import load_graph
 from cascade.spec import CATALOGUE_IDS, NOT_FINITE, SCORES
+from cascade.stages.tasks import Choice, formula_of
 
 
 class Score:
     """Preranker or ranker: user and candidate rows -> the outputs of the exported graph.
 
     user_dense [B, F_dense], user_ids [B, C], rows [B, K] -> survivors [B, K'], or item ids and
-    scores [B, K'], finite numbers. A candidate that the model has none for comes last.
+    scores [B, K'], finite numbers. A candidate that the model has none for comes last. A ranker of
+    several tasks also gives these, [B, K', T].
+
+    FormulaError: the formula of `product` is not one of the model's tasks.
     """
 
     needed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path, serving: Serving) -> None:
+    def __init__(self, folder: Path, serving: Serving, product: Product = DEFAULT_PRODUCT) -> None:
         description, self._graph = load_graph(folder, None, serving)
+        formula = formula_of(description.stage, description.tasks, product)
         self.inputs, self.outputs = description.inputs, description.outputs
         self.schema_hash = description.schema_hash
         self._sorted, self._scored = f"{description.stage}.sort", description.stage
         ids = description.mapped.get(CATALOGUE_IDS)
         self.item_ids = None if ids is None else ids.open(folder)[:, 0]
         self._items = min((m.shape[0] for m in description.mapped.values()), default=sys.maxsize)
+        self._choice = Choice(description, formula, self.item_ids) if description.tasks else None
         self._scores = self.outputs.index(SCORES) if SCORES in self.outputs else None
         self._kept = self._not_finite = 0
 
@@ -52,16 +58,20 @@ class Score:
                 "items. Do all stages serve one release?"
             )
         if not len(inputs[0]):  # ONNX Runtime 1.19 ends the process over TopK of no rows
-            one = (np.zeros((1, *x.shape[1:]), x.dtype) for x in inputs)
-            return tuple(output[:0] for output in self._graph(*one))
+            one = [np.zeros((1, *x.shape[1:]), x.dtype) for x in inputs]
+            return tuple(output[:0] for output in self._run(*one))
         spans.end(self._sorted)
-        found = tuple(self._graph(*users, rows))
+        found = self._run(*users, rows)
         spans.end(self._scored)
         self._kept += int(np.count_nonzero(found[0] >= 0))
         # Graphs of earlier versions answer with what they computed.
         if self._scores is not None and not np.isfinite(found[self._scores]).all():
             return self._finite(found)
         return found
+
+    def _run(self, *inputs: Array) -> tuple[Array, ...]:
+        found = self._graph(*inputs)
+        return self._choice(inputs[-1], found[0]) if self._choice else tuple(found)
 
     def _finite(self, found: tuple[Array, ...]) -> tuple[Array, ...]:
         """The same answers, in which items without a finite score come last, with a score of 0."""
@@ -75,7 +85,7 @@ class Score:
 
     def counts(self) -> Mapping[str, int]:
         """Items that were handed on, and candidates whose score is no finite number."""
-        counted = getattr(self._graph, "not_finite", 0)
+        counted = getattr(self._choice or self._graph, "not_finite", 0)
         return {"kept": self._kept, NOT_FINITE.name: self._not_finite + counted}
 
     def levels(self) -> Mapping[str, float]:

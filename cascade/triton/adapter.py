@@ -19,13 +19,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from cascade.artifact import Array
-from cascade.config import ProcessConfig
+from cascade.config import ProcessConfig, Product, of_release
 from cascade.encoding import InvalidInput
-from cascade.release import check_stages
+from cascade.release import RELEASE_FILE, check_stages, read_release
 from cascade.runtime import spans
 from cascade.spec import (
     CONTEXT,
     DEADLINE,
+    ENSEMBLE,
     RECOMMEND_FILTERED,
     RELEASE,
     REPOSITORY_VARIABLE,
@@ -64,7 +65,7 @@ class TritonPythonModel:
             replace(process.serving, device_id=int(args["model_instance_device_id"])),
             process.candidates,
             deny_list_of(repository, process.product, serving=True),
-            process.product.store,
+            _formulas(model.parent, release, process.product),
         )
         self.absent = {
             tensor["name"]: (
@@ -210,6 +211,15 @@ class TritonPythonModel:
             for i in range(0, users, most)
         ]
         return tuple(map(np.concatenate, zip(*runs, strict=True)))
+
+
+def _formulas(repository: Path, number: int, product: Product) -> Product:
+    """The settings with the formulas of a release: Triton keeps one config.pbtxt for all versions
+    that are loaded, and each has its own, as its release.json says."""
+    if not (repository / ENSEMBLE / str(number) / RELEASE_FILE).exists():
+        return product
+    _, own = of_release(read_release(repository, number))
+    return replace(product, score=own.score, prerank_score=own.prerank_score)
 
 
 def _joined(requests: Sequence[Arrays]) -> Arrays:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.artifact import Array
-from cascade.config import Serving
+from cascade.config import Serving, of_release
 from cascade.release import read_release
 from cascade.server.threads import threads_per_process
 from cascade.spec import PROCESSES, STAGES, sizes_from, stage_path
@@ -33,9 +33,10 @@ def measure(
     threaded = replace(serving, threads=serving.threads or threads_per_process(repository))
     known = {"dense": users[0][:USERS], "categorical": users[1][:USERS]}
     stages: dict[str, LoadedStage] = {}
+    _, product = of_release(release)
     for name in STAGES:
         folder = repository / stage_path(release["topology"], name, version)
-        stages[name] = load_stage(name, folder, threaded, candidates)
+        stages[name] = load_stage(name, folder, threaded, candidates, product=product)
         parts = _parts([known[name] for name in stages[name].inputs], SIZES[-1])
         outputs = zip(*(stages[name](*part) for part in parts), strict=True)
         known.update(zip(stages[name].outputs, map(np.concatenate, outputs), strict=True))

@@ -32,6 +32,7 @@ class HalfScorer(Scorer):
     def __init__(self, scorer: Scorer, dtype: torch.dtype) -> None:
         super().__init__(scorer.schema)
         self.user_width, self.item_width = scorer.user_width, scorer.item_width
+        self.tasks = scorer.tasks
         self.dtype = dtype
         self.narrow = copy.deepcopy(user_half(scorer)).to(dtype)
         self.__dict__["trained"] = scorer  # no part of this module: no second copy in a graph
@@ -46,7 +47,7 @@ class HalfScorer(Scorer):
         return self.trained.item(dense, ids)
 
     def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return self.narrow.score(user.to(self.dtype), item.to(self.dtype)).float()
+        return self.narrow.cross(user.to(self.dtype), item.to(self.dtype)).float()
 
 
 class Outside(nn.Module):

@@ -21,14 +21,16 @@ from tqdm import tqdm
 from cascade.artifact import Array, ArtifactError, Description, Mapped
 from cascade.config import Serving
 from cascade.data.parts import matrix
+from cascade.formula import Formula
 from cascade.index.topk import reaches
 from cascade.models.scorer import Scorer
 from cascade.runtime.load import Graph, load_graph
 from cascade.schema import Schema
-from cascade.spec import ITEM_STATE, PRERANK, RANK, Sizes
+from cascade.spec import ITEM_STATE, PRERANK, RANK, TASKS, Sizes
+from cascade.stages.tasks import LOWEST
 from export import whole
 from export.artifacts import onnx_file
-from export.artifacts.graphs import CandidateLogits
+from export.artifacts.graphs import CandidateLogits, CandidateTasks, outputs, several
 from export.artifacts.stage_files import PLAIN, Variant, example_users, write_item_state
 from export.context import Catalogue
 
@@ -93,7 +95,8 @@ class Apart(Protocol):
 class Guard:
     """Judges variants of the preranker and of the ranker of one release, for encoded users [U, ...]
     and the rows [U, K] of the catalogue `items` that retrieval found for them; `apart` has the
-    stages whose models were taken apart."""
+    stages whose models were taken apart. A model of several tasks is judged by the score that its
+    stage's formula makes of them, or by the first."""
 
     def __init__(
         self,
@@ -105,8 +108,9 @@ class Guard:
         users: tuple[Array, Array],
         candidates: Array,
         apart: Mapping[str, Apart],
+        formulas: Mapping[str, Formula | None] | None = None,
     ) -> None:
-        self.apart = apart
+        self.apart, self.formulas = apart, formulas or {}
         self.schema, self.sizes, self.scorers, self.users = schema, sizes, scorers, users
         used = np.concatenate((candidates.ravel(), held_out.items))
         rows, places = np.unique(used, return_inverse=True)
@@ -157,6 +161,8 @@ class Guard:
         else:
             size = self._trace(stage, variant, folder)
         graph = load_graph(folder, self.schema, Serving(threads=1))[1]
+        if several(self.scorers[stage]):
+            graph = self._scored(stage, graph)
         return graph, size // max(1, len(self.items))
 
     def _trace(self, stage: str, variant: Variant, folder: Path) -> int:
@@ -165,9 +171,10 @@ class Guard:
         trace = Path(self._folder.name) / f"{stage}, {traced}, traced"
         width = self._rows(stage).shape[1]
         scorer = variant.applied(self.scorers[stage])
-        module = CandidateLogits(scorer, variant.state)
+        tasks = several(scorer)
+        module = (CandidateTasks if tasks else CandidateLogits)(scorer, variant.state)
         example = example_users(self.schema, width)
-        tensors, alone = (tuple(example), ("logits",)), variant.one_by_one
+        tensors, alone = (tuple(example), (TASKS if tasks else "logits",)), variant.one_by_one
         description = Description(stage, self.schema.hash, *tensors, {}, one_by_one=alone)
         if not trace.exists():
             trace.mkdir()
@@ -193,11 +200,32 @@ class Guard:
                 dense, ids = (torch.from_numpy(x[user : user + 1]) for x in self.users)
                 real = np.maximum(rows, 0)
                 items = (torch.from_numpy(x[real]) for x in (self.items.dense, self.items.ids))
-                logits = scorer.score(scorer.user(dense, ids), scorer.item(*items)[None])[0]
-                if not logits.isfinite().all():
+                given = outputs(scorer, scorer.user(dense, ids), scorer.item(*items)[None])
+                if not given.isfinite().all():
                     raise ArtifactError(f"{stage}: the model gives scores that are not finite")
-                found.append(np.where(rows < 0, -np.inf, logits.numpy()))
+                logits = self._score(stage, given.numpy())[0]
+                found.append(np.where(rows < 0, -np.inf, logits))
         return np.stack(found)
+
+    def _score(self, stage: str, given: Array) -> Array:
+        """Logits [B, K], or tasks [B, K, T] -> what items are ordered by, [B, K]."""
+        if given.ndim == 2:
+            return given
+        formula = self.formulas.get(stage)
+        if formula is None:
+            return given[:, :, 0]
+        names = several(self.scorers[stage])
+        scores = formula(dict(zip(names, np.moveaxis(given, 2, 0), strict=True)))
+        return np.where(np.isfinite(scores), scores, np.float32(LOWEST))
+
+    def _scored(self, stage: str, graph: Graph) -> Graph:
+        """A graph of tasks -> one of what items are ordered by, [B, K]; -inf for a pad."""
+
+        def run(*inputs: Array) -> list[Array]:
+            scores = self._score(stage, graph(*inputs)[0])
+            return [np.where(inputs[-1] < 0, np.float32(-np.inf), scores)]
+
+        return run
 
     def _ranked(self, places: Array) -> Array:
         """The ranker's own logits of the results that come of these survivors, best first."""

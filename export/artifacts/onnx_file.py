@@ -69,7 +69,7 @@ def finish(module: nn.Module, description: Description, folder: Path, weights: W
     if weights == "int8":
         quantise(path, _worth_8_bits(module))
     model = onnx.load(str(path), load_external_data=False)
-    for name, value in description.mapped.items():
+    for name, value in description.graph_mapped.items():
         point_at(model, name, value)
     for key in ("stage", "schema_hash"):
         model.metadata_props.add(key=key, value=getattr(description, key))

@@ -17,9 +17,10 @@ from cascade.config import Device, Runtime, Serving
 from cascade.errors import CascadeError
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
-from export.artifacts.graphs import CandidateLogits, TopCandidates
+from export.artifacts.graphs import CandidateLogits, CandidateTasks, TopCandidates
 
 LARGEST_DIFFERENCE = 1e-4
+LARGEST_OF_TASKS = 1e-5  # of what a task says, relative above 1
 LEAST_OVERLAP = 0.99
 TIE = 1e-5  # logits nearer than this may change places: sums run in different orders
 FILES: dict[Runtime, str] = {"onnx": ONNX_FILE, "torchscript": TORCH_FILE, "aoti": AOTI_FILE}
@@ -44,12 +45,11 @@ class Parity:
     # two equal items may be chosen; 1 for a tower.
     overlap: float
     quantised: bool = False  # rounded on purpose: `guard` has judged it, parity is only reported
+    limit: float = LARGEST_DIFFERENCE  # of `max_abs`
 
     @property
     def holds(self) -> bool:
-        return self.quantised or (
-            self.max_abs <= LARGEST_DIFFERENCE and self.overlap >= LEAST_OVERLAP
-        )
+        return self.quantised or (self.max_abs <= self.limit and self.overlap >= LEAST_OVERLAP)
 
 
 def compare(
@@ -65,7 +65,11 @@ def compare(
     """Reload each of these graphs that a version folder has, and run the cases through it and the
     eager module. A package runs on the device that it is compiled for, the other forms on the
     CPU."""
-    measure = _scoring if isinstance(module, TopCandidates) else _tower
+    measure, limit = _tower, LARGEST_DIFFERENCE
+    if isinstance(module, TopCandidates):
+        measure = _scoring
+    elif isinstance(module, CandidateTasks):
+        measure, limit = _tasks, LARGEST_OF_TASKS
     found = []
     for runtime, file in FILES.items():
         if runtime not in forms or not (folder / file).exists():
@@ -74,7 +78,8 @@ def compare(
         _, graph = load_graph(folder, schema, Serving(runtime=runtime, device=place, threads=1))
         for case in cases:
             max_abs, overlap = measure(module, graph, case)
-            found.append(Parity(stage, runtime, len(case[0]), max_abs, overlap, quantised))
+            how = (len(case[0]), max_abs, overlap, quantised, limit)
+            found.append(Parity(stage, runtime, *how))
     return found
 
 
@@ -86,8 +91,8 @@ def report(parities: list[Parity]) -> str:
     wrong = [asdict(p) for p in parities if not p.holds]
     if wrong:
         raise ParityError(
-            f"{table}\nexported graphs differ from the trained model by more than "
-            f"{LARGEST_DIFFERENCE:g}, or share less than {LEAST_OVERLAP:.0%} of its top K: {wrong}"
+            f"{table}\nexported graphs differ from the trained model by more than their limit, or "
+            f"share less than {LEAST_OVERLAP:.0%} of its top K: {wrong}"
         )
     return table
 
@@ -143,6 +148,21 @@ def _tower(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[flo
     with torch.inference_mode():
         expected = module(*map(torch.from_numpy, case)).numpy()
     return float(np.abs(graph(*case)[0] - expected).max()), 1.0
+
+
+def of_tasks(found: Array, expected: Array, rows: Array) -> float:
+    """The largest difference of tasks [B, K, T], relative above 1, of rows [B, K] that are no
+    pads."""
+    if found.shape != expected.shape:
+        return float("inf")
+    differences = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+    return float(differences[rows >= 0].max(initial=0))
+
+
+def _tasks(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[float, float]:
+    with torch.inference_mode():
+        expected = module(*map(torch.from_numpy, case)).numpy()
+    return of_tasks(graph(*case)[0], expected, case[2]), 1.0
 
 
 def _scoring(module: nn.Module, graph: Call, case: tuple[Array, ...]) -> tuple[float, float]:

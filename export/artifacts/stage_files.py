@@ -16,10 +16,25 @@ from cascade.artifact import AOTI_FILE, TORCH_FILE, Array, Description, Mapped
 from cascade.models import contract
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema
-from cascade.spec import CATALOGUE_IDS, ITEM_STATE, RETRIEVE, Precision, Stage, Weights
+from cascade.spec import (
+    CATALOGUE_IDS,
+    ITEM_STATE,
+    RETRIEVE,
+    SCORES,
+    TASK_SCORES,
+    Precision,
+    Stage,
+    Weights,
+)
 from export import whole
 from export.artifacts import device, onnx_file
-from export.artifacts.graphs import TopCandidates, UserTower
+from export.artifacts.graphs import (
+    CandidateLogits,
+    CandidateTasks,
+    TopCandidates,
+    UserTower,
+    several,
+)
 from export.context import Catalogue, Forms
 
 CHUNK = 16_384  # items at a time
@@ -128,22 +143,19 @@ def write_scoring(
     folder: Path,
     variant: Variant = PLAIN,
     forms: Forms = ONNX_ONLY,
-) -> TopCandidates:
+) -> CandidateLogits:
     """Write the graphs of a stage as the model's own methods say, item state and ids; returns the
     eager module over them."""
     for stale in (ITEMS_FILE, f"{TORCH_STATE}.bin"):
         (folder / stale).unlink(missing_ok=True)  # of an earlier export into the same folder
     scorer = variant.applied(scorer)
-    module = top_candidates(scorer, stage, variant.state)
+    module = candidates_module(scorer, stage, variant.state)
     mapped = {ITEM_STATE: write_item_state(scorer, items, folder, stage.name, variant.state)}
-    if module.with_ids:
+    if answers(stage):
         mapped[CATALOGUE_IDS] = write_item_ids(items, folder)
+    description = described(stage, schema.hash, mapped, several(scorer), variant.one_by_one)
     widths = {tensor.name: tensor.dims[0] for tensor in stage.inputs}
-    outputs = tuple(tensor.name for tensor in stage.outputs)
-    tensors, alone = (tuple(widths), outputs), variant.one_by_one
-    description = Description(
-        stage.name, schema.hash, *tensors, mapped, widths, alone, counts_not_finite=True
-    )
+    description = replace(description, widths=widths)
     example = example_users(schema, stage.inputs[-1].dims[0])
     write_graphs(module, example, description, folder, forms, variant.weights)
     return _opened(module, description, folder)
@@ -156,10 +168,10 @@ def add_torch_forms(
     folder: Path,
     precision: Precision,
     forms: Forms,
-) -> TopCandidates:
+) -> CandidateLogits:
     """Write the torch forms beside a model.onnx that was taken apart, with the item states of the
     model's own methods, float32 [N, V]; returns the eager module over them."""
-    module = top_candidates(scorer, stage, precision)
+    module = candidates_module(scorer, stage, precision)
     chunks = (states[start : start + CHUNK] for start in range(0, len(states), CHUNK))
     state = write_mapped(folder, TORCH_STATE, chunks, precision, states.shape)
     description = replace(Description.load(folder), torch_state=state)
@@ -169,13 +181,45 @@ def add_torch_forms(
     return _opened(module, description, folder)
 
 
-def top_candidates(scorer: Scorer, stage: Stage, precision: Precision = "float32") -> TopCandidates:
+def answers(stage: Stage) -> bool:
+    """Whether a stage gives the ids and scores of items, and no rows."""
+    return stage.outputs[-1].name == SCORES
+
+
+def described(
+    stage: Stage,
+    schema_hash: str,
+    mapped: dict[str, Mapped],
+    tasks: tuple[str, ...],
+    one_by_one: bool = False,
+) -> Description:
+    """stage.json of a scoring stage; `tasks` are empty where its graph chooses the items itself."""
+    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
+    if tasks and answers(stage):
+        outputs = (*outputs, TASK_SCORES)
+    return Description(
+        stage.name,
+        schema_hash,
+        inputs,
+        outputs,
+        mapped,
+        one_by_one=one_by_one,
+        counts_not_finite=not tasks,
+        tasks=tasks,
+        keep=stage.outputs[0].dims[0] if tasks else 0,
+    )
+
+
+def candidates_module(
+    scorer: Scorer, stage: Stage, precision: Precision = "float32"
+) -> CandidateLogits:
     """The module of a scoring stage, over surrogate rows."""
-    with_ids = stage.outputs[-1].name == "scores"
-    return TopCandidates(scorer, stage.outputs[0].dims[0], with_ids, precision)
+    if several(scorer):
+        return CandidateTasks(scorer, precision)
+    return TopCandidates(scorer, stage.outputs[0].dims[0], answers(stage), precision)
 
 
-def _opened(module: TopCandidates, description: Description, folder: Path) -> TopCandidates:
+def _opened(module: CandidateLogits, description: Description, folder: Path) -> CandidateLogits:
     """The same over the mapped files that the torch forms read."""
     for name, value in description.torch_mapped.items():
         setattr(module, name, torch.from_numpy(np.asarray(value.open(folder))))

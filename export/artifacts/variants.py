@@ -14,7 +14,9 @@ from cascade.artifact import Array
 from cascade.errors import CascadeError
 from cascade.models.scorer import Scorer
 from cascade.spec import PRERANK, RANK, Precision, Weights
+from cascade.stages.tasks import formula_of
 from cascade.training.bundle import HELD_OUT_FILE
+from export.artifacts.graphs import several
 from export.artifacts.guard import Apart, Guard, HeldOut, Verdict
 from export.artifacts.stage_files import Variant
 from export.context import Build, Source
@@ -61,11 +63,12 @@ def choose(
         for stage in ((PRERANK, RANK) if build.preranks else (RANK,))
     }
     judged = [stage for stage in scorers if stage in apart or stage not in others]
+    formulas = {name: formula_of(name, several(s), build.product) for name, s in scorers.items()}
     scorers.setdefault(PRERANK, scorers[RANK])  # all candidates survive
+    formulas.setdefault(PRERANK, formulas[RANK])
     dense, ids = (values[:GUARD_USERS] for values in source.users)
-    guard = Guard(
-        source.schema, build.sizes, source.items, scorers, rows, (dense, ids), candidates, apart
-    )
+    given = (source.items, scorers, rows, (dense, ids), candidates, apart, formulas)
+    guard = Guard(source.schema, build.sizes, *given)
     found: list[Verdict] = []
     for stage in judged:
         variants = _variants(asked, build.serving.device == "cuda")

@@ -31,6 +31,7 @@ from export.foreign.onnx_model import Foreign, flat_rows
 
 STAGE_KEYS = ("retrieve", "prerank", "rank", "golden")
 KEYS = ("name", "features", "items", "users", "held_out", *STAGE_KEYS)
+FORMULAS = {RANK: "score", PRERANK: "prerank_score"}  # fields of `Product`
 PROBE_ROWS = 64
 MARK = "described.yaml"  # a copy of the file: marks a folder that may be written anew
 
@@ -44,6 +45,7 @@ class Described:
     foreign: dict[str, tuple[Path, Path]] = field(default_factory=dict)
     preranks: bool = True
     preranker: str = PRERANK  # the subfolder of its checkpoint
+    formulas: dict[str, str] = field(default_factory=dict)  # by field of `Product`
     notes: list[str] = field(default_factory=list)
 
 
@@ -130,6 +132,7 @@ class _Writer:
             if isinstance(found[0], Trained):
                 raise self.root.error("a checkpoint that ranks stands under `rank`, not `prerank`")
             self.made.foreign[RANK] = self.made.foreign.pop(PRERANK)
+            self.made.formulas = dict(zip(["score"], self.made.formulas.values(), strict=False))
         return found[-1]
 
     def _stage(self, name: str, node: Node | None, rows: Any) -> Foreign | Trained:
@@ -143,6 +146,8 @@ class _Writer:
         assert node is not None
         foreign = self._score(node, name, rows)
         self.made.foreign[name] = (foreign.path, foreign.path.with_suffix(".json"))
+        if foreign.formula:
+            self.made.formulas[FORMULAS[name]] = foreign.formula.text
         return foreign
 
     def _items(self, node: Node) -> tuple[pa.Table, pa.Array]:

@@ -1,4 +1,5 @@
-"""A model of the file as one flat ONNX graph with one output, and the proof that it is the same."""
+"""A model of the file as one flat ONNX graph with one output, and the proof that it is the same. Of
+several outputs that one has a column each, and the formula in `score` is the release's."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ import torch
 from cascade.artifact import Array
 from cascade.located import Node
 from cascade.schema import Side
-from export.described import formula
+from export.described import outputs
 from export.described.features import Features
 from export.described.forms import Form, flatten
-from export.foreign.inputs import ForeignError, InputMap, Meaning, Rows, schema_columns
+from export.foreign.inputs import ForeignError, InputMap, Rows, schema_columns
 from export.foreign.onnx_model import RUNTIME_ERRORS, Foreign
 from export.foreign.weights import not_finite
 
@@ -26,7 +27,6 @@ LARGEST_DIFFERENCE = (
     1e-5  # between a module and the graph that was traced from it, relative above 1
 )
 PROVED_AT = (2, 3, 64)  # rows
-SCORE = "cascade_score"
 
 
 def write(form: Form, features: Features, rows: Rows, path: Path) -> Foreign:
@@ -38,15 +38,22 @@ def write(form: Form, features: Features, rows: Rows, path: Path) -> Foreign:
     _check_inputs(form, path, session)
     if module is not None:
         _prove(form, module, features, rows, session)
-    output, meaning = _one_output(form, features, rows, session, path)
+    names = [str(value.name) for value in session.get_outputs()]
+
+    def run() -> list[Array]:
+        return _run(form, session, _arguments(form, features, rows, 3))
+
+    output, meaning, tasks = outputs.give_one(form, names, run, path)
     named = {name: one.features for name, one in form.inputs.items()}
     side: Side = "item" if "item" in form.sides else "user"
-    mapping = InputMap(form.node.file, named, output, meaning, side)
+    mapping = InputMap(form.node.file, named, output, meaning, side, tasks)
     mapping.save(path.with_suffix(".json"))
     try:
-        return Foreign(path, mapping, features.schema)
+        found = Foreign(path, mapping, features.schema)
     except ForeignError as error:
         raise form.node.error(str(error)) from error
+    found.formula = outputs.formula_of(form, tasks) if tasks else None
+    return found
 
 
 def _arguments(form: Form, features: Features, rows: Rows, count: int) -> dict[str, Array]:
@@ -159,94 +166,6 @@ def _prove(form: Form, module: Any, features: Features, rows: Rows, session: Any
                     f"{form.name} and its ONNX graph differ by {difference.max():.2g} at {count} "
                     "rows. Does it draw random numbers, or is it in training mode?"
                 )
-
-
-def _one_output(
-    form: Form, features: Features, rows: Rows, session: Any, path: Path
-) -> tuple[str, Meaning]:
-    """Give the graph the one output that orders the items -> its name and meaning."""
-    names = [value.name for value in session.get_outputs()]
-    if len(form.sides) == 1:  # a tower
-        return _vector(form, names), "value"
-    node = form.node
-    if not form.outputs:
-        raise node.error(
-            "say what the output means: `output: logit`, `probability` or `value`, or `outputs:` "
-            f"by name; {form.name} has {', '.join(names)}"
-        )
-    (first, meaning), *more = form.outputs.items()
-    if not more and form.score is None:
-        if first and first not in names:
-            raise node.mapping()["outputs"].error(f"{form.name} has the outputs {', '.join(names)}")
-        if not first and len(names) > 1:
-            raise node.error(
-                f"{form.name} has the outputs {', '.join(names)}; name them in `outputs:`"
-            )
-        return first or names[0], meaning  # type: ignore[return-value]
-    shapes = [found.shape for found in _run(form, session, _arguments(form, features, rows, 3))]
-    _write_score(form, names, shapes, path)
-    return SCORE, "value"
-
-
-def _vector(form: Form, names: list[str]) -> str:
-    if len(names) != 1:
-        raise form.node.error(f"{form.name} has the outputs {', '.join(names)}; a tower has one")
-    return names[0]
-
-
-def _write_score(form: Form, names: list[str], shapes: list[Any], path: Path) -> None:
-    model = ir.load(path)
-    ir.external_data.load_to_model(model)
-    graph, tape = model.graph, ir.tape.Tape()
-
-    def constant(value: Any, dtype: type = np.int64) -> ir.Value:
-        name = f"cascade_constant_{len(graph.initializers)}"
-        made = ir.val(name, const_value=ir.tensor(np.array(value, dtype), name=name))
-        graph.register_initializer(made)
-        return made
-
-    def op(kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return tape.op(kind, inputs, attributes)
-
-    by_name = {str(value.name): value for value in graph.outputs}
-    columns = _columns(form, names, shapes)
-    values = {}
-    for name, (output, column) in columns.items():
-        value = by_name[output]
-        if column is not None:
-            value = op("Gather", value, constant(column), axis=1)
-        value = op("Cast", op("Reshape", value, constant([-1])), to=int(ir.DataType.FLOAT))
-        values[name] = op("Sigmoid", value) if form.outputs[name] == "logit" else value
-    if form.score is None:
-        score = values[next(iter(values))]
-    else:
-        score = formula.write(form.score, values, op, constant)
-    score = op("Identity", score)
-    score.name, score.dtype, score.shape = SCORE, ir.DataType.FLOAT, ir.Shape(["rows"])
-    graph.extend(tape.nodes)
-    graph.outputs.clear()
-    graph.outputs.append(score)
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1 << 20)
-
-
-def _columns(form: Form, names: list[str], shapes: list[Any]) -> dict[str, tuple[str, int | None]]:
-    """The output, and the column of it, of every name in `outputs`: by the names of the graph, in
-    its order, or as the columns of its single output."""
-    wanted, node = [*form.outputs], form.node.mapping()["outputs"]
-    if len(names) == 1 and len(shapes[0]) == 2 and shapes[0][1] == len(wanted) > 1:
-        return {name: (names[0], column) for column, name in enumerate(wanted)}
-    if {*wanted} <= {*names}:
-        found = {name: (name, shapes[names.index(name)]) for name in wanted}
-    elif len(wanted) == len(names) and form.kind != "onnx":
-        found = {n: (o, s) for n, o, s in zip(wanted, names, shapes, strict=True)}
-    else:
-        raise node.error(f"{form.name} has the outputs {names} of {[s[1:] for s in shapes]}")
-    for name, (_, shape) in found.items():
-        if int(np.prod(shape[1:])) != 1:
-            raise node.mapping()[name].error(
-                f"{name} is {[*shape[1:]]} per row; expected one number"
-            )
-    return {name: (output, None) for name, (output, _) in found.items()}
 
 
 def check_ids(foreign: Foreign, features: Features, rows: Rows, node: Node) -> None:

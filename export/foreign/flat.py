@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from cascade.models.scorer import Scorer
 from cascade.schema import Schema, Side
+from cascade.spec import TASKS
 from export.artifacts import onnx_file
+from export.artifacts.graphs import said, several
 
 OUTPUT = "logit"
 
 
 class Flat(nn.Module):
-    """Encoded rows, [n, F] each -> logits [n]. A side without dense features, or without ids,
-    leaves that argument out."""
+    """Encoded rows, [n, F] each -> logits [n], or what every task says [n, T] of a model of
+    several. A side without dense features, or without ids, leaves that argument out."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
@@ -35,9 +37,10 @@ class Flat(nn.Module):
         rows = next(tensor.shape[0] for tensor in tensors if tensor is not None)
         kinds = (torch.float32, torch.long, torch.float32, torch.long)
         sides = zip(tensors, kinds, strict=True)
-        return self.scorer.score_rows(
-            *(torch.zeros(rows, 1, dtype=kind) if x is None else x for x, kind in sides)
-        )
+        given = [torch.zeros(rows, 1, dtype=kind) if x is None else x for x, kind in sides]
+        if several(self.scorer):
+            return said(self.scorer(*given), self.scorer.kinds)
+        return self.scorer.score_rows(*given)
 
 
 def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
@@ -55,6 +58,10 @@ def flat_onnx(scorer: Scorer, schema: Schema, path: Path) -> dict[str, Any]:
             example[f"{side}_ids"] = torch.zeros(2, schema.ids_width(side), dtype=torch.long)
     dynamic = {name: {0: torch.export.Dim("rows")} for name in example}
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = ([*example], [OUTPUT])
+    tasks = several(scorer)
+    output = TASKS if tasks else OUTPUT
+    names = ([*example], [output])
     onnx_file.trace(Flat(scorer), example, dynamic, *names, path, f"{path.name}.data")
-    return {"inputs": inputs, "output": OUTPUT, "output_is": "logit"}
+    if tasks:
+        return {"inputs": inputs, "output": output, "output_is": "value", "tasks": [*tasks]}
+    return {"inputs": inputs, "output": output, "output_is": "logit"}

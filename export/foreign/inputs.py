@@ -22,7 +22,7 @@ Rows = Mapping[str, Array]  # encoded rows [n, F], by source
 
 FORM = (
     '{"inputs": {INPUT: [FEATURE, ...], ...}, "output": OUTPUT, '
-    '"output_is": "logit", "probability" or "value"}'
+    '"output_is": "logit", "probability" or "value", perhaps "tasks": [NAME, ...]}'
 )
 Meaning = Literal["logit", "probability", "value"]
 DTYPES = tuple(ir.DataType[name] for name in ("FLOAT16", "FLOAT", "DOUBLE", "INT32", "INT64"))
@@ -62,6 +62,8 @@ class InputMap:
 
     Args:
         side: of which a model needs a feature.
+        tasks: names of the output's columns, where they are values that a formula makes the final
+            score of (`cascade.formula`).
     """
 
     path: Path
@@ -69,6 +71,7 @@ class InputMap:
     output: str | None
     meaning: Meaning
     side: Side = "item"
+    tasks: tuple[str, ...] = ()
 
     @property
     def is_logit(self) -> bool:
@@ -82,7 +85,8 @@ class InputMap:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ForeignError(f"{path} is no JSON file: {error}; expected {FORM}") from error
-        if not isinstance(content, dict) or not content.keys() <= {"inputs", "output", "output_is"}:
+        known = {"inputs", "output", "output_is", "tasks"}
+        if not isinstance(content, dict) or not content.keys() <= known:
             raise ForeignError(f"{path} holds {content!r:.200}; expected {FORM}")
         features = content.get("inputs")
         if not isinstance(features, dict) or not all(
@@ -93,12 +97,19 @@ class InputMap:
         meaning: Any = content.get("output_is")
         if meaning not in get_args(Meaning):
             raise ForeignError(f"{path}: output_is is {meaning!r}; expected {FORM}")
-        return cls(path, features, content.get("output"), meaning)
+        tasks: Any = content.get("tasks", [])
+        named = isinstance(tasks, list) and all(isinstance(name, str) for name in tasks)
+        if not named or len({*tasks}) < len(tasks) or (tasks and meaning != "value"):
+            raise ForeignError(
+                f"{path}: tasks is {tasks!r:.200}; expected different names of the columns of an "
+                "output that is a value"
+            )
+        return cls(path, features, content.get("output"), meaning, tasks=tuple(tasks))
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads."""
         content = {"inputs": self.features, "output": self.output, "output_is": self.meaning}
-        write_json(path, content)
+        write_json(path, {**content, "tasks": [*self.tasks]} if self.tasks else content)
 
     def inputs(self, values: Mapping[str, ir.Value], schema: Schema, name: str) -> list[Input]:
         """The inputs of the graph `values` of the model `name`, each with its columns. Raises

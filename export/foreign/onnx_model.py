@@ -13,10 +13,17 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from cascade.artifact import Array
 from cascade.config import Serving
+from cascade.formula import Formula
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema
 from cascade.spec import Stage
-from export.artifacts.parity import Parity, draw_candidates, judge
+from export.artifacts.parity import (
+    LARGEST_OF_TASKS,
+    Parity,
+    draw_candidates,
+    judge,
+    of_tasks,
+)
 from export.context import Catalogue
 from export.foreign.inputs import ForeignError, InputMap, Rows
 from export.foreign.weights import not_finite
@@ -41,6 +48,7 @@ class Foreign:
 
     def __init__(self, path: Path, mapping: Path | InputMap, schema: Schema) -> None:
         self.path, self.schema = path, schema
+        self.formula: Formula | None = None  # of its tasks, as its file says
         self.mapping = InputMap.load(mapping) if isinstance(mapping, Path) else mapping
         model = load_model(path)
         self.inputs = self.mapping.inputs(model_inputs(model), schema, path.name)
@@ -77,10 +85,15 @@ class Foreign:
         return found
 
     def probabilities(self, rows: Rows) -> Array:
-        """Encoded rows -> click probability, float32 [n]."""
+        """Encoded rows -> click probability, or the score by the formula of several tasks, float32
+        [n]."""
         count = len(rows["user_ids"])
         if not count:
             return np.empty(0, np.float32)
+        if self.mapping.tasks:
+            tasks = self.tasks(rows)
+            by_name = dict(zip(self.mapping.tasks, tasks.T, strict=True))
+            return self.formula(by_name) if self.formula else tasks[:, 0]
         values = self.run(rows).astype(np.float32).reshape(count, -1)[:, -1]
         if not np.isfinite(values).all():
             raise ForeignError(f"{self.path} gives values that are not finite numbers")
@@ -96,6 +109,17 @@ class Foreign:
             )
         return values
 
+    def tasks(self, rows: Rows) -> Array:
+        """Encoded rows -> what every task says, float32 [n, T]. Raises ForeignError: a value is not
+        finite."""
+        count = len(rows["user_ids"])
+        if not count:
+            return np.empty((0, len(self.mapping.tasks)), np.float32)
+        values = self.run(rows).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise ForeignError(f"{self.path} gives values that are not finite numbers")
+        return values
+
     def has_both_classes(self, items: Catalogue) -> bool:
         """Whether the output is [n, 2]; runs some rows at once and one by one. Raises ForeignError:
         the output is not one score per row, or depends on other rows."""
@@ -104,7 +128,12 @@ class Foreign:
         rows = flat_rows(*draw_users(self.schema, count, random), items, some)
         together = self.run(rows)
         came = together.shape if isinstance(together, np.ndarray) else type(together).__name__
-        if came not in ((count,), (count, 1), (count, 2)):
+        if (tasks := self.mapping.tasks) and came != (count, len(tasks)):
+            raise ForeignError(
+                f"output {self.output!r} of {self.path} is {came} for {count} rows; expected "
+                f"({count}, {len(tasks)}), a column for each of the tasks {', '.join(tasks)}"
+            )
+        if not tasks and came not in ((count,), (count, 1), (count, 2)):
             raise ForeignError(
                 f"output {self.output!r} of {self.path} is {came} for {count} rows; expected "
                 f"({count},), ({count}, 1), or ({count}, 2) with the probabilities of both "
@@ -117,7 +146,7 @@ class Foreign:
                 "server batches users, and each must get its own. Was it exported in training "
                 "mode, or does it normalise over the batch?"
             )
-        both = together.ndim == 2 and together.shape[1] == 2
+        both = not tasks and together.ndim == 2 and together.shape[1] == 2
         if both and self.mapping.is_logit:
             raise ForeignError(
                 f"{self.mapping.path}: output_is says logit, but {self.output!r} of {self.path} "
@@ -183,6 +212,16 @@ def compare(
         users = draw_users(foreign.schema, batch, random)
         rows = draw_candidates(batch, stage.inputs[-1].dims[0], len(items), random)
         outputs = graph(*users, rows)
+        if foreign.mapping.tasks:
+            user, place = np.nonzero(rows >= 0)
+            dense, ids = (values[user] for values in users)
+            wanted = foreign.tasks(flat_rows(dense, ids, items, rows[user, place]))
+            tasks = np.zeros((*rows.shape, wanted.shape[1]), np.float32)
+            tasks[user, place] = wanted
+            differs = of_tasks(outputs[0], tasks, rows)
+            how = (batch, differs, 1.0, quantised, LARGEST_OF_TASKS)
+            found.append(Parity(stage.name, "onnx", *how))
+            continue
         names = items.item_ids if len(outputs) > 1 else np.arange(len(items))
         user, place = np.nonzero(rows >= 0)
         expected = np.full(rows.shape, -np.inf, np.float32)  # below any value that a model gives

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from cascade.artifact import Mapped
 from cascade.models.scorer import Scorer
 from cascade.spec import Stage
 from export.artifacts import onnx_file
+from export.artifacts.graphs import VALUE
 from export.artifacts.stage_files import PLAIN, Variant
 from export.context import Build, Catalogue
 from export.foreign import wrapper
@@ -60,11 +62,17 @@ class Taken:
 
 
 class Rows(Scorer):
-    """A third-party model over encoded rows; its output, whatever it means, stands for a logit."""
+    """A third-party model over encoded rows; its output, whatever it means, stands for a logit, or,
+    where it has tasks, for what they say."""
 
     def __init__(self, foreign: Foreign) -> None:
         super().__init__(foreign.schema)
         self._foreign = foreign
+        self.tasks = foreign.mapping.tasks or self.tasks
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        return (VALUE,) * len(self.tasks) if self._foreign.mapping.tasks else super().kinds
 
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
@@ -75,7 +83,9 @@ class Rows(Scorer):
             "item_dense": item_dense.numpy(),
             "item_ids": item_ids.numpy(),
         }
-        found = self._foreign.run(rows).reshape(len(user_ids), -1)[:, -1]
+        found = self._foreign.run(rows).reshape(len(user_ids), -1)
+        if not self._foreign.mapping.tasks:
+            found = found[:, -1]
         return torch.from_numpy(np.ascontiguousarray(found, np.float32))
 
 

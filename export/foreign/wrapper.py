@@ -9,6 +9,7 @@ Nodes behind it mask the pads, take the top K and, in the last stage, look up th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from cascade.artifact import AOTI_FILE, ONNX_FILE, TORCH_FILE, Description, Mapped
-from cascade.spec import CATALOGUE_IDS, Stage
+from cascade.spec import CATALOGUE_IDS, TASKS, Stage
 from export.artifacts import parity
 from export.artifacts.onnx_file import EXTERNAL_BYTES, WEIGHTS_FILE
 from export.artifacts.stage_files import (
@@ -24,6 +25,8 @@ from export.artifacts.stage_files import (
     PLAIN,
     TORCH_STATE,
     Variant,
+    answers,
+    described,
     write_item_ids,
     write_mapped,
 )
@@ -80,7 +83,9 @@ def write(
         tables = write_files(foreign, stage, items, folder, None, both_classes)
         parities = _proved(foreign, stage, items, folder)
     size = sum(table.nbytes for table in tables.values()) / max(1, len(items))
-    facts = {"ranker_onnx": name, "flat": reason or None, "bytes_per_item": size, "split": split}
+    facts: dict[str, Any] = {"ranker_onnx": name, "flat": reason or None, "bytes_per_item": size}
+    facts["split"] = split
+    facts |= {"tasks": [*foreign.mapping.tasks]} if foreign.mapping.tasks else {}
     return {**facts, "output_is": foreign.mapping.meaning, "variant": vars(variant)}, parities
 
 
@@ -133,27 +138,22 @@ def write_files(
     else:
         tables = write_tables(foreign, items, folder)
         model = load_model(foreign.path)
-    mapped = tables
-    if stage.outputs[-1].name == "scores" and not logits:
+    mapped, tasks = tables, foreign.mapping.tasks
+    if answers(stage) and not logits:
         mapped = {**tables, CATALOGUE_IDS: write_item_ids(items, folder)}
     _carry_weights(model, folder)
-    Wrapping(model, foreign, stage, mapped, folder, derived).wrap(both_classes, logits)
+    description = described(stage, foreign.schema.hash, mapped, tasks, variant.one_by_one)
+    if logits:
+        output = TASKS if tasks else LOGITS
+        description = replace(description, outputs=(output,), counts_not_finite=False, tasks=())
+    where = (description.graph_mapped, folder, derived)
+    Wrapping(model, foreign, stage, *where).wrap(both_classes, logits)
     model.metadata_props.update(stage=stage.name, schema_hash=foreign.schema.hash)
     ir.save(model, folder / ONNX_FILE)
     onnx.checker.check_model(str(folder / ONNX_FILE))
-    inputs, outputs = (tuple(t.name for t in side) for side in (stage.inputs, stage.outputs))
-    tensors, alone = (inputs, (LOGITS,) if logits else outputs), variant.one_by_one
     # Without widths: TensorRT asks for the shapes of whatever it cuts out of a graph, and of an
     # arbitrary one it may cut out several pieces.
-    counts = not logits
-    Description(
-        stage.name,
-        foreign.schema.hash,
-        *tensors,
-        mapped,
-        one_by_one=alone,
-        counts_not_finite=counts,
-    ).save(folder)
+    description.save(folder)
     return tables
 
 

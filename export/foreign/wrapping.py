@@ -12,8 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass
 
 from cascade.artifact import Mapped
-from cascade.spec import CATALOGUE_IDS, NOT_FINITE, Stage
-from export.artifacts.graphs import LOWEST
+from cascade.spec import CATALOGUE_IDS, NOT_FINITE, TASKS, Stage
+from cascade.stages.tasks import LOWEST
 from export.foreign.apart import STATES, part_input, stored
 from export.foreign.inputs import Column, Input
 from export.foreign.onnx_model import IR_VERSION, Foreign, model_inputs
@@ -55,7 +55,7 @@ class Wrapping:
 
     def wrap(self, both_classes: bool, logits: bool = False) -> None:
         """Put the nodes before and after the graph; give it the stage's inputs and outputs, or the
-        scores of all candidates as its only output."""
+        scores of all candidates as its only output; of a model of several tasks, these."""
         graph = self.model.graph
         self._lay_grid()
         fed = (
@@ -68,8 +68,11 @@ class Wrapping:
             ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         graph.insert_before(graph[0], self.tape.nodes)
         self.tape = ir.tape.Tape()
-        scores = self._scores(both_classes)
-        outputs = [scores] if logits else self._best(scores)
+        if self.foreign.mapping.tasks:
+            outputs = [self._tasks()]
+        else:
+            scores = self._scores(both_classes)
+            outputs = [scores] if logits else self._best(scores)
         graph.extend(self.tape.nodes)
         graph.inputs.clear()
         graph.inputs.extend(self.requests)
@@ -188,6 +191,16 @@ class Wrapping:
         masked.name, masked.dtype = LOGITS, ir.DataType.FLOAT
         masked.shape = ir.Shape(["stage_users", "stage_rows"])
         return masked
+
+    def _tasks(self) -> ir.Value:
+        """Foreign output [B * K, T] -> [B, K, T], of pads that of row 0."""
+        shape = self._op("Concat", self.shape, self._constant([-1]), axis=0)
+        values = self._op("Cast", self.score, to=int(ir.DataType.FLOAT))
+        found = self._op("Reshape", values, shape)
+        found.name, found.dtype = TASKS, ir.DataType.FLOAT
+        count = len(self.foreign.mapping.tasks)
+        found.shape = ir.Shape(["stage_users", "stage_rows", count])
+        return found
 
     def _best(self, masked: ir.Value) -> list[ir.Value]:
         """Scores [B, K] -> the outputs of the stage, [B, K'] each, and how many are not finite. An

@@ -25,6 +25,7 @@ from cascade.spec import PRERANK, RANK, RETRIEVE, stage_path
 from cascade.stages.load import LoadedStage, load_stage
 from cascade.stages.retrieve import Retrieve
 from cascade.stages.scoring import Score
+from cascade.stages.tasks import RANKED
 from export.context import Build
 from export.planning.grid import Setting
 
@@ -42,7 +43,7 @@ class Opened:
     def __init__(self, export: Build, scratch: Path) -> None:
         repository, version, serving = export.repository, export.version, export.serving
         topology = serving.topology
-        self.sizes = export.sizes
+        self.sizes, self._product = export.sizes, export.product
         threads = serving.threads or threads_per_process(repository)
         self.serving = replace(serving, threads=threads, runtime="onnx")
         self._folders = {
@@ -54,7 +55,11 @@ class Opened:
         self.prerank = cache(self._prerank)
         self.sorting = cache(self._sorting)
         self.rank: LoadedStage = load_stage(
-            RANK, self._folders[RANK], self.serving, self.sizes.candidates
+            RANK,
+            self._folders[RANK],
+            self.serving,
+            self.sizes.candidates,
+            product=export.product,
         )
 
     @property
@@ -92,13 +97,13 @@ class Opened:
 
     def _prerank(self, survivors: int) -> Score:
         """The second stage, which hands on so many survivors."""
-        return Score(self._resized(PRERANK, survivors), self.serving)
+        return Score(self._resized(PRERANK, survivors), self.serving, self._product)
 
     def _sorting(self, survivors: int) -> Score:
         """The ranker, which hands on the best of the rows it is given, so many of them, as rows and
         their scores before the sigmoid; on all cores, for nothing else is timed by it."""
         serving = replace(self.serving, threads=cores())
-        return Score(self._resized(RANK, survivors, as_rows=True), serving)
+        return Score(self._resized(RANK, survivors, as_rows=True), serving, self._product)
 
     def _resized(self, stage: str, keep: int, as_rows: bool = False) -> Path:
         target = self._scratch / f"{stage}-{keep}"
@@ -114,6 +119,13 @@ def resize(folder: Path, keep: int, target: Path, as_rows: bool = False) -> None
     for file in content(folder):
         if file.name not in (ONNX_FILE, DESCRIPTION_FILE, "model.py"):
             link(file, target / file.relative_to(folder))
+    if description.tasks:  # its stage chooses
+        link(folder / ONNX_FILE, target / ONNX_FILE)
+        if as_rows:
+            mapped = description.graph_mapped
+            description = replace(description, mapped=mapped, outputs=(ROWS, RANKED))
+        replace(description, keep=keep).save(target)
+        return
     model = onnx.load(str(folder / ONNX_FILE), load_external_data=False)
     graph = model.graph
     del graph.value_info[:]  # shapes that held for the former size

@@ -20,7 +20,7 @@ from export.releases.repository import Repository
 
 USERS = 8
 BYTES = "surrogateescape"  # a category need not be text
-SLACK = 1e-4  # of a probability: another processor may sum in another order
+SLACK = 1e-4  # relative above 1: another processor may sum in another order
 
 
 class CanaryError(CascadeError):
@@ -82,12 +82,14 @@ class Canary:
         answer = zip(item_ids[:, :known], _finite(scores[:, :known]), strict=True)
         for row, (ids, got) in enumerate(answer):
             expected = _finite(self.scores[row])
-            worst = float(np.abs(got - expected).max(initial=0))
+            slack = SLACK * np.maximum(1, np.abs(expected))
+            worst = float((np.abs(got - expected) / slack).max(initial=0)) * SLACK
             if worst > SLACK:
                 yield f"user {row}: a score differs by {worst:.2g}"
                 continue
             # Several items may share the last place; all better ones must be there.
-            above = self.item_ids[row][expected > expected.min(initial=1) + SLACK]
+            last = expected.min(initial=np.inf)
+            above = self.item_ids[row][expected > last + 2 * slack]
             if missing := sorted(set(above.tolist()) - set(ids.tolist())):
                 yield f"user {row}: items {missing} are missing"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from cascade.config import FORMULAS
 from cascade.release import read_release
 from cascade.server import security
 from cascade.server.security import KEY_VARIABLE
@@ -175,27 +176,35 @@ def split(argv: Sequence[str]) -> None:
 
 
 def rewire(argv: Sequence[str]) -> None:
-    """Write the newest release of a repository into another one, in another topology.
+    """Write the newest release of a repository into another one, in another topology, or with
+    another formula of its score.
 
     The files of the stages are linked, not copied; config.pbtxt and model.py are written anew.
     """
-    options = parser("rewire", "--repository DIR --out DIR --topology NAME", rewire.__doc__)
+    options = parser("rewire", "--repository DIR --out DIR", rewire.__doc__)
     add = options.add_argument
     add("--repository", type=Path, metavar="DIR", required=True, help="where the release is")
     add("--out", type=Path, metavar="DIR", required=True, help="repository to write")
-    add("--topology", choices=TOPOLOGIES, required=True)
-    add("--instances", type=int, metavar="N", help="of each process [by the cores here]")
+    add("--topology", choices=TOPOLOGIES, help="[as it is]")
+    add("--instances", type=int, metavar="N", help="of each process [as it is; by the cores here]")
     add("--threads", type=int, metavar="N", help="compute threads of each process [as it is]")
     add("--store", metavar="URL", help="of users by id; '' = none [as it is]")
+    add("--score", metavar="F", help="formula of the ranker's tasks; '' = the first [as it is]")
+    add("--prerank-score", metavar="F", help="of the preranker's; '' = --score [as it is]")
     args = options.parse_args(argv)
     serving, product = rewiring.settings_of(args.repository)
+    topology, instances = args.topology or serving.topology, args.instances
+    if not instances:
+        instances = default_instances(topology) if args.topology else serving.instances
     serving = replace(
         serving,
-        topology=args.topology,
-        instances=args.instances or default_instances(args.topology),
+        topology=topology,
+        instances=instances,
         threads=serving.threads if args.threads is None else args.threads,
     )
     if args.store is not None:
         product = replace(product, store=absolute_url(args.store))
+    given = {name: getattr(args, name) for name in FORMULAS}
+    product = replace(product, **{name: text for name, text in given.items() if text is not None})
     rewiring.rewire(args.repository, args.out, serving, product)
-    print(f"{args.out}: {args.topology}, {serving.instances} instances of each process")
+    print(f"{args.out}: {topology}, {serving.instances} instances of each process")

@@ -46,6 +46,15 @@ def seal(repository: Path, version: int, users: tuple[Array, Array]) -> None:
     write_json(repository / ENSEMBLE / str(version) / RELEASE_FILE, sealed)
 
 
+def asked_again(repository: Path, version: int, release: dict[str, Any]) -> dict[str, Any]:
+    """The release.json of a release whose answers have changed: its canary requests, asked anew."""
+    serving, product = of_release(release)
+    pipeline = Pipeline.load(repository, version, replace(serving, threads=1))
+    before = Canary.from_dict(release["canary"])
+    canary = Canary.ask(pipeline, (before.dense, before.categorical), product.explored)
+    return {**release, "canary": canary.to_dict()}
+
+
 def verify(repository: Path, version: int) -> dict[str, Any]:
     """Check every file of a release against its manifest, and return the manifest. Raises
     ArtifactError: a file is missing, damaged, foreign or of another schema; names it."""

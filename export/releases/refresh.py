@@ -181,8 +181,8 @@ class Refresh:
             state = spliced(state, self._states(stage, state, changed.added))
         replace(description, mapped=mapped, torch_state=state).save(target)
         model = onnx.load(str(source / ONNX_FILE), load_external_data=False)
-        for name, value in mapped.items():
-            point_at(model, name, value)
+        for name in description.graph_mapped:
+            point_at(model, name, mapped[name])
         onnx.save(model, str(target / ONNX_FILE))
 
     def _ids(self, changed: Change) -> Array:

@@ -21,7 +21,7 @@ from cascade.client.split import CHALLENGER
 from cascade.config import of_release
 from cascade.errors import CascadeError
 from cascade.files import content, move
-from cascade.release import RELEASE_FILE, SIGNATURE_FILE, read_release
+from cascade.release import RELEASE_FILE, SIGNATURE_FILE, read_release, tasks_of
 from cascade.schema import Schema
 from cascade.spec import (
     CHALLENGER_SHARE,
@@ -242,4 +242,5 @@ def write_configs(root: Path, release: dict[str, Any], number: int, schema: Sche
     Raises ArtifactError: the repository is wired in another way."""
     serving, product = of_release(release)
     runs, sizes = pbtxt.runs_of(release, serving), sizes_from(release["sizes"])
-    pbtxt.write(root, schema, sizes, serving, number, runs, product=product)
+    how = (root, schema, sizes, serving, number, runs)
+    pbtxt.write(*how, product=product, tasks=tasks_of(release))

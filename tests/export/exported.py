@@ -82,7 +82,6 @@ CASES = {
     "logistic regression ranks numbers": Case("logistic", "default", NUMBERS, RANK),
     "bent logistic regression ranks numbers": Case("logistic", "bent", NUMBERS, RANK),
     "a textbook model ranks bags": Case("tests.example_models:Textbook", "default", BAGS, RANK),
-    "two tasks rank Criteo": Case("tests.example_models:TwoTasks", "wide", fitted(CRITEO), RANK),
     "any names prerank bags": Case("tests.example_models:AnyNames", "default", BAGS, PRERANK),
     "the best of two, as many as come": Case("dlrm", "tiny", NUMBERS, PRERANK, Sizes(2, 2, 1)),
 }

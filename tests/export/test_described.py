@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -16,12 +17,14 @@ from onnx import numpy_helper
 from pyarrow import csv
 from safetensors.torch import save_file
 
+from cascade.config import Product
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.located import LocatedError
 from cascade.spec import Sizes
 from cascade.stages.pipeline import Pipeline
 from cascade.training import checkpoint
+from export import __main__ as export_command
 from export.artifacts.variants import GuardError
 from export.build import write_release
 from export.context import Build
@@ -29,6 +32,7 @@ from export.described import file
 from export.foreign import flat
 from export.releases.items import read_items
 from export.releases.refresh import Refresh, change
+from export.releases.rewire import rewire, settings_of
 from tests.export.described_files import FLOAT, INT, ITEMS, USERS, WIDTH, Tower, dump, save, write
 from tests.export.wrong_files import WRONG, own_vectors
 
@@ -55,7 +59,8 @@ def export(folder, described, **options):
     build = Build(
         folder / "checkpoints", folder / "repository", sizes=options.pop("sizes", SIZES),
         index="flat", state=options.pop("state", "float32"), weights="float32",
-        measure_batching=False, foreign=found.foreign, preranks=found.preranks, **options,
+        measure_batching=False, foreign=found.foreign, preranks=found.preranks,
+        product=Product(**found.formulas), **options,
     )  # fmt: skip
     write_release(build)
     return found, Pipeline.load(build.repository)
@@ -188,6 +193,14 @@ def test_several_outputs_and_a_formula(small):
     described.pop("golden")
     found, pipeline = export(folder, described)
     check(pipeline, folder, formula=lambda ctr, engagement: ctr * (0.7 + 0.3 * engagement))
+    serving, product = settings_of(folder / "repository")
+    assert product.score == "logit * (0.7 + 0.3 * engagement)"
+    product = replace(product, score="engagement / logit")
+    rewire(folder / "repository", folder / "other", serving, product)
+    other = Pipeline.load(folder / "other")
+    check(other, folder, formula=lambda ctr, engagement: engagement / ctr)
+    tasks = other.answer(*RequestLayout.of(other.schema).arrays(people(folder)))["task_scores"]
+    assert tasks.shape[1:] == (10, 2)
     assert any("THE ENCODING IS UNPROVEN" in note for note in found.notes)
 
 
@@ -219,6 +232,22 @@ def test_what_is_wrong_is_named_with_its_line(small, case):
     assert message in text
     assert "\n" not in text
     assert text.startswith(f"{path}, line ")
+
+
+def test_a_flag_wins_over_the_formula_of_the_file(small):
+    """Of the only output, too."""
+    folder, described = small
+    described["rank"] |= {"onnx": "both.onnx", "score": "exp(logit)", "outputs": {"logit": "logit"}}
+    described["rank"].pop("output")
+    described.pop("golden")
+    path = dump(described, folder)
+    for name, flags in (("file", ()), ("flag", ("--score=-logit",))):
+        words = ["build", "--cascade", path, "--repository", folder / name, "--untuned", *flags]
+        sizes = ["--candidates", "20", "--survivors", "20", "--index", "flat"]
+        export_command.main([str(word) for word in (*words, *sizes)])
+    check(Pipeline.load(folder / "file"), folder, formula=lambda ctr, _: np.exp(ctr))
+    check(Pipeline.load(folder / "flag"), folder, formula=lambda ctr, _: -ctr)
+    assert settings_of(folder / "file")[1].score == "exp(logit)"
 
 
 @pytest.mark.parametrize(

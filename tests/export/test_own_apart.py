@@ -50,7 +50,7 @@ def taken(model: str, schema: Schema, name: str) -> Own:
 
 @pytest.mark.parametrize(
     ("model", "schema", "name"),
-    [("Textbook", BAGS, PRERANK), ("Deep", NUMBERS, RANK), ("TwoTasks", CRITEO, RANK)],
+    [("Textbook", BAGS, PRERANK), ("Deep", NUMBERS, RANK), ("Deep", CRITEO, RANK)],
 )
 def test_the_best_are_those_of_the_trained_model(
     model: str, schema: Schema, name: str, tmp_path: Path

@@ -220,6 +220,17 @@ def test_strings_are_decoded() -> None:
     assert {one.item_ids.dtype for one in found} == {np.dtype(object)}
 
 
+def test_tasks_come_by_name_in_the_order_of_the_items() -> None:
+    ids, scores = np.array([[5, 3, -1]]), np.zeros((1, 3), np.float32)
+    tasks = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
+    answer = Answer(ids, scores, task_scores=tasks)
+    (found,) = recommendations(answer, 1, ("ctr", "buy"))
+    assert found.task_scores is not None
+    assert {k: v.tolist() for k, v in found.task_scores.items()} == {"ctr": [0, 2], "buy": [1, 3]}
+    assert recommendations(answer, 1)[0].task_scores is None  # the names are not known
+    assert recommendations(Answer(ids, scores), 1, ("ctr", "buy"))[0].task_scores is None
+
+
 def test_an_answer_to_other_users_is_refused() -> None:
     with pytest.raises(RecommendError, match=r"\(1, 2\).* to 2 users"):
         recommendations(Answer(np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)), 2)
@@ -288,6 +299,46 @@ class World:
     async def sleep(self, seconds: float) -> None:
         self.steps.append(Wait(seconds))
         self.now += seconds
+
+
+class Tasks(World):
+    """A server of rankers of several tasks, by release; the first is live until the second is."""
+
+    def __init__(self, *names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names, self.release = names, 1
+
+    async def config(self, model: str, timeout_s: float) -> Any:
+        self.model_config = config_of(SCHEMA)
+        step = self.model_config.ensemble_scheduling.step.add(model_name="rank")
+        step.model_version = self.release
+        names = json.dumps(self.names[self.release - 1])
+        self.model_config.parameters["tasks"].string_value = names
+        return await super().config(model, timeout_s)
+
+    async def infer(self, *asked: Any) -> Answer:
+        answer = await super().infer(*asked)
+        assert answer.item_ids is not None
+        shape = (*answer.item_ids.shape, len(self.names[self.release - 1]))
+        release = np.full((len(answer.item_ids), 1), self.release)
+        return replace(answer, release=release, task_scores=np.zeros(shape, np.float32))
+
+
+def test_names_of_tasks_are_those_of_the_release_that_answered() -> None:
+    world = Tasks(("ctr", "buy"), ("buy", "ctr"))
+    session = world.session()
+
+    def names() -> list[str]:
+        (found,) = run(session.ask(Request([{"age": 1}])))
+        return [*(found.task_scores or {})]
+
+    assert names() == names() == ["ctr", "buy"]
+    assert run(session.layout()).tasks == ("ctr", "buy")
+    world.release = 2
+    assert names() == names() == ["buy", "ctr"]
+    world.release = 1
+    assert names() == ["ctr", "buy"]
+    assert sum(isinstance(step, AskConfig) for step in world.steps) == 3  # layout, two releases
 
 
 def failure(status: str, message: str = "no") -> InferenceServerException:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from cascade.config import Serving
+from cascade.config import Product, Serving
 from cascade.encoding import InvalidInput
 from cascade.layout import RequestLayout
 from cascade.spec import LOOKUP, TOPOLOGIES
@@ -195,7 +195,7 @@ def test_the_stages_behind_it_are_as_they_were(
     with UserStore.create(store, layout) as users:
         users.put(range(4), criteo.dense[:4], criteo.categorical[:4])
     plain = load_stages(held, folder, serving, 1000)
-    first = load_stages((LOOKUP, *held), folder, serving, 1000, store=store)
+    first = load_stages((LOOKUP, *held), folder, serving, 1000, product=Product(store=store))
     assert first.inputs == (*plain.inputs, "user_id", "context")
     assert first.outputs == (*plain.outputs, "cold_start")
     assert first.schema_hash == plain.schema_hash
