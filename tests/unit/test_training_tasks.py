@@ -4,7 +4,7 @@ learns."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,15 @@ import torch
 
 from cascade.data import Dataset, prepare
 from cascade.data.source import DataError
+from cascade.models import build, preset
+from cascade.models.blend import Blend, BlendConfig
+from cascade.models.registry import Recipe
+from cascade.models.scoring.mmoe import MMoE
 from cascade.schema import Task
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.objectives import Objective, amount_loss, objectives
 from cascade.training.tasks import RankTask, with_items
+from cascade.training.trainer import Trainer
 from tests.example_models import Config, Textbook, TwoTasks
 from tests.weights import assert_same_weights, fresh
 
@@ -201,3 +206,28 @@ def test_a_task_alone_is_learnt_for_comparison(dataset: Dataset, tmp_path: Path)
     task = RankTask(fresh(alone.schema, "shared_bottom", "default"), alone, HYPER, CPU)
     history = fit(task, HYPER, tmp_path, "engagement")
     assert max(record["validation_auc"] for record in history) > 0.65
+
+
+def test_a_model_of_several_tasks_stays_as_it_is_where_rows_are_few(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    trainer = Trainer(dataset, tmp_path, CPU, Recipe(rank="mmoe:tiny"), {})
+    hyper = trainer.hyperparameters("rank")
+    scorer = trainer.fresh("rank", hyper)
+    assert isinstance(scorer, MMoE)
+    task = trainer.task("rank", scorer, hyper)
+    assert isinstance(task, RankTask)
+    assert task.meet_unknowns
+    assert len(task.objectives) == 3
+
+
+def test_a_blend_adds_up_for_the_first_task(dataset: Dataset) -> None:
+    config = BlendConfig("shared_bottom", preset("shared_bottom", "tiny"))
+    blend = build("blend", asdict(config), dataset.schema)
+    assert isinstance(blend, Blend)
+    assert blend.tasks == blend.deep.tasks == ("click",)
+    blend.silence()
+    rows = dataset.read("train", 5)
+    users = torch.tensor(rows.user_dense), torch.tensor(rows.user_ids)
+    dense, ids = (torch.tensor(array[rows.item]) for array in dataset.items())
+    assert blend.deep(*users, dense, ids).count_nonzero() == 0
