@@ -79,7 +79,8 @@ class Dataset:
 
     def with_label(self, name: str) -> Dataset:
         """The same rows with one task alone, whose label stands in place of the first one's, to
-        train and judge a model of that task. It is NaN where a row does not know it."""
+        train and judge a model of that task. It is NaN where a row does not know it, which
+        `RankTask` leaves out."""
         tasks = {task.name: task for task in self.schema.tasks}
         if name not in tasks:
             raise DataError(f"{self.root}: {unknown_name('task', name, tasks)}")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cascade.data import Dataset, prepare
+from cascade.data.__main__ import main
 from cascade.data.source import DataError
 from cascade.schema import Task
 from cascade.training.negatives import Negatives, Sampling
@@ -155,3 +156,29 @@ def test_a_sequence_shares_the_ids_of_an_item_feature(tmp_path: Path) -> None:
     ids = found.read("train").user_ids[:40, first : first + 2]
     np.testing.assert_array_equal(ids[:, 0], found.items()[1][:, of_item])
     assert (ids[:, 1] == 1).all()  # no item is called 0: unknown
+
+
+def test_labels_are_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    schema = write_shop(tmp_path, SEVERAL, with_labels)
+    command = ["describe", "--data", "table", "--schema", str(schema), "--json", str(file)]
+    main(command)
+    said, found = capsys.readouterr().out, json.loads(file.read_text())
+    for column, name in ((1, "like"), (2, "spent")):
+        label = expected()[:, column]
+        known = label[~np.isnan(label)]
+        assert found["labels"][name] == {
+            "known": len(known),
+            "above_0": (known > 0).sum(),
+            "mean": pytest.approx(known.mean()),
+        }
+        assert f"label {name}" in said
+    assert found["warnings"] == []
+
+    def nothing(tables: dict[str, dict[str, list[Any]]]) -> None:
+        with_labels(tables)
+        tables["clicks"]["paid"] = [0] * len(tables["clicks"]["paid"])
+
+    write_shop(tmp_path, SEVERAL, nothing)
+    main(command)
+    assert "no row has a label spent above 0" in capsys.readouterr().out
