@@ -175,10 +175,16 @@ def test_labels_are_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert f"label {name}" in said
     assert found["warnings"] == []
 
-    def nothing(tables: dict[str, dict[str, list[Any]]]) -> None:
-        with_labels(tables)
-        tables["clicks"]["paid"] = [0] * len(tables["clicks"]["paid"])
+    warnings = {
+        0: "no row has a label spent above 0",
+        5000: "the label spent is 5000 on average where it is not 0: count it in a larger unit",
+    }
+    for paid, warning in warnings.items():
 
-    write_shop(tmp_path, SEVERAL, nothing)
-    main(command)
-    assert "no row has a label spent above 0" in capsys.readouterr().out
+        def change(tables: dict[str, dict[str, list[Any]]], paid: int = paid) -> None:
+            with_labels(tables)
+            tables["clicks"]["paid"] = [paid] * len(tables["clicks"]["paid"])
+
+        write_shop(tmp_path, SEVERAL, change)
+        main(command)
+        assert warning in capsys.readouterr().out

@@ -28,6 +28,7 @@ from cascade.data.source import (
 )
 
 SAMPLED = 200_000  # training rows that are looked at for leaks
+LARGE = 1000  # an amount that the softplus of a logit is slow to reach
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\S*\d\S*")
 
 
@@ -177,6 +178,11 @@ class Survey:
         for task, label in self._labels().items():
             if not label["above_0"]:
                 warn(f"no row has a label {task} above 0, so there is nothing to learn of it")
+            elif (usual := label["mean"] * label["known"] / label["above_0"]) > LARGE:
+                warn(
+                    f"the label {task} is {usual:.4g} on average where it is not 0: count it in a "
+                    f"larger unit, for a logit that has to reach {LARGE:,} learns slowly"
+                )
         for count, first in self.bad.kinds.values():
             warn(f"{count:,} rows cannot be used; the first: {first}")
         self.warnings += getattr(self.source, "notes", [])
