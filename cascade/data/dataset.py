@@ -5,27 +5,30 @@ catalogue.parquet                    one row per item: item_id, [title], the raw
                                      dense float32[], ids int32[]
 train|validation|test/part-*.parquet label, item (a ROW of the catalogue), user_dense float32[],
                                      user_ids int32[], [probability], [@user int64], [@time
-                                     float64]; train has [item_past float32[]], the past of the
-                                     item as it was before the row; validation and test have the raw
-                                     user features, as a client would send them
+                                     float64], of further tasks @task.NAME float32, null = not
+                                     known, and [@truth.NAME]; train has [item_past float32[]], the
+                                     past of the item as it was before the row; validation and test
+                                     have the raw user features, as a client would send them
 source.json                          what it was made from, and how many rows there are
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cascade.data.batch import Batch, RawRows, batch_of
 from cascade.data.parts import (
     Columns,
     Group,
@@ -37,47 +40,15 @@ from cascade.data.parts import (
 )
 from cascade.data.past import ItemPast
 from cascade.data.sample import draw
-from cascade.data.source import DataError, Split
+from cascade.data.source import TASK, TRUTH, DataError, Split
 from cascade.encoding import Encoder, Floats, Ids
 from cascade.schema import Schema
+from cascade.values import unknown_name
+
+__all__ = ["FORMAT", "Batch", "Dataset", "RawRows"]
 
 FORMAT = 2
 _COLUMNS = ("label", "item", "user_dense", "user_ids")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B rows, encoded."""
-
-    label: Floats  # [B], 1 for a click or a liked item
-    item: Ids  # [B], rows of the catalogue
-    user_dense: Floats  # [B, F_dense]
-    user_ids: Ids  # [B, sum of lengths]
-    probability: Floats | None = None  # [B], the true chance of label 1 where the source knows it
-    user: Ids | None = None  # [B], numbers of the users, the same in all splits; -1 = not said
-    time: npt.NDArray[np.float64] | None = None  # [B], in the source's unit; NaN = not said
-    # [B, P], of training rows: what the last P numbers of the items, encoded, were strictly before
-    # them, in place of those of the catalogue.
-    item_past: Floats | None = None
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def take(self, rows: Ids | slice) -> Batch:
-        """Some of the rows."""
-        there = {name: column for name, column in vars(self).items() if column is not None}
-        return Batch(**{name: column[rows] for name, column in there.items()})
-
-
-class RawRows(NamedTuple):
-    """B rows whose users are as a client would send them."""
-
-    dense: Floats  # [B, F_dense], NaN = missing
-    categorical: npt.NDArray[np.object_]  # [B, F_cat] of bytes, empty = missing
-    item: Ids  # [B], rows of the catalogue
-    label: Floats  # [B]
-    user: Ids | None  # [B], as in `Batch`
-    time: npt.NDArray[np.float64] | None  # [B], as in `Batch`
 
 
 @dataclass(frozen=True)
@@ -87,6 +58,7 @@ class Dataset:
     root: Path
     source: dict[str, Any]  # what source.json says
     encoder: Encoder
+    label: str = ""  # the further task whose labels `label` gives, as `with_label` says
 
     @classmethod
     def open(cls, root: Path | str) -> Dataset:
@@ -104,6 +76,23 @@ class Dataset:
                 "prepare the data again"
             )
         return cls(root, source, Encoder.load(root))
+
+    def with_label(self, name: str) -> Dataset:
+        """The same rows with one task alone, whose label stands in place of the first one's, to
+        train and judge a model of that task. It is NaN where a row does not know it, which
+        `RankTask` leaves out."""
+        tasks = {task.name: task for task in self.schema.tasks}
+        if name not in tasks:
+            raise DataError(f"{self.root}: {unknown_name('task', name, tasks)}")
+        if len(tasks) == 1:
+            return self
+        encoder, source = copy.copy(self.encoder), dict(self.source)
+        encoder.schema = replace(self.schema, tasks=(tasks[name],))
+        told, first = source.pop("truth", False), name == self.schema.tasks[0].name
+        if not first:
+            source["probability"] = told
+            source.pop("positives", None)
+        return replace(self, source=source, encoder=encoder, label="" if first else name)
 
     @property
     def schema(self) -> Schema:
@@ -147,10 +136,10 @@ class Dataset:
 
     @cached_property
     def positives(self) -> int:
-        """Training rows with the label 1."""
+        """Training rows with the label 1, or with an amount above 0."""
         if "positives" in self.source:
             return int(self.source["positives"]["train"])
-        return sum(int(batch.label.sum()) for batch in self.batches("train", 65_536))
+        return int((self.columns("train", ["label"])["label"] > 0).sum())
 
     @property
     def has_negatives(self) -> bool:
@@ -161,12 +150,12 @@ class Dataset:
     def item_past(self) -> ItemPast:
         """The past of any item at any time, where training rows have it."""
         asked = self.source["item_past"]
-        rows = self.columns("train", ["item", "label", "@time"])
+        rows = read_groups(self._groups("train"), ["item", "label", "@time"])
         return ItemPast(asked["features"], asked["day"], rows)
 
     def read(self, split: Split, limit: int | None = None) -> Batch:
         """A whole split, or its first `limit` rows, in memory."""
-        return _batch(self._first(split, self._columns(split), limit), slice(None))
+        return batch_of(self._first(split, self._columns(split), limit), slice(None))
 
     def columns(self, split: Split, names: list[str]) -> Columns:
         """Some columns of a whole split, as they are stored."""
@@ -176,8 +165,8 @@ class Dataset:
         """Up to `count` rows drawn at random over the users of a split, as
         `cascade.data.sample.draw` says; in the order in which they were drawn."""
         groups = self._groups(split)
-        rows = draw(groups, self.has_users, count, seed, positives=False)
-        return _batch(read_rows(groups, self._columns(split), rows), slice(None))
+        rows = draw(groups, self.has_users, count, seed)
+        return batch_of(self._rows(groups, self._columns(split), rows), slice(None))
 
     def raw_sample(
         self, split: Split, count: int, seed: int = 0, positives: bool = False
@@ -185,8 +174,9 @@ class Dataset:
         """As `sample`, with the users as a client would send them, which training keeps not; or of
         the rows of label 1 alone."""
         names, groups = self._raw_names(split), self._groups(split)
-        rows = draw(groups, self.has_users, count, seed, positives)
-        columns = read_rows(groups, [*names, *self._who_and_when()], rows)
+        by = self._stored("label") if positives else ""
+        rows = draw(groups, self.has_users, count, seed, by)
+        columns = self._rows(groups, [*names, *self._who_and_when()], rows)
         raw = self._raw(columns)
         return RawRows(*raw, columns.get("@user"), columns.get("@time"))
 
@@ -213,7 +203,7 @@ class Dataset:
             if left_out >= size:
                 left_out -= size
                 continue
-            columns = read_groups(window, names)
+            columns = self._whole(window, names)
             if seed is not None:
                 drawn = np.random.default_rng((seed, epoch, start)).permutation(size)
                 columns = {name: values[drawn] for name, values in columns.items()}
@@ -223,10 +213,10 @@ class Dataset:
             left_out = 0
             whole = len(pending["label"]) // batch_size * batch_size
             for row in range(0, whole, batch_size):
-                yield _batch(pending, slice(row, row + batch_size))
+                yield batch_of(pending, slice(row, row + batch_size))
             pending = {name: values[whole:] for name, values in pending.items()}
         if pending and len(pending["label"]):
-            yield _batch(pending, slice(None))
+            yield batch_of(pending, slice(None))
 
     def raw_users(
         self, split: Split, limit: int
@@ -268,11 +258,27 @@ class Dataset:
     def _columns(self, split: Split) -> list[str]:
         probability = ["probability"] if self.source["probability"] else []
         past = ["item_past"] if split == "train" and self.source.get("item_past") else []
-        return [*_COLUMNS, *probability, *past, *self._who_and_when()]
+        further = [task.name for task in self.schema.tasks[1:]]
+        tasks = [f"{TASK}{name}" for name in further]
+        truth = [f"{TRUTH}{name}" for name in further if self.source.get("truth")]
+        return [*_COLUMNS, *probability, *past, *self._who_and_when(), *tasks, *truth]
 
     def _who_and_when(self) -> list[str]:
         stored = {"users": "@user", "times": "@time"}
         return [column for key, column in stored.items() if self.source[key]]
+
+    def _stored(self, name: str) -> str:
+        """What a column is called on disk."""
+        prefix = {"label": TASK, "probability": TRUTH}.get(name) if self.label else None
+        return name if prefix is None else f"{prefix}{self.label}"
+
+    def _whole(self, groups: list[Group], names: list[str]) -> Columns:
+        found = read_groups(groups, [*map(self._stored, names)])
+        return dict(zip(names, found.values(), strict=True))
+
+    def _rows(self, groups: list[Group], names: list[str], rows: Ids) -> Columns:
+        found = read_rows(groups, [*map(self._stored, names)], rows)
+        return dict(zip(names, found.values(), strict=True))
 
     def _first(self, split: Split, names: list[str], limit: int | None) -> Columns:
         """Some columns of the first `limit` rows, or of all."""
@@ -280,10 +286,4 @@ class Dataset:
         if limit is not None:
             starts = accumulate(map(row_count, groups), initial=0)
             groups = [g for g, start in zip(groups, starts, strict=False) if start < max(1, limit)]
-        return {name: values[:limit] for name, values in read_groups(groups, names).items()}
-
-
-def _batch(columns: Columns, rows: slice) -> Batch:
-    """Ids are stored in 32 bits and widened here, a batch at a time."""
-    taken = {name.removeprefix("@"): values[rows] for name, values in columns.items()}
-    return Batch(**{**taken, "user_ids": taken["user_ids"].astype(np.int64)})
+        return {name: values[:limit] for name, values in self._whole(groups, names).items()}

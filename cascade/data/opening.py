@@ -35,7 +35,7 @@ from cascade.schema import Schema
 KINDS = {
     "criteo": "criteo:PATH",
     "movielens": "movielens:PATH",
-    "synthetic": "synthetic[:rows=…,items=…,seed=…]",
+    "synthetic": "synthetic[:rows=…,items=…,seed=…,tasks=…]",
     "table": "table[:FOLDER or FILES] with --schema FILE",
 }
 SPEC = f"{', '.join(KINDS.values())}, or package.module:Class[:ARGUMENT]"

@@ -41,8 +41,11 @@ from cascade.data.source import (
     Policy,
     Source,
     Split,
+    check_tasks,
+    knows_truth,
     labels,
     probabilities,
+    task_columns,
     times,
     titles,
     typed,
@@ -156,8 +159,9 @@ def _make(
 def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
     """Write everything but source.json into an empty folder; -> what source.json has to say of it:
     rows and positives by split, items, users (0 where the source does not say who they are),
-    whether times and probabilities are known. The schema is the source's, or the same features with
-    their categories encoded another way."""
+    whether times, probabilities and the truth of all tasks are known. The schema is the source's,
+    or the same features with their categories encoded another way."""
+    check_tasks(schema)
     raw = folder / "raw"
     raw.mkdir()
     listed = source.catalogue()
@@ -194,6 +198,7 @@ def write(source: Source, schema: Schema, folder: Path) -> dict[str, Any]:
         "users": users.count,
         "times": "@time" in stored,
         "probability": "probability" in stored,
+        **({"truth": True} if knows_truth(schema, stored) else {}),
         **({"item_past": wanted.described()} if wanted else {}),
     }
 
@@ -216,6 +221,7 @@ def _spill(
             if split == "train":
                 vocabularies.add(chunk)
             columns = {"label": labels(chunk, split, start), "item": items.rows(chunk)}
+            columns |= task_columns(schema, chunk, split, start)
             positives[split] += int(pc.sum(columns["label"]).as_py() or 0)
             if "probability" in chunk.column_names:
                 columns["probability"] = probabilities(chunk, split, start)

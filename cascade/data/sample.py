@@ -38,7 +38,9 @@ def distinct_users(*parts: OfUsers) -> int:
     return len(np.unique(known)) + len(users) - len(known)
 
 
-def draw(groups: Sequence[Group], has_users: bool, count: int, seed: int, positives: bool) -> Rows:
+def draw(
+    groups: Sequence[Group], has_users: bool, count: int, seed: int, positives: str = ""
+) -> Rows:
     """Up to `count` rows of a split, by their number in it, in the order in which they are drawn.
 
     Users come in random order with one random row each, then with a second one, until there are
@@ -47,11 +49,11 @@ def draw(groups: Sequence[Group], has_users: bool, count: int, seed: int, positi
     enough of them. Beside a user and a number for each row, one row group is in memory.
 
     Args:
-        positives: draw from the rows of label 1 alone.
+        positives: a column of labels; draw from the rows of label 1 alone.
     """
     random = np.random.default_rng(seed)
     starts = np.cumsum([0, *map(row_count, groups)])
-    names = [*(["@user"] if has_users else []), *(["label"] if positives else [])]
+    names = [*(["@user"] if has_users else []), *([positives] if positives else [])]
     found: list[Rows] = []
     users: list[Ids] = []
     for turn, at in enumerate(random.permutation(len(groups))):
@@ -59,7 +61,7 @@ def draw(groups: Sequence[Group], has_users: bool, count: int, seed: int, positi
             break
         rows = np.arange(starts[at], starts[at + 1])
         columns = read_groups([groups[at]], names) if names else {}
-        kept = columns["label"] > 0 if positives else slice(None)
+        kept = columns[positives] > 0 if positives else slice(None)
         found.append(rows[kept])
         if has_users:
             users.append(columns["@user"][kept])

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from cascade.columns import convert
 from cascade.columns.checked import Fault, checked
 from cascade.columns.convert import Converted, Wanted, WrongType
+from cascade.columns.labels import PREFIX, task_label
 from cascade.errors import CascadeError
 from cascade.schema import Feature, Schema
 
@@ -25,6 +26,7 @@ LOGS: tuple[Log, ...] = get_args(Log)
 # Units that a time may be counted in, and numbers of them that lie between 1973 and 2100.
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 PLAUSIBLE = (10**8, 41 * 10**8)
+TASK, TRUTH = PREFIX, "@truth."  # before the name of a task: its label, and its true chance or mean
 
 
 class DataError(CascadeError, ValueError):
@@ -66,10 +68,13 @@ class Source(Protocol):
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows in their order, read once: `label` 0 or 1, or a boolean, every feature by its name
         (a number for dense, a string for the others, null = missing, several members joined by
-        `|`). Optional: `probability`, the true chance of a click, a number; `@user`, who it was,
-        any type that can be compared, null = not said; `@time`, when it was, a number, a timestamp
-        or a date, null = not said. No number comes from text. With a `catalogue`, `item_id` takes
-        the place of the item features: int64, or string where the schema has `string_ids`.
+        `|`). Of a schema with several tasks, `label` is that of the first, and `@task.NAME` that of
+        each further one: 0 or 1, or an amount from 0 on; null = not known of this row. Optional:
+        `probability`, the true chance of label 1, a number, and `@truth.NAME`, the true chance of a
+        further task, or its mean; `@user`, who it was, any type that can be compared, null = not
+        said; `@time`, when it was, a number, a timestamp or a date, null = not said. No number
+        comes from text. With a `catalogue`, `item_id` takes the place of the item features: int64,
+        or string where the schema has `string_ids`.
         """
         ...
 
@@ -139,6 +144,42 @@ def labels(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:
             "a label is 0 or 1: leave the row out, or say what it means"
         )
     return found
+
+
+def task_columns(
+    schema: Schema, chunk: pa.Table, split: Split, start: int
+) -> dict[str, pa.ChunkedArray]:
+    """The columns of the further tasks of a chunk as float32, `@task.NAME`, null where a row does
+    not know one, and `@truth.NAME` where there is one. Raises as `labels`."""
+    found = {}
+    for task in schema.tasks[1:]:
+        wanted = task_label(task)
+        if wanted.name not in chunk.column_names:
+            raise DataError(
+                f"the schema has the task {task.name}, and the source gives no column "
+                f"{wanted.name}; it gives {chunk.column_names}"
+            )
+        found[wanted.name] = _read(chunk, wanted, split, start)
+        truth = f"{TRUTH}{task.name}"
+        if truth in chunk.column_names:
+            found[truth] = _read(chunk, convert.number(truth), split, start)
+    return found
+
+
+def knows_truth(schema: Schema, names: Iterable[str]) -> bool:
+    """Whether columns of these names tell the truth of every task, where there are several."""
+    truths = {"probability", *(f"{TRUTH}{task.name}" for task in schema.tasks[1:])}
+    return len(schema.tasks) > 1 and truths <= {*names}
+
+
+def check_tasks(schema: Schema) -> None:
+    """Whether `label` can be that of the first task. A `DataError` says what is wrong."""
+    first = schema.tasks[0]
+    if first.kind != "binary":
+        raise DataError(
+            f"schema {schema.name}: the first task, {first.name}, is an {first.kind}; expected a "
+            "binary one, because its label says which rows are positives: put such a task first"
+        )
 
 
 def time_column(chunk: pa.Table, split: Split, start: int) -> pa.ChunkedArray:

@@ -7,12 +7,21 @@ item's. `u` and `v` have one plane for each pair of a user and an item category,
 are equally long, so no item suits every user. A logistic regression can learn `a` and `c` but not
 the product. Items are shown with a skewed popularity, whatever the user. A missing value is a value
 of its own, so no model can do better than the probability.
+
+With `tasks=3`, clicked rows may be engaged with, or bring revenue. The chance of either, given the
+click, is
+
+    logit_t(user, item) = bias_t + a_t(user) + c_t(item) + <u_t(user), v_t(item)>
+
+with effects of the task's own, in one plane, so that its chance has a part that it shares with the
+click and a part of its own. What a purchase brings does not depend on who buys what, so that the
+mean revenue orders rows as the chance of a purchase does. `tasks=2` leaves out the revenue.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +30,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cascade.data.criteo import NUMBERS, SCHEMA
-from cascade.data.source import SPLITS, DataError, Split
+from cascade.data.source import SPLITS, TASK, TRUTH, DataError, Split
+from cascade.schema import Schema, Task
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -34,6 +44,9 @@ ITEM_CATEGORIES = (100, 50, 30, 20, 200, 500, 10, 25, 60, 5, 12, 40, 30, 8, 80, 
 PLANES = 3  # category pairs (C1, C7), (C2, C8), … whose directions make the product
 INFORMATIVE_NUMBERS, INFORMATIVE_USER, INFORMATIVE_ITEM = 3, 3, 4
 USER_STD, ITEM_STD, PRODUCT_STD, BIAS = 0.5, 0.5, 1.2, -1.6
+TASKS = (Task("click"), Task("engagement", weight=0.5), Task("revenue", "amount", 0.3))
+GIVEN_CLICK = {"engagement": 0.0, "revenue": -1.0}  # bias_t
+AMOUNT_SHAPE, AMOUNT_MEAN = 2.0, 6.0  # of what a purchase brings, gamma distributed
 
 
 @dataclass(frozen=True)
@@ -47,34 +60,44 @@ class Users:
 @dataclass(frozen=True)
 class Synthetic:
     """A source of rows, and the planted world itself: `rows` impressions of `items` items, all
-    drawn from `seed`."""
+    drawn from `seed`, with the labels of the first `tasks` of `TASKS`. How many tasks there are
+    changes no feature and no click."""
 
     rows: int = 1_400_000
     items: int = 100_000
     seed: int = 0
+    tasks: int = 1
 
-    schema = SCHEMA
     log = "impressions"
 
     @classmethod
     def parse(cls, options: str) -> Synthetic:
-        """Read `rows=…,items=…,seed=…`; what is absent keeps its default."""
+        """Read `rows=…,items=…,seed=…,tasks=…`; what is absent keeps its default."""
         values: dict[str, int] = {}
         for option in filter(None, options.split(",")):
             name, _, value = option.partition("=")
-            if name not in ("rows", "items", "seed") or not value.isdigit():
+            if name not in ("rows", "items", "seed", "tasks") or not value.isdigit():
                 raise DataError(
-                    f"synthetic data: {option!r} is not an option; give rows=…, items=…, seed=… "
-                    "as whole numbers, separated by commas"
+                    f"synthetic data: {option!r} is not an option; give rows=…, items=…, seed=…, "
+                    "tasks=… as whole numbers, separated by commas"
                 )
             values[name] = int(value)
         if values.get("rows", 100) < 100 or values.get("items", 1) < 1:
             raise DataError(f"synthetic data needs 100 rows and 1 item at least; got {options!r}")
+        if not 1 <= values.get("tasks", 1) <= len(TASKS):
+            raise DataError(f"synthetic data has 1 to {len(TASKS)} tasks; got {options!r}")
         return cls(**values)
 
     @property
+    def schema(self) -> Schema:
+        return replace(SCHEMA, tasks=TASKS[: self.tasks])
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
-        return {"source": "synthetic", "model": 3, **asdict(self)}
+        found = {"source": "synthetic", "model": 3, **asdict(self)}
+        if self.tasks == 1:  # as it was before there were others
+            del found["tasks"]
+        return found
 
     @property
     def total_rows(self) -> int:
@@ -138,6 +161,61 @@ class Synthetic:
         logits = BIAS + a + c[items] + (u * v[items]).sum(1)
         return np.asarray(1 / (1 + np.exp(-logits)))
 
+    @cached_property
+    def _own_effects(self) -> dict[str, dict[str, list[Floats]]]:
+        """By further task and side, what the values of categories do to it alone: one plane, then
+        the biases; row -1 of each array is that of a missing value."""
+        random = np.random.default_rng((self.seed, 4))
+
+        def side(sizes: tuple[int, ...], informative: int) -> list[Floats]:
+            angle = random.uniform(0, 2 * np.pi, sizes[0] + 1)
+            biases = [random.normal(0, informative**-0.5, n + 1) for n in sizes[:informative]]
+            return [np.stack((np.cos(angle), np.sin(angle)), 1), *biases]
+
+        return {
+            task.name: {
+                "user": side(USER_CATEGORIES, INFORMATIVE_USER),
+                "item": side(ITEM_CATEGORIES, INFORMATIVE_ITEM),
+            }
+            for task in TASKS[1:]
+        }
+
+    def given_click(self, task: str, users: Users, items: Codes) -> Floats:
+        """The true chance [B] that B users, each with one item's row that they clicked, engage with
+        it, or buy."""
+        effects, categories = self._own_effects[task], self.item_categories[items]
+        logits = np.full(len(items), GIVEN_CLICK[task])
+        for side, codes, std in (
+            ("user", users.categories, USER_STD),
+            ("item", categories, ITEM_STD),
+        ):
+            for k, bias in enumerate(effects[side][1:]):
+                logits += std * bias[codes[:, k]]
+        u, v = effects["user"][0][users.categories[:, 0]], effects["item"][0][categories[:, 0]]
+        logits += PRODUCT_STD * (u * v).sum(1)
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
+    def _further(
+        self,
+        random: np.random.Generator,
+        users: Users,
+        items: Codes,
+        clicked: npt.NDArray[np.bool_],
+        probability: Floats,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """The columns of the further tasks of B rows: labels, and true chances or means."""
+        columns = {}
+        for task in TASKS[1 : self.tasks]:
+            chance = self.given_click(task.name, users, items)
+            label = (clicked & (random.random(len(items)) < chance)).astype(np.float64)
+            truth = probability * chance
+            if task.kind == "amount":
+                label *= random.gamma(AMOUNT_SHAPE, AMOUNT_MEAN / AMOUNT_SHAPE, len(items))
+                truth = truth * AMOUNT_MEAN
+            columns[f"{TASK}{task.name}"] = label.astype(np.float32)
+            columns[f"{TRUTH}{task.name}"] = truth.astype(np.float32)
+        return columns
+
     def chunks(self, split: Split) -> Iterator[pa.Table]:
         """Rows of a split: the last seventh is held out, half for validation, half for testing."""
         held_out = self.rows // 7
@@ -151,10 +229,13 @@ class Synthetic:
             users = self.users(random, count)
             items = order[_skewed(random, self.items, count)]
             probability = self.probability(users, items)
+            clicked = random.random(count) < probability
+            own = np.random.default_rng((self.seed, 5, number, chunk))
             columns: dict[str, Any] = {
-                "label": (random.random(count) < probability).astype(np.float32),
+                "label": clicked.astype(np.float32),
                 "item_id": items,
                 "probability": probability.astype(np.float32),
+                **self._further(own, users, items, clicked, probability),
                 **dict(zip(NUMBERS, users.numbers.astype(np.float32).T, strict=True)),
                 **_hex_columns(1, users.categories, USER_CATEGORIES),
                 **_hex_columns(7, self.item_categories[items], (*ITEM_CATEGORIES, self.items)),

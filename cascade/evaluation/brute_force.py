@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cascade.evaluation.metrics import first_mentions
 from cascade.models.scorer import Scorer
-from cascade.training.tasks import pair_logits
+from cascade.training.tasks import by_task, pair_logits
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -87,9 +87,9 @@ def best_candidates(candidates: Ids, scores: Floats, k: int) -> Ids:
 
 
 def logits_of_rows(scorer: Scorer, users: Encoded, items: Encoded, device: str = "cpu") -> Floats:
-    """Logits [B] of B (user, item) rows, as in training."""
+    """Logits [B, T] of B (user, item) rows, as in training."""
     with torch.inference_mode():
-        logits = scorer.score_rows(*users.tensors(device), *items.tensors(device))
+        logits = by_task(scorer(*users.tensors(device), *items.tensors(device)))
     return logits.float().cpu().numpy()
 
 

@@ -96,6 +96,18 @@ def row_metrics(labels: Floats, probabilities: Floats) -> Metrics:
     return {metric.__name__: metric(labels, probabilities) for metric in kinds}
 
 
+def amount_metrics(amounts: Floats, predicted: Floats) -> Metrics:
+    """Amounts [B] of 0 or more and predicted means [B] -> `auc` of the rows above 0, `calibration`,
+    the sum of what is predicted over that of the amounts, and `mean_squared_error`."""
+    total, size = float(amounts.sum(dtype=np.float64)), len(amounts)
+    errors = predicted.astype(np.float64) - amounts
+    return {
+        "auc": auc((amounts > 0).astype(np.float64), predicted) if size else NAN,
+        "calibration": float(predicted.sum(dtype=np.float64)) / total if total else NAN,
+        "mean_squared_error": float(np.mean(errors**2)) if size else NAN,
+    }
+
+
 def first_mentions(lists: Ids) -> Flags:
     """[B, K] -> true where an item stands for the first time in its list; never at a pad."""
     keys = _keys(lists, int(lists.max(initial=0)) + 1)

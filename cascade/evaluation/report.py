@@ -17,6 +17,8 @@ from cascade.evaluation.stagewise import CURVE, TOP
 from cascade.spec import STAGES as CASCADE
 
 ROW_METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "accuracy")
+TASK_METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "mean_squared_error")
+ROWS = "test_rows_"  # before the name of a task
 MODELS = {  # the pattern of the metric's name, by what the tables call the model
     "ranker": "{}",
     "preranker": "{}_prerank",
@@ -100,6 +102,7 @@ def tables(found: Evaluated) -> str:
         f"Click prediction on {_rows(count)}; in brackets the 95 % intervals, by bootstrap over "
         "users",
         _models(found),
+        *_tasks(found.metrics),
         f"The cascade over {count['items']:,} items: the ranker's top {TOP} for {count['users']:,} "
         f"queries, and {count['positives']:,} held-out positives of {count['distinct_users']:,} "
         f"users{seen}",
@@ -133,8 +136,26 @@ def _models(found: Evaluated) -> str:
     for name, metric in MODELS.items():
         if metric.format("auc") in found.metrics:
             rows.append([name, *(_bracketed(found, metric.format(of), 4) for of in measures)])
-    titles = {"auc": "AUC", "gauc": "GAUC", "normalized_entropy": "NE"}
-    return aligned(["model", *(titles.get(of, of.replace("_", " ")) for of in measures)], rows)
+    return aligned(["model", *map(_title, measures)], rows)
+
+
+def _tasks(found: Metrics) -> list[str]:
+    """Each task of several, by the models that have it, on the rows that know it."""
+    rows = []
+    for task in (name.removeprefix(ROWS) for name in found if name.startswith(ROWS)):
+        known = [f"{found[ROWS + task]:,}", number(found[f"test_rate_{task}"], 4)]
+        for model, pattern in MODELS.items():
+            names = [pattern.format(f"{of}_{task}") for of in TASK_METRICS]
+            if names[0] in found:
+                rows.append([task, model, *known, *(number(found.get(n), 4) for n in names)])
+    heads = ["task", "model", "rows", "mean", *map(_title, TASK_METRICS)]
+    title = "Each task, on the rows that know it; of an amount the AUC is that of the rows above 0"
+    return [title, aligned(heads, rows)] if rows else []
+
+
+def _title(metric: str) -> str:
+    known = {"auc": "AUC", "gauc": "GAUC", "normalized_entropy": "NE"}
+    return known.get(metric, metric.replace("_", " "))
 
 
 def _bracketed(found: Evaluated, name: str, digits: int) -> str:
@@ -174,7 +195,7 @@ def _stages(found: Evaluated) -> str:
 
 def _prerankers(found: Evaluated) -> str:
     survivors = "recall of survivors"
-    recalled = f"recall_of_survivors_{'prerank'}" in found.metrics
+    recalled = "recall_of_survivors_prerank" in found.metrics
     rows = []
     for name, label in PRERANKERS.items():
         if name in found.metrics:
@@ -246,14 +267,8 @@ def _draw_recall(axes: Axes, found: Metrics) -> None:
         if f"recall_at_{TOP}_{stage}" not in found:
             continue
         recalls = [found[f"recall_at_{k}_{stage}"] for k in CURVE]
-        axes.plot(
-            CURVE,
-            recalls,
-            label=BASELINES.get(stage, stage),
-            markersize=4.5,
-            linewidth=1.8,
-            **style,
-        )
+        label = BASELINES.get(stage, stage)
+        axes.plot(CURVE, recalls, label=label, markersize=4.5, linewidth=1.8, **style)
     axes.set_xscale("log")
     axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1000"])
     axes.set_ylim(bottom=0)

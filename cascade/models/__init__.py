@@ -14,7 +14,9 @@ from cascade.models.scoring import (
     deepfm,
     din,
     mlp,
+    mmoe,
     ncf,
+    shared_bottom,
     transformer,
     wide_deep,
 )
@@ -36,6 +38,8 @@ register("dcnv2", dcnv2.DCNv2, dcnv2.PRESETS)
 register("autoint", autoint.AutoInt, autoint.PRESETS)
 register("din", din.DIN, din.PRESETS)
 register("transformer", transformer.Transformer, transformer.PRESETS)
+register("shared_bottom", shared_bottom.SharedBottom, shared_bottom.PRESETS)
+register("mmoe", mmoe.MMoE, mmoe.PRESETS)
 register("blend", blend.Blend, blend.PRESETS)
 
 __all__ = ["MODELS", "build", "parse", "preset", "register"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class Blend(Scorer):
 
     def __init__(self, schema: Schema, config: BlendConfig) -> None:
         super().__init__(schema)
-        self.deep = build(config.deep, config.deep_config, schema)
+        first = replace(schema, tasks=schema.tasks[:1])  # the one that the parts add up for
+        self.deep = build(config.deep, config.deep_config, first)
         self.wide = build("logistic", config.wide_config, schema)
         self.names = ["deep", "wide"]
         if config.retriever:

@@ -8,7 +8,7 @@ order of items; its probability is that of a positive among such rows, not of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -93,7 +93,12 @@ class Negatives:
         past = None
         if batch.item_past is not None and when is not None:
             past = self._dataset.item_past.encoded(items.ravel(), when)
-        return Batch(label.ravel(), items.ravel(), *users, user=who, time=when, item_past=past)
+        tasks = None
+        if batch.tasks is not None:  # what else a user would do with a drawn item is not known
+            tasks = np.full((label.size, batch.tasks.shape[1]), np.nan, np.float32)
+            tasks[::each], tasks[:, 0] = batch.tasks, label.ravel()
+        known = Batch(label.ravel(), items.ravel(), *users, user=who, time=when, item_past=past)
+        return replace(known, tasks=tasks)
 
 
 def held_out(

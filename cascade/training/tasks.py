@@ -1,17 +1,14 @@
-"""The trainings of a cascade: the retriever on in-batch negatives, rankers on clicks.
-
-The labels are those of a model's first task; the logits of further tasks are not trained here.
-"""
+"""The trainings of a cascade: the retriever on in-batch negatives, rankers on labels of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import get_args
 
 import numpy as np
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
@@ -21,6 +18,7 @@ from cascade.models.scorer import Scorer
 from cascade.schema import Side
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
+from cascade.training.objectives import LOSSES, binary_measures, objectives
 from cascade.training.unknowns import Unknowns
 
 VALIDATION_ROWS = 50_000
@@ -30,7 +28,7 @@ TEMPERATURE = 0.25  # of the cosine between the towers; small where users differ
 PAIRS = 8_192  # that are scored at once in inference
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # user dense [B, F_dense], user ids [B, C], their
-# item's catalogue row [B], label [B]
+# item's catalogue row [B], label [B], or [B, T] where several tasks are learnt
 Pairs = tuple[Rows, tuple[Tensor, Tensor]]  # rows, and their items: dense [B, F_dense], ids [B, C]
 
 
@@ -103,11 +101,16 @@ class RowTask(Task):
         for step, batch in enumerate(read, skip):
             if self.negatives is not None:
                 batch = self.negatives.beside(batch, np.random.default_rng((seed, epoch, step)))
-            yield with_items(batch, self.items, self.device)
+            yield with_items(self.learnt(batch), self.items, self.device)
+
+    def learnt(self, batch: Batch) -> Batch:
+        """Rows whose `label` is what is learnt of them."""
+        return batch
 
 
 class RankTask(RowTask):
-    """Click probability by binary cross-entropy: rankers, and prerankers without a teacher.
+    """Click probability by binary cross-entropy: rankers, and prerankers without a teacher. A model
+    of several tasks learns all that the rows know, as `cascade.training.objectives` says.
 
     `meet_unknowns` makes ids unknown as often as validation rows have unknown ones: a small log
     knows many an id from one row, which says nothing of the next.
@@ -115,43 +118,79 @@ class RankTask(RowTask):
 
     meet_unknowns = False
 
+    def __init__(
+        self,
+        scorer: Scorer,
+        dataset: Dataset,
+        hyper: Hyperparameters,
+        device: torch.device,
+        negatives: Negatives | None = None,
+    ):
+        super().__init__(scorer, dataset, hyper, device, negatives)
+        self.objectives = objectives(scorer, dataset)
+
+    def learnt(self, batch: Batch) -> Batch:
+        if batch.tasks is None:
+            return batch
+        return replace(batch, label=batch.tasks[:, [each.label for each in self.objectives]])
+
     def loss(self, batch: Pairs, step: int) -> Tensor:
         (dense, ids, _, label), (item_dense, item_ids) = batch
         if self.meet_unknowns:
             random = np.random.default_rng((self.hyper.seed, step))
             ids = self._unknowns["user"].put(ids, random)
             item_ids = self._unknowns["item"].put(item_ids, random)
-        logits = self.scorer.score_rows(dense, ids, item_dense, item_ids)
-        return functional.binary_cross_entropy_with_logits(logits, label)
+        logits = by_task(self.scorer(dense, ids, item_dense, item_ids))
+        columns = zip(self.objectives, by_task(label).unbind(1), strict=True)
+        losses = [o.task.weight * o.loss(logits[:, o.logit], column) for o, column in columns]
+        return torch.stack(losses).sum()
 
     @cached_property
     def _unknowns(self) -> dict[str, Unknowns]:
         return {side: Unknowns(self.dataset, side) for side in get_args(Side)}
 
     def validate(self) -> dict[str, float]:
-        found = of_rows(self.scorer, self.validation, self.items, self.device)
-        return {"objective": found["validation_log_loss"], **found}
+        """The measures of each task that is learnt, behind them its name where there are several;
+        the objective is their loss in training."""
+        batch = self.learnt(self.validation)
+        logits = task_logits(self.scorer, labelled(batch, self.device), self.items)
+        labels = batch.label.reshape(len(batch), -1)
+        found: dict[str, float] = {}
+        total = 0.0
+        for place, each in enumerate(self.objectives):
+            measures = each.measures(logits[:, each.logit], labels[:, place])
+            total += each.task.weight * measures.get(LOSSES[each.task.kind], 0.0)
+            suffix = f"_{each.task.name}" if len(self.objectives) > 1 else ""
+            found |= {f"validation_{name}{suffix}": value for name, value in measures.items()}
+        return {"objective": total, **found}
 
 
-def row_logits(scorer: Scorer, rows: TensorDataset, items: TensorDataset) -> Tensor:
-    """Logits [B] of a ranker, float64, with the items as the catalogue has them."""
+def by_task(values: Tensor) -> Tensor:
+    """[B] or [B, T] -> [B, T]."""
+    return values if values.dim() == 2 else values.unsqueeze(1)
+
+
+def task_logits(scorer: Scorer, rows: TensorDataset, items: TensorDataset) -> Tensor:
+    """Logits [B, T] of a ranker, float64, with the items as the catalogue has them."""
     parts = []
     with torch.inference_mode():
         for at in range(0, len(rows), PAIRS):
             dense, ids, item, _ = rows[at : at + PAIRS]
-            parts.append(scorer.score_rows(dense, ids, *items[item]))
+            parts.append(by_task(scorer(dense, ids, *items[item])))
     return torch.cat(parts).double()
+
+
+def row_logits(scorer: Scorer, rows: TensorDataset, items: TensorDataset) -> Tensor:
+    """The same of the first task, [B]."""
+    return task_logits(scorer, rows, items)[:, 0]
 
 
 def of_rows(
     scorer: Scorer, batch: Batch, items: TensorDataset, device: torch.device
 ) -> dict[str, float]:
     """Log loss and, where both labels are there, AUC of a ranker on the rows of validation."""
-    probability = torch.sigmoid(row_logits(scorer, labelled(batch, device), items)).cpu().numpy()
-    found = {"validation_log_loss": float(log_loss(batch.label, probability, labels=[0, 1]))}
-    if 0 < batch.label.mean() < 1:  # one class alone has no AUC
-        found["validation_auc"] = float(roc_auc_score(batch.label, probability))
-    return found
+    found = binary_measures(batch.label, row_logits(scorer, labelled(batch, device), items))
+    return {f"validation_{name}": value for name, value in found.items()}
 
 
 class WithNumber(nn.Module):

@@ -51,7 +51,8 @@ from cascade.training.teaching.told import draw, taught
 
 DISTILL_USERS = 8_192
 TEACH_USERS = 8_192
-NOT_BESIDE = ("blend", "logistic", "two_tower")  # a logistic regression of its own
+# What has no logistic regression beside it: what is one or has one, and what has several tasks.
+NOT_BESIDE = ("blend", "logistic", "two_tower", "shared_bottom", "mmoe")
 
 
 class Trainer:

@@ -30,6 +30,11 @@ def line(old: str, new: str) -> Callable[[str], str]:
     return lambda schema: schema.replace(old, new)
 
 
+def labels(text: str) -> Callable[[str], str]:
+    """A schema with these labels in line 6."""
+    return line("label: clicked", f"labels: {text}")
+
+
 SCHEMA_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     "no file": (line("clicks.csv", "nil.csv"), "line 1: interactions: there is no file "),
     "no table": (
@@ -135,6 +140,59 @@ SCHEMA_FAULTS: dict[str, tuple[Callable[[str], str], str]] = {
     "kind of ids": (
         line("item: item_id", "item: item_id\nitem_ids: string"),
         "line 5: item_ids: unknown item_ids 'string': did you mean 'strings'?",
+    ),
+    "label and labels": (
+        line("label: clicked", "label: clicked\nlabels: {click: clicked}"),
+        "line 7: labels: the key 'label' is there, too; name each label once",
+    ),
+    "no labels": (labels("{}"), "line 6: labels: no label came; expected a binary one"),
+    "labels as a list": (labels("[clicked]"), "line 6: labels: ['clicked'] (list) came; expected"),
+    "an amount first": (
+        labels("{revenue: {column: spent, kind: amount}}"),
+        "line 6: labels: the first label, revenue, is an amount; expected a binary one, which",
+    ),
+    "kind of a label": (
+        labels("{click: clicked, revenue: {column: spent, kind: amuont}}"),
+        "line 6: labels.revenue.kind: unknown kind 'amuont': did you mean 'amount'?",
+    ),
+    "weight of a label": (
+        labels("{click: clicked, revenue: {column: spent, weight: 0}}"),
+        "line 6: labels.revenue: task revenue: weight is 0; expected a positive number",
+    ),
+    "name of a label": (
+        labels("{click: clicked, two words: spent}"),
+        "line 6: labels.two words: task two words: the name of a task has letters",
+    ),
+    "key of a label": (
+        labels("{click: clicked, revenue: {columm: spent}}"),
+        "line 6: labels.revenue: unknown key 'columm': did you mean 'column'?",
+    ),
+    "column of a label": (
+        labels("{click: clicked, revenue: {kind: amount}}"),
+        "line 6: labels.revenue: the key 'column' is missing; add it",
+    ),
+    "no column of a label": (
+        labels("{click: clicked, revenue: {column: spend, kind: amount}}"),
+        "line 6: labels.revenue.column: {folder}/clicks.csv: unknown column 'spend'",
+    ),
+    "text as amount": (
+        labels("{click: clicked, revenue: {column: device, kind: amount}}"),
+        "clicks.csv:2: device is 'phone'; expected a finite number of 0 or more, or nothing where",
+    ),
+    "a number as label": (
+        labels("{click: clicked, like: at}"),
+        "clicks.csv:2: at is '2026-01-01 00:00:00'; expected 0 or 1, or nothing where it is not",
+    ),
+    "shares no item": (
+        feature("{name: x, side: user, kind: sequence, length: 2, column: seen, shares: device}"),
+        "features: feature x shares 'device', which is no categorical of the items",
+    ),
+    "shares other ids": (
+        feature(
+            "{name: x, side: user, kind: bag, length: 2, column: seen, shares: product, "
+            "min_count: 2}"
+        ),
+        "features: feature x has min_count 2, and product, whose ids it shares, has 1",
     ),
     "syntax": (
         line("label: clicked", "label: clicked: x"),

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cascade.data import prepare
+from cascade.data import Dataset, prepare
 from cascade.data.__main__ import main
 from tests.programs import last_error, status
 
 OWN = """
 from dataclasses import replace
 import pyarrow as pa
-from cascade.schema import Feature, Schema
+from cascade.schema import Feature, Schema, Task
 
 FEATURES = (
     Feature("city", "user", "categorical", "vocabulary"),
@@ -103,6 +104,33 @@ class Column(Visits):
     def chunks(self, split):
         columns = {"label": [1, 0], "item_id": [5, 2**60 + 1], "city": ["Oslo", None]}
         yield pa.table({**columns, self.name: self.values})
+
+
+class Tasks(Visits):
+    schema = replace(Visits.schema, tasks=(Task("click"), Task("like"), Task("spent", "amount")))
+    fingerprint = {}
+    FAULTS = {
+        "good": {},
+        "none": {"@task.like": None},
+        "two": {"@task.like": [1, 2]},
+        "text": {"@task.like": ["1", "0"]},
+        "debt": {"@task.spent": [0.0, -0.5]},
+        "endless": {"@task.spent": [float("inf"), 1]},
+        "bool": {"@task.spent": [True, False]},
+        "truth": {"@truth.like": ["a", "b"]},
+    }
+
+    def __init__(self, name):
+        self.columns = self.FAULTS[name]
+
+    def chunks(self, split):
+        columns = {"label": [1, 0], "item_id": [5, 2**60 + 1], "city": ["Oslo", None],
+                   "@task.like": [True, None], "@task.spent": [2, float("nan")]}
+        yield pa.table({k: v for k, v in {**columns, **self.columns}.items() if v is not None})
+
+
+class AmountFirst(Visits):
+    schema = replace(Visits.schema, tasks=(Task("spent", "amount"),))
 
 
 class CodedPrice(Visits):
@@ -216,6 +244,14 @@ OWN_FAULTS = {
     "own_source:Column:text_chance": "the source gives probability as string; expected numbers",
     "own_source:Column:true_chance": "the source gives probability as bool; expected numbers",
     "own_source:Column:list_user": "the source gives @user as list<item: int64>; expected strings",
+    "own_source:Tasks:none": "the schema has the task like, and the source gives no column @task",
+    "own_source:Tasks:two": "row 2 of the train split: @task.like is 2; expected 0 or 1, or noth",
+    "own_source:Tasks:text": "the source gives @task.like as string; expected a label, 0 or 1",
+    "own_source:Tasks:debt": "row 2 of the train split: @task.spent is -0.5; expected a finite n",
+    "own_source:Tasks:endless": "row 1 of the train split: @task.spent is inf; expected a finite",
+    "own_source:Tasks:bool": "the source gives @task.spent as bool; expected numbers",
+    "own_source:Tasks:truth": "the source gives @truth.like as string; expected numbers",
+    "own_source:AmountFirst": "schema visits: the first task, spent, is an amount; expected a bi",
     "own_source:ListTitle": "the source gives title as list<item: string>; expected titles",
     "own_source:NoItem": "item 6 is shown, but the item list does not have it",
     "own_source:NumberText": "feature price: string came, and float was expected",
@@ -249,6 +285,14 @@ def test_a_class_of_ones_own(own: Path) -> None:
     assert dataset.item_ids().tolist() == [2**60 + 1, 5]
     assert prepare("own_source:Named:4", own.with_name("named")).item_ids().tolist() == ["b", "a"]
     assert prepare("own_source:Visits", own).source["rows"]["train"] == 6
+
+
+def test_a_class_with_several_labels(own: Path) -> None:
+    dataset = prepare("own_source:Tasks:good", own)
+    assert [task.name for task in Dataset.open(own).schema.tasks] == ["click", "like", "spent"]
+    np.testing.assert_array_equal(
+        dataset.read("train").tasks, [[1, 1, 2], [0, np.nan, np.nan]], strict=False
+    )
 
 
 def test_codes_of_integers_are_rounded_as_integers_are(own: Path) -> None:

@@ -131,6 +131,37 @@ def test_values_are_missing_as_often_as_said(train):
     assert not missing[:, -1].any()
 
 
+def test_further_tasks_change_no_feature_and_no_click(train):
+    several = pa.concat_tables(replace(WORLD, tasks=3).chunks("train"))
+    further = {
+        f"{what}.{name}" for what in ("@task", "@truth") for name in ("engagement", "revenue")
+    }
+    assert {*several.column_names} - {*train.column_names} == further
+    for name in train.column_names:
+        np.testing.assert_array_equal(several[name].to_numpy(), train[name].to_numpy())
+    assert "tasks" not in WORLD.fingerprint  # a folder from before is still good
+    assert replace(WORLD, tasks=3).schema.tasks == synthetic.TASKS
+    assert WORLD.schema == SCHEMA
+
+
+def test_labels_of_further_tasks_follow_their_truth():
+    table = pa.concat_tables(replace(WORLD, tasks=3).chunks("train"))
+    click, chance = table["label"].to_numpy() > 0, table["probability"].to_numpy()
+    for name in ("engagement", "revenue"):
+        label, truth = (table[f"@{what}.{name}"].to_numpy() for what in ("task", "truth"))
+        assert not label[~click].any()
+        assert (truth <= chance * (synthetic.AMOUNT_MEAN if name == "revenue" else 1)).all()
+        error = label.std() / len(label) ** 0.5
+        assert abs(label.mean(dtype=float) - truth.mean(dtype=float)) < 4 * error
+        for group in np.array_split(np.argsort(truth), 10):
+            error = label[group].std() / len(group) ** 0.5
+            assert abs(label[group].mean() - truth[group].mean()) < 4 * error
+        own = roc_auc_score(label > 0, truth)
+        assert own - roc_auc_score(label > 0, chance) > 0.03  # it has effects of its own
+        assert own > 0.75
+    assert (table["@task.revenue"].to_numpy() == 0).mean() > 0.85
+
+
 def test_options():
     assert Synthetic.parse("") == Synthetic(rows=1_400_000, items=100_000, seed=0)
     assert Synthetic.parse("seed=3,rows=500") == Synthetic(rows=500, items=100_000, seed=3)
@@ -146,6 +177,8 @@ def test_options():
         ("seed=1,items=2.5", "'items=2.5' is not an option"),
         ("rows=99", "100 rows and 1 item at least; got 'rows=99'"),
         ("items=0", "100 rows and 1 item at least"),
+        ("tasks=0", "1 to 3 tasks; got 'tasks=0'"),
+        ("tasks=4", "1 to 3 tasks"),
     ],
 )
 def test_options_that_are_not_understood(options, message):

@@ -43,6 +43,7 @@ def _overview(found: Mapping[str, Any]) -> str:
         ("rows", f"{total:,}: {by_split}"),
         ("split", found["split"]),
         ("positives", f"{liked:,}{f' ({liked / total:.1%})' if total else ''}"),
+        *((f"label {name}", _label(label)) for name, label in found.get("labels", {}).items()),
         ("users", "–" if found["users"] is None else f"{found['users']:,}"),
         ("items", "by their features" if found["items"] is None else _items(found)),
     ]
@@ -52,6 +53,11 @@ def _overview(found: Mapping[str, Any]) -> str:
         lines.append(("time", " to ".join(map(moment, found["time"]))))
     lines.append(("log", found["log"] or "by whether there are negatives"))
     return str(tabulate(lines, tablefmt="plain", disable_numparse=True))
+
+
+def _label(label: Mapping[str, Any]) -> str:
+    known, above = label["known"], label["above_0"]
+    return f"known of {known:,} rows, above 0 in {above:,}, mean {label['mean']:.4g}"
 
 
 def _items(found: Mapping[str, Any]) -> str:

@@ -16,16 +16,19 @@ from cascade.data.describe.leaks import leak
 from cascade.data.past import told
 from cascade.data.source import (
     SPLITS,
+    TASK,
     BadRows,
     Source,
     Split,
     is_label,
     label_column,
+    task_columns,
     time_column,
     user_column,
 )
 
 SAMPLED = 200_000  # training rows that are looked at for leaks
+LARGE = 1000  # an amount that the softplus of a logit is slow to reach
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b\S*\d\S*")
 
 
@@ -54,6 +57,8 @@ class Survey:
         self.warnings: list[str] = []
         self._rows: dict[str, int] = dict.fromkeys(SPLITS, 0)
         self._positives: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        # Of each further task: rows that know its label, those above 0, and the sum.
+        self._tasks = {task.name: np.zeros(3) for task in source.schema.tasks[1:]}
         self._schema = told(source, source.schema)
         self._columns = {f.name: Column(f) for f in self._schema.features}
         self._users, self._met = Distinct(), Distinct()
@@ -74,6 +79,7 @@ class Survey:
         return {
             "rows": self._rows,
             "positives": self._positives,
+            **({"labels": self._labels()} if self._tasks else {}),
             "split": getattr(self.source, "split", "by the source"),
             "log": getattr(self.source, "log", None),
             "items": None if items is None else len(items),
@@ -109,7 +115,7 @@ class Survey:
         for row in np.flatnonzero(~good.to_numpy()):
             what = f"the label is {str(chunk['label'][int(row)])!r}; expected 0 or 1"
             self.bad.add(Path("the source"), f"row {start + row + 1} of {split}", what)
-        columns = {"label": label}
+        columns = {"label": label, **task_columns(self.source.schema, chunk, split, start)}
         if "@time" in chunk.column_names:
             columns["@time"] = time_column(chunk, split, start)
         for name, column in columns.items():
@@ -119,6 +125,9 @@ class Survey:
     def _add(self, split: Split, chunk: pa.Table, items: pa.Table | None) -> None:
         self._rows[split] += len(chunk)
         self._positives[split] += int(pc.sum(chunk["label"]).as_py() or 0)
+        for task, counts in self._tasks.items():
+            known = chunk[f"{TASK}{task}"].drop_null().to_numpy().astype(np.float64)
+            counts += len(known), (known > 0).sum(), known.sum()
         for feature in self._schema.side("user"):
             self._columns[feature.name].add(chunk)
         if items is None:
@@ -140,6 +149,13 @@ class Survey:
         if split == "train" and sum(map(len, self._sample)) < SAMPLED:
             self._sample.append(chunk if items is None else _joined(chunk, items, where))
 
+    def _labels(self) -> dict[str, dict[str, float]]:
+        """By further task: the rows that know its label, those above 0, and the mean."""
+        return {
+            task: {"known": int(known), "above_0": int(above), "mean": total / max(1, known)}
+            for task, (known, above, total) in self._tasks.items()
+        }
+
     def _per_user(self) -> dict[str, int] | None:
         if not self._events:
             return None
@@ -159,6 +175,14 @@ class Survey:
 
     def _warn(self) -> None:
         warn = self.warnings.append
+        for task, label in self._labels().items():
+            if not label["above_0"]:
+                warn(f"no row has a label {task} above 0, so there is nothing to learn of it")
+            elif (usual := label["mean"] * label["known"] / label["above_0"]) > LARGE:
+                warn(
+                    f"the label {task} is {usual:.4g} on average where it is not 0: count it in a "
+                    f"larger unit, for a logit that has to reach {LARGE:,} learns slowly"
+                )
         for count, first in self.bad.kinds.values():
             warn(f"{count:,} rows cannot be used; the first: {first}")
         self.warnings += getattr(self.source, "notes", [])

@@ -6,7 +6,7 @@
     item: item_id
     item_ids: integers               # optional: integers of 64 bits, or strings
     user: user_id                    # optional
-    label: clicked                   # optional; without it every row is a positive
+    label: clicked                   # optional; without it every row is a positive; or `labels`
     time: clicked_at                 # optional; without it the split is random
     title: name                      # optional, of the items
     log: impressions                 # optional: impressions or choices
@@ -14,6 +14,13 @@
     features:
     - {name: price, side: item, kind: dense, encoding: log1p}
     - {name: tags, side: item, kind: bag, length: 5, column: tag_list, min_count: 2}
+
+Of several labels, `labels` has the columns; the first says which rows are positives:
+
+    labels:
+      click: clicked
+      engagement: {column: liked, weight: 0.5}
+      revenue: {column: spent, kind: amount, weight: 0.3}
 
 Paths are relative to the file, or to the folder that `--data table:FOLDER` names.
 """
@@ -24,12 +31,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from cascade.data import past
 from cascade.data.source import LOGS, DataError, Log
 from cascade.located import Node, load
-from cascade.schema import ENCODINGS, Feature, Schema, SchemaError
+from cascade.schema import CLICK, ENCODINGS, Feature, Schema, SchemaError, Task, TaskKind
 
 Table = Literal["interactions", "users", "items"]
 TABLES: tuple[Table, ...] = ("interactions", "users", "items")
@@ -61,10 +68,12 @@ class Layout:
     """What the YAML file says.
 
     Args:
-        schema: the features, not yet fitted; those of the past stand last.
+        schema: the features, not yet fitted; those of the past stand last; and the tasks.
         columns: by feature; one of the past has none.
         past: the features of the past of users and items, which are computed from the interactions.
-        named: the nodes of `item`, `user`, `label`, `time` and `title`, where they are given.
+        named: the nodes of `item`, `user`, `label`, `time` and `title`, where they are given; of
+            several labels, the first is `label`.
+        labels: the nodes that name the columns of the further tasks, by task.
         files: by table; a table that is not given has none.
         log: how the items of the rows were chosen, where the file says so.
     """
@@ -74,6 +83,7 @@ class Layout:
     columns: dict[str, Column]
     past: tuple[Feature, ...]
     named: dict[str, Node]
+    labels: dict[str, Node]
     files: dict[Table, list[Path]]
     log: Log | None
 
@@ -87,7 +97,7 @@ def read(schema: Path, where: str = "") -> Layout:
     of the tables are looked up, or the files of the interactions, separated by commas. Raises a
     CascadeError that names the line."""
     root = load(schema)
-    root.only("name", *TABLES, *COLUMNS, "item_ids", "log", "past", "features")
+    root.only("name", *TABLES, *COLUMNS, "labels", "item_ids", "log", "past", "features")
     features: list[Feature] = []
     columns: dict[str, Column] = {}
     for node in root.take("features", Node.members):
@@ -100,15 +110,18 @@ def read(schema: Path, where: str = "") -> Layout:
     kind = root.take("item_ids", lambda node: node.choice("item_ids", ITEM_IDS), ITEM_IDS[0])
     name = root.take("name", Node.text, schema.stem)
     log = root.take("log", lambda node: node.choice("log", LOGS), None)
+    tasks, labels = _labels(root)
     earlier = _past(root, columns, log)
     of_users = (feature for feature in earlier if feature.side == "user")
     try:  # an item of which the past alone is known would be none
-        found = Schema(name, (*features, *of_users), string_ids=kind == "strings")
+        found = Schema(name, (*features, *of_users), kind == "strings", tasks)
     except SchemaError as error:
         raise root.mapping()["features"].error(str(error)) from error
     root.take("item", Node.text)
     named = {role: root.mapping()[role] for role in COLUMNS if role in root.mapping()}
-    for node in named.values():
+    if labels:
+        named["label"] = labels.pop(tasks[0].name)
+    for node in (*named.values(), *labels.values()):
         node.text()
     if "users" in root.mapping() and "user" not in named:
         raise root.mapping()["users"].error(
@@ -116,7 +129,33 @@ def read(schema: Path, where: str = "") -> Layout:
         )
     files = _files(root, where)
     found = replace(found, features=(*features, *earlier))
-    return Layout(root, found, columns, earlier, named, files, cast("Log | None", log))
+    return Layout(root, found, columns, earlier, named, labels, files, cast("Log | None", log))
+
+
+def _labels(root: Node) -> tuple[tuple[Task, ...], dict[str, Node]]:
+    """The tasks, and by task the node that names its column, where the file has `labels`."""
+    there = root.mapping()
+    if "labels" not in there:
+        return CLICK, {}
+    if "label" in there:
+        raise there["labels"].error("the key 'label' is there, too; name each label once")
+    tasks: list[Task] = []
+    columns: dict[str, Node] = {}
+    for name, node in there["labels"].mapping().items():
+        kind, weight, columns[name] = "binary", 1.0, node
+        if isinstance(node.value, dict):
+            node.only("column", "kind", "weight")
+            kind = node.take("kind", lambda n: n.choice("kind", get_args(TaskKind)), kind)
+            weight = node.take("weight", Node.number, weight)
+            columns[name] = node.take("column", lambda n: n)
+        try:
+            tasks.append(Task(name, cast(TaskKind, kind), weight))
+        except SchemaError as error:
+            raise node.error(str(error)) from error
+    if not tasks or tasks[0].kind != "binary":
+        came = f"the first label, {tasks[0].name}, is an amount" if tasks else "no label came"
+        raise there["labels"].error(f"{came}; expected a binary one, which tells the positives")
+    return tuple(tasks), columns
 
 
 def _past(root: Node, columns: dict[str, Column], log: str | None) -> tuple[Feature, ...]:
@@ -126,8 +165,9 @@ def _past(root: Node, columns: dict[str, Column], log: str | None) -> tuple[Feat
     if not wanted or "time" not in there:
         return ()
     made = [*((*past.USER, past.ITEMS) if "user" in there else ()), *past.ITEM]
-    untold = set() if "label" in there else {past.POSITIVES, past.ITEM_POSITIVES}
-    if log != "choices" and (log or "label" in there):
+    labelled = "label" in there or "labels" in there
+    untold = set() if labelled else {past.POSITIVES, past.ITEM_POSITIVES}
+    if log != "choices" and (log or labelled):
         untold.add(past.ITEMS)  # what a system showed says nothing of what goes together
     return tuple(f for f in made if f.name not in columns and f not in untold)
 

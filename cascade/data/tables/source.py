@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from cascade import values
 from cascade.columns import convert
 from cascade.columns.convert import Wanted
+from cascade.columns.labels import task_label
 from cascade.data import past
 from cascade.data.parts import ROW_GROUP
 from cascade.data.source import SPLITS, BadRows, DataError, Log, Source, Split, file_identity
@@ -41,8 +42,8 @@ _LISTED = "an integer from 0 to 2^63 - 1"
 class TableSource(Source):
     """Interactions, and users and items where there are such tables.
 
-    Malformed rows go to `bad`: a label that is not 0 or 1, a number that is none, an item that the
-    items do not list, the second row of a user or of an item.
+    Malformed rows go to `bad`: a label that is not 0 or 1, an amount below 0, a number that is
+    none, an item that the items do not list, the second row of a user or of an item.
     """
 
     def __init__(self, layout: Layout, bad: BadRows) -> None:
@@ -106,7 +107,8 @@ class TableSource(Source):
         start, stop = self._bounds[SPLITS.index(split)]
         for first in range(start, stop, ROW_GROUP):
             rows = self._events.slice(first, min(ROW_GROUP, stop - first))
-            columns = {name: rows[name] for name in ("label", "item_id", *own)}
+            tasks = [task_label(task).name for task in self.schema.tasks[1:]]
+            columns = {name: rows[name] for name in ("label", *tasks, "item_id", *own)}
             columns |= {name: rows[name] for name in ("@user", "@time") if name in self._names}
             if joined and self._users is not None:
                 where = self._user_rows[first : first + len(rows)]
@@ -221,6 +223,9 @@ class TableSource(Source):
             asked.append(self._asked("user", Wanted("@user", convert.user_id(False), _ID)))
         if "label" in named:
             asked.append(self._asked("label", Wanted("label", convert.label, "a label, 0 or 1")))
+        labels = self._layout.labels
+        for task in self.schema.tasks[1:]:
+            asked.append((labels[task.name], labels[task.name].text(), task_label(task)))
         if "time" in named:
             asked.append(self._asked("time", Wanted("@time", convert.time, "a time")))
         if "title" in named and known is None:
