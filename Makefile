@@ -7,6 +7,7 @@ DEVICE ?= $(if $(filter gpu,$(FLAVOUR)),cuda,cpu)
 REPOSITORY ?= build/demo/synthetic/model_repository
 USERS ?= build/demo/synthetic/checkpoints/users.jsonl
 RESILIENCE ?=
+ZOO ?=
 BIN := .venv/bin
 INSTALLED := -c constraints.txt -e '.[$(FLAVOUR),server,store,sign,train,tune,batch,perf,dev]'
 SHELL := /bin/bash -o pipefail
@@ -15,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Recipes read these from the environment: the shell would take a path with spaces or quotes apart.
 export DATA SCHEMA REPOSITORY
 
-.PHONY: demo test lint serve perf own quality audit resilience clean
+.PHONY: demo test lint serve perf own quality zoo audit resilience clean
 
 demo: .venv/ready
 	@mkdir -p build/demo
@@ -46,6 +47,11 @@ own: .venv/ready
 quality: .venv/ready
 	@mkdir -p build/quality
 	$(BIN)/python -m perf.quality --out build/quality --device $(DEVICE) | tee build/quality/output.txt
+
+# Every registered model on the same rows, in half an hour; ZOO=--quick asks only whether it runs.
+zoo: .venv/ready
+	@mkdir -p build/zoo
+	$(BIN)/python -m perf.zoo --out build/zoo $(ZOO) | tee build/zoo/output.txt
 
 # What is known of faults in the pinned packages; asks pypi.org.
 audit: .venv/ready

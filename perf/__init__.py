@@ -8,6 +8,7 @@ python -m perf.roofline     how far is each stage from what the hardware allows?
 python -m perf.split        what does taking a flat graph apart save?
 python -m perf.own          do a team's own models answer as its own code does? (make own)
 python -m perf.quality      does every stage make the list better? (make quality)
+python -m perf.zoo          which model is best on what, and what does it cost? (make zoo)
 python -m perf.suite        all of these on one catalogue (make perf)
 python -m perf.demo         train, export, serve, ask and measure (make demo)
 python -m perf.report       perf/report.md from the lines in perf/results

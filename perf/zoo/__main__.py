@@ -28,10 +28,9 @@ from perf.harness.commands import say
 from perf.harness.in_process import ONE_THREAD
 from perf.harness.record import ROOT
 from perf.zoo import claims, pool, report, serve, train
-from perf.zoo.sets import RETRIEVERS, SERVED_ON, SETS
+from perf.zoo.sets import ALONE, FRONT, RETRIEVERS, SERVED_ON, SETS, SEVERAL
 from perf.zoo.train import Job
 
-FRONT = "two_tower"  # the retriever whose lists rankers order
 Results = dict[str, dict[str, dict[str, Any]]]  # by data set, by model
 
 
@@ -53,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = {name: _prepared(name, args) for name in names}
     found = _trained(data, args)
     served_on = SERVED_ON if SERVED_ON in names else names[0]
-    _serve(found[served_on], args.out / served_on, data[served_on])
+    for name in names:
+        models = [*found[name]] if name == served_on else []
+        if SETS[name].several:
+            models = [model for model in SEVERAL if model in found[name]]
+        _serve({model: found[name][model] for model in models}, args.out / name, data[name])
     seconds = round(time.monotonic() - started, 1)
     summary = claims.summary(found, served_on) | {"seconds": seconds, "quick": args.quick}
     write_json(args.out / "summary.json", summary)
@@ -85,25 +88,27 @@ def _prepared(name: str, args: argparse.Namespace) -> Path:
 def _trained(data: Mapping[str, Path], args: argparse.Namespace) -> Results:
     """Train every model on every data set that has what it reads: first the retrievers whose lists
     others order."""
-    jobs = [
-        Job(
-            name,
-            model,
-            folder,
-            folder.parent / "models" / model,
-            _front(name, model, folder),
-            args.quick,
-        )
-        for name, folder in data.items()
-        for model in SETS[name].models()
-        if model in args.models or model in (FRONT, "logistic")
-    ]
+    jobs = []
+    for name, folder in data.items():
+        for model in SETS[name].models():
+            if model in args.models or model in (FRONT, "logistic"):
+                place = folder.parent / "models"
+                asked = (name, model, folder, place / model, _front(name, model, folder))
+                jobs.append(Job(*asked, args.quick))
+        if SETS[name].several and ALONE in args.models:
+            for task in Dataset.open(folder).schema.tasks:
+                asked = (name, ALONE, folder, place / f"{ALONE}-{task.name}", None)
+                jobs.append(Job(*asked, args.quick, task.name))
     found: Results = {name: {} for name in data}
     for first in (True, False):
         some = [job for job in jobs if (job.model == FRONT) == first]
         for job, figures in pool.done(train.run, some, "train"):
-            found[job.data_set][job.model] = figures
-    return {name: {m: found[name][m] for m in MODELS if m in found[name]} for name in found}
+            found[job.data_set][job.name] = figures
+    order = [job.name for job in jobs]
+    return {
+        name: {job: found[name][job] for job in dict.fromkeys(order) if job in found[name]}
+        for name in found
+    }
 
 
 def _front(name: str, model: str, folder: Path) -> Path | None:
@@ -113,7 +118,9 @@ def _front(name: str, model: str, folder: Path) -> Path | None:
 
 
 def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
-    """Export, time and serve the models of one data set."""
+    """Export, time and serve models of one data set."""
+    if not found:
+        return
     place = serve.Place(folder / "models", folder / "shared", folder / "releases")
     place.prepare(Dataset.open(data))
     exported = [(place, model, FRONT) for model in found]

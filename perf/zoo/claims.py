@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
+from cascade.models import MODELS as REGISTERED
 from perf.harness.table import RELATIONS
 from perf.zoo.serve import SPEEDUP
-from perf.zoo.sets import RETRIEVERS, SETS
+from perf.zoo.sets import ALONE, RETRIEVERS, SETS, SEVERAL
 
-MODELS, PARITY, GAP, SEQUENCE = 16, 1e-5, 0.01, 1.05
+MODELS, PARITY, GAP, TASK_GAP, SEQUENCE = 16, 1e-5, 0.01, 0.005, 1.05
 NEAR_BEST = ("dcnv2", "deepfm", "dlrm")  # on the planted clicks
 
 Figures = Mapping[str, Mapping[str, Any]]  # by model
@@ -33,16 +35,18 @@ class Checked:
 
 def summary(found: Mapping[str, Figures], served_on: str) -> dict[str, Any]:
     """The whole summary, with its claims."""
-    checked = [*_all_models(found, found[served_on]), *_choices(found), *_planted(found)]
+    parts = (_choices(found), _planted(found), _several(found))
+    served = {n: f for figures in found.values() for n, f in figures.items() if "served" in f}
+    checked = [*_all_models(found, served), *chain(*parts)]
     known = [claim for claim in checked if claim.figure is not None]
     return {
-        "models": len({model for figures in found.values() for model in figures}),
-        "parity_max_abs": max(f["parity_max_abs"] for f in found[served_on].values()),
-        "served": [name for name, figures in found[served_on].items() if figures["served"]],
+        "models": len({n for figures in found.values() for n in figures if n in REGISTERED}),
+        "parity_max_abs": max(figures["parity_max_abs"] for figures in served.values()),
+        "served": [name for name, figures in served.items() if figures["served"]],
         "served_on": served_on,
         "results": found,
         "claims": [{**asdict(claim), "holds": claim.holds} for claim in known],
-        "slow_splits": slow_splits(found[served_on]),
+        "slow_splits": slow_splits(served),
         "holds": all(claim.holds for claim in known),
     }
 
@@ -59,7 +63,7 @@ def slow_splits(figures: Figures) -> dict[str, str]:
 
 
 def _all_models(found: Mapping[str, Figures], served: Figures) -> list[Checked]:
-    models = {model for figures in found.values() for model in figures}
+    models = {name for figures in found.values() for name in figures if name in REGISTERED}
     parity = max(figures["parity_max_abs"] for figures in served.values())
     unserved = sum(not figures["served"] for figures in served.values())
     return [
@@ -100,6 +104,21 @@ def _planted(found: Mapping[str, Figures]) -> list[Checked]:
                 gap = figures[model]["best_auc"] - figures[model]["auc"]
                 meaning = f"AUC that it lacks of the best possible on {name}"
                 checked.append(Checked(f"{model}_auc_gap", meaning, gap, "<=", GAP))
+    return checked
+
+
+def _several(found: Mapping[str, Figures]) -> list[Checked]:
+    checked = []
+    for name, figures in found.items():
+        for model in SEVERAL if SETS[name].several else ():
+            apart = [
+                figures[f"{ALONE}, {key.removeprefix('auc_')} alone"][key] - auc
+                for key, auc in figures.get(model, {}).items()
+                if key.startswith("auc_")
+            ]
+            if apart:
+                meaning = "AUC that a task lacks of its model alone, at most"
+                checked.append(Checked(f"{model}_auc_gap", meaning, max(apart), "<=", TASK_GAP))
     return checked
 
 

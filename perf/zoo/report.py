@@ -15,6 +15,9 @@ COLUMNS = {  # of the tables: key, how it is written
     "auc": ("AUC", "{:.4f}"),
     "normalized_entropy": ("NE", "{:.4f}"),
     "calibration": ("calibration", "{:.3f}"),
+    "auc_click": ("AUC click", "{:.4f}"),
+    "auc_engagement": ("AUC engagement", "{:.4f}"),
+    "auc_revenue": ("AUC revenue", "{:.4f}"),
     "recall_at_100": ("recall@100", "{:.4f}"),
     "ndcg_at_10": ("NDCG@10", "{:.4f}"),
     "parameters": ("parameters", "{:,}"),
@@ -78,12 +81,19 @@ def _tables(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for retrievers in (True, False):
         some = {n: f for n, f in figures.items() if (n in RETRIEVERS) == retrievers}
         keys = [key for key in COLUMNS if any(f.get(key) is not None for f in some.values())]
-        rows = [[f"`{n}:{f['preset']}`", *(_cell(f, key) for key in keys)] for n, f in some.items()]
+        rows = [[_named(n, f["preset"]), *(_cell(f, key) for key in keys)] for n, f in some.items()]
         best = next((f["best_auc"] for f in some.values() if "best_auc" in f), None)
-        found.append(table(["model", *(COLUMNS[key][0] for key in keys)], rows))
+        if rows:
+            found.append(table(["model", *(COLUMNS[key][0] for key in keys)], rows))
         if best is not None:
             found.append(f"The best possible AUC is {best:.4f}.")
     return found
+
+
+def _named(name: str, preset: str) -> str:
+    """`model:preset`, and what alone it learnt."""
+    model, comma, alone = name.partition(",")
+    return f"`{model}:{preset}`{comma}{alone}"
 
 
 def _cell(figures: Mapping[str, Any], key: str) -> str:
@@ -107,7 +117,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     figures = summary["results"][summary["served_on"]]
     with picture(path, "Quality of a ranker against its time", (8.0, 5.0)) as axes:
         for name, found in figures.items():
-            if name not in RETRIEVERS:
+            if name not in RETRIEVERS and "split_us" in found:
                 axes.scatter(found["split_us"], found["auc"], s=24, color="tab:blue")
                 axes.annotate(
                     name, (found["split_us"], found["auc"]), (4, 3), textcoords="offset points"

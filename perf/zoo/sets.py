@@ -10,6 +10,9 @@ from cascade.training.loop import Hyperparameters
 
 RETRIEVERS = ("mf", "two_tower", "youtube", "sasrec", "gru4rec")
 NO_MODELS = ("blend",)  # adds up others
+FRONT = "two_tower"  # the retriever whose lists rankers order
+SEVERAL = ("shared_bottom", "mmoe")  # of several tasks
+ALONE = "shared_bottom"  # what a single task is trained with, beside these
 SERVED_ON = "movielens"  # whose features every model can read
 PRESET = {"dlrm": "small"}  # the others have one called default
 
@@ -43,6 +46,7 @@ class DataSet:
         choices: whether users found the items by themselves.
         history: whether a user has a sequence of items.
         unknowns: whether rankers meet ids as unknown, for rows are few.
+        several: whether its rows have several labels, which models of several tasks learn.
     """
 
     spec: str
@@ -52,16 +56,20 @@ class DataSet:
     choices: bool = False
     history: bool = False
     unknowns: bool = False
+    several: bool = False
 
     def source(self, shared: Path, quick: bool) -> str:
         """What `--data` names."""
         if self.folder:
             return f"{self.spec}:{shared / self.folder}"
-        return f"{self.spec}:{'rows=4000,items=500' if quick else 'rows=350000,items=20000'}"
+        size = "rows=4000,items=500" if quick else "rows=350000,items=20000"
+        return f"{self.spec}:{size}{',tasks=3' if self.several else ''}"
 
     def models(self) -> list[str]:
         """The models that can read its features, retrievers first."""
-        named = [name for name in MODELS if name not in NO_MODELS]
+        if self.several:
+            return [FRONT, *SEVERAL]
+        named = [name for name in MODELS if name not in (*NO_MODELS, *SEVERAL)]
         fit = [n for n in named if self.history or "history" not in MODELS[n].model.needs]
         return sorted(fit, key=lambda name: name not in RETRIEVERS)
 
@@ -95,6 +103,7 @@ SETS = {
         rank=Budget(Hyperparameters(512, 2, lr=1e-3, embedding_lr=1e-2, validations=4)),
     ),
 }
+SETS["tasks"] = replace(SETS["synthetic"], several=True)
 
 
 def named(model: str) -> str:

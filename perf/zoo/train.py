@@ -42,6 +42,7 @@ class Job:
         data: the prepared folder.
         out: for the checkpoint.
         retriever: checkpoint of the retriever whose lists a ranker orders; None for a retriever.
+        label: the task that is trained alone; empty: all that the model has.
     """
 
     data_set: str
@@ -50,7 +51,13 @@ class Job:
     out: Path
     retriever: Path | None
     quick: bool
+    label: str = ""
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the figures are kept under."""
+        return f"{self.model}, {self.label} alone" if self.label else self.model
 
     @property
     def budget(self) -> Budget:
@@ -61,7 +68,8 @@ class Job:
 
 def run(job: Job) -> dict[str, Any]:
     """Train, write the checkpoint, judge; -> the figures."""
-    dataset = Dataset.open(job.data)
+    whole = Dataset.open(job.data)
+    dataset = whole.with_label(job.label) if job.label else whole
     name, size = parse(named(job.model))
     torch.manual_seed(job.seed)
     scorer = build(name, preset(name, size), dataset.schema)
@@ -89,6 +97,8 @@ def run(job: Job) -> dict[str, Any]:
     }
     if job.model in RETRIEVERS:
         return {**found, **judged_lists(scorer, dataset, job.budget.queries, None)}
+    if SETS[job.data_set].several:
+        return {**found, **judged_tasks(scorer, whole)}
     found |= judged_rows(scorer, dataset)
     if retriever is not None:
         found |= judged_lists(retriever, dataset, job.budget.queries, scorer)
@@ -121,6 +131,28 @@ def judged_rows(scorer: Scorer, dataset: Dataset) -> dict[str, float]:
     label = np.concatenate(labels)
     found = metrics.row_metrics(label, np.concatenate(predicted))
     return {**found, **({"best_auc": metrics.auc(label, np.concatenate(best))} if best else {})}
+
+
+def judged_tasks(scorer: Scorer, dataset: Dataset) -> dict[str, float]:
+    """The AUC of each task of a model on the test rows that know it: of an amount, for whether
+    there is any."""
+    items, parts, labels = catalogue(dataset, CPU), [], []
+    for batch in dataset.batches("test", ROWS):
+        dense, ids, item, _ = labelled(batch, CPU)[:]
+        with torch.inference_mode():
+            logits = scorer(dense, ids, *items[item])
+        assert batch.tasks is not None
+        parts.append(logits.reshape(len(logits), -1).numpy())
+        labels.append(batch.tasks)
+    predicted, label = np.concatenate(parts), np.concatenate(labels)
+    found: dict[str, float] = {}
+    for place, task in enumerate(dataset.schema.tasks):
+        if task.name in scorer.tasks:
+            known = ~np.isnan(label[:, place])
+            logit = predicted[known, scorer.tasks.index(task.name)]
+            happened = (label[known, place] > 0).astype(np.float32)
+            found[f"auc_{task.name}"] = metrics.auc(happened, logit)
+    return found
 
 
 def judged_lists(
