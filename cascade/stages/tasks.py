@@ -22,9 +22,7 @@ def formula_of(stage: str, tasks: Sequence[str], product: Product) -> Formula | 
     """
     text = product.score
     if stage == PRERANK:
-        text = product.prerank_score
-        if not text and product.score and {*Formula.read(product.score).names} <= {*tasks}:
-            text = product.score
+        text = product.prerank_score or (product.score if _knows(tasks, product.score) else "")
     if not text:
         return None
     if not tasks:
@@ -33,6 +31,14 @@ def formula_of(stage: str, tasks: Sequence[str], product: Product) -> Formula | 
             "came; leave it out"
         )
     return Formula.of(text, tasks)
+
+
+def _knows(tasks: Sequence[str], text: str) -> bool:
+    """Whether these are all that a formula reads; of a text that is none, the ranker tells."""
+    try:
+        return {*Formula.read(text).names} <= {*tasks}
+    except FormulaError:
+        return False
 
 
 class Choice:
