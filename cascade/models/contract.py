@@ -100,7 +100,7 @@ def _check_parts(scorer: Scorer, side: Side, own: set[str], others: set[str]) ->
             "belongs to one side only if no other method reads it"
         )
     # A module that both sides read is shared as a whole, though one of its tensors may not be.
-    modules = {path.rpartition(".")[0] for path in others} - {""}
+    modules = {path[:at] for path in others for at in range(len(path)) if path[at] == "."}
     alone = {path for path in own - others if path.rpartition(".")[0] not in modules}
     if forgotten := sorted(path for path in alone if not belongs(path, declared)):
         raise ContractError(

@@ -220,7 +220,7 @@ def test_a_model_and_its_preset_are_read(text: str, expected: tuple[str, str]) -
     [
         (
             "dln",
-            r"no model 'dln'; choose one of \['blend', 'dlrm', 'logistic', 'two_tower'\]",
+            r"no model 'dln'; choose one of \['autoint', 'blend', 'dcn', .*'youtube'\]",
         ),
         ("dlrm", r"dlrm has no preset 'default'; choose one of \['criteo'"),
         ("dlrm:huge", "dlrm has no preset 'huge'"),
