@@ -43,6 +43,7 @@ REFERENCES = [
     of("gru4rec", torch_layers.gru4rec, width=8, layers=2),
     of("logistic", deepctr.logistic),
     of("dlrm", formulas.dlrm, bottom=(8, 6), top=(12, 8)),
+    of("dlrm", formulas.dlrm, width=2, bottom=(8, 6), top=(12, 8), crosses=2, rank=5),
     of("mlp", deepctr.mlp, hidden=(16, 8)),
     of("ncf", formulas.ncf, factors=6, hidden=(8, 4)),
     of("wide_deep", deepctr.wide_deep, hidden=(16, 8)),

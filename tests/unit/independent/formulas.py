@@ -54,7 +54,8 @@ def number(rows: Rows, feature: Feature, row: int) -> float:
 
 
 def dlrm(scorer: DLRM, rows: Rows) -> Tensor:
-    """Naumov et al. 2019, figure 1; each side's numbers have a bottom MLP."""
+    """Naumov et al. 2019, figure 1; each side's numbers have a bottom MLP. With cross layers, as in
+    MLPerf's DLRM-v2, equations 1 and 2 of DCN-v2 over all vectors side by side."""
 
     def logit(row: int) -> float:
         bottoms, vectors = [], []
@@ -66,6 +67,12 @@ def dlrm(scorer: DLRM, rows: Rows) -> Tensor:
             tables = scorer.user_ids if side == "user" else scorer.item_ids
             vectors.append(bottoms[-1])
             vectors += [vector(tables, f, rows, row) for f in SCHEMA.ids(side)]
+        if len(scorer.crosses):
+            x = x0 = np.concatenate(vectors)
+            for layer in scorer.crosses:
+                inner = x if layer.down is None else linear(layer.down, x)
+                x = x0 * linear(layer.up, inner) + x
+            return float(network(scorer.top, x, last_relu=False)[0])
         products = [vectors[i] @ vectors[j] for i in range(len(vectors)) for j in range(i)]
         return float(network(scorer.top, np.array([*np.concatenate(bottoms), *products]), False)[0])
 
