@@ -90,6 +90,9 @@ class SASRec(Scorer):
     def user_parts(self) -> tuple[str, ...]:
         return ("places", "blocks", "last", "causal")
 
+    def item_parts(self) -> tuple[str, ...]:
+        return ("items.offsets",)
+
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L], the newest last
         there = members > 0

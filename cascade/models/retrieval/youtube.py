@@ -65,7 +65,7 @@ class YouTube(Scorer):
         return ("features", "layers")
 
     def item_parts(self) -> tuple[str, ...]:
-        return ("bias",)
+        return ("bias", "items.offsets")
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L]
@@ -77,7 +77,7 @@ class YouTube(Scorer):
             parts.append(self.features(torch.cat(own, dim=1)).flatten(1))
         if self.schema.dense("user"):
             parts.append(dense)
-        vector = run_mlp(self.layers, torch.cat(parts, dim=1))
+        vector = run_mlp(self.layers, torch.cat(parts, dim=1), last_relu=True)  # figure 3
         return torch.cat((vector, torch.ones_like(vector[:, :1])), dim=1)
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:

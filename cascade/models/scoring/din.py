@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models.fields import Fields, column, met
-from cascade.models.scorer import Scorer, mlp, run_mlp
+from cascade.models.scorer import Scorer, mlp
 from cascade.schema import Schema
 
 
@@ -46,27 +46,39 @@ class Dice(nn.Module):
         return large * x + (1 - large) * self.alpha * x
 
 
+class DiceMLP(nn.Module):
+    """Linear layers with Dice behind each, and one that gives a number: [B, ..., W] -> [B, ...]."""
+
+    def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = mlp((width, *hidden))
+        self.activations = nn.ModuleList(Dice(units) for units in hidden)
+        self.last = nn.Linear(hidden[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = activation(layer(x))
+        found: Tensor = self.last(x).squeeze(-1)
+        return found
+
+
 class ActivationUnit(nn.Module):
     """How much members [B, L, D] of a user's past count beside an item [B, D]: [B, L]."""
 
     def __init__(self, width: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.layers = mlp((4 * width, *hidden))
-        self.activations = nn.ModuleList(Dice(units) for units in hidden)
-        self.last = nn.Linear(hidden[-1], 1)
+        self.network = DiceMLP(4 * width, hidden)
 
     def forward(self, members: Tensor, item: Tensor) -> Tensor:
         item = item.unsqueeze(1).expand_as(members)
         x = torch.cat((item, members, item - members, item * members), dim=2)
-        for layer, activation in zip(self.layers, self.activations, strict=True):
-            x = activation(layer(x))
-        weight: Tensor = self.last(x).squeeze(2)
+        weight: Tensor = self.network(x)
         return weight
 
 
 class DIN(Scorer):
     """The sum of the members' vectors, each times its weight (equation 2, without a softmax), and
-    the features of the row, through an MLP. Members and item have one table.
+    the features of the row, through an MLP with Dice. Members and item have one table.
 
         >>> from cascade.models.example import SHOP, rows
         >>> DIN(SHOP, PRESETS["paper"])(*rows(2)).shape
@@ -80,7 +92,7 @@ class DIN(Scorer):
         self.met = met(schema)
         self.fields = Fields(schema, config.width)
         self.unit = ActivationUnit(config.width, config.attention)
-        self.layers = mlp((self.fields.width + config.width, *config.hidden, 1))
+        self.network = DiceMLP(self.fields.width + config.width, config.hidden)
 
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
@@ -92,4 +104,5 @@ class DIN(Scorer):
         weight = self.unit(members, item) * (ids > 0)
         interest = torch.matmul(weight.unsqueeze(1), members).squeeze(1)  # [B, D]
         row = self.fields.flat(user_dense, user_ids, item_dense, item_ids)
-        return run_mlp(self.layers, torch.cat((row, interest), dim=1)).squeeze(1)
+        logits: Tensor = self.network(torch.cat((row, interest), dim=1))
+        return logits
