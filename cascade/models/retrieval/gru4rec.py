@@ -64,7 +64,7 @@ class GRU4Rec(Scorer):
         return ("gru",)
 
     def item_parts(self) -> tuple[str, ...]:
-        return ("bias", "items.offsets")
+        return ("bias",)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L], the newest last

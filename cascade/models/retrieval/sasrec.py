@@ -90,9 +90,6 @@ class SASRec(Scorer):
     def user_parts(self) -> tuple[str, ...]:
         return ("places", "blocks", "last", "causal")
 
-    def item_parts(self) -> tuple[str, ...]:
-        return ("items.offsets",)
-
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L], the newest last
         there = members > 0

@@ -65,7 +65,7 @@ class YouTube(Scorer):
         return ("features", "layers")
 
     def item_parts(self) -> tuple[str, ...]:
-        return ("bias", "items.offsets")
+        return ("bias",)
 
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L]
