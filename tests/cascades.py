@@ -95,9 +95,10 @@ def raw_rows(schema: Schema, side: Side, count: int, random: np.random.Generator
     categorical = np.full((count, schema.wire_width(side)), b"", object)
     for column, feature in enumerate(schema.ids(side)):
         for row in range(count):
-            members = random.integers(feature.length + 2) if feature.kind == "bag" else 1
+            members = random.integers(feature.length + 2) if feature.multivalued else 1
             words = random.integers(-1, WORDS + 1, members)  # -1 is missing, the last unknown
-            categorical[row, column] = b"|".join(_word(feature, word) for word in words)
+            named = schema.owner(feature)
+            categorical[row, column] = b"|".join(_word(named, word) for word in words)
     return dense, categorical
 
 
@@ -213,6 +214,17 @@ BAGS = Schema(
         Feature("genres", "item", "bag", "vocabulary", length=3),
         Feature("brand", "item", "categorical", "vocabulary"),
         Feature("shop", "item", "categorical", "vocabulary"),
+    ),
+)
+SHOP = Schema(  # has what every registered model reads
+    "shop",
+    (
+        Feature("age", "user", "dense", "log1p"),
+        Feature("city", "user", "categorical", "vocabulary"),
+        Feature("bought", "user", "sequence", "vocabulary", 5, shares="product"),
+        Feature("price", "item", "dense", "log1p"),
+        Feature("product", "item", "categorical", "vocabulary"),
+        Feature("tags", "item", "bag", "vocabulary", length=3),
     ),
 )
 PLAIN = Schema(
