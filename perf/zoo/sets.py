@@ -15,6 +15,7 @@ SEVERAL = ("shared_bottom", "mmoe")  # of several tasks
 ALONE = "shared_bottom"  # what a single task is trained with, beside these
 SERVED_ON = "movielens"  # whose features every model can read
 PRESET = {"dlrm": "small"}  # the others have one called default
+OF_CHOICES = {"two_tower": "factors"}  # made for a softmax over the catalogue
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ SETS = {
 SETS["tasks"] = replace(SETS["synthetic"], several=True)
 
 
-def named(model: str) -> str:
-    """A model with the preset that is compared."""
-    return f"{model}:{PRESET.get(model, 'default')}"
+def named(model: str, choices: bool) -> str:
+    """A model with the preset that is compared, on a log of choices or on impressions."""
+    presets = {**PRESET, **OF_CHOICES} if choices else PRESET
+    return f"{model}:{presets.get(model, 'default')}"

@@ -70,7 +70,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train, write the checkpoint, judge; -> the figures."""
     whole = Dataset.open(job.data)
     dataset = whole.with_label(job.label) if job.label else whole
-    name, size = parse(named(job.model))
+    name, size = parse(named(job.model, SETS[job.data_set].choices))
     torch.manual_seed(job.seed)
     scorer = build(name, preset(name, size), dataset.schema)
     retriever = None if job.retriever is None else checkpoint.load(job.retriever, dataset.schema)
