@@ -72,7 +72,6 @@ class Encoder:
             own = range(FIRST, FIRST + len(values)) if ids is None else ids.tolist()
             self._lookup[feature.name] = dict(zip(values, own, strict=True))
         self.unknown_seen = 0  # values so far that no vocabulary had
-        # What every request needs of the schema, looked up once.
         self._ids = {side: schema.ids(side) for side in _SIDES}
         self._width = {side: schema.ids_width(side) for side in _SIDES}
         self._numeric = {side: Numeric(schema.dense(side)) for side in _SIDES}
@@ -87,9 +86,7 @@ class Encoder:
         """Fill the schema's cardinalities and digests from the vocabularies, then encode by it. A
         cardinality that the schema states stays."""
         sizes = {}
-        for feature in schema.features:
-            if feature.shares:
-                continue
+        for feature in (f for f in schema.features if not f.shares):
             if feature.encoding == "vocabulary":
                 values, ids = vocabularies[feature.name], (numbers or {}).get(feature.name)
                 last = FIRST + len(values) - 1 if ids is None else int(ids.max(initial=-1))
@@ -102,11 +99,11 @@ class Encoder:
 
     def vocabulary(self, feature: Feature) -> dict[bytes, int]:
         """The values of a feature, and the id of each."""
-        return self._lookup[feature.shares or feature.name]
+        return self._lookup[feature.vocabulary]
 
     def numbered(self, feature: Feature) -> bool:
         """Whether the values of a feature have ids of their own, instead of 2, 3, ..."""
-        return (feature.shares or feature.name) in self._numbers
+        return (feature.vocabulary) in self._numbers
 
     def encode(
         self, side: Side, dense: Raw, categorical: Raw, unknown: Ids | None = None
@@ -191,7 +188,7 @@ class Encoder:
     def _id(self, feature: Feature, value: bytes) -> int:
         known: int | None
         if feature.encoding == "vocabulary":
-            known = self._lookup[feature.shares or feature.name].get(value)
+            known = self._lookup[feature.vocabulary].get(value)
         elif feature.encoding == "integer":
             known = _integer(feature, value)
         else:
@@ -258,7 +255,6 @@ def _members(feature: Feature, value: bytes) -> list[bytes]:
 
 
 def _with_vocabulary(schema: Schema, sides: Sequence[Side]) -> list[Feature]:
-    """The features whose vocabularies encode these sides."""
     read = [schema.owner(f) for f in schema.features if f.side in sides]
     return [feature for feature in dict.fromkeys(read) if feature.encoding == "vocabulary"]
 
