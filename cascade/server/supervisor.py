@@ -7,8 +7,8 @@ the processes: a dead one among several fails some requests only, which a canary
 - When a process has died, the supervisor loads its model again: beside the old one where that has
   other processes, else in its place. An ensemble leaves and comes back with its members.
 - When several canaries in a row fail, it unloads all models and loads them again.
-- When the server crashed, as it does when a process dies that holds one of its locks, the
-  supervisor starts it again, on the same ports.
+- When the server crashed, as it does when a process dies that holds one of its locks, or answers
+  nothing at all, not even that it lives, the supervisor starts it again, on the same ports.
 - When that does not help, it gives up; what runs the launcher starts another.
 
 One failed canary changes nothing: a publisher may be switching releases. A canary does not count
@@ -122,14 +122,11 @@ class Supervisor:
                     if self._server.probe is not None:
                         canary = pool.submit(_answers, client, self._server.probe)
                     next_canary = time.monotonic() + CANARY_S
-                # A short sleep: the kernel may deliver a signal to one of gRPC's threads, and then
-                # nothing wakes this thread to run Python's handler.
-                time.sleep(LOOK_S)
+                time.sleep(LOOK_S)  # short: a signal to a thread of gRPC does not wake this one
         return code
 
     def _restore_files(self) -> None:
-        """Before a reload, or a publisher, needs them. Raises RunFolderError: others could write
-        into the run folder, and the next load could run their programs."""
+        """Before they are needed. Raises RunFolderError: others could write what runs next."""
         problem = ""
         try:
             if self._server.restore_files():
@@ -242,7 +239,7 @@ class Supervisor:
                 config = self._differing_config(model) if model in beside else None
                 client.load_model(model, config=config, **limits)
         except InferenceServerException as error:
-            if error.status() == UNAVAILABLE and self._crashes():
+            if error.status() in (UNAVAILABLE, DEADLINE_EXCEEDED) and self._ends(client):
                 return
             reason = f"a model cannot be loaded again: {error.message()}"
             if not (repository := self._server.repository).is_dir():
@@ -252,12 +249,20 @@ class Supervisor:
         self._replaced |= dict.fromkeys(old, time.monotonic() + DRAIN_S)
         self._report("reloaded", models=sorted(models), seconds=_since(start))
 
-    def _crashes(self) -> bool:
-        """Whether the server is about to end: it closes its connections first."""
+    def _ends(self, client: grpc.InferenceServerClient) -> bool:
+        """Whether the server is about to end, or hangs and is killed."""
         deadline = time.monotonic() + CRASH_S
-        while time.monotonic() < deadline and self._server.poll() is None:
+        while time.monotonic() < deadline:
+            if self._server.poll() is not None:
+                return True
             time.sleep(LOOK_S)
-        return self._server.poll() is not None
+        try:
+            client.is_server_live(client_timeout=CANARY_TIMEOUT_S)
+            return False
+        except InferenceServerException as error:
+            self._report("server hangs", error=error.message())
+            psutil.Process(self._server.pid).kill()  # no effect on a zombie
+            return True
 
     def _differing_config(self, model: str) -> str:
         """The configuration on disk, as JSON, with an additional parameter without effect."""

@@ -206,6 +206,16 @@ def test_a_server_that_crashed_is_started_again(
     assert_same_answers(answers(served.url, criteo.users[:40]), expected)
 
 
+def test_a_server_that_hangs_is_started_again(criteo: Any, served: Served, log: Path) -> None:
+    """As long as it takes until its connections count as lost."""
+    before, first = len(events(log)), served.pid
+    os.kill(first, signal.SIGSTOP)
+    told = mended(log, before)
+    assert told[-3:] == ["server hangs", "server died", "restarted"]
+    assert served.pid != first
+    assert answered(served, criteo.users[0])
+
+
 def test_a_server_that_crashes_again_and_again_is_given_up(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
