@@ -156,6 +156,14 @@ class Scorer(nn.Module):
         return logits if logits.dim() == 1 else logits[..., 0]
 
 
+class Retriever(Scorer):
+    """A model whose score is the dot product of the two states, which an index searches by: it
+    defines `user` and `item` alone, U = V."""
+
+    def cross(self, user: Tensor, item: Tensor) -> Tensor:
+        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)
+
+
 def _packed(dense: Tensor, ids: Tensor) -> Tensor:
     """[B, F_dense], [B, C] -> [B, F_dense + 2 C]; an id below 2**48 survives as two floats."""
     return torch.cat((dense, (ids // EXACT).to(dense.dtype), (ids % EXACT).to(dense.dtype)), dim=1)

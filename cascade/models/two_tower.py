@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
-from cascade.models.scorer import Scorer, mlp, run_mlp
+from cascade.models.scorer import Retriever, mlp, run_mlp
 from cascade.schema import Feature, Schema, Side
 
 OTHERS = 0.1  # how large drawn vectors are beside those that training begins with
@@ -83,7 +83,7 @@ class Factors(nn.Module):
         return torch.cat((vectors[:, :-1], torch.ones_like(vectors[:, -1:])), dim=1)
 
 
-class TwoTower(Scorer):
+class TwoTower(Retriever):
     """`user` and `item` are the towers, `cross` is the dot product of the two. U = V = D."""
 
     def __init__(self, schema: Schema, config: TwoTowerConfig) -> None:
@@ -113,6 +113,3 @@ class TwoTower(Scorer):
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         vectors: Tensor = self.item_tower(dense, ids)
         return vectors
-
-    def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)

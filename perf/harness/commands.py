@@ -81,3 +81,12 @@ def end_in_order() -> None:
 def counts(text: str) -> tuple[int, ...]:
     """An argparse type: numbers from 1 on, separated by commas."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def rows_there(name: str, folder: str, shared: Path) -> bool:
+    """Whether the real rows of a data set are in their folder of the shared data; says so where
+    they are not. An empty folder is of rows that are drawn."""
+    if folder and not (shared / folder).exists():
+        say(f"{name} is left out: there is no {shared / folder}; --shared DIR says where rows are")
+        return False
+    return True

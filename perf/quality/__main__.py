@@ -22,7 +22,7 @@ from cascade.errors import CascadeError
 from cascade.errors import run as run_main
 from cascade.files import write_json
 from clients.options import positive
-from perf.harness.commands import say
+from perf.harness.commands import rows_there, say
 from perf.quality import claims, tables
 from perf.quality.figures import Found, beside
 from perf.quality.sets import SETS, Run
@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="tiny models: whether it runs, not what it finds")
     args = parser.parse_args(arguments)
     started = time.monotonic()
-    names = [name for name in SETS if name in args.data_sets and _there(name, args.shared)]
+    names = [
+        name
+        for name in SETS
+        if name in args.data_sets and rows_there(name, SETS[name].folder, args.shared)
+    ]
     outcomes = _all([(name, run) for name in names for run in _runs(name, args)])
     sets = {name: _summary(name, outcomes[name]) for name in names}
     text = tables.text(sets)
@@ -61,14 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (args.out / "quality.md").write_text(text)
     print(f"\n{text}\n{seconds:.0f} s; figures: {args.out}/summary.json, {args.out}/quality.md")
     return 0 if holds else 1
-
-
-def _there(name: str, shared: Path) -> bool:
-    folder = SETS[name].folder
-    if folder and not (shared / folder).exists():
-        say(f"{name} is left out: there is no {shared / folder}; --shared DIR says where rows are")
-        return False
-    return True
 
 
 def _runs(name: str, args: argparse.Namespace) -> Iterator[Run]:

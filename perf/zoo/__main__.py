@@ -24,7 +24,7 @@ from cascade.data.prepare import prepare
 from cascade.errors import CascadeError, run
 from cascade.files import write_json
 from cascade.models import MODELS
-from perf.harness.commands import say
+from perf.harness.commands import rows_there
 from perf.harness.in_process import ONE_THREAD
 from perf.harness.record import ROOT
 from perf.zoo import claims, pool, report, serve, train
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--docs", action="store_true", help="write docs/models.md, too")
     args = parser.parse_args(arguments)
     started = time.monotonic()
-    names = [name for name in args.data_sets if _there(name, args.shared)]
+    names = [name for name in args.data_sets if rows_there(name, SETS[name].folder, args.shared)]
     if not names:
         raise CascadeError("no data set is there; --shared DIR says where the rows are")
     data = {name: _prepared(name, args) for name in names}
@@ -68,14 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.copyfile(args.out / "models.png", ROOT / "docs" / "models.png")
     print(f"\n{text}\n{seconds:.0f} s; figures: {args.out}/summary.json")
     return 0 if args.quick or summary["holds"] else 1
-
-
-def _there(name: str, shared: Path) -> bool:
-    folder = SETS[name].folder
-    if folder and not (shared / folder).exists():
-        say(f"{name} is left out: there is no {shared / folder}; --shared DIR says where rows are")
-        return False
-    return True
 
 
 def _prepared(name: str, args: argparse.Namespace) -> Path:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cascade.models import MODELS
+from cascade.models.scorer import Retriever
 from cascade.training.loop import Hyperparameters
 
-RETRIEVERS = ("mf", "two_tower", "youtube", "sasrec", "gru4rec")
+RETRIEVERS = tuple(name for name, entry in MODELS.items() if issubclass(entry.model, Retriever))
 NO_MODELS = ("blend",)  # adds up others
 FRONT = "two_tower"  # the retriever whose lists rankers order
 SEVERAL = ("shared_bottom", "mmoe")  # of several tasks

@@ -19,10 +19,9 @@ from export.foreign.flat import flat_onnx
 from export.foreign.onnx_model import Foreign, draw_users
 from export.foreign.own import Own
 from export.foreign.wrapper import write
+from perf.zoo.sets import NO_MODELS, RETRIEVERS
 from tests.export.exported import drawn_scorer
 
-RETRIEVERS = ("mf", "two_tower", "youtube", "sasrec", "gru4rec")
-NOT_ALONE = ("blend",)
 SIZES = Sizes(candidates=60, survivors=30, results=10)
 ITEMS = 200
 
@@ -55,7 +54,7 @@ def cases(width: int | None = None) -> parity.Cases:
     return found
 
 
-@pytest.mark.parametrize("model", [m for m in MODELS if m not in (*RETRIEVERS, *NOT_ALONE)])
+@pytest.mark.parametrize("model", [m for m in MODELS if m not in (*RETRIEVERS, *NO_MODELS)])
 def test_a_ranker_is_taken_apart_and_is_the_flat_one(
     model: str, items: Catalogue, tmp_path: Path
 ) -> None:

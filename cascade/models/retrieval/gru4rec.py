@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.fields import column, met
-from cascade.models.scorer import Scorer
+from cascade.models.scorer import Retriever
 from cascade.schema import Schema
 
 
@@ -36,7 +36,7 @@ PRESETS = {
 }
 
 
-class GRU4Rec(Scorer):
+class GRU4Rec(Retriever):
     """The state of a user is the hidden state after the newest item. U = V = width + 1: the last
     number of an item's state is its bias, that of a user's is 1.
 
@@ -81,6 +81,3 @@ class GRU4Rec(Scorer):
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         own = column(self.schema, self.met.item, ids)
         return torch.cat((self.items(own).flatten(1), self.bias(own).flatten(1)), dim=1)
-
-    def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.fields import column, own_id
-from cascade.models.scorer import Scorer
+from cascade.models.scorer import Retriever
 from cascade.schema import Schema
 
 
@@ -32,7 +32,7 @@ PRESETS = {
 }
 
 
-class MatrixFactorization(Scorer):
+class MatrixFactorization(Retriever):
     """score(u, i) = mu + b_u + b_i + <p_u, q_i>, by the ids of users and items alone.
 
     U = V = factors + 2: the states are (p_u, b_u + mu, 1) and (q_i, 1, b_i), whose dot product is
@@ -74,6 +74,3 @@ class MatrixFactorization(Scorer):
         own = column(self.schema, self.ids[1], ids)
         bias = self.item_bias(own).flatten(1)
         return torch.cat((self.item_factors(own).flatten(1), torch.ones_like(bias), bias), dim=1)
-
-    def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cascade.models.embeddings import Embeddings
 from cascade.models.fields import column, met
 from cascade.models.layers import Attention
-from cascade.models.scorer import Scorer
+from cascade.models.scorer import Retriever
 from cascade.schema import Schema
 
 
@@ -57,7 +57,7 @@ class Block(nn.Module):
         return added
 
 
-class SASRec(Scorer):
+class SASRec(Retriever):
     """The state of a user is that of the last place, and the state of an item its vector, by the
     table that the sequence reads, too. It needs neither the user's id nor other features.
     U = V = width.
@@ -106,6 +106,3 @@ class SASRec(Scorer):
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         vectors: Tensor = self.items(column(self.schema, self.met.item, ids)).flatten(1)
         return vectors
-
-    def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cascade.models.embeddings import Embeddings
 from cascade.models.fields import column, met
-from cascade.models.scorer import Scorer, mlp, run_mlp
+from cascade.models.scorer import Retriever, mlp, run_mlp
 from cascade.schema import Schema
 
 
@@ -35,7 +35,7 @@ PRESETS = {
 }
 
 
-class YouTube(Scorer):
+class YouTube(Retriever):
     """The items that a user met enter by the table of the items themselves. U = V = width + 1: the
     last number of an item's state is its bias in the softmax, that of a user's is 1.
 
@@ -83,6 +83,3 @@ class YouTube(Scorer):
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         own = column(self.schema, self.met.item, ids)
         return torch.cat((self.items(own).flatten(1), self.bias(own).flatten(1)), dim=1)
-
-    def cross(self, user: Tensor, item: Tensor) -> Tensor:
-        return torch.matmul(item.to(user.dtype), user.unsqueeze(-1)).squeeze(-1)
