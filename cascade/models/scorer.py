@@ -70,6 +70,7 @@ class Scorer(nn.Module):
 
     needs: tuple[str, ...] = ()  # of the schema: `ids` of users and items, a `history`
     tasks: tuple[str, ...] = ("click",)
+    unit_vectors = False  # whether a retriever's states have length 1
     user_width: int  # U
     item_width: int  # V
 

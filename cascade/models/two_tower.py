@@ -90,6 +90,7 @@ class TwoTower(Retriever):
         super().__init__(schema)
         self.user_width = self.item_width = config.layers[-1]
         self.factors = config.factors
+        self.unit_vectors = not config.factors
         tower = Factors if config.factors else Tower
         self.user_tower = tower(schema, "user", config)
         self.item_tower = tower(schema, "item", config)

@@ -28,7 +28,7 @@ from perf.harness.commands import rows_there
 from perf.harness.in_process import ONE_THREAD
 from perf.harness.record import ROOT
 from perf.zoo import claims, pool, report, serve, train
-from perf.zoo.sets import ALONE, FRONT, RETRIEVERS, SERVED_ON, SETS, SEVERAL
+from perf.zoo.sets import ALONE, FRONT, SERVED_ON, SETS, SEVERAL, TEXTBOOK, retrieves
 from perf.zoo.train import Job
 
 Results = dict[str, dict[str, dict[str, Any]]]  # by data set, by model
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = _trained(data, args)
     served_on = SERVED_ON if SERVED_ON in names else names[0]
     for name in names:
-        models = [*found[name]] if name == served_on else []
+        models = [m for m in found[name] if m in MODELS] if name == served_on else []
         if SETS[name].several:
             models = [model for model in SEVERAL if model in found[name]]
         _serve({model: found[name][model] for model in models}, args.out / name, data[name])
@@ -87,6 +87,9 @@ def _trained(data: Mapping[str, Path], args: argparse.Namespace) -> Results:
                 place = folder.parent / "models"
                 asked = (name, model, folder, place / model, _front(name, model, folder))
                 jobs.append(Job(*asked, args.quick))
+        if SETS[name].choices and FRONT in args.models:
+            out = folder.parent / "models" / "textbook"
+            jobs.append(Job(name, TEXTBOOK, folder, out, None, args.quick))
         if SETS[name].several and ALONE in args.models:
             for task in Dataset.open(folder).schema.tasks:
                 asked = (name, ALONE, folder, place / f"{ALONE}-{task.name}", None)
@@ -105,7 +108,7 @@ def _trained(data: Mapping[str, Path], args: argparse.Namespace) -> Results:
 
 def _front(name: str, model: str, folder: Path) -> Path | None:
     """The checkpoint of the retriever whose lists a ranker orders."""
-    ordered = SETS[name].choices and model not in RETRIEVERS
+    ordered = SETS[name].choices and not retrieves(model)
     return folder.parent / "models" / FRONT if ordered else None
 
 
@@ -119,7 +122,7 @@ def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
     for (_, model, _), figures in pool.done(serve.export, exported, "export"):
         found[model] |= figures
     for model, figures in tqdm(found.items(), "time and serve", unit=" models"):
-        if model not in RETRIEVERS:
+        if not retrieves(model):
             figures |= serve.timed(place, model)
         figures |= serve.served(place, model)
 

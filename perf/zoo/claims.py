@@ -10,7 +10,7 @@ from typing import Any
 from cascade.models import MODELS as REGISTERED
 from perf.harness.table import RELATIONS
 from perf.zoo.serve import SPEEDUP
-from perf.zoo.sets import ALONE, RETRIEVERS, SETS, SEVERAL
+from perf.zoo.sets import ALONE, FRONT, SETS, SEVERAL, TEXTBOOK, retrieves
 
 MODELS, PARITY, GAP, TASK_GAP, SEQUENCE = 16, 1e-5, 0.01, 0.005, 1.05
 NEAR_BEST = ("dcnv2", "deepfm", "dlrm")  # on the planted clicks
@@ -56,7 +56,7 @@ def slow_splits(figures: Figures) -> dict[str, str]:
     candidate."""
     found = {}
     for name, figure in figures.items():
-        if name not in RETRIEVERS and figure["split_vs_flat"] < SPEEDUP:
+        if not retrieves(name) and figure["split_vs_flat"] < SPEEDUP:
             kept = ", ".join(f"{count}x {text}" for text, count in figure["kept"].items())
             found[name] = kept or "nothing that one side has a part of"
     return found
@@ -81,11 +81,13 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
             ndcg = {m: f["ndcg_at_10"] for m, f in figures.items() if "ndcg_at_10" in f}
             checked += [
                 Checked(
-                    "sasrec_recall100_over_two_tower",
+                    f"sasrec_recall100_over_{other.replace(':', '_')}",
                     f"recall@100 on {name}",
-                    _ratio(recall, "sasrec", "two_tower"),
+                    _ratio(recall, "sasrec", other),
                     *(">=", SEQUENCE),
-                ),
+                )
+                for other in (TEXTBOOK, FRONT)
+            ] + [
                 Checked(
                     "din_ndcg10_over_dlrm",
                     f"NDCG@10 on {name}",

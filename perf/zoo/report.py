@@ -9,7 +9,7 @@ from typing import Any
 
 from cascade.models import MODELS
 from perf.harness.table import number, picture, table
-from perf.zoo.sets import RETRIEVERS
+from perf.zoo.sets import retrieves
 
 COLUMNS = {  # of the tables: key, how it is written
     "auc": ("AUC", "{:.4f}"),
@@ -79,7 +79,7 @@ def _tables(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One table of the retrievers, one of the rankers."""
     found = []
     for retrievers in (True, False):
-        some = {n: f for n, f in figures.items() if (n in RETRIEVERS) == retrievers}
+        some = {n: f for n, f in figures.items() if retrieves(n) == retrievers}
         keys = [key for key in COLUMNS if any(f.get(key) is not None for f in some.values())]
         rows = [[_named(n, f["preset"]), *(_cell(f, key) for key in keys)] for n, f in some.items()]
         best = next((f["best_auc"] for f in some.values() if "best_auc" in f), None)
@@ -93,7 +93,7 @@ def _tables(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _named(name: str, preset: str) -> str:
     """`model:preset`, and what alone it learnt."""
     model, comma, alone = name.partition(",")
-    return f"`{model}:{preset}`{comma}{alone}"
+    return f"`{model.partition(':')[0]}:{preset}`{comma}{alone}"
 
 
 def _cell(figures: Mapping[str, Any], key: str) -> str:
@@ -117,7 +117,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     figures = summary["results"][summary["served_on"]]
     with picture(path, "Quality of a ranker against its time", (8.0, 5.0)) as axes:
         for name, found in figures.items():
-            if name not in RETRIEVERS and "split_us" in found:
+            if not retrieves(name) and "split_us" in found:
                 axes.scatter(found["split_us"], found["auc"], s=24, color="tab:blue")
                 axes.annotate(
                     name, (found["split_us"], found["auc"]), (4, 3), textcoords="offset points"

@@ -17,6 +17,7 @@ ALONE = "shared_bottom"  # what a single task is trained with, beside these
 SERVED_ON = "movielens"  # whose features every model can read
 PRESET = {"dlrm": "small"}  # the others have one called default
 OF_CHOICES = {"two_tower": "factors"}  # made for a softmax over the catalogue
+TEXTBOOK = "two_tower:default"  # beside it, on a log of choices
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class Budget:
     Attributes:
         hyper: how it is trained.
         drawn: items beside a choice, of rankers on a log of choices.
-        queries: lists by which one is judged.
+        queries: validation lists by which the weights are chosen there.
+        judged: test lists by which the model is judged.
     """
 
     hyper: Hyperparameters
     drawn: int = 8
-    queries: int = 1_000
+    queries: int = 2_000
+    judged: int = 50_000
 
     def quick(self) -> Budget:
         """The same for a moment: whether it runs, not what it finds."""
-        return replace(self, hyper=replace(self.hyper, epochs=0.02), queries=50)
+        return replace(self, hyper=replace(self.hyper, epochs=0.02), queries=50, judged=50)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,15 @@ SETS = {
 SETS["tasks"] = replace(SETS["synthetic"], several=True)
 
 
+def retrieves(name: str) -> bool:
+    """Whether figures of this name are a retriever's: `model`, or `model:preset`."""
+    return name.partition(":")[0] in RETRIEVERS
+
+
 def named(model: str, choices: bool) -> str:
-    """A model with the preset that is compared, on a log of choices or on impressions."""
+    """A model with the preset that is compared, on a log of choices or on impressions; one that
+    names its own stays as it is."""
+    if ":" in model:
+        return model
     presets = {**PRESET, **OF_CHOICES} if choices else PRESET
     return f"{model}:{presets.get(model, 'default')}"

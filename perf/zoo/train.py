@@ -17,7 +17,7 @@ from cascade.models.scorer import Scorer
 from cascade.training import checkpoint
 from cascade.training.choices.rank import RANKED, ChoiceRankTask
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
-from cascade.training.choices.rows import Queries, ndcg
+from cascade.training.choices.rows import Queries, ndcg, places
 from cascade.training.loop import Task, fit
 from cascade.training.tasks import (
     RankTask,
@@ -28,7 +28,7 @@ from cascade.training.tasks import (
     pair_logits,
     row_logits,
 )
-from perf.zoo.sets import RETRIEVERS, SETS, Budget, named
+from perf.zoo.sets import SETS, Budget, named, retrieves
 
 ROWS = 65_536  # of the test split at a time
 CPU = torch.device("cpu")
@@ -39,6 +39,7 @@ class Job:
     """One training.
 
     Attributes:
+        model: its name, or `name:preset` for one that is not compared as `named` says.
         data: the prepared folder.
         out: for the checkpoint.
         retriever: checkpoint of the retriever whose lists a ranker orders; None for a retriever.
@@ -62,7 +63,7 @@ class Job:
     @property
     def budget(self) -> Budget:
         kind = SETS[self.data_set]
-        found = kind.retrieve if self.model in RETRIEVERS else kind.rank
+        found = kind.retrieve if retrieves(self.model) else kind.rank
         return found.quick() if self.quick else found
 
 
@@ -95,25 +96,25 @@ def run(job: Job) -> dict[str, Any]:
         "best_epoch": best["step"] / task.steps_per_epoch,
         "hyperparameters": asdict(job.budget.hyper),
     }
-    if job.model in RETRIEVERS:
-        return {**found, **judged_lists(scorer, dataset, job.budget.queries, None)}
+    if retrieves(job.model):
+        return {**found, **judged_lists(scorer, dataset, job.budget.judged, None)}
     if SETS[job.data_set].several:
         return {**found, **judged_tasks(scorer, whole)}
     found |= judged_rows(scorer, dataset)
     if retriever is not None:
-        found |= judged_lists(retriever, dataset, job.budget.queries, scorer)
+        found |= judged_lists(retriever, dataset, job.budget.judged, scorer)
     return found
 
 
 def _task(job: Job, scorer: Scorer, dataset: Dataset, retriever: Scorer | None) -> Task:
     where = (dataset, job.budget.hyper, CPU)
     choices = SETS[job.data_set].choices
-    if job.model in RETRIEVERS:
+    if retrieves(job.model):
         return (ChoiceRetrievalTask if choices else RetrievalTask)(scorer, *where)
     if choices:
         assert retriever is not None
         some = job.budget.drawn, job.budget.queries
-        return ChoiceRankTask(scorer, retriever, *where, None, *some)
+        return ChoiceRankTask(scorer, retriever, *where, None, *some, sharpness=1.0)
     task = RankTask(scorer, *where)
     task.meet_unknowns = SETS[job.data_set].unknowns
     return task
@@ -164,23 +165,23 @@ def judged_lists(
     items = catalogue(dataset, CPU)
     states = item_states(retriever, items)
     ranked = None if ranker is None else item_states(ranker, items)
-    deep, places = [], []
+    deep, listed = [], []
     with torch.inference_mode():
         for at in range(0, len(asked), 256):
             dense, ids, chosen, _ = asked.rows[at : at + 256]
             scores = retriever.user(dense, ids) @ states.t()
             own = scores.gather(1, chosen[:, None])
             scores[asked.seen(at, at + 256)] = -torch.inf
-            place = (scores > own).sum(1).float()
+            place = places(scores, own)
             deep.append(place)
             if ranker is not None and ranked is not None:
                 rows = scores.topk(min(RANKED, scores.shape[1]), dim=1).indices
                 logits = pair_logits(ranker, ranker.user(dense, ids), ranked, rows)
                 there = rows == chosen[:, None]
                 mine = logits.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
-                place = torch.where(there.any(1), (logits > mine).sum(1).float(), torch.inf)
-            places.append(place)
-    found = {"ndcg_at_10": float(ndcg(torch.cat(places)).mean()), "queries": len(asked)}
+                place = torch.where(there.any(1), places(logits, mine), torch.inf)
+            listed.append(place)
+    found = {"ndcg_at_10": float(ndcg(torch.cat(listed)).mean()), "queries": len(asked)}
     if ranker is None:
         found["recall_at_100"] = float((torch.cat(deep) < 100).double().mean())
     return found

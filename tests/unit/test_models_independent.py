@@ -40,6 +40,7 @@ REFERENCES = [
     of("mf", deepctr.mf, factors=8),
     of("youtube", rechub.youtube, width=8, feature_width=8, hidden=(16, 12)),
     of("sasrec", rechub.sasrec, width=8, blocks=2),
+    of("sasrec", rechub.sasrec, width=8, blocks=2, features=False),
     of("gru4rec", torch_layers.gru4rec, width=8, layers=2),
     of("logistic", deepctr.logistic),
     of("dlrm", formulas.dlrm, bottom=(8, 6), top=(12, 8)),

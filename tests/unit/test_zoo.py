@@ -9,7 +9,7 @@ import pytest
 
 from cascade.models import MODELS
 from perf.zoo import claims, report
-from perf.zoo.sets import NO_MODELS, RETRIEVERS, SETS, named
+from perf.zoo.sets import NO_MODELS, RETRIEVERS, SETS, TEXTBOOK, named
 
 ROWS = {"auc": 0.75, "normalized_entropy": 0.9, "calibration": 1.0, "parameters": 1000}
 SERVED = {"served": True, "parity_max_abs": 1e-7, "bytes_per_item": 64.0, "rows_per_s": 5000.0}
@@ -26,6 +26,7 @@ def figures(model: str, **changed: Any) -> dict[str, Any]:
 def found() -> dict[str, dict[str, Any]]:
     movielens = {model: figures(model) for model in SETS["movielens"].models()}
     movielens["sasrec"] = figures("sasrec", recall_at_100=0.33)
+    movielens[TEXTBOOK] = figures("two_tower", recall_at_100=0.22)
     planted = {model: figures(model, best_auc=0.755) for model in claims.NEAR_BEST}
     tasks = {
         "mmoe": {**figures("mmoe"), "auc_click": 0.7, "auc_revenue": 0.69},
@@ -49,6 +50,7 @@ def test_the_claims_of_known_figures() -> None:
     checked = {claim["key"]: (claim["figure"], claim["holds"]) for claim in summary["claims"]}
     assert checked["models"] == (len(MODELS) - len(NO_MODELS) - 1, True)  # shared_bottom is missing
     assert checked["sasrec_recall100_over_two_tower"] == (pytest.approx(1.1), True)
+    assert checked["sasrec_recall100_over_two_tower_default"] == (pytest.approx(1.5), True)
     assert checked["din_ndcg10_over_dlrm"] == (1.0, True)
     assert checked["dcnv2_auc_gap"] == (pytest.approx(0.005), True)
     assert checked["mmoe_auc_gap"] == (pytest.approx(0.004), True)

@@ -25,12 +25,13 @@ class SASRecConfig:
     blocks: int = 2
     heads: int = 2
     dropout: float = 0.2
+    features: bool = True  # whether an item's other features, and a bias, are part of its vector
 
 
 PRESETS = {
     "default": SASRecConfig(),
-    # Section IV-D: two blocks, one head, 50 numbers, dropout 0.2 on MovieLens-1M.
-    "paper": SASRecConfig(width=50, heads=1),
+    # Section IV-D: two blocks, one head, 50 numbers, dropout 0.2 on MovieLens-1M, ids alone.
+    "paper": SASRecConfig(width=50, heads=1, features=False),
     "tiny": SASRecConfig(width=4, blocks=1, heads=2, dropout=0.0),
 }
 
@@ -59,8 +60,9 @@ class Block(nn.Module):
 
 class SASRec(Retriever):
     """The state of a user is that of the last place, and the state of an item its vector, by the
-    table that the sequence reads, too. It needs neither the user's id nor other features.
-    U = V = width.
+    table that the sequence reads, too. It needs neither the user's id nor other features of the
+    user. U = V = width; with `features` one more: the last number of an item's state is its bias,
+    that of a user's is 1. An item that nobody met yet is then where its features are.
 
         >>> from cascade.models.example import SHOP, rows
         >>> model = SASRec(SHOP, PRESETS["paper"]).eval()
@@ -73,10 +75,17 @@ class SASRec(Retriever):
 
     def __init__(self, schema: Schema, config: SASRecConfig) -> None:
         super().__init__(schema)
-        self.user_width = self.item_width = config.width
+        self.features = config.features
+        self.user_width = self.item_width = config.width + self.features
         self.met = met(schema)
-        self.items = Embeddings([self.met.item], config.width)
+        of_item = schema.ids("item") if self.features else [self.met.item]
+        self.items = Embeddings(of_item, config.width)
+        self.first = self.items.first_row(self.met.item)
         nn.init.normal_(self.items.table.weight, std=config.width**-0.5)
+        if self.features:
+            self.bias = Embeddings([self.met.item], 1)
+            nn.init.zeros_(self.bias.table.weight)
+            self.numbers = nn.Linear(schema.dense_width("item"), config.width, bias=False)
         places = self.met.sequence.length
         self.places = nn.Parameter(torch.randn(places, config.width) * config.width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
@@ -90,10 +99,13 @@ class SASRec(Retriever):
     def user_parts(self) -> tuple[str, ...]:
         return ("places", "blocks", "last", "causal")
 
+    def item_parts(self) -> tuple[str, ...]:
+        return ("bias", "numbers") if self.features else ()
+
     def user(self, dense: Tensor, ids: Tensor) -> Tensor:
         members = column(self.schema, self.met.sequence, ids)  # [B, L], the newest last
         there = members > 0
-        x = self.items.table(members) * self.places.shape[1] ** 0.5 + self.places
+        x = self.items.table(members + self.first) * self.places.shape[1] ** 0.5 + self.places
         x = self.dropout(x) * there.unsqueeze(2)
         allowed = self.causal & there.unsqueeze(1)  # [B, L, L]
         for block in self.blocks[:-1]:
@@ -101,8 +113,13 @@ class SASRec(Retriever):
         # Of the last block, the last place alone is read.
         found: Tensor = self.blocks[-1](x[:, -1:], x, allowed[:, -1:])
         vector: Tensor = self.last(found * there[:, -1:].unsqueeze(2)).squeeze(1)
-        return vector
+        return torch.cat((vector, torch.ones_like(vector[:, :1])), 1) if self.features else vector
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
-        vectors: Tensor = self.items(column(self.schema, self.met.item, ids)).flatten(1)
-        return vectors
+        own = column(self.schema, self.met.item, ids)
+        vector: Tensor = self.items(ids if self.features else own).sum(1)
+        if not self.features:
+            return vector
+        if self.schema.dense("item"):
+            vector = vector + self.numbers(dense)
+        return torch.cat((vector, self.bias(own).flatten(1)), dim=1)

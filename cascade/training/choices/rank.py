@@ -20,7 +20,16 @@ from torch.nn import functional
 from cascade.data.dataset import Batch, Dataset
 from cascade.models.blend import Blend
 from cascade.models.scorer import Scorer
-from cascade.training.choices.rows import QUERIES, Chosen, Queries, gains, measures, ndcg, seen
+from cascade.training.choices.rows import (
+    QUERIES,
+    Chosen,
+    Queries,
+    gains,
+    measures,
+    ndcg,
+    places,
+    seen,
+)
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.negatives import Negatives, validation
 from cascade.training.tasks import (
@@ -43,7 +52,7 @@ NEAR = 500  # items that the retriever puts first, of which negatives are drawn
 DRAWN = 32  # negatives of a positive
 RANK_QUERIES = 3 * QUERIES  # of validation: a ranker changes less than their noise of a list
 RANKED = 200  # candidates of a validation query
-SHARPNESS = 30.0  # where training starts: how much sharper a choice is than the chance of a label
+SHARPNESS = 30.0  # of a ranker that begins with the retriever's order
 
 
 def usual(dataset: Dataset, model: Scorer, device: torch.device) -> Tensor:
@@ -82,6 +91,8 @@ class ChoiceRankTask(Task):
         negatives: drawn beside rows for the cross-entropy, where the log has no label 0.
         drawn: how many items of the list stand beside a choice.
         queries: of validation, by which the ranker is judged.
+        sharpness: where training starts: how much sharper a choice is than the chance of a label;
+            1 for a ranker that begins with nothing.
     """
 
     trained = True
@@ -96,10 +107,11 @@ class ChoiceRankTask(Task):
         negatives: Negatives | None = None,
         drawn: int = DRAWN,
         queries: int = RANK_QUERIES,
+        sharpness: float = SHARPNESS,
     ) -> None:
         self.scorer, self.retriever, self.drawn = scorer, retriever, drawn
         self.hyper, self.device = hyper, device
-        module = WithNumber(scorer, SHARPNESS).to(device)
+        module = WithNumber(scorer, sharpness).to(device)
         self.module: nn.Module = module
         self.sharpness = module.number
         self.items, self.negatives = catalogue(dataset, device), negatives
@@ -190,9 +202,9 @@ class ChoiceRankTask(Task):
         """NDCG@10 of the retriever's candidates in the ranker's order, and the loss on labels. The
         objective has to be better than at the start by more than noise: by two standard errors of
         the difference, over the queries."""
-        places = self._places()
-        found = measures(places)
-        apart = gains(places) - self.begun
+        found_at = self._places()
+        found = measures(found_at)
+        apart = gains(found_at) - self.begun
         found["objective"] += 2 * float(apart.std(correction=0)) / len(apart) ** 0.5
         return {**found, **of_rows(self.scorer, self.labelled, self.items, self.device)}
 
@@ -201,8 +213,7 @@ class ChoiceRankTask(Task):
         by the ranker's."""
         logits = self._logits() if logits is None else logits
         score = logits.masked_fill(~self.own, -torch.inf).amax(1, keepdim=True)
-        place = (logits > score).sum(1).float()
-        return torch.where(self.own.any(1), place, torch.inf)
+        return torch.where(self.own.any(1), places(logits, score), torch.inf)
 
     def _logits(self) -> Tensor:
         """[Q, RANKED]: of each query's candidates."""

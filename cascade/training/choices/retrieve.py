@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.choices.rows import Chosen, Queries, measures
+from cascade.training.choices.rows import Chosen, Queries, measures, places
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.tasks import Rows, catalogue, item_states, labelled
 from cascade.training.unknowns import Unknowns
 
 ALL = 32_768  # items of a catalogue that are candidates of every batch; of a larger one, this many
 VECTOR_DROPOUT = 0.2  # of a user's vector
+TEMPERATURE = 1 / 16  # of cosines, in a softmax over a catalogue
 
 
 class ChoiceRetrievalTask(Task):
@@ -58,7 +59,7 @@ class ChoiceRetrievalTask(Task):
         (dense, ids, chosen, _), candidates, item_ids = batch
         user = self.scorer.user(dense, ids) * self._dropout(len(dense), step)
         items = self.scorer.item(self.items[candidates][0], item_ids)
-        logits = user @ items.t()
+        logits = user @ items.t() / (TEMPERATURE if self.scorer.unit_vectors else 1)
         if not len(chosen):  # all of these rows are too old
             return logits.sum()
         return functional.cross_entropy(logits, torch.searchsorted(candidates, chosen))
@@ -72,11 +73,11 @@ class ChoiceRetrievalTask(Task):
     def validate(self) -> dict[str, float]:
         """NDCG@10 and recall@100 of the lists of the whole catalogue without what was seen."""
         states = item_states(self.scorer, self.items)
-        places = []
+        found = []
         for at in range(0, len(self.queries), 256):
             dense, ids, chosen, _ = self.queries.rows[at : at + 256]
             scores = self.scorer.user(dense, ids) @ states.t()
             own = scores.gather(1, chosen[:, None])
             scores[self.queries.seen(at, at + 256)] = -torch.inf
-            places.append((scores > own).sum(1))
-        return measures(torch.cat(places).float())
+            found.append(places(scores, own))
+        return measures(torch.cat(found))

@@ -125,6 +125,14 @@ def seen(log: Seen, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(row), torch.from_numpy(items)
 
 
+def places(scores: Tensor, own: Tensor) -> Tensor:
+    """[Q]: where lists of these scores [Q, K] have the item whose score is `own` [Q, 1], from 0.
+    Items of one score share the middle of their places, so that a model that tells nothing gains
+    nothing."""
+    before, equal = (scores > own).sum(1), (scores == own).sum(1)
+    return before + (equal - 1).clamp(min=0) / 2
+
+
 def measures(places: Tensor) -> dict[str, float]:
     """Of the places, from 0, at which lists have the items chosen."""
     top, deep = LISTS

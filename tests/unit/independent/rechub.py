@@ -109,7 +109,7 @@ def youtube(scorer: YouTube, rows: Rows) -> Tensor:
 def sasrec(scorer: SASRec, rows: Rows) -> Tensor:
     """Their sequences begin at the first place, ours end at the last one: users with as many
     members are a batch, in front of pads that no member sees. Nothing is known of a user without
-    members but the bias of the last normalisation."""
+    members but the bias of the last normalisation. An item's features and bias they do not have."""
     ids, places_of = rows.of("bought"), scorer.places
     counts = (ids > 0).sum(1)
     users = scorer.last.bias.repeat(len(ids), 1)
@@ -119,7 +119,16 @@ def sasrec(scorer: SASRec, rows: Rows) -> Tensor:
         padded = nn.functional.pad(last, (0, 2))  # theirs fails for a single place
         model = _sasrec(scorer, nn.functional.pad(places_of[-count:], (0, 0, 0, 2)))
         users[among] = model({"seq": padded})
-    return (users * rows_of(scorer.items, "product")[rows.of("product").squeeze(1)]).sum(1)
+    product = rows.of("product").squeeze(1)
+    items = rows_of(scorer.items, "product")[product].clone()
+    if not scorer.features:
+        return (users * items).sum(1)
+    for feature in (f for f in SCHEMA.ids("item") if f.name != "product"):
+        for place, members in enumerate(rows.members(feature.name)):
+            vectors = rows_of(scorer.items, feature.name)[members]
+            items[place] += vectors.sum(0) / max(1, len(members))
+    items += rows.of("price") * scorer.numbers.weight.squeeze(1)
+    return (users * items).sum(1) + rows_of(scorer.bias, "product")[product].squeeze(1)
 
 
 def _sasrec(scorer: SASRec, positions: Tensor) -> Any:
