@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cascade.models import build, preset
-from cascade.models.dlrm import DLRM
 from cascade.models.scorer import Scorer
+from cascade.models.scoring.dlrm import DLRM
 from cascade.schema import Schema
 
 

@@ -4,15 +4,17 @@ A new model of this repository is a module with a `Scorer`, its configuration an
 one line below. `tests/unit/test_models.py` holds every registered model to the contract.
 """
 
-from cascade.models import blend, dlrm, logistic, two_tower
+from cascade.models import blend
 from cascade.models.registry import MODELS, build, parse, preset, register
-from cascade.models.retrieval import gru4rec, mf, sasrec, youtube
+from cascade.models.retrieval import gru4rec, mf, sasrec, two_tower, youtube
 from cascade.models.scoring import (
     autoint,
     dcn,
     dcnv2,
     deepfm,
     din,
+    dlrm,
+    logistic,
     mlp,
     mmoe,
     ncf,

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cascade.models import dlrm
 from cascade.models.covisitation import CoVisitation, CoVisitationConfig
-from cascade.models.logistic import LogisticConfig, LogisticRegression
 from cascade.models.registry import build
+from cascade.models.retrieval.two_tower import TwoTower
 from cascade.models.scorer import Scorer
-from cascade.models.two_tower import TwoTower
+from cascade.models.scoring import dlrm
+from cascade.models.scoring.logistic import LogisticConfig, LogisticRegression
 from cascade.schema import Schema
 
 

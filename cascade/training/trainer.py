@@ -15,9 +15,9 @@ from cascade.data.dataset import Dataset
 from cascade.data.source import DataError, Log
 from cascade.models import build, contract, preset
 from cascade.models.blend import Blend, BlendConfig
-from cascade.models.logistic import LogisticRegression
 from cascade.models.registry import MODELS, Recipe
 from cascade.models.scorer import Scorer
+from cascade.models.scoring.logistic import LogisticRegression
 from cascade.spec import PRERANK, RANK, RETRIEVE, Sizes
 from cascade.training import bundle, checkpoint
 from cascade.training.choices import ease

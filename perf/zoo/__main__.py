@@ -31,6 +31,7 @@ from perf.zoo import claims, pool, report, serve, train
 from perf.zoo.sets import ALONE, FRONT, SERVED_ON, SETS, SEVERAL, TEXTBOOK, retrieves
 from perf.zoo.train import Job
 
+QUICK_ROUNDS = 1
 Results = dict[str, dict[str, dict[str, Any]]]  # by data set, by model
 
 
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = [m for m in found[name] if m in MODELS] if name == served_on else []
         if SETS[name].several:
             models = [model for model in SEVERAL if model in found[name]]
-        _serve({model: found[name][model] for model in models}, args.out / name, data[name])
+        some = {model: found[name][model] for model in models}
+        _serve(some, args.out / name, data[name], QUICK_ROUNDS if args.quick else serve.ROUNDS)
     seconds = round(time.monotonic() - started, 1)
     summary = claims.summary(found, served_on) | {"seconds": seconds, "quick": args.quick}
     write_json(args.out / "summary.json", summary)
@@ -112,7 +114,7 @@ def _front(name: str, model: str, folder: Path) -> Path | None:
     return folder.parent / "models" / FRONT if ordered else None
 
 
-def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
+def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path, rounds: int) -> None:
     """Export, time and serve models of one data set."""
     if not found:
         return
@@ -123,7 +125,7 @@ def _serve(found: dict[str, dict[str, Any]], folder: Path, data: Path) -> None:
         found[model] |= figures
     for model, figures in tqdm(found.items(), "time and serve", unit=" models"):
         if not retrieves(model):
-            figures |= serve.timed(place, model)
+            figures |= serve.timed(place, model, rounds)
         figures |= serve.served(place, model)
 
 

@@ -82,7 +82,7 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
             checked += [
                 Checked(
                     f"sasrec_recall100_over_{other.replace(':', '_')}",
-                    f"recall@100 on {name}",
+                    f"recall@100 on {name}, beside {other}",
                     _ratio(recall, "sasrec", other),
                     *(">=", SEQUENCE),
                 )
@@ -90,7 +90,7 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
             ] + [
                 Checked(
                     "din_ndcg10_over_dlrm",
-                    f"NDCG@10 on {name}",
+                    f"NDCG@10 on {name}, beside dlrm",
                     _ratio(ndcg, "din", "dlrm"),
                     *(">=", 1.0),
                 ),

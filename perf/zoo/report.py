@@ -54,7 +54,7 @@ def text(summary: Mapping[str, Any]) -> str:
         lines = "\n".join(f"- `{name}`: {kept}" for name, kept in slow.items())
         parts.append(
             "Where the split form is less than 1.5 times as fast as the flat one, this is computed "
-            f"per candidate:\n\n{lines}"
+            f"per candidate; `--flat` exports the flat form:\n\n{lines}"
         )
     return "\n\n".join(parts) + "\n"
 

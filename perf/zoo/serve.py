@@ -107,7 +107,7 @@ def _kept(split: dict[str, Any] | None) -> dict[str, Any]:
     return {"multiply_adds": split["multiply_adds"], "kept": split["kept"]}
 
 
-def timed(place: Place, model: str) -> dict[str, Any]:
+def timed(place: Place, model: str, rounds: int = ROUNDS) -> dict[str, Any]:
     """The rank stage for one user and 200 candidates, split and flat in turn, on one thread of this
     process: microseconds, and the median of the ratios."""
     source = Source.load(place.shared)
@@ -118,7 +118,7 @@ def timed(place: Place, model: str) -> dict[str, Any]:
         asked.append((dense[user : user + 1], ids[user : user + 1], rows))
     stages = {flat: _opened(_repository(place, model, flat)) for flat in (False, True)}
     rates: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(WARM_UP + ROUNDS):
+    for number in range(WARM_UP + rounds):
         for flat in (False, True) if number % 2 else (True, False):
             rate = per_second(partial(_call, stages[flat]), asked, 7 * number)
             if number >= WARM_UP:

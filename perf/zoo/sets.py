@@ -33,7 +33,7 @@ class Budget:
 
     hyper: Hyperparameters
     drawn: int = 8
-    queries: int = 2_000
+    queries: int = 1_000
     judged: int = 50_000
 
     def quick(self) -> Budget:
@@ -67,7 +67,7 @@ class DataSet:
         """What `--data` names."""
         if self.folder:
             return f"{self.spec}:{shared / self.folder}"
-        size = "rows=4000,items=500" if quick else "rows=350000,items=20000"
+        size = "rows=4000,items=500" if quick else "rows=4000000,items=20000"
         return f"{self.spec}:{size}{',tasks=3' if self.several else ''}"
 
     def models(self) -> list[str]:
@@ -104,11 +104,17 @@ SETS = {
     ),
     "synthetic": DataSet(
         "synthetic",
-        retrieve=Budget(Hyperparameters(512, 1, lr=1e-3, embedding_lr=2e-2)),
-        rank=Budget(Hyperparameters(512, 2, lr=1e-3, embedding_lr=1e-2, validations=4)),
+        retrieve=Budget(Hyperparameters(512, 0.25, lr=1e-3, embedding_lr=2e-2)),
+        rank=Budget(
+            Hyperparameters(512, 1, lr=1e-3, embedding_lr=3e-3, weight_decay=0.1, validations=4)
+        ),
     ),
 }
-SETS["tasks"] = replace(SETS["synthetic"], several=True)
+SETS["tasks"] = replace(
+    SETS["synthetic"],
+    rank=Budget(Hyperparameters(512, 1, lr=2e-3, embedding_lr=3e-3, validations=4)),
+    several=True,
+)
 
 
 def retrieves(name: str) -> bool:

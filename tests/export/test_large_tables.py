@@ -20,8 +20,8 @@ import torch
 
 from cascade.artifact import Description, Mapped
 from cascade.config import Serving
-from cascade.models import dlrm, logistic
 from cascade.models.scorer import Scorer
+from cascade.models.scoring import dlrm, logistic
 from cascade.runtime.load import load_graph
 from cascade.schema import Feature, Schema
 from cascade.spec import RANK, RETRIEVE, Sizes, stages

@@ -13,7 +13,7 @@ import pytest
 from cascade.artifact import ONNX_FILE, Description
 from cascade.config import Serving
 from cascade.data.criteo import SCHEMA as RAW_CRITEO
-from cascade.models.dlrm import DLRM, PRESETS
+from cascade.models.scoring.dlrm import DLRM, PRESETS
 from cascade.release import read_release
 from cascade.runtime.load import load_graph
 from cascade.schema import Schema

@@ -14,7 +14,7 @@ from cascade.data.seen import Seen
 from cascade.models import build
 from cascade.models.blend import Blend, BlendConfig
 from cascade.models.contract import check
-from cascade.models.two_tower import TwoTowerConfig
+from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.training.choices import retrieve
 from cascade.training.choices.rank import ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from cascade.models import MODELS, build, dlrm, parse, preset, register, scorer
+from cascade.models import MODELS, build, parse, preset, register, scorer
 from cascade.models.contract import ContractError, check, check_retriever, without
 from cascade.models.example import SHOP
 from cascade.models.registry import ModelError
 from cascade.models.scorer import EXACT, Scorer
+from cascade.models.scoring import dlrm
 from cascade.schema import Feature, Schema
 from tests import example_models
 from tests.example_models import AnyNames, Config, Textbook, TwoTasks
@@ -214,7 +215,7 @@ OWN = "tests.example_models"
         ("dlrm:small", ("dlrm", "small")),
         (f"{OWN}:Textbook", (f"{OWN}:Textbook", "default")),
         (f"{OWN}:Textbook:wide", (f"{OWN}:Textbook", "wide")),
-        ("cascade.models.dlrm:DLRM:tiny", ("cascade.models.dlrm:DLRM", "tiny")),
+        ("cascade.models.scoring.dlrm:DLRM:tiny", ("cascade.models.scoring.dlrm:DLRM", "tiny")),
     ],
 )
 def test_a_model_and_its_preset_are_read(text: str, expected: tuple[str, str]) -> None:

@@ -14,7 +14,7 @@ from cascade.models import build
 from cascade.models.blend import Blend, BlendConfig
 from cascade.models.contract import check
 from cascade.models.covisitation import SLOTS, CoVisitation, CoVisitationConfig
-from cascade.models.two_tower import TwoTowerConfig
+from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.schema import Feature, Schema, SchemaError
 from cascade.training.choices.covisits import APART, PRIOR, CoVisits
 from cascade.training.choices.rank import ChoiceRankTask, usual

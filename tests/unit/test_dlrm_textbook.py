@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cascade.data import criteo
 from cascade.models import build, preset
-from cascade.models.dlrm import DLRM, PRESETS
+from cascade.models.scoring.dlrm import DLRM, PRESETS
 from cascade.schema import Schema, Side
 from tests.schemas import Rows, draw_rows, schemas
 

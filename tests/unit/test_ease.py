@@ -11,7 +11,7 @@ from cascade.data.seen import Events
 from cascade.evaluation.baselines import lists
 from cascade.models import build
 from cascade.models.embeddings import Embeddings
-from cascade.models.two_tower import TwoTowerConfig
+from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.schema import Feature
 from cascade.training.choices import ease
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from cascade.models import build
+from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.models.scorer import Scorer
-from cascade.models.two_tower import TwoTowerConfig
 from cascade.training import tasks
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.teaching import teach

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cascade.models.fields import Fields
-from cascade.models.logistic import LogisticConfig, LogisticRegression
 from cascade.models.scorer import Scorer, mlp, run_mlp
+from cascade.models.scoring.logistic import LogisticConfig, LogisticRegression
 from cascade.schema import Schema
 
 

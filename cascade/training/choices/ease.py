@@ -22,8 +22,8 @@ from cascade.data.dataset import Dataset
 from cascade.data.seen import Events, Seen
 from cascade.encoding import FIRST, Ids
 from cascade.errors import CascadeError
+from cascade.models.retrieval.two_tower import TwoTower
 from cascade.models.scorer import Scorer
-from cascade.models.two_tower import TwoTower
 from cascade.schema import Feature
 
 Floats = npt.NDArray[np.floating[Any]]

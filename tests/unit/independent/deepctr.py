@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from cascade.models.fields import Fields
 from cascade.models.layers import CrossLayer
-from cascade.models.logistic import LogisticRegression
 from cascade.models.retrieval.mf import MatrixFactorization
 from cascade.models.scoring.autoint import AutoInt
 from cascade.models.scoring.dcn import DCN
 from cascade.models.scoring.dcnv2 import DCNv2
 from cascade.models.scoring.deepfm import DeepFM
 from cascade.models.scoring.din import DIN, DiceMLP
+from cascade.models.scoring.logistic import LogisticRegression
 from cascade.models.scoring.mlp import MLP
 from cascade.models.scoring.wide_deep import WideDeep
 from cascade.schema import Feature

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cascade.models.dlrm import DLRM
 from cascade.models.embeddings import Embeddings
 from cascade.models.scoring.autoint import AutoInt
+from cascade.models.scoring.dlrm import DLRM
 from cascade.models.scoring.ncf import NeuMF
 from cascade.schema import Feature
 from tests.unit.independent.case import COUNT, SCHEMA, SIDES, Rows, rows_of

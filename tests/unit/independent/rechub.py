@@ -15,8 +15,8 @@ from torch_rechub.basic.features import DenseFeature, SequenceFeature, SparseFea
 from torch_rechub.models import matching
 
 from cascade.models.retrieval.sasrec import Block, SASRec
+from cascade.models.retrieval.two_tower import Tower, TwoTower
 from cascade.models.retrieval.youtube import YouTube
-from cascade.models.two_tower import Tower, TwoTower
 from cascade.schema import Feature, Side
 from tests.unit.independent.case import (
     BY_NAME,
