@@ -66,8 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (args.out / "models.md").write_text(text)
     report.draw(summary, args.out / "models.png")
     if args.docs:
-        (ROOT / "docs" / "models.md").write_text(text)
-        shutil.copyfile(args.out / "models.png", ROOT / "docs" / "models.png")
+        page = report.text(summary, "../perf/plots/models.png")
+        (ROOT / "docs" / "models.md").write_text(page)
+        shutil.copyfile(args.out / "models.png", ROOT / "perf" / "plots" / "models.png")
     print(f"\n{text}\n{seconds:.0f} s; figures: {args.out}/summary.json")
     return 0 if args.quick or summary["holds"] else 1
 

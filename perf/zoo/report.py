@@ -44,12 +44,12 @@ microseconds of one core for the rank stage of one user and 200 candidates, meas
 are of an item's state."""
 
 
-def text(summary: Mapping[str, Any]) -> str:
-    """The page."""
+def text(summary: Mapping[str, Any], image: str = "models.png") -> str:
+    """The page; `image` is where the picture lies beside it."""
     parts = [HEAD, _models(), "## Figures", HOW]
     for name, figures in summary["results"].items():
         parts += [f"### {name}", *_tables(figures)]
-    parts += ["![Quality against time](models.png)", "## Claims", _claims(summary)]
+    parts += [f"![Quality against time]({image})", "## Claims", _claims(summary)]
     if slow := summary["slow_splits"]:
         lines = "\n".join(f"- `{name}`: {kept}" for name, kept in slow.items())
         parts.append(
@@ -116,12 +116,13 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     """Quality of the rankers against the time of a request."""
     figures = summary["results"][summary["served_on"]]
     with picture(path, "Quality of a ranker against its time", (8.0, 5.0)) as axes:
-        for name, found in figures.items():
-            if not retrieves(name) and "split_us" in found:
-                axes.scatter(found["split_us"], found["auc"], s=24, color="tab:blue")
-                axes.annotate(
-                    name, (found["split_us"], found["auc"]), (4, 3), textcoords="offset points"
-                )
+        timed = {n: f for n, f in figures.items() if not retrieves(n) and "split_us" in f}
+        in_order = sorted(timed.items(), key=lambda one: float(one[1]["split_us"]))
+        for number, (name, found) in enumerate(in_order):
+            point = found["split_us"], found["auc"]
+            axes.scatter(*point, s=24, color="tab:blue")
+            above = (4, 3) if number % 2 else (4, -11)  # neighbours' names do not meet
+            axes.annotate(name, point, above, textcoords="offset points")
         axes.set_xscale("log")
         axes.set_xlabel("µs of one core for one user and 200 candidates, split form")
         axes.set_ylabel(f"AUC on {summary['served_on']}")
