@@ -52,6 +52,15 @@ class Attention(nn.Module):
         mixed: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return mixed
 
+    @torch.no_grad()
+    def begin_as_mean(self, times: float) -> None:
+        """Begin as about the mean of the keys, `times` as large, whatever the query."""
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.query.weight *= 0.1
+        self.out.weight *= times
+
     def _split(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, H, N, D / H]."""
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)

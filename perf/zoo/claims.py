@@ -10,7 +10,7 @@ from typing import Any
 from cascade.models import MODELS as REGISTERED
 from perf.harness.table import RELATIONS
 from perf.zoo.serve import SPEEDUP
-from perf.zoo.sets import ALONE, FRONT, SETS, SEVERAL, TEXTBOOK, retrieves
+from perf.zoo.sets import ALONE, FRONT, SETS, SEVERAL, TEXTBOOK, named, retrieves
 
 MODELS, PARITY, GAP, TASK_GAP, SEQUENCE = 16, 1e-5, 0.01, 0.005, 1.05
 NEAR_BEST = ("dcnv2", "deepfm", "dlrm")  # on the planted clicks
@@ -82,7 +82,7 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
             checked += [
                 Checked(
                     f"sasrec_recall100_over_{other.replace(':', '_')}",
-                    f"recall@100 on {name}, beside {other}",
+                    f"recall@100 on {name}, beside {named(other, True)}",
                     _ratio(recall, "sasrec", other),
                     *(">=", SEQUENCE),
                 )

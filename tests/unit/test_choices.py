@@ -18,7 +18,7 @@ from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.training.choices import retrieve
 from cascade.training.choices.rank import ChoiceRankTask, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
-from cascade.training.choices.rows import Chosen, Queries, Recency, gains
+from cascade.training.choices.rows import Chosen, Queries, Recency, gains, seen
 from cascade.training.loop import Hyperparameters, fit
 from cascade.training.optimization.optimizers import make_optimizers
 from cascade.training.tasks import catalogue, item_states, labelled, row_logits
@@ -131,9 +131,13 @@ def test_the_loss_is_that_of_the_whole_catalogue(log, monkeypatch):
     task = ChoiceRetrievalTask(retriever(log), log, HYPER, CPU)
     task.unknown_items.share.clear()
     batch = next(task.batches(0, 0))
-    (dense, ids, chosen, _), candidates, _ = batch
+    (dense, ids, chosen, _), candidates, _, (row, place) = batch
     assert candidates.tolist() == list(range(log.item_count))
     logits = task.scorer.user(dense, ids) @ task.scorer.item(*task.items[:]).t()
+    for user in range(len(chosen)):  # without what the user had met
+        met = set(place[row == user].tolist()) - {int(chosen[user])}
+        logits[user, [*met]] = -torch.inf
+    assert torch.isinf(logits).any()
     torch.testing.assert_close(task.loss(batch, 0), functional.cross_entropy(logits, chosen))
 
 
@@ -141,9 +145,15 @@ def test_a_large_catalogue_is_sampled_with_the_items_chosen(log, monkeypatch):
     monkeypatch.setattr(retrieve, "ALL", 10)
     task = ChoiceRetrievalTask(retriever(log), log, HYPER, CPU)
     batch = next(task.batches(0, 0))
-    (_, _, chosen, _), candidates, ids = batch
+    (_, _, chosen, _), candidates, ids, met = batch
     assert set(chosen.tolist()) <= set(candidates.tolist())
     assert len(candidates) == len(ids) < log.item_count
+    _, whole = next(Chosen(log, HYPER.batch_size).batches(HYPER.seed, 0, 0))
+    pairs = set(
+        zip(*(part.tolist() for part in seen(task.queries.log, whole, "train")), strict=True)
+    )
+    found = set(zip(met[0].tolist(), candidates[met[1]].tolist(), strict=True))
+    assert found == {(row, item) for row, item in pairs if item in candidates}
     assert torch.isfinite(task.loss(batch, 0))
 
 

@@ -16,22 +16,25 @@ from cascade.models.layers import Attention
 from cascade.models.scorer import Retriever
 from cascade.schema import Schema
 
+AS_MUCH = 20.0  # times the mean of a user's items, beside the newest one itself, to begin with
+
 
 @dataclass(frozen=True)
 class SASRecConfig:
     """The sizes of the network; how many items it reads is the sequence's length in the schema."""
 
     width: int = 64
-    blocks: int = 2
+    blocks: int = 1
     heads: int = 2
     dropout: float = 0.2
-    features: bool = True  # whether an item's other features, and a bias, are part of its vector
+    features: bool = True  # whether it reads more than ids: the other features of items, and the
+    # numbers of users
 
 
 PRESETS = {
     "default": SASRecConfig(),
     # Section IV-D: two blocks, one head, 50 numbers, dropout 0.2 on MovieLens-1M, ids alone.
-    "paper": SASRecConfig(width=50, heads=1, features=False),
+    "paper": SASRecConfig(width=50, blocks=2, heads=1, features=False),
     "tiny": SASRecConfig(width=4, blocks=1, heads=2, dropout=0.0),
 }
 
@@ -45,6 +48,7 @@ class Block(nn.Module):
         width = config.width
         self.before_attention, self.before_network = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, config.heads)
+        self.attention.begin_as_mean(AS_MUCH)
         self.network = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )
@@ -62,7 +66,8 @@ class SASRec(Retriever):
     """The state of a user is that of the last place, and the state of an item its vector, by the
     table that the sequence reads, too. It needs neither the user's id nor other features of the
     user. U = V = width; with `features` one more: the last number of an item's state is its bias,
-    that of a user's is 1. An item that nobody met yet is then where its features are.
+    and a linear layer says, by the last place and the user's numbers, what the user's vector is and
+    how much the bias counts. An item that nobody met yet is then where its features are.
 
         >>> from cascade.models.example import SHOP, rows
         >>> model = SASRec(SHOP, PRESETS["paper"]).eval()
@@ -86,6 +91,9 @@ class SASRec(Retriever):
             self.bias = Embeddings([self.met.item], 1)
             nn.init.zeros_(self.bias.table.weight)
             self.numbers = nn.Linear(schema.dense_width("item"), config.width, bias=False)
+            self.count = len(schema.dense("user"))
+            self.head = nn.Linear(config.width + self.count, self.user_width)
+            nn.init.ones_(self.head.bias[-1:])
         places = self.met.sequence.length
         self.places = nn.Parameter(torch.randn(places, config.width) * config.width**-0.5)
         self.dropout = nn.Dropout(config.dropout)
@@ -97,7 +105,7 @@ class SASRec(Retriever):
     causal: Tensor
 
     def user_parts(self) -> tuple[str, ...]:
-        return ("places", "blocks", "last", "causal")
+        return ("places", "blocks", "last", "causal", *(("head",) if self.features else ()))
 
     def item_parts(self) -> tuple[str, ...]:
         return ("bias", "numbers") if self.features else ()
@@ -113,7 +121,9 @@ class SASRec(Retriever):
         # Of the last block, the last place alone is read.
         found: Tensor = self.blocks[-1](x[:, -1:], x, allowed[:, -1:])
         vector: Tensor = self.last(found * there[:, -1:].unsqueeze(2)).squeeze(1)
-        return torch.cat((vector, torch.ones_like(vector[:, :1])), 1) if self.features else vector
+        if self.features:
+            vector = self.head(torch.cat((vector, dense[:, : self.count]), dim=1))
+        return vector
 
     def item(self, dense: Tensor, ids: Tensor) -> Tensor:
         own = column(self.schema, self.met.item, ids)

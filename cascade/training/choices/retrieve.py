@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cascade.data.dataset import Dataset
 from cascade.models.scorer import Scorer
-from cascade.training.choices.rows import Chosen, Queries, measures, places
+from cascade.training.choices.rows import Chosen, Queries, measures, places, seen
 from cascade.training.loop import Hyperparameters, Task
 from cascade.training.tasks import Rows, catalogue, item_states, labelled
 from cascade.training.unknowns import Unknowns
@@ -20,10 +20,15 @@ ALL = 32_768  # items of a catalogue that are candidates of every batch; of a la
 VECTOR_DROPOUT = 0.2  # of a user's vector
 TEMPERATURE = 1 / 16  # of cosines, in a softmax over a catalogue
 
+Places = tuple[Tensor, Tensor]
+ChoiceBatch = tuple[Rows, Tensor, Tensor, Places]  # the candidates' rows of the catalogue [K], in
+# order, their ids [K, C], and what the rows' users had met: (row, place among the candidates)
+
 
 class ChoiceRetrievalTask(Task):
     """Softmax over the catalogue for the item that a user chose next.
 
+    What a user has met is no candidate, as it is none for a list, but for the item that was chosen.
     A catalogue of more than `ALL` items is sampled for each batch, half of it as the batch's own
     items, half uniformly, so that the loss stays within memory.
     """
@@ -43,8 +48,7 @@ class ChoiceRetrievalTask(Task):
         self.steps_per_epoch = self.rows.steps_per_epoch
         self.queries = Queries(dataset, device)
 
-    def batches(self, epoch: int, skip: int) -> Iterator[tuple[Rows, Tensor, Tensor]]:
-        """-> rows, the candidates' rows of the catalogue [K], their ids [K, C]."""
+    def batches(self, epoch: int, skip: int) -> Iterator[ChoiceBatch]:
         seed = self.hyper.seed
         for step, (_, chosen) in enumerate(self.rows.batches(seed, epoch, skip), skip):
             random = np.random.default_rng((seed, epoch, step, 1))
@@ -53,16 +57,28 @@ class ChoiceRetrievalTask(Task):
                 rows = np.unique(np.r_[chosen.item, random.choice(rows, ALL, replace=False)])
             candidates = torch.from_numpy(rows).to(self.device)
             ids = self.unknown_items.put(self.items[candidates][1], random)
-            yield labelled(chosen, self.device)[:], candidates, ids
+            met = self._among(candidates, seen(self.queries.log, chosen, "train"))
+            yield labelled(chosen, self.device)[:], candidates, ids, met
 
-    def loss(self, batch: tuple[Rows, Tensor, Tensor], step: int) -> Tensor:
-        (dense, ids, chosen, _), candidates, item_ids = batch
+    def _among(self, candidates: Tensor, met: Places) -> Places:
+        """Places (row, item of the catalogue) -> (row, place among the candidates), without the
+        items that are no candidates."""
+        row, item = (part.to(self.device) for part in met)
+        place = torch.searchsorted(candidates, item).clamp(max=len(candidates) - 1)
+        there = candidates[place] == item
+        return row[there], place[there]
+
+    def loss(self, batch: ChoiceBatch, step: int) -> Tensor:
+        (dense, ids, chosen, _), candidates, item_ids, met = batch
         user = self.scorer.user(dense, ids) * self._dropout(len(dense), step)
         items = self.scorer.item(self.items[candidates][0], item_ids)
         logits = user @ items.t() / (TEMPERATURE if self.scorer.unit_vectors else 1)
         if not len(chosen):  # all of these rows are too old
             return logits.sum()
-        return functional.cross_entropy(logits, torch.searchsorted(candidates, chosen))
+        place = torch.searchsorted(candidates, chosen)
+        own = logits.gather(1, place[:, None])
+        logits = logits.index_put(met, logits.new_tensor(-torch.inf))
+        return functional.cross_entropy(logits.scatter(1, place[:, None], own), place)
 
     def _dropout(self, count: int, step: int) -> Tensor:
         """[B, D], of which a part is 0; the same for the same step."""

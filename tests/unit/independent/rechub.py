@@ -109,7 +109,7 @@ def youtube(scorer: YouTube, rows: Rows) -> Tensor:
 def sasrec(scorer: SASRec, rows: Rows) -> Tensor:
     """Their sequences begin at the first place, ours end at the last one: users with as many
     members are a batch, in front of pads that no member sees. Nothing is known of a user without
-    members but the bias of the last normalisation. An item's features and bias they do not have."""
+    members but the bias of the last normalisation. Features and bias they do not have."""
     ids, places_of = rows.of("bought"), scorer.places
     counts = (ids > 0).sum(1)
     users = scorer.last.bias.repeat(len(ids), 1)
@@ -128,7 +128,12 @@ def sasrec(scorer: SASRec, rows: Rows) -> Tensor:
             vectors = rows_of(scorer.items, feature.name)[members]
             items[place] += vectors.sum(0) / max(1, len(members))
     items += rows.of("price") * scorer.numbers.weight.squeeze(1)
-    return (users * items).sum(1) + rows_of(scorer.bias, "product")[product].squeeze(1)
+    numbers = torch.cat([rows.of(feature.name) for feature in SCHEMA.dense("user")], dim=1)
+    found = nn.functional.linear(
+        torch.cat((users, numbers), dim=1), scorer.head.weight, scorer.head.bias
+    )
+    bias = rows_of(scorer.bias, "product")[product]
+    return (found * torch.cat((items, bias), dim=1)).sum(1)
 
 
 def _sasrec(scorer: SASRec, positions: Tensor) -> Any:
