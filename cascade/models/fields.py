@@ -12,8 +12,6 @@ from cascade.errors import CascadeError
 from cascade.models.embeddings import Embeddings
 from cascade.schema import Feature, Schema, Side
 
-OF_NUMBERS = 0.1  # how large their vectors are to begin with, about as an id's of some hundred are
-
 
 class UnfitSchema(CascadeError):
     """A schema that lacks a feature without which a model is none."""
@@ -39,7 +37,7 @@ class Fields(nn.Module):
             for side, dense in self.dense.items():
                 if dense:
                     self.scales[side] = nn.Parameter(torch.empty(dense, width))
-                    nn.init.normal_(self.scales[side], std=OF_NUMBERS)
+                    nn.init.normal_(self.scales[side], std=0.01)
         self.width = self.numbers + self.count * width  # of `flat`
 
     def forward(

@@ -49,6 +49,7 @@ REFERENCES = [
     of("ncf", formulas.ncf, factors=6, hidden=(8, 4)),
     of("wide_deep", deepctr.wide_deep, hidden=(16, 8)),
     of("deepfm", deepctr.deepfm, hidden=(16, 8)),
+    of("deepfm", deepctr.deepfm, hidden=(16, 8), vectors_of_all=True),
     of("dcn", deepctr.dcn, hidden=(16, 8)),
     of("dcnv2", deepctr.dcnv2, structure="stacked", rank=0),
     of("dcnv2", deepctr.dcnv2, structure="stacked", rank=3, hidden=(16, 8)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cascade.models.fields import Fields
@@ -18,16 +19,18 @@ from cascade.schema import Schema
 
 @dataclass(frozen=True)
 class DeepFMConfig:
-    """The widths of all layers."""
+    """The widths of all layers, and how numbers enter: as themselves, by the first order and the
+    MLP, or, as in the paper, as vectors, by the products of pairs, too."""
 
     width: int = 16  # of every vector
     hidden: tuple[int, ...] = (256, 128)
+    vectors_of_all: bool = False
 
 
 PRESETS = {
     "default": DeepFMConfig(),
     # Section 3.1: vectors of 10, three layers of 400 units on Criteo.
-    "paper": DeepFMConfig(width=10, hidden=(400, 400, 400)),
+    "paper": DeepFMConfig(width=10, hidden=(400, 400, 400), vectors_of_all=True),
     "tiny": DeepFMConfig(width=4, hidden=(8,)),
 }
 
@@ -44,16 +47,20 @@ class DeepFM(Scorer):
     def __init__(self, schema: Schema, config: DeepFMConfig) -> None:
         super().__init__(schema)
         self.first_order = LogisticRegression(schema, LogisticConfig())
-        self.fields = Fields(schema, config.width, vectors_of_all=True)
-        self.deep = mlp((self.fields.count * config.width, *config.hidden, 1))
+        self.fields = Fields(schema, config.width, config.vectors_of_all)
+        self.vectors_of_all = config.vectors_of_all
+        numbers = 0 if config.vectors_of_all else self.fields.numbers
+        self.deep = mlp((numbers + self.fields.count * config.width, *config.hidden, 1))
 
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
     ) -> Tensor:
         row = user_dense, user_ids, item_dense, item_ids
-        _, vectors = self.fields(*row)  # [B, F, D]
+        numbers, vectors = self.fields(*row)  # [B, n], [B, F, D]
         total = vectors.sum(1)
         pairs = ((total * total) - (vectors * vectors).sum(1)).sum(1) / 2
-        deep = run_mlp(self.deep, vectors.flatten(1)).squeeze(1)
-        logits: Tensor = self.first_order(*row) + pairs + deep
+        x = vectors.flatten(1)
+        if self.fields.numbers and not self.vectors_of_all:
+            x = torch.cat((numbers, x), dim=1)
+        logits: Tensor = self.first_order(*row) + pairs + run_mlp(self.deep, x).squeeze(1)
         return logits
