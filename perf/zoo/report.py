@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from cascade.models import MODELS
 from perf.harness.table import number, picture, table
@@ -117,12 +122,27 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
     figures = summary["results"][summary["served_on"]]
     with picture(path, "Quality of a ranker against its time", (8.0, 5.0)) as axes:
         timed = {n: f for n, f in figures.items() if not retrieves(n) and "split_us" in f}
-        in_order = sorted(timed.items(), key=lambda one: float(one[1]["split_us"]))
-        for number, (name, found) in enumerate(in_order):
-            point = found["split_us"], found["auc"]
-            axes.scatter(*point, s=24, color="tab:blue")
-            above = (4, 3) if number % 2 else (4, -11)  # neighbours' names do not meet
-            axes.annotate(name, point, above, textcoords="offset points")
         axes.set_xscale("log")
+        for found in timed.values():
+            axes.scatter(found["split_us"], found["auc"], s=24, color="tab:blue")
+        axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+        points = [(found["split_us"], found["auc"]) for found in timed.values()]
+        taken = [Bbox([dot - 4, dot + 4]) for dot in axes.transData.transform(points)]
+        for name, found in timed.items():
+            taken.append(_label(axes, name, (found["split_us"], found["auc"]), taken))
         axes.set_xlabel("µs of one core for one user and 200 candidates, split form")
         axes.set_ylabel(f"AUC on {summary['served_on']}")
+
+
+def _label(axes: Axes, name: str, point: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
+    """Write a name beside its point, where it meets the fewest others and dots; -> its box."""
+    found: list[tuple[int, int, Annotation, Bbox]] = []
+    for y, (x, side) in product((5, -13, 15, -23), ((5, "left"), (-5, "right"), (0, "center"))):
+        text = axes.annotate(name, point, (x, y), textcoords="offset points", ha=side)
+        box = text.get_window_extent()
+        found.append((box.count_overlaps(taken), len(found), text, box))
+    _, _, best, box = min(found, key=lambda one: one[:2])
+    for *_, text, _ in found:
+        if text is not best:
+            text.remove()
+    return box
