@@ -21,19 +21,19 @@ class Fields(nn.Module):
     """(user, item) rows -> numbers [B, n] and vectors [B, F, D], the user's before the item's.
 
     A categorical has one vector, a bag or sequence the mean of its members'. With `vectors_of_all`,
-    a number has one, too: a learnt vector times the number (Song et al., CIKM 2019, section 4.2),
-    behind those of the ids of its side.
+    a number has one instead: a learnt vector times the number (Song et al., CIKM 2019, section
+    4.2), behind those of the ids of its side.
     """
 
     def __init__(self, schema: Schema, width: int, vectors_of_all: bool = False) -> None:
         super().__init__()
         self.dense = {side: len(schema.dense(side)) for side in SIDES}
         self.user, self.item = (Embeddings(schema.ids(side), width) for side in SIDES)
-        self.numbers = sum(self.dense.values())
+        self.numbers = 0 if vectors_of_all else sum(self.dense.values())
         self.count = len(schema.ids("user")) + len(schema.ids("item"))
         self.scales = nn.ParameterDict()
         if vectors_of_all:
-            self.count += self.numbers
+            self.count += sum(self.dense.values())
             for side, dense in self.dense.items():
                 if dense:
                     self.scales[side] = nn.Parameter(torch.empty(dense, width))
@@ -48,9 +48,10 @@ class Fields(nn.Module):
         for side, (table, dense, ids) in zip(SIDES, rows, strict=True):
             vectors.append(table(ids))
             if self.dense[side]:
-                numbers.append(dense)
                 if side in self.scales:
                     vectors.append(dense.unsqueeze(2) * self.scales[side])
+                else:
+                    numbers.append(dense)
         none = user_dense[:, :0]
         return torch.cat(numbers, dim=1) if numbers else none, torch.cat(vectors, dim=1)
 
@@ -58,10 +59,12 @@ class Fields(nn.Module):
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
     ) -> Tensor:
         """All of a row side by side, [B, n + F * D]."""
-        numbers, vectors = self(user_dense, user_ids, item_dense, item_ids)
-        return (
-            torch.cat((numbers, vectors.flatten(1)), dim=1) if self.numbers else vectors.flatten(1)
-        )
+        return self.beside(*self(user_dense, user_ids, item_dense, item_ids))
+
+    def beside(self, numbers: Tensor, vectors: Tensor) -> Tensor:
+        """The same, of what a call returned."""
+        x = vectors.flatten(1)
+        return torch.cat((numbers, x), dim=1) if self.numbers else x
 
 
 SIDES: tuple[Side, Side] = ("user", "item")

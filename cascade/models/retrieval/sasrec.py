@@ -67,7 +67,7 @@ class SASRec(Retriever):
     table that the sequence reads, too. It needs neither the user's id nor other features of the
     user. U = V = width; with `features` one more: the last number of an item's state is its bias,
     and a linear layer says, by the last place and the user's numbers, what the user's vector is and
-    how much the bias counts. An item that nobody met yet is then where its features are.
+    how much the bias counts. An item that no user met yet is then where its features are.
 
         >>> from cascade.models.example import SHOP, rows
         >>> model = SASRec(SHOP, PRESETS["paper"]).eval()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cascade.models.fields import Fields
@@ -48,9 +47,7 @@ class DeepFM(Scorer):
         super().__init__(schema)
         self.first_order = LogisticRegression(schema, LogisticConfig())
         self.fields = Fields(schema, config.width, config.vectors_of_all)
-        self.vectors_of_all = config.vectors_of_all
-        numbers = 0 if config.vectors_of_all else self.fields.numbers
-        self.deep = mlp((numbers + self.fields.count * config.width, *config.hidden, 1))
+        self.deep = mlp((self.fields.width, *config.hidden, 1))
 
     def forward(
         self, user_dense: Tensor, user_ids: Tensor, item_dense: Tensor, item_ids: Tensor
@@ -59,8 +56,6 @@ class DeepFM(Scorer):
         numbers, vectors = self.fields(*row)  # [B, n], [B, F, D]
         total = vectors.sum(1)
         pairs = ((total * total) - (vectors * vectors).sum(1)).sum(1) / 2
-        x = vectors.flatten(1)
-        if self.fields.numbers and not self.vectors_of_all:
-            x = torch.cat((numbers, x), dim=1)
-        logits: Tensor = self.first_order(*row) + pairs + run_mlp(self.deep, x).squeeze(1)
+        deep = run_mlp(self.deep, self.fields.beside(numbers, vectors)).squeeze(1)
+        logits: Tensor = self.first_order(*row) + pairs + deep
         return logits

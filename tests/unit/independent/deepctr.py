@@ -163,11 +163,11 @@ def wide_deep(scorer: WideDeep, rows: Rows) -> Tensor:
 
 def deepfm(scorer: DeepFM, rows: Rows) -> Tensor:
     width, hidden = scorer.fields.user.width, [layer.out_features for layer in scorer.deep][:-1]
-    described = columns(width, numbers=not scorer.vectors_of_all)
+    described = columns(width, numbers=bool(scorer.fields.numbers))
     model = models.DeepFM(described, described, True, hidden, task="regression")
     fill_tables(model, scorer.fields)
     fill_wide(model, scorer.first_order)
-    layout = vector_layout(width) if scorer.vectors_of_all else row_layout(width)
+    layout = row_layout(width) if scorer.fields.numbers else vector_layout(width)
     at = places(layout, order(described))
     fill_deep(model, scorer.deep, at, scorer.first_order.bias)
     return run(model, rows)
