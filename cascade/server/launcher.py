@@ -24,7 +24,16 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.client import channel
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
-from cascade.server import arguments, binaries, cleanup, probe, process, security, shell
+from cascade.server import (
+    arguments,
+    binaries,
+    cleanup,
+    probe,
+    process,
+    security,
+    shell,
+    starved,
+)
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
 from cascade.server.security import HeldTls, ServerTls, TrustedKeys
@@ -91,6 +100,7 @@ class Server:
     _shared: dict[str, cleanup.Shared] = field(default_factory=dict, init=False, repr=False)
     _python: Path = field(default=Path(os.devnull), init=False)  # the workers' python3 is in it
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _watch: starved.Watch | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.repository = self.repository.resolve()
@@ -217,6 +227,7 @@ class Server:
                 ),
                 start_new_session=True,  # a Ctrl-C reaches the launcher alone, which stops it
             )
+        self._watch = starved.Watch(self._process.pid, self.name)
 
     def cancel(self) -> None:
         """Make `start` fail and `Supervisor.watch` return soon. A signal handler may call this: an
@@ -241,6 +252,9 @@ class Server:
             return process.end(self._process, max(0.0, left_s))
         finally:
             self._process = None
+            if self._watch is not None:
+                self._watch.stop()
+            self._watch = None
             if self._log is not None:
                 self._log.close()
             self._log = None
@@ -257,8 +271,10 @@ class Server:
                     raise ServerError("cancelled while it was starting")
                 code = self._running.poll()
                 if code is not None:
-                    kind = process.CrashError if -code in process.CRASHES else ServerError
-                    raise kind(process.ended(code, said := self.log_excerpt()), said)
+                    said = self.log_excerpt()
+                    again = -code in process.CRASHES or starved.GIVEN_UP in said
+                    kind = process.CrashError if again else ServerError
+                    raise kind(process.ended(code, said), said)
                 try:
                     if self._answers(client):
                         return

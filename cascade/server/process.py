@@ -68,7 +68,8 @@ class ServerError(CascadeError):
 
 
 class CrashError(ServerError):
-    """tritonserver ended by one of the signals `CRASHES`, or hung while it started."""
+    """tritonserver ended by one of the signals `CRASHES`, hung while it started, or gave up a
+    worker (`cascade.server.starved`)."""
 
 
 class ServerLog:

@@ -32,7 +32,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade import pbtxt
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
-from cascade.server import cleanup, probe, workers
+from cascade.server import cleanup, probe, starved, workers
 from cascade.server.cleanup import RunFolderError
 from cascade.server.launcher import Server
 from cascade.server.surroundings import Surroundings
@@ -166,7 +166,7 @@ class Supervisor:
         try:
             # `recommend`, which says what is live, comes last.
             for model in sorted(changed, key=lambda m: (m.startswith(ENSEMBLE), m == ENSEMBLE, m)):
-                client.load_model(model, client_timeout=self._server.startup_timeout_s, **limits)
+                starved.load(client, model, client_timeout=self._server.startup_timeout_s, **limits)
             for model in removed:
                 client.unload_model(model, **limits)
         except InferenceServerException as error:
@@ -237,7 +237,7 @@ class Supervisor:
             # The ensembles, which clients ask, come after their members.
             for model in sorted(models, key=lambda model: (model.startswith(ENSEMBLE), model)):
                 config = self._differing_config(model) if model in beside else None
-                client.load_model(model, config=config, **limits)
+                starved.load(client, model, config=config, **limits)
         except InferenceServerException as error:
             if error.status() in (UNAVAILABLE, DEADLINE_EXCEEDED) and self._ends(client):
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from cascade import pbtxt
 from cascade.artifact import Array
 from cascade.client import channel
-from cascade.client.errors import UNAVAILABLE
+from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
 from cascade.errors import CascadeError
+from cascade.server import starved
 from cascade.spec import CHALLENGER_SHARE, ENSEMBLE
 
-LOAD_TIMEOUT_S = 600.0
+LOAD_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 30.0
 FOLLOWS_S = 5.0  # until a server that copies its repository has a new configuration
 LOOK_S = 0.2
@@ -49,7 +51,7 @@ class Control:
         while True:
             late = time.monotonic() > start + (LOAD_TIMEOUT_S if signed else FOLLOWS_S)
             try:
-                seconds = self._call("load", model, self._client.load_model)
+                seconds = self._call("load", model, partial(starved.load, self._client))
                 if self._has(model, config):
                     return seconds
             except ControlError as error:
@@ -89,7 +91,14 @@ class Control:
         try:
             _asked(call, model, headers=self._headers, client_timeout=LOAD_TIMEOUT_S)
         except InferenceServerException as error:
-            raise ControlError(f"{self.url} did not {verb} {model}: {error.message()}") from error
+            reason = error.message()
+            if error.status() == DEADLINE_EXCEEDED:
+                reason = (
+                    f"it took more than {LOAD_TIMEOUT_S:g} s. A server that was not started by "
+                    "python -m cascade.server may wait for a worker that got no processor: start "
+                    "it again"
+                )
+            raise ControlError(f"{self.url} did not {verb} {model}: {reason}") from error
         return time.perf_counter() - start
 
     def ask(self, model: str, version: int | None, inputs: Mapping[str, Array]) -> dict[str, Array]:
