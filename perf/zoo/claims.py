@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 from cascade.models import MODELS as REGISTERED
@@ -79,6 +80,8 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
         if SETS[name].choices:
             recall = {m: f["recall_at_100"] for m, f in figures.items() if "recall_at_100" in f}
             ndcg = {m: f["ndcg_at_10"] for m, f in figures.items() if "ndcg_at_10" in f}
+            beside = [f["ndcg_at_10_beside"] for f in figures.values() if "ndcg_at_10_beside" in f]
+            gain = fmean(beside) / max(ndcg[FRONT], 1e-12) if beside and FRONT in ndcg else None
             checked += [
                 Checked(
                     f"sasrec_recall100_over_{other.replace(':', '_')}",
@@ -92,6 +95,12 @@ def _choices(found: Mapping[str, Figures]) -> list[Checked]:
                     "din_ndcg10_over_dlrm",
                     f"NDCG@10 on {name}, beside dlrm",
                     _ratio(ndcg, "din", "dlrm"),
+                    *(">=", 1.0),
+                ),
+                Checked(
+                    "rankers_ndcg10_over_two_tower",
+                    f"NDCG@10 on {name}, the two-tower plus a ranker beside it alone, mean",
+                    gain,
                     *(">=", 1.0),
                 ),
             ]

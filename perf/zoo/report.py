@@ -14,7 +14,7 @@ from matplotlib.transforms import Bbox
 
 from cascade.models import MODELS
 from perf.harness.table import number, picture, table
-from perf.zoo.sets import retrieves
+from perf.zoo.sets import FRONT, retrieves
 
 COLUMNS = {  # of the tables: key, how it is written
     "auc": ("AUC", "{:.4f}"),
@@ -25,6 +25,7 @@ COLUMNS = {  # of the tables: key, how it is written
     "auc_revenue": ("AUC revenue", "{:.4f}"),
     "recall_at_100": ("recall@100", "{:.4f}"),
     "ndcg_at_10": ("NDCG@10", "{:.4f}"),
+    "ndcg_at_10_beside": ("NDCG@10 + two-tower", "{:.4f}"),
     "parameters": ("parameters", "{:,}"),
     "rows_per_s": ("rows/s", "{:,.0f}"),
     "split_us": ("split µs", "{:.0f}"),
@@ -44,7 +45,9 @@ A preset is chosen as `model:preset` in a recipe: `--recipe rank=dcnv2:paper`.""
 HOW = """\
 AUC, NE (normalized entropy) and calibration are of the test rows. recall@100 and NDCG@10 are of
 test positives, without what their users had seen: of the whole catalogue for retrievers, of the
-two-tower's 200 best for rankers. Rows/s are training rows a second of one core. Split and flat are
+two-tower's 200 best for rankers, in the ranker's order, and in that of the two-tower's score plus
+the ranker's logit times a weight that validation lists choose, as rankers of a log of choices are
+served. Rows/s are training rows a second of one core. Split and flat are
 microseconds of one core for the rank stage of one user and 200 candidates, measured in turn; bytes
 are of an item's state."""
 
@@ -90,6 +93,13 @@ def _tables(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         best = next((f["best_auc"] for f in some.values() if "best_auc" in f), None)
         if rows:
             found.append(table(["model", *(COLUMNS[key][0] for key in keys)], rows))
+        first = figures.get(FRONT, {}).get("ndcg_at_10", 0.0)
+        alone = [f["ndcg_at_10"] for f in some.values() if "ndcg_at_10_beside" in f]
+        if alone and max(alone) < first:
+            found.append(
+                "**Alone, no ranker orders these lists as well as the two-tower that made them**, "
+                f"whose NDCG@10 is {first:.4f}."
+            )
         if best is not None:
             found.append(f"The best possible AUC is {best:.4f}.")
     return found

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cascade.data.dataset import Dataset
 from cascade.evaluation import metrics
 from cascade.models import build, parse, preset
 from cascade.models.scorer import Scorer
 from cascade.training import checkpoint
-from cascade.training.choices.rank import RANKED, ChoiceRankTask
+from cascade.training.choices.rank import RANKED, ChoiceRankTask, likeliest
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.choices.rows import Queries, ndcg, places
 from cascade.training.loop import Task, fit
@@ -97,12 +98,13 @@ def run(job: Job) -> dict[str, Any]:
         "hyperparameters": asdict(job.budget.hyper),
     }
     if retrieves(job.model):
-        return {**found, **judged_lists(scorer, dataset, job.budget.judged, None)}
+        return {**found, **judged_lists(scorer, dataset, job.budget.judged)}
     if SETS[job.data_set].several:
         return {**found, **judged_tasks(scorer, whole)}
     found |= judged_rows(scorer, dataset)
     if retriever is not None:
-        found |= judged_lists(retriever, dataset, job.budget.judged, scorer)
+        assert isinstance(task, ChoiceRankTask)
+        found |= judged_lists(retriever, dataset, job.budget.judged, scorer, beside(task))
     return found
 
 
@@ -156,16 +158,28 @@ def judged_tasks(scorer: Scorer, dataset: Dataset) -> dict[str, float]:
     return found
 
 
+def beside(task: ChoiceRankTask) -> float:
+    """The weight of the ranker's logits beside 1 of the retriever's scores, by validation lists."""
+    with torch.inference_mode():
+        scores = task.retriever.user(*task.queries.rows[:][:2]) @ task.near.t()
+    return likeliest(scores.gather(1, task.candidates).clone(), task.logits().clone(), task.own)
+
+
 def judged_lists(
-    retriever: Scorer, dataset: Dataset, queries: int, ranker: Scorer | None
+    retriever: Scorer,
+    dataset: Dataset,
+    queries: int,
+    ranker: Scorer | None = None,
+    weight: float = 0.0,
 ) -> dict[str, float]:
     """recall@100 of the retriever among the whole catalogue, and NDCG@10 of its list, or of its
-    best candidates in the ranker's order: of test positives, without what their users had seen."""
+    best candidates in the ranker's order, and in that of the retriever's scores plus the ranker's
+    logits times `weight`: of test positives, without what their users had seen."""
     asked = Queries(dataset, CPU, queries, split="test")
     items = catalogue(dataset, CPU)
     states = item_states(retriever, items)
     ranked = None if ranker is None else item_states(ranker, items)
-    deep, listed = [], []
+    deep, listed, added = [], [], []
     with torch.inference_mode():
         for at in range(0, len(asked), 256):
             dense, ids, chosen, _ = asked.rows[at : at + 256]
@@ -175,13 +189,20 @@ def judged_lists(
             place = places(scores, own)
             deep.append(place)
             if ranker is not None and ranked is not None:
-                rows = scores.topk(min(RANKED, scores.shape[1]), dim=1).indices
+                near, rows = scores.topk(min(RANKED, scores.shape[1]), dim=1)
                 logits = pair_logits(ranker, ranker.user(dense, ids), ranked, rows)
                 there = rows == chosen[:, None]
-                mine = logits.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
-                place = torch.where(there.any(1), places(logits, mine), torch.inf)
+                place = _places(logits, there)
+                added.append(_places(near + weight * logits, there))
             listed.append(place)
     found = {"ndcg_at_10": float(ndcg(torch.cat(listed)).mean()), "queries": len(asked)}
     if ranker is None:
-        found["recall_at_100"] = float((torch.cat(deep) < 100).double().mean())
-    return found
+        return {**found, "recall_at_100": float((torch.cat(deep) < 100).double().mean())}
+    beside = float(ndcg(torch.cat(added)).mean())
+    return {**found, "ndcg_at_10_beside": beside, "weight_beside": weight}
+
+
+def _places(logits: Tensor, there: Tensor) -> Tensor:
+    """[Q]: where lists of these logits [Q, K] have the item that is `there` [Q, K], if any."""
+    own = logits.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+    return torch.where(there.any(1), places(logits, own), torch.inf)

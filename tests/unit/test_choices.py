@@ -16,7 +16,7 @@ from cascade.models.blend import Blend, BlendConfig
 from cascade.models.contract import check
 from cascade.models.retrieval.two_tower import TwoTowerConfig
 from cascade.training.choices import retrieve
-from cascade.training.choices.rank import ChoiceRankTask, usual
+from cascade.training.choices.rank import ChoiceRankTask, likeliest, usual
 from cascade.training.choices.retrieve import ChoiceRetrievalTask
 from cascade.training.choices.rows import Chosen, Queries, Recency, gains, seen
 from cascade.training.loop import Hyperparameters, fit
@@ -262,6 +262,19 @@ def test_a_ranker_learns_the_choice_and_the_label(log, trained, tmp_path):
     again = blend(log, towers)
     fit(ChoiceRankTask(again, towers, log, hyper, CPU), hyper, tmp_path / "again", "rank")
     assert_same_weights(again.state_dict(), ranker.state_dict())
+
+
+def test_the_likeliest_weight_is_that_of_the_choices():
+    """Choices are drawn by the softmax of logits plus half of others; the sharpness is free."""
+    random = torch.Generator().manual_seed(0)
+    logits, added = (torch.randn(20_000, 10, generator=random) for _ in range(2))
+    drawn = torch.multinomial((2 * (logits + 0.5 * added)).softmax(1), 1, generator=random)
+    own = torch.zeros(logits.shape, dtype=torch.bool).scatter_(1, drawn, True)
+    own[:100] = False  # what was chosen is not among these
+    assert likeliest(logits, added, own) == pytest.approx(0.5, abs=0.03)
+    assert likeliest(logits, -added, own) == 0
+    assert likeliest(-logits, added, own) == 0
+    assert likeliest(logits, added, own & False) == 0
 
 
 def test_a_ranker_stays_where_it_began_unless_lists_gain_more_than_noise(log, trained):

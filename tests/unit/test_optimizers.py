@@ -57,11 +57,12 @@ def close(got: nn.Module, expected: nn.Module, **tolerance) -> None:
 )
 def test_with_all_rows_in_the_batch_an_optimizer_is_that_of_torch(optimizer, of_torch):
     decay = {"weight_decay": 0.3} if optimizer == "adamw" else {}
+    betas = {"betas": (0.9, 0.98)} if optimizer in ("adam", "adamw") else {}
     model, expected = net(), net(sparse=False)
-    hyper = Hyperparameters(optimizer=optimizer, lr=0.05, embedding_lr=0.05, **decay)
+    hyper = Hyperparameters(optimizer=optimizer, lr=0.05, embedding_lr=0.05, beta2=0.98, **decay)
     batches = [EVERY_ROW[torch.randperm(8)] for _ in range(10)]
     learn(model, make_optimizers(model, hyper), batches)
-    learn(expected, [of_torch(expected.parameters(), lr=0.05, **decay)], batches)
+    learn(expected, [of_torch(expected.parameters(), lr=0.05, **betas, **decay)], batches)
     assert not torch.equal(model[0].weight, net()[0].weight)
     close(model, expected)
 
@@ -385,6 +386,7 @@ BEFORE = {  # what checkpoints of before these options hold
         {"clip_norm": 1.0},
         {"accumulate": 2},
         {"precision": "bf16"},
+        {"beta2": 0.98},
     ],
     ids=str,
 )
@@ -400,6 +402,7 @@ def test_the_identity_of_a_training_has_the_new_options_where_they_are_used(chan
         ({"precision": "fp8"}, "precision: 'fp8' came; expected one of float32, bf16, fp16"),
         ({"accumulate": 0}, "accumulate: 0 came; expected at least 1"),
         ({"clip_norm": -1.0}, r"clip_norm: -1\.0 came; expected at least 0"),
+        ({"beta2": 1.0}, r"beta2: 1\.0 came; expected at least 0, and less than 1"),
         ({"clip_norm": float("nan")}, "clip_norm: nan came; expected at least 0"),
     ],
 )

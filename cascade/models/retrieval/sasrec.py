@@ -16,8 +16,6 @@ from cascade.models.layers import Attention
 from cascade.models.scorer import Retriever
 from cascade.schema import Schema
 
-AS_MUCH = 20.0  # times the mean of a user's items, beside the newest one itself, to begin with
-
 
 @dataclass(frozen=True)
 class SASRecConfig:
@@ -29,12 +27,14 @@ class SASRecConfig:
     dropout: float = 0.2
     features: bool = True  # whether it reads more than ids: the other features of items, and the
     # numbers of users
+    mean: float = 20.0  # how much what a block reads counts beside the newest item, to begin with,
+    # when it reads the mean of all; 0: it reads by weights that are drawn
 
 
 PRESETS = {
     "default": SASRecConfig(),
     # Section IV-D: two blocks, one head, 50 numbers, dropout 0.2 on MovieLens-1M, ids alone.
-    "paper": SASRecConfig(width=50, blocks=2, heads=1, features=False),
+    "paper": SASRecConfig(width=50, blocks=2, heads=1, features=False, mean=0.0),
     "tiny": SASRecConfig(width=4, blocks=1, heads=2, dropout=0.0),
 }
 
@@ -48,7 +48,8 @@ class Block(nn.Module):
         width = config.width
         self.before_attention, self.before_network = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, config.heads)
-        self.attention.begin_as_mean(AS_MUCH)
+        if config.mean:
+            self.attention.begin_as_mean(config.mean)
         self.network = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )

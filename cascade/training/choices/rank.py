@@ -62,6 +62,30 @@ def usual(dataset: Dataset, model: Scorer, device: torch.device) -> Tensor:
         return item_states(model, catalogue(dataset, device))[torch.tensor(items)].mean(0)
 
 
+def likeliest(logits: Tensor, added: Tensor, own: Tensor) -> float:
+    """The weight of `added` beside 1 of `logits`, both [Q, K], that makes the items chosen, `own`
+    [Q, K], likeliest in a softmax of any sharpness; at least 0."""
+    there = own.any(1)
+    if not there.any():
+        return 0.0
+    chosen = own[there].float().argmax(1)
+    parts = [part[there].double() for part in (logits, added)]
+    scales = [part.std().clamp(min=1e-9) for part in parts]
+    numbers = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        terms = zip(numbers, parts, scales, strict=True)
+        found = functional.cross_entropy(sum(n * p / s for n, p, s in terms), chosen)
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    of_logits, of_added = (numbers.detach() / torch.stack(scales)).tolist()
+    return max(0.0, of_added / of_logits) if of_logits > 0 else 0.0
+
+
 class Choices(NamedTuple):
     """A batch.
 
@@ -211,11 +235,11 @@ class ChoiceRankTask(Task):
     def _places(self, logits: Tensor | None = None) -> Tensor:
         """[Q]: where the order of each query's candidates has the item chosen, by these logits or
         by the ranker's."""
-        logits = self._logits() if logits is None else logits
+        logits = self.logits() if logits is None else logits
         score = logits.masked_fill(~self.own, -torch.inf).amax(1, keepdim=True)
         return torch.where(self.own.any(1), places(logits, score), torch.inf)
 
-    def _logits(self) -> Tensor:
+    def logits(self) -> Tensor:
         """[Q, RANKED]: of each query's candidates."""
         states, found = item_states(self.scorer, self.items), []
         with torch.inference_mode():
@@ -240,10 +264,10 @@ class ChoiceRankTask(Task):
         """
         weight = blend.covisits_weight
         weight.fill_(0)
-        before = self._logits().clone()
+        before = self.logits().clone()
         weight.fill_(1)
-        added = self._logits() - before
-        weight.fill_(max(0.0, self._likeliest(before, added)))
+        added = self.logits() - before
+        weight.fill_(likeliest(before, added, self.own))
         old, new = (gains(self._places(logits)) for logits in (before, before + weight * added))
         apart = new - old
         if not float(apart.mean()) > 2 * float(apart.std(correction=0)) / len(apart) ** 0.5:
@@ -251,29 +275,6 @@ class ChoiceRankTask(Task):
             return "without co-visitation, which makes lists no better by more than noise"
         found = (float(ndcg(self._places(x)).mean()) for x in (before, before + weight * added))
         return "with co-visitation, NDCG@10 of validation lists {:.4f} -> {:.4f}".format(*found)
-
-    def _likeliest(self, logits: Tensor, added: Tensor) -> float:
-        """The weight of `added` beside 1 of `logits`, both [Q, RANKED], that makes the items chosen
-        likeliest in a softmax of any sharpness."""
-        there = self.own.any(1)
-        if not there.any():
-            return 0.0
-        own = self.own[there].float().argmax(1)
-        parts = [part[there].double() for part in (logits, added)]
-        scales = [part.std().clamp(min=1e-9) for part in parts]
-        numbers = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
-        optimizer = torch.optim.LBFGS([numbers], max_iter=100, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            terms = zip(numbers, parts, scales, strict=True)
-            found = functional.cross_entropy(sum(n * p / s for n, p, s in terms), own)
-            found.backward()  # type: ignore[no-untyped-call]
-            return found
-
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
-        of_logits, of_added = (numbers.detach() / torch.stack(scales)).tolist()
-        return of_added / of_logits if of_logits > 0 else 0.0
 
     def calibrate(self, blend: Blend) -> str:
         """Scale and shift all logits to the labels of validation rows (Platt, "Probabilistic

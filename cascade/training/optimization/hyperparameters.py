@@ -37,6 +37,7 @@ class Hyperparameters:
             `adam` (Kingma and Ba, ICLR 2015) changes only the rows of such a table that are in the
             batch; `adamw` is Adam whose weights decay before a step instead of after it.
         epochs: passes over the rows; a part of one is enough where rows are plenty.
+        beta2: of Adam: how much of the mean of squared gradients a step keeps.
         lr: of all but the embeddings, which have `embedding_lr`.
         weight_decay: decoupled (Loshchilov and Hutter, ICLR 2019): what a step takes off each
             weight it changes, times lr. Of a table, it changes the rows in the batch.
@@ -60,6 +61,7 @@ class Hyperparameters:
     optimizer: Optimizer = "adam"
     lr: float = 1e-3
     embedding_lr: float = 1e-2
+    beta2: float = 0.999
     weight_decay: float = 0.0
     seed: int = 0
     patience: int = 3
@@ -80,6 +82,8 @@ class Hyperparameters:
         for name, least in LEAST.items():
             if not (value := getattr(self, name)) >= least:
                 raise TrainingError(f"{name}: {value} came; expected at least {least}")
+        if not 0 <= self.beta2 < 1:
+            raise TrainingError(f"beta2: {self.beta2} came; expected at least 0, and less than 1")
 
     def identity(self) -> dict[str, Any]:
         """What the trained weights depend on; of `LATER`, what is not as it always was."""
@@ -100,6 +104,7 @@ LATER = (
     "clip_norm",
     "accumulate",
     "precision",
+    "beta2",
 )
 _TYPES = get_type_hints(Hyperparameters)
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -65,6 +65,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
         table[rows] -= lr * gradient / (total[rows].sqrt() + eps).unsqueeze(1)
 
 
+BETA1 = 0.9  # of Adam, everywhere
 # By name: of tables with sparse gradients, of all else.
 KINDS: dict[str, tuple[Any, Any]] = {
     "adam": (torch.optim.SparseAdam, torch.optim.Adam),
@@ -86,7 +87,8 @@ def make_optimizers(module: nn.Module, hyper: Hyperparameters) -> list[torch.opt
     groups = zip(
         KINDS[hyper.optimizer], (sparse, dense), (hyper.embedding_lr, hyper.lr), strict=True
     )
-    optimizers = [kind(parameters, lr=lr) for kind, parameters, lr in groups if parameters]
+    more = {"betas": (BETA1, hyper.beta2)} if hyper.optimizer in ("adam", "adamw") else {}
+    optimizers = [kind(parameters, lr=lr, **more) for kind, parameters, lr in groups if parameters]
     if hyper.weight_decay:
         for optimizer in optimizers:
             if hyper.optimizer == "adamw":
