@@ -7,7 +7,6 @@ is repeated for the candidates as late as possible, mostly by the operation that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from cascade.artifact import Array
+from export.foreign.split.turns import turns
 from export.foreign.split.values import (
     BOTH,
     ITEM,
@@ -26,7 +26,6 @@ from export.foreign.split.values import (
     Side,
     Sum,
     Value,
-    in_order,
 )
 
 PREFIX = "split/"
@@ -160,7 +159,7 @@ class Writer:
         return Part(BOTH, total, shape, first.dtype)
 
     def _gathered(self, mosaic: Mosaic, side: Side) -> str:
-        """Reshape, transpose, concatenate runs, or gather elements: the first that does it."""
+        """Turn one part, concatenate runs, or gather elements: the first that does it."""
         if (whole := mosaic.whole) is not None:
             return self.on(side, whole)
         if len(mosaic.used) == 1 and (name := self._turned(mosaic, side)):
@@ -183,20 +182,27 @@ class Writer:
         return picked if len(mosaic.shape) == 1 else self._reshaped(side, picked, *mosaic.shape)
 
     def _turned(self, mosaic: Mosaic, side: Side) -> str:
-        """One part, reshaped or transposed; empty where it is neither."""
+        """One part, reshaped, sliced or transposed; empty where that does not do. A user's is
+        turned before it is repeated."""
         (part,) = mosaic.used
-        if mosaic.place.size != part.size:
+        found = turns(mosaic.place, part.size)
+        if found is None:
             return ""
-        if in_order(mosaic.place):
-            return self._reshaped(side, self.on(side, part), *mosaic.shape)
-        if sorted(mosaic.shape) == sorted(part.shape):
-            places = np.arange(part.size).reshape(part.shape)
-            for order in permutations(range(len(part.shape))):
-                turned = places.transpose(order)
-                if turned.shape == mosaic.shape and (turned == mosaic.place).all():
-                    axes = [0, *(axis + 1 for axis in order)]
-                    return self.op(side, "Transpose", self.on(side, part), perm=axes)
-        return ""
+        own = USER if part.side == USER else side
+        name, shape = self.on(own, part), part.shape
+        if found.dims != shape and (found.slices or found.transposes):
+            name, shape = self._reshaped(own, name, *found.dims), found.dims
+        if found.slices:
+            bounds = (self.ints(*found.starts), self.ints(*found.ends))
+            axes = self.ints(*range(1, len(shape) + 1))
+            name = self.op(own, "Slice", name, *bounds, axes)
+            shape = tuple(end - start for start, end in zip(found.starts, found.ends, strict=True))
+        if found.transposes:
+            name = self.op(own, "Transpose", name, perm=[0, *(axis + 1 for axis in found.order)])
+            shape = tuple(shape[axis] for axis in found.order)
+        if shape != mosaic.shape:
+            name = self._reshaped(own, name, *mosaic.shape)
+        return self.on(side, Part(own, name, mosaic.shape, part.dtype))
 
     def _reshaped(self, side: Side, name: str, *shape: int) -> str:
         return self.op(side, "Reshape", name, self.ints(0, *shape))
