@@ -43,7 +43,7 @@ class Dice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         large = torch.sigmoid(self.norm(x.flatten(0, -2)).view(x.shape))
-        return large * x + (1 - large) * self.alpha * x
+        return x * (self.alpha + (1 - self.alpha) * large)
 
 
 class DiceMLP(nn.Module):
