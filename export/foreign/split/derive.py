@@ -26,6 +26,7 @@ from export.foreign.split.derived import NAMES, Derived, Kept
 from export.foreign.split.known import Known, attributes
 from export.foreign.split.observe import observe
 from export.foreign.split.prove import LARGEST_DIFFERENCE, column, difference
+from export.foreign.split.repeats import ELEMENTWISE
 from export.foreign.split.values import (
     BOTH,
     ITEM,
@@ -44,7 +45,7 @@ USUAL = 200  # candidates of a user, where nothing is said of them
 RULES = elementwise.RULES | moves.RULES | linear.RULES
 # Rules that do not mind where the rows stand.
 MOVES_ROWS = ("Flatten", "Gather", "GatherND", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-ALONG_ROWS = (*elementwise.ELEMENTWISE, *elementwise.ROWWISE, "MatMul")  # if all stand alike
+ALONG_ROWS = (*ELEMENTWISE, *elementwise.ROWWISE, "MatMul")  # if all stand alike
 READS_ONE = ("Reshape", "Expand", "Squeeze", "Unsqueeze")  # their second input is a shape
 
 
@@ -288,4 +289,4 @@ def _why(kind: str) -> str:
     """What keeps an operation over pairs that reads something of one side alone."""
     if kind not in RULES:
         return "no rule"
-    return "needs both" if kind in elementwise.ELEMENTWISE else "its rule does not apply"
+    return "needs both" if kind in ELEMENTWISE else "its rule does not apply"

@@ -11,6 +11,7 @@ import onnx
 from cascade.artifact import Array
 from export.foreign.split import linear
 from export.foreign.split.known import Known, attributes
+from export.foreign.split.repeats import ELEMENTWISE
 from export.foreign.split.values import (
     BOTH,
     CODES,
@@ -24,14 +25,6 @@ from export.foreign.split.values import (
 from export.foreign.split.writer import row_of
 
 ROWWISE = ("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization")
-ELEMENTWISE = (
-    *("Abs", "Add", "And", "BitShift", "Cast", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu"),
-    *("Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid"),
-    *("HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max"),
-    *("Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal"),
-    *("Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub"),
-    *("Sum", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor"),
-)
 LARGEST_GRID = 3  # axes of a row that the user's part is broadcast over by the operation itself
 
 
@@ -113,7 +106,7 @@ def _direct(
     shape: Sequence[int],
 ) -> Part:
     """The operation on tensors. Where it meets a user's, it broadcasts that over the candidates
-    itself."""
+    itself, and what an item repeats, too."""
     writer = known.writer
     parts = {name: writer.solid(mosaic) for name, mosaic in mosaics.items()}
     sides = {part.side for part in parts.values()}
@@ -126,6 +119,9 @@ def _direct(
     if len(sides) == 1:
         own = {name: part.name for name, part in parts.items()}
         return known.same(node, next(iter(sides)), shape, *inputs(own))
+    once = {name: writer.once(part) for name, part in parts.items()}
+    if _broadcast([part.shape for part in once.values()], constants) == tuple(shape):
+        parts = once
     if USER in sides and len(shape) <= LARGEST_GRID:
         grids = {name: writer.grid(part) for name, part in parts.items()}
         grid = writer.op(BOTH, node.op_type, *inputs(grids), **attributes(node))
@@ -133,6 +129,13 @@ def _direct(
         return Part(BOTH, writer.flat(grid, shape), tuple(shape), dtype)
     pairs = {name: writer.rows(part) for name, part in parts.items()}
     return known.same(node, BOTH, shape, *inputs(pairs))
+
+
+def _broadcast(
+    shapes: Sequence[tuple[int, ...]], constants: Mapping[str, Array]
+) -> tuple[int, ...]:
+    """What comes out of tensors of rows of these shapes, and constants [1, *row]."""
+    return np.broadcast_shapes(*shapes, *(value.shape[1:] for value in constants.values()))
 
 
 def rowwise(known: Known, node: onnx.NodeProto) -> Value | None:

@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from cascade.artifact import Array
+from export.foreign.split.repeats import repeats
 from export.foreign.split.turns import turns
 from export.foreign.split.values import (
     BOTH,
@@ -31,6 +32,7 @@ from export.foreign.split.values import (
 PREFIX = "split/"
 CANDIDATES, GRID = f"{PREFIX}candidates", f"{PREFIX}grid"  # [K] and [B, K], of the request
 SMALL_BYTES = 1 << 16  # constants of equal content below this are stored once
+SLICE_OPSET = 10  # from which a Slice takes its bounds as inputs
 MOST_RUNS = 64  # a value of more runs is gathered element by element
 
 
@@ -90,11 +92,32 @@ class Writer:
         if part.side == BOTH:
             return part.name
         if part.side == ITEM:
-            self.item_parts[part.name] = part
-            return part.name
+            once = self.once(part)
+            self.item_parts[once.name] = once
+            if once.shape == part.shape:
+                return once.name
+            return self.op(BOTH, "Expand", once.name, self.ints(1, *part.shape))
         ones = (self.ints(*[1] * len(part.shape)),) if part.shape else ()
         shape = self.op(BOTH, "Concat", self.ints(1), CANDIDATES, *ones, axis=0)
         return self.flat(self.op(BOTH, "Expand", self.grid(part), shape), part.shape)
+
+    def once(self, part: Part) -> Part:
+        """An item's part without what it repeats: one coordinate of each axis along which all are
+        the same. It broadcasts to the part. Others as they are."""
+        if part.side != ITEM or self.opset < SLICE_OPSET:
+            return part
+        rank, nodes = len(part.shape), self.nodes[ITEM]
+        axes = [
+            axis
+            for axis, count in enumerate(part.shape)
+            if count > 1 and repeats(nodes, self.constants, part.name, axis - rank)
+        ]
+        if not axes:
+            return part
+        starts, ends = self.ints(*[0] * len(axes)), self.ints(*[1] * len(axes))
+        name = self.op(ITEM, "Slice", part.name, starts, ends, self.ints(*(a + 1 for a in axes)))
+        shape = tuple(1 if axis in axes else count for axis, count in enumerate(part.shape))
+        return Part(ITEM, name, shape, part.dtype)
 
     def on(self, side: Side, part: Part) -> str:
         """The part as a tensor of a side: its own, or pairs."""
@@ -139,6 +162,9 @@ class Writer:
         first = next(iter(terms.values()))
         if len(terms) == 1:
             return first
+        once = {side: self.once(part) for side, part in terms.items()}
+        if np.broadcast_shapes(*(part.shape for part in once.values())) == shape:
+            terms = once
         # The pairs' product of matrices takes the rest as what it begins with.
         product = self.products.get(terms[BOTH].name) if BOTH in terms else None
         sides = [side for side in (ITEM, BOTH) if side in terms and not (side == BOTH and product)]
@@ -147,7 +173,8 @@ class Writer:
             name = self.rows(terms[side])
             total = self.op(BOTH, "Add", total, name) if total else name
         if USER in terms and total:
-            pairs = Part(BOTH, total, shape, first.dtype)
+            wide = np.broadcast_shapes(*(terms[side].shape for side in sides))
+            pairs = Part(BOTH, total, wide, first.dtype)
             grid = self.op(BOTH, "Add", self.grid(pairs), self.grid(terms[USER]))
             total = self.flat(grid, shape)
         elif USER in terms:
@@ -186,7 +213,7 @@ class Writer:
         turned before it is repeated."""
         (part,) = mosaic.used
         found = turns(mosaic.place, part.size)
-        if found is None:
+        if found is None or (found.slices and self.opset < SLICE_OPSET):
             return ""
         own = USER if part.side == USER else side
         name, shape = self.on(own, part), part.shape
