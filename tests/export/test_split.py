@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from export.foreign.split import BOTH, ITEM, USER, Cost, NotSplit, derive
+from export.foreign.split import turns as turns_module
+from export.foreign.split.turns import Turns, turns
 from tests.export import split_models
 from tests.export.split_checks import check, exported, taken_apart
 from tests.export.split_models import FIELDS, ITEM_IDS, MODELS, USER_IDS, WIDTH, draw
@@ -149,6 +152,50 @@ class Unknown(split_models.Mlp):
     def forward(self, un: Any, ui: Any, it: Any, ii: Any) -> Any:
         logits = super().forward(un, ui, it, ii)
         return logits + torch.cumsum(self.vectors(ui, ii).flatten(1), 1)[:, -1:]
+
+
+def test_what_an_item_repeats_for_the_members_of_a_list_is_kept_once() -> None:
+    """Its part of the attention's first layer, [16], its vector, the same for differences, and its
+    slice of the deep net, [32]."""
+    torch.manual_seed(0)
+    derived = taken_apart(exported(split_models.Interest().eval(), dynamo=False))
+    assert sum(part.size for part in derived.parts) == 16 + 2 * WIDTH + 32
+
+
+def test_turns_give_what_was_sliced_transposed_and_reshaped() -> None:
+    assert doctest.testmod(turns_module).failed == 0
+    random = np.random.default_rng(0)
+    for _ in range(2_000):
+        shape = random.integers(1, 5, random.integers(1, 5))
+        place = np.arange(np.prod(shape)).reshape(shape).transpose(random.permutation(len(shape)))
+        for axis, count in enumerate(place.shape):
+            start = random.integers(count)
+            place = place.take(range(start, random.integers(start, count) + 1), axis)
+        cut = random.integers(place.ndim + 1)
+        place = place.reshape(-1, *place.shape[cut:])
+        found = turns(place, int(np.prod(shape)))
+        assert found is not None
+        assert (turned(found) == place.ravel()).all()
+
+
+def test_places_that_no_turns_give() -> None:
+    assert turns(np.array([0, 1, 3]), 4) is None
+    assert turns(np.array([[0, 1], [1, 2]]), 4) is None  # one twice
+    assert turns(np.array([2, 1, 0]), 3) is None
+    random, known = np.random.default_rng(0), 0
+    for _ in range(2_000):
+        place = random.integers(0, 8, random.integers(1, 4, random.integers(1, 4)))
+        if (found := turns(place, 8)) is not None:
+            assert (turned(found) == place.ravel()).all()
+            known += 1
+    assert known > 100
+
+
+def turned(found: Turns) -> Any:
+    """What these turns make of places 0, 1, ..."""
+    whole = np.arange(np.prod(found.dims)).reshape(found.dims)
+    some = whole[tuple(map(slice, found.starts, found.ends))]
+    return some.transpose(found.order).ravel()
 
 
 def test_a_side_counts_its_own_rows() -> None:
@@ -295,6 +342,29 @@ def stack(g: Random) -> Any:
     return g.op("Reshape", name, g.tensor(np.array([0, *shape]))), shape
 
 
+def beside(g: Random) -> Any:
+    """[n] -> [f, n] or [n] -> [n, f], the same f times."""
+    (name, (width,)), count = g.pick(1), g.data.draw(st.integers(1, 4))
+    first = g.data.draw(st.booleans())
+    shape = (count, width) if first else (width, count)
+    lone = g.op("Reshape", name, g.tensor(np.array([0, 1, width] if first else [0, width, 1])))
+    return g.op("Expand", lone, g.tensor(np.array([1, *shape]))), shape
+
+
+def turn(g: Random) -> Any:
+    """Axes in another order, or some neighbours along one."""
+    name, shape = g.pick()
+    if g.data.draw(st.booleans()):
+        order = g.data.draw(st.permutations(range(len(shape))))
+        new = tuple(shape[axis] for axis in order)
+        return g.op("Transpose", name, perm=[0, *(axis + 1 for axis in order)]), new
+    axis = g.data.draw(st.integers(0, len(shape) - 1))
+    start = g.data.draw(st.integers(0, shape[axis] - 1))
+    end = g.data.draw(st.integers(start + 1, shape[axis]))
+    bounds = (g.tensor(np.array([value])) for value in (start, end, axis + 1))
+    return g.op("Slice", name, *bounds), (*shape[:axis], end - start, *shape[axis + 1 :])
+
+
 def dots(g: Random) -> Any:
     found = [(n, s) for n, s in g.values.items() if len(s) == 2]
     if not found:
@@ -320,7 +390,10 @@ def norm(g: Random) -> Any:
 
 LAYERS = {
     kind.__name__: kind
-    for kind in (linear, activation, binary, concat, gather, look_up, stack, dots, total, norm)
+    for kind in (
+        *(linear, activation, binary, concat, gather, look_up),
+        *(stack, beside, turn, dots, total, norm),
+    )
 }
 
 
