@@ -155,11 +155,10 @@ class Unknown(split_models.Mlp):
 
 
 def test_what_an_item_repeats_for_the_members_of_a_list_is_kept_once() -> None:
-    """Its part of the attention's first layer, [16], its vector, the same for differences, and its
-    slice of the deep net, [32]."""
+    """Its part of the attention's first layer, [16], its vector and its slice of the deep net."""
     torch.manual_seed(0)
     derived = taken_apart(exported(split_models.Interest().eval(), dynamo=False))
-    assert sum(part.size for part in derived.parts) == 16 + 2 * WIDTH + 32
+    assert sum(part.size for part in derived.parts) == 16 + WIDTH + 32
 
 
 def test_turns_give_what_was_sliced_transposed_and_reshaped() -> None:

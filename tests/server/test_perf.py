@@ -261,10 +261,11 @@ def shell() -> dict[str, str]:
 
 
 def printed(server: Server, shell: dict[str, str], command: str) -> str:
-    """What a user's perf_analyzer prints, over windows that are as short as can be."""
+    """What a user's perf_analyzer prints, over windows of a few requests, however long
+    these take."""
     where = f"-u {server.url if 'grpc' in command else server.http_url}"
-    short = "--measurement-interval 200 --stability-percentage 999"
-    words = f"{command} {where} {short}".split()
+    short = "--measurement-mode count_windows --measurement-request-count 4"
+    words = f"{command} {where} {short} --stability-percentage 999".split()
     done = subprocess.run(words, env=shell, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Throughput: 0 infer/sec" not in done.stdout

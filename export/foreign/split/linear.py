@@ -22,6 +22,7 @@ from export.foreign.split.values import (
     Sum,
     Value,
     assembled,
+    concatenated,
 )
 from export.foreign.split.writer import row_of
 
@@ -87,6 +88,7 @@ def _layer(
             return known.by_side(
                 node, value, range(last), lambda part, _: times(part, weights, bias)
             )
+        value, weights = _unsummed(known, value, weights)
         where = value.by_axis(last) or {next(iter(value.sides)): np.arange(value.shape[last])}
         pieces = {
             side: (writer.solid(value.take(columns, last)), _rows(weights, columns))
@@ -102,6 +104,25 @@ def _layer(
                 break
         terms[side] = times(part, rows, None if terms else bias)
     return tidy(terms)
+
+
+def _unsummed(known: Known, value: Mosaic, weights: Array) -> tuple[Mosaic, Array]:
+    """Columns of a sum as columns of its terms, which meet the same weights: each is then met on
+    its own side."""
+    last, sums = len(value.shape) - 1, known.writer.sums
+    if not any(part.name in sums for part in value.used):
+        return value, weights
+    codes = np.moveaxis(value.part, last, 0).reshape(value.shape[last], -1)
+    pieces, rows = [], []
+    for column, code in enumerate(codes):
+        own, part = value.take(np.array([column]), last), value.parts[code[0]]
+        found = [own]
+        if part.name in sums and (code == code[0]).all():
+            terms = sums[part.name].terms.values()
+            found = [Mosaic((term,), np.zeros_like(own.part), own.place) for term in terms]
+        pieces += found
+        rows += [column] * len(found)
+    return concatenated(pieces, last), weights[rows]
 
 
 def _rows(weights: Array, columns: Array) -> Array:

@@ -42,6 +42,9 @@ def repeats(
         if kind == "MatMul":
             layer = inputs[1] in constants and constants[inputs[1]].ndim == 2
             return axis < -1 and layer and alike(inputs[0])
+        if kind == "Concat":
+            along = next(one.i for one in made[name].attribute if one.name == "axis")
+            return along < 0 and along != axis and all(map(alike, inputs))
         if kind == "Reshape" and inputs[1] in constants:
             shape = constants[inputs[1]].tolist()
             return len(shape) > -axis and shape[axis] == 1

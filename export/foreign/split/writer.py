@@ -33,6 +33,7 @@ PREFIX = "split/"
 CANDIDATES, GRID = f"{PREFIX}candidates", f"{PREFIX}grid"  # [K] and [B, K], of the request
 SMALL_BYTES = 1 << 16  # constants of equal content below this are stored once
 SLICE_OPSET = 10  # from which a Slice takes its bounds as inputs
+NEGATIVE_OPSET = 11  # from which a Concat takes an axis counted from the end
 MOST_RUNS = 64  # a value of more runs is gathered element by element
 
 
@@ -46,6 +47,7 @@ class Writer:
         self.item_parts: dict[str, Part] = {}  # that pairs read
         self.products: dict[str, tuple[str, str]] = {}  # of pairs: the two factors by product
         self.dots: dict[str, tuple[Part, Part]] = {}  # a user's and an item's vectors, by product
+        self.sums: dict[str, Sum] = {}  # that were added up, by total
         self.costs: dict[str, Cost] = {}  # by output
         self.layers: set[str] = set()  # weights of whole layers over pairs
         self._grids: dict[str, str] = {}  # what was made flat, by name
@@ -183,6 +185,7 @@ class Writer:
             cost = self.costs[terms[BOTH].name]
             total = self.op(BOTH, "Gemm", *product, total)
             self.costs[total] = cost
+        self.sums[total] = value
         return Part(BOTH, total, shape, first.dtype)
 
     def _gathered(self, mosaic: Mosaic, side: Side) -> str:
@@ -196,7 +199,9 @@ class Writer:
         if possible:
             axis, runs = min(possible, key=lambda one: len(one[1]))
             names = [self._gathered(mosaic.take(run, axis), side) for run in runs]
-            return self.op(side, "Concat", *names, axis=axis + 1)
+            # Counted from the end, where it is seen whether other axes repeat.
+            last = axis - len(mosaic.shape) if self.opset >= NEGATIVE_OPSET else axis + 1
+            return self.op(side, "Concat", *names, axis=last)
         flats, offsets, size = [], np.zeros(len(mosaic.parts), np.int64), 0
         for part in mosaic.used:
             offsets[mosaic.parts.index(part)] = size
