@@ -71,15 +71,19 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 
 def pip(python: Path, *arguments: str) -> None:
-    subprocess.run([python, "-m", "pip", "--quiet", *arguments], check=True)
+    command = [python, "-m", "pip", "--quiet", *arguments]
+    subprocess.run(command, env=outside(), check=True)
 
 
 def run(python: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run that Python in a folder that is not the checkout."""
-    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [python, *arguments], cwd=folder, env=outside, capture_output=True, text=True
-    )
+    command = [python, *arguments]
+    return subprocess.run(command, cwd=folder, env=outside(), capture_output=True, text=True)
+
+
+def outside() -> dict[str, str]:
+    """The environment without PYTHONPATH: pip takes what lies there for installed."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_the_wheel_holds_cascade_alone(wheel: Path) -> None:
