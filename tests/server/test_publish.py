@@ -144,7 +144,7 @@ def test_a_release_that_answers_otherwise_does_not_go_live(site: Site) -> None:
 
 # It kills itself a moment into a step: another process may be late, when the step is over.
 DRIVER = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from pathlib import Path
 from cascade.server.security import headers
 from export.releases.commands import say
@@ -159,6 +159,7 @@ def told(line):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
 control = Control(url, headers(os.environ["CASCADE_CONTROL_KEY"]))
 Publisher(Repository(Path(root)), control, say=told).publish(from_export(Path(source)))
+time.sleep(30)  # the kill may come late
 """
 
 
