@@ -24,16 +24,7 @@ from tritonclient.utils import InferenceServerException
 
 from cascade.client import channel
 from cascade.client.errors import DEADLINE_EXCEEDED, UNAVAILABLE
-from cascade.server import (
-    arguments,
-    binaries,
-    cleanup,
-    probe,
-    process,
-    security,
-    shell,
-    starved,
-)
+from cascade.server import arguments, binaries, cleanup, probe, process, security, shell, starved
 from cascade.server.arguments import Ports
 from cascade.server.process import ServerError
 from cascade.server.security import HeldTls, ServerTls, TrustedKeys
